@@ -1,0 +1,253 @@
+"""Donor-held-out splits, with a manifest that says who was on which side."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA_VERSION = 1
+# Restarts of the greedy placement of rare classes; each costs microseconds.
+_N_RESTARTS = 20
+
+
+def check_no_donor_leak(train_donors: Iterable[Any], test_donors: Iterable[Any]) -> None:
+    """Refuse a split that has a donor on both sides.
+
+    Parameters
+    ----------
+    train_donors, test_donors
+        Donors, or the donor of every cell, of each side.
+
+    Raises
+    ------
+    ValueError
+        If a donor stands on both sides or a side is empty.
+    """
+    train, test = {str(d) for d in train_donors}, {str(d) for d in test_donors}
+    if shared := sorted(train & test):
+        raise ValueError(
+            f"{len(shared)} donor(s) on both sides of the split: {_shorten(shared)}; cells of one donor must all "
+            "train or all test."
+        )
+    if not train or not test:
+        raise ValueError(
+            f"Wanted donors on both sides, got {len(train)} for training and {len(test)} for testing."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DonorSplit:
+    """Donors that train and donors that test.
+
+    Parameters
+    ----------
+    train_donors, test_donors
+        Disjoint donors; order is kept sorted.
+    seed
+        Seed that drew the split, for the record.
+    absent_train, absent_test
+        Classes that no donor of that side carries.
+
+    Raises
+    ------
+    ValueError
+        If a donor stands on both sides or a side is empty.
+    """
+
+    train_donors: tuple[str, ...]
+    test_donors: tuple[str, ...]
+    seed: int | None = None
+    absent_train: tuple[str, ...] = ()
+    absent_test: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("train_donors", "test_donors", "absent_train", "absent_test"):
+            object.__setattr__(self, name, tuple(sorted({str(x) for x in getattr(self, name)})))
+        check_no_donor_leak(self.train_donors, self.test_donors)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the donors on each side; equal for equal splits, however they were drawn."""
+        sides = json.dumps([self.train_donors, self.test_donors], ensure_ascii=False)
+        return hashlib.sha256(sides.encode()).hexdigest()
+
+    def rows(self, donors: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Find the cells of each side.
+
+        Parameters
+        ----------
+        donors
+            Donor of each cell, shape ``(n_obs,)``.
+
+        Returns
+        -------
+        Rows that train and rows that test, ascending. Donors on neither side are in neither.
+
+        Raises
+        ------
+        ValueError
+            If a side has no cell.
+        """
+        names = np.asarray(donors).astype(str)
+        train = np.flatnonzero(np.isin(names, self.train_donors))
+        test = np.flatnonzero(np.isin(names, self.test_donors))
+        if not len(train) or not len(test):
+            raise ValueError(
+                f"The split finds {len(train)} training and {len(test)} test cells; its donors are "
+                f"{_shorten(self.train_donors)} and {_shorten(self.test_donors)}, the data's "
+                f"{_shorten(sorted(set(names)))}."
+            )
+        return train, test
+
+    def to_manifest(self) -> dict[str, Any]:
+        """Describe the split by values that JSON can hold."""
+        return {"schema_version": _SCHEMA_VERSION, **asdict(self), "hash": self.hash}
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> Self:
+        """Rebuild a split from :meth:`to_manifest`.
+
+        Raises
+        ------
+        ValueError
+            If the manifest is of another schema or its donors do not match its hash.
+        """
+        fields = dict(manifest)
+        if (version := fields.pop("schema_version", None)) != _SCHEMA_VERSION:
+            raise ValueError(f"Wanted a split manifest of schema {_SCHEMA_VERSION}, got {version!r}.")
+        recorded = fields.pop("hash", None)
+        split = cls(**fields)
+        if recorded != split.hash:
+            raise ValueError(
+                f"The manifest's donors hash to {split.hash}, not to its recorded {recorded}; it was edited. "
+                "Draw the split again."
+            )
+        return split
+
+    def write(self, path: str | Path) -> None:
+        """Write the manifest as JSON."""
+        Path(path).write_text(
+            json.dumps(self.to_manifest(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a manifest that :meth:`write` wrote; raises as :meth:`from_manifest` does."""
+        return cls.from_manifest(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def donor_split(
+    donors: ArrayLike,
+    *,
+    n_train_donors: int | None = None,
+    labels: ArrayLike | None = None,
+    seed: int = 0,
+) -> DonorSplit:
+    """Draw donors for training; the others test.
+
+    Parameters
+    ----------
+    donors
+        Donor of each cell, shape ``(n_obs,)``, without missing values.
+    n_train_donors
+        Donors that train, in [1, n_donors - 1]; by default half of them, rounded down.
+    labels
+        Class of each cell, shape ``(n_obs,)``. With labels, a class carried by two donors or more is placed on
+        both sides wherever there is room, rarest class first; all else is drawn uniformly.
+    seed
+        Seed of the draw. The order of the cells does not matter.
+
+    Returns
+    -------
+    The split; classes absent from one side are named in it and logged.
+
+    Raises
+    ------
+    ValueError
+        If there are not two donors, a donor is missing, or ``n_train_donors`` is out of range.
+    """
+    column = pd.Series(np.asarray(donors))
+    if n_missing := int(column.isna().sum()):
+        raise ValueError(f"{n_missing} cell(s) have no donor; drop them or name their donor.")
+    names, codes = np.unique(column.astype(str).to_numpy(dtype=str), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"Holding donors out needs at least two donors, got {names.tolist()}.")
+    n_train = len(names) // 2 if n_train_donors is None else n_train_donors
+    if not 1 <= n_train < len(names):
+        raise ValueError(
+            f"Wanted n_train_donors between 1 and {len(names) - 1} ({len(names)} donors, one at least must test), "
+            f"got {n_train}."
+        )
+    carries, classes = _carriers(codes, labels, len(names))
+    rng = np.random.default_rng(seed)
+    sides = [_draw(carries, n_train, rng) for _ in range(_N_RESTARTS if len(classes) else 1)]
+    train = min(sides, key=lambda side: _n_absent(carries, side))  # the first draw among equals
+    split = DonorSplit(
+        train_donors=tuple(names[train]),
+        test_donors=tuple(names[~train]),
+        seed=seed,
+        absent_train=tuple(classes[~carries[train].any(axis=0)]),
+        absent_test=tuple(classes[~carries[~train].any(axis=0)]),
+    )
+    for side, absent in (("training", split.absent_train), ("test", split.absent_test)):
+        if absent:
+            logger.warning("No %s donor carries the class(es) %s.", side, _shorten(absent))
+    return split
+
+
+def _carriers(
+    donor_codes: NDArray[np.intp], labels: ArrayLike | None, n_donors: int
+) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Which donor carries which class, shape ``(n_donors, n_classes)``, and the classes."""
+    if labels is None:
+        return np.zeros((n_donors, 0), dtype=bool), np.array([], dtype=str)
+    column = pd.Series(np.asarray(labels))
+    if len(column) != len(donor_codes):
+        raise ValueError(f"Got {len(column)} labels for {len(donor_codes)} cells.")
+    known = column.notna().to_numpy()
+    classes, codes = np.unique(column[known].astype(str).to_numpy(dtype=str), return_inverse=True)
+    carries = np.zeros((n_donors, len(classes)), dtype=bool)
+    carries[donor_codes[known], codes] = True
+    return carries, classes
+
+
+def _draw(carries: NDArray[np.bool_], n_train: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Place donors of rare classes on both sides, then fill up at random; True trains."""
+    n_donors = len(carries)
+    room = {True: n_train, False: n_donors - n_train}
+    side = np.zeros(n_donors, dtype=bool)
+    placed = np.zeros(n_donors, dtype=bool)
+    n_carriers = carries.sum(axis=0)
+    for label in np.argsort(n_carriers, kind="stable"):
+        if n_carriers[label] < 2:
+            continue
+        for to_train in (True, False):
+            if (carries[:, label] & placed & (side == to_train)).any() or not room[to_train]:
+                continue
+            free = np.flatnonzero(carries[:, label] & ~placed)
+            if len(free):
+                donor = rng.choice(free)
+                side[donor], placed[donor] = to_train, True
+                room[to_train] -= 1
+    rest = rng.permutation(np.flatnonzero(~placed))
+    side[rest[: room[True]]] = True
+    return side
+
+
+def _n_absent(carries: NDArray[np.bool_], train: NDArray[np.bool_]) -> int:
+    return int((~carries[train].any(axis=0)).sum() + (~carries[~train].any(axis=0)).sum())
+
+
+def _shorten(names: Iterable[Any], limit: int = 10) -> str:
+    names = list(names)
+    tail = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + tail
