@@ -1,0 +1,73 @@
+"""Linear theory of masked pretraining: covariance models, risk formulas and simulations, on numpy and scipy alone."""
+
+from scr2mae.theory.covariance import (
+    Covariance,
+    aligned_signal,
+    beta_covariance,
+    haar_orthogonal,
+    isotropic_covariance,
+    latent_covariance,
+    low_rank_covariance,
+    spectral_covariance,
+    spiked_covariance,
+    uniform_covariance,
+)
+from scr2mae.theory.curves import align_accuracy, read_accuracies
+from scr2mae.theory.laws import RatioLaw
+from scr2mae.theory.profile import MaskProfile, ledoit_wolf, mask_profile
+from scr2mae.theory.randomised import r2mae_risk
+from scr2mae.theory.risk import (
+    OptimalRatio,
+    RiskTerms,
+    eigenvector_risk,
+    general_risk,
+    general_terms,
+    isotropic_risk,
+    optimal_ratio,
+)
+from scr2mae.theory.simulate import SimulatedRisk, minimum_norm, simulate_risk
+from scr2mae.theory.spectrum import EffectiveRank, effective_rank
+from scr2mae.theory.spiked import (
+    SpikedTerms,
+    spiked_risk,
+    spiked_spectral_terms,
+    spiked_terms,
+    sweet_spot,
+)
+
+__all__ = [
+    "Covariance",
+    "EffectiveRank",
+    "MaskProfile",
+    "OptimalRatio",
+    "RatioLaw",
+    "RiskTerms",
+    "SimulatedRisk",
+    "SpikedTerms",
+    "align_accuracy",
+    "aligned_signal",
+    "beta_covariance",
+    "effective_rank",
+    "eigenvector_risk",
+    "general_risk",
+    "general_terms",
+    "haar_orthogonal",
+    "isotropic_covariance",
+    "isotropic_risk",
+    "latent_covariance",
+    "ledoit_wolf",
+    "low_rank_covariance",
+    "mask_profile",
+    "minimum_norm",
+    "optimal_ratio",
+    "r2mae_risk",
+    "read_accuracies",
+    "simulate_risk",
+    "spectral_covariance",
+    "spiked_covariance",
+    "spiked_risk",
+    "spiked_spectral_terms",
+    "spiked_terms",
+    "sweet_spot",
+    "uniform_covariance",
+]

@@ -1,0 +1,90 @@
+"""The transform that lays published accuracy curves over theory curves (appendix C.2, figure 1F)."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+_INTERCEPT = (0.15, 0.30)  # ratios of the line that is extrapolated to zero
+_SLOPE = (0.4, 0.8)  # ratios between which all curves get one slope
+
+
+def align_accuracy(ratios: ArrayLike, accuracies: ArrayLike, *, slope: float = 1.0) -> NDArray[np.float64]:
+    """Turn an accuracy curve over the masking ratio into an error curve comparable with others.
+
+    Parameters
+    ----------
+    ratios
+        Ascending, shape ``(n_ratios,)``, spanning 0.15 to 0.8; values between two ratios are interpolated.
+    accuracies
+        In [0, 1], shape ``(n_ratios,)``.
+    slope
+        Common slope of the line from ratio 0.4 to ratio 0.8 after scaling, in units of error per unit of ratio.
+
+    Returns
+    -------
+    Error (one minus accuracy), shifted so that the line through its values at 0.15 and 0.30 meets zero at ratio 0,
+    then scaled to the slope; shape ``(n_ratios,)``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes disagree, the ratios do not ascend over 0.15 to 0.8, an accuracy lies outside [0, 1], or the
+        error does not change between 0.4 and 0.8.
+    """
+    x, y = np.asarray(ratios, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape:
+        raise ValueError(f"ratios and accuracies must be vectors of one length, got {x.shape} and {y.shape}.")
+    if not (np.diff(x) > 0).all() or x.size < 2 or x[0] > _INTERCEPT[0] or x[-1] < _SLOPE[1]:
+        raise ValueError("ratios must ascend and span 0.15 to 0.8; sort them and add the missing ends.")
+    if not ((y >= 0) & (y <= 1)).all():
+        raise ValueError(
+            f"accuracies must lie in [0, 1], got {y.min():g} to {y.max():g}; divide per cent by 100."
+        )
+    error = 1 - y
+    low, high = np.interp(_INTERCEPT, x, error)
+    intercept = low - (high - low) / (_INTERCEPT[1] - _INTERCEPT[0]) * _INTERCEPT[0]
+    start, end = np.interp(_SLOPE, x, error)
+    rise = (end - start) / (_SLOPE[1] - _SLOPE[0])
+    if abs(rise) < 1e-12:
+        raise ValueError(
+            "The error is the same at ratios 0.4 and 0.8, so no scaling gives the curve a common slope."
+        )
+    return (error - intercept) * slope / rise
+
+
+def read_accuracies(path: str | Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Read published accuracies.
+
+    Parameters
+    ----------
+    path
+        CSV with the columns ``task``, ``ratio`` and ``accuracy``, one row a point, accuracies in [0, 1].
+
+    Returns
+    -------
+    Ratios in ascending order and accuracies of each task.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing or the file has no rows.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    with Path(path).open(newline="", encoding="utf-8") as handle:
+        reader = csv.DictReader(handle)
+        missing = {"task", "ratio", "accuracy"} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path} lacks the columns {sorted(missing)}; it has {reader.fieldnames}.")
+        for row in reader:
+            points.setdefault(row["task"], []).append((float(row["ratio"]), float(row["accuracy"])))
+    if not points:
+        raise ValueError(f"{path} has no rows.")
+    curves = {task: np.array(sorted(rows)).T for task, rows in points.items()}
+    return {task: (ratios, accuracies) for task, (ratios, accuracies) in curves.items()}

@@ -1,0 +1,157 @@
+"""Laws of the masking ratio: fixed, uniform (R²MAE), discrete, or any density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Density: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+_N_PANELS = 32  # a density may have kinks, so it is integrated piece by piece
+_N_PANEL_NODES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class RatioLaw:
+    """A law of the masking ratio, discretised for the formulas and sampled by inversion.
+
+    Build one with `fixed`, `uniform`, `discrete` or `from_density`.
+
+    Parameters
+    ----------
+    nodes
+        Ratios in (0, 1), ascending, shape ``(n_nodes,)``.
+    weights
+        Their probabilities, shape ``(n_nodes,)``, summing to one.
+    bounds
+        End points if the law is uniform; sampling is then exact. Other laws are sampled from their nodes.
+    """
+
+    nodes: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    bounds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        nodes = np.atleast_1d(np.asarray(self.nodes, dtype=np.float64))
+        weights = np.atleast_1d(np.asarray(self.weights, dtype=np.float64))
+        if nodes.ndim != 1 or nodes.shape != weights.shape or nodes.size == 0:
+            raise ValueError(
+                f"nodes and weights must be vectors of one length, got {nodes.shape}, {weights.shape}."
+            )
+        if not ((nodes > 0) & (nodes < 1)).all():
+            raise ValueError(f"Masking ratios must lie strictly between 0 and 1, got {nodes}.")
+        if not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
+            raise ValueError(f"weights must be non-negative and sum to one, got the sum {weights.sum():g}.")
+        order = np.argsort(nodes, kind="stable")
+        object.__setattr__(self, "nodes", nodes[order])
+        object.__setattr__(self, "weights", weights[order] / weights.sum())
+
+    @classmethod
+    def fixed(cls, ratio: float) -> RatioLaw:
+        """Return the law of one ratio."""
+        return cls.uniform(ratio, ratio)
+
+    @classmethod
+    def uniform(cls, low: float, high: float, *, n_nodes: int = 16) -> RatioLaw:
+        """Return the uniform law on [low, high], on Gauss-Legendre nodes.
+
+        Raises
+        ------
+        ValueError
+            Unless ``0 <= low <= high < 1`` and `high` is positive. A range that reaches 1 has no finite risk:
+            the variance grows like 1/(1 - p).
+        """
+        if not (0 <= low <= high < 1 and high > 0):
+            raise ValueError(
+                f"A range of ratios needs 0 <= low <= high < 1 and high > 0, got ({low}, {high})."
+            )
+        bounds = (float(low), float(high))
+        if low == high:
+            return cls(np.array([low]), np.ones(1), bounds)
+        nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
+        return cls(low + (high - low) * (nodes + 1) / 2, weights / 2, bounds)
+
+    @classmethod
+    def discrete(cls, ratios: ArrayLike, weights: ArrayLike | None = None) -> RatioLaw:
+        """Return the law on finitely many ratios, equally likely unless `weights` says otherwise."""
+        nodes = np.atleast_1d(np.asarray(ratios, dtype=np.float64))
+        if weights is None:
+            weights = np.full(nodes.shape, 1 / max(nodes.size, 1))
+        return cls(nodes, np.asarray(weights, dtype=np.float64))
+
+    @classmethod
+    def from_density(cls, density: Density, *, low: float = 0.0, high: float = 1.0) -> RatioLaw:
+        """Return the law with a density on (low, high).
+
+        Parameters
+        ----------
+        density
+            Vectorised; non-negative, integrating to one over (low, high) within 1 %. It should vanish towards 1,
+            for the risk's variance grows like 1/(1 - p).
+        low, high
+            The support, within [0, 1].
+
+        Raises
+        ------
+        ValueError
+            If the support does not fit or the density does not integrate to one.
+        """
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"The support must satisfy 0 <= low < high <= 1, got ({low}, {high}).")
+        edges = np.linspace(low, high, _N_PANELS + 1)
+        unit, unit_weights = np.polynomial.legendre.leggauss(_N_PANEL_NODES)
+        half = np.diff(edges)[:, None] / 2
+        nodes = (edges[:-1, None] + half * (unit + 1)).ravel()
+        weights = (half * unit_weights).ravel() * np.asarray(density(nodes), dtype=np.float64)
+        total = weights.sum()
+        if not np.isfinite(total) or abs(total - 1) > 0.01 or (weights < 0).any():
+            raise ValueError(
+                f"The density must be non-negative and integrate to one, got the integral {total:g}."
+            )
+        kept = weights > 0
+        return cls(nodes[kept], weights[kept] / total)
+
+    @property
+    def mean(self) -> float:
+        """Mean ratio, which is also the expected share of rows kept."""
+        return float(self.nodes @ self.weights)
+
+    def sample(self, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn draws from U(0, 1) into ratios of the same shape by inverting the distribution function."""
+        if self.bounds is not None:
+            low, high = self.bounds
+            return low + (high - low) * uniforms
+        index = np.searchsorted(np.cumsum(self.weights), uniforms, side="right")
+        return self.nodes[np.minimum(index, self.nodes.size - 1)]
+
+
+LawLike: TypeAlias = RatioLaw | Density | float | tuple[ArrayLike, ArrayLike]
+
+
+def as_law(law: LawLike) -> RatioLaw:
+    """Read a law: a `RatioLaw`, a ratio, a pair (low, high), a pair (nodes, weights), or a density on (0, 1).
+
+    Raises
+    ------
+    TypeError
+        If `law` is none of these.
+    """
+    if isinstance(law, RatioLaw):
+        return law
+    if callable(law):
+        return RatioLaw.from_density(law)
+    if isinstance(law, int | float | np.number):
+        return RatioLaw.fixed(float(law))
+    if isinstance(law, tuple | list) and len(law) == 2:
+        first, second = (np.asarray(part, dtype=np.float64) for part in law)
+        if first.ndim == second.ndim == 0:
+            return RatioLaw.uniform(float(first), float(second))
+        return RatioLaw.discrete(first, second)
+    raise TypeError(
+        "A law of the masking ratio is a ratio, a pair (low, high), a pair (nodes, weights), a density or a "
+        f"RatioLaw, got {type(law).__name__}."
+    )

@@ -1,0 +1,243 @@
+"""From a user's genes to risk-against-ratio curves: every gene regressed on the others under masking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from scr2mae.theory._checks import check_positive, check_ratios, cholesky_inverse
+from scr2mae.theory.covariance import Covariance
+from scr2mae.theory.leave_one_out import leave_one_out_risk
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+_DEFAULT_RATIOS = np.round(np.arange(0.05, 0.96, 0.05), 2)
+
+
+class ShrunkCovariance(NamedTuple):
+    """A covariance and the weight of the scaled identity in it."""
+
+    matrix: NDArray[np.float64]
+    shrinkage: float
+
+
+@dataclass(frozen=True, eq=False)
+class MaskProfile:
+    """Risk of every gene against the masking ratio, in the linear model.
+
+    Parameters
+    ----------
+    genes
+        Names, length ``n_genes``.
+    ratios
+        Masking ratios, shape ``(n_ratios,)``.
+    risk
+        Shape ``(n_genes, n_ratios)``, in the genes' squared units; noise of the gene itself is not counted.
+    null_risk
+        Risk of predicting the mean, which is the variance that the other genes explain; shape ``(n_genes,)``.
+    noise_variance
+        Variance of a gene given all others, shape ``(n_genes,)``.
+    gamma
+        Covariates per row that the profile was asked for.
+    shrinkage
+        Weight of the scaled identity in the covariance.
+    """
+
+    genes: tuple[str, ...]
+    ratios: NDArray[np.float64]
+    risk: NDArray[np.float64]
+    null_risk: NDArray[np.float64]
+    noise_variance: NDArray[np.float64]
+    gamma: float
+    shrinkage: float
+
+    @property
+    def regime(self) -> NDArray[np.str_]:
+        """Regime of each ratio, shape ``(n_ratios,)``: fewer kept rows than covariates is over-parametrised."""
+        return np.where(self.ratios < self.gamma, "over-parametrised", "under-parametrised")
+
+    @property
+    def relative_risk(self) -> NDArray[np.float64]:
+        """Risk over null risk, shape ``(n_genes, n_ratios)``; above one is worse than predicting the mean."""
+        return self.risk / self.null_risk[:, None]
+
+    @property
+    def pooled_risk(self) -> NDArray[np.float64]:
+        """Risk summed over genes over null risk summed over genes, shape ``(n_ratios,)``."""
+        return self.risk.sum(axis=0) / self.null_risk.sum()
+
+    @property
+    def optimal_ratio(self) -> NDArray[np.float64]:
+        """Ratio of least risk of each gene among `ratios`, shape ``(n_genes,)``."""
+        return self.ratios[self.risk.argmin(axis=1)]
+
+    def favoured_range(self, *, tolerance: float = 0.05) -> tuple[float, float]:
+        """Return the stretch of ratios around the pooled minimum whose pooled risk stays near it.
+
+        Parameters
+        ----------
+        tolerance
+            Excess over the minimum that still counts as near, relative to the minimum; non-negative.
+        """
+        near = self.pooled_risk <= self.pooled_risk.min() * (
+            1 + check_positive("tolerance", tolerance, strict=False)
+        )
+        best = int(self.pooled_risk.argmin())
+        low = high = best
+        while low > 0 and near[low - 1]:
+            low -= 1
+        while high < near.size - 1 and near[high + 1]:
+            high += 1
+        return float(self.ratios[low]), float(self.ratios[high])
+
+    def advice(self, *, tolerance: float = 0.05) -> str:
+        """Say which range the profile favours, in which regime, and what that rests on."""
+        low, high = self.favoured_range(tolerance=tolerance)
+        best = int(self.pooled_risk.argmin())
+        spread = np.quantile(self.optimal_ratio, [0.25, 0.75])
+        return (
+            f"Ratios {low:g} to {high:g} keep the pooled risk within {tolerance:.0%} of its minimum, "
+            f"{self.pooled_risk[best]:.3g} of the null risk at {self.ratios[best]:g} ({self.regime[best]}, "
+            f"gamma = {self.gamma:g}); half of the genes have their own minimum between {spread[0]:g} and "
+            f"{spread[1]:g}. Assumes linear prediction of centred Gaussian genes by minimum-norm least squares, "
+            f"the estimated covariance (shrinkage {self.shrinkage:.3g}) in place of the true one, and masks drawn "
+            "cell by cell. gamma stands for a network's capacity per cell and is your choice."
+        )
+
+
+def ledoit_wolf(matrix: NDArray[np.float64] | sparse.csr_array | sparse.csr_matrix) -> ShrunkCovariance:
+    """Shrink a sample covariance towards a multiple of the identity by the Ledoit-Wolf weight.
+
+    Parameters
+    ----------
+    matrix
+        Observations as rows, shape ``(n_obs, n_features)``; dense or sparse, and never made dense.
+
+    Returns
+    -------
+    Covariance of shape ``(n_features, n_features)``, with denominator ``n_obs``, and the weight in [0, 1].
+
+    Notes
+    -----
+    Ledoit and Wolf (2004), as in ``sklearn.covariance.ledoit_wolf``.
+    """
+    sample, fourth = _moments(matrix)
+    n_obs, n_features = matrix.shape
+    scale = np.trace(sample) / n_features
+    distance = np.sum(sample**2) / n_features - scale**2
+    fluctuation = (fourth / n_obs - np.sum(sample**2)) / (n_obs * n_features)
+    weight = 0.0 if distance <= 0 else float(np.clip(fluctuation / distance, 0, 1))
+    return ShrunkCovariance(_shrink(sample, weight), weight)
+
+
+def mask_profile(
+    adata: AnnData,
+    *,
+    gamma: float,
+    genes: Sequence[str] | None = None,
+    shrinkage: str | float = "ledoit-wolf",
+    ratios: ArrayLike | None = None,
+) -> MaskProfile:
+    """Predict how well each gene can be filled in from the others, against the masking ratio.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes, log-normalised in ``X``, dense or sparse.
+    gamma
+        Covariates per row in the linear model: below one, rows outnumber covariates. It stands for the capacity of
+        a network per cell and is yours to choose; genes over cells is one candidate and not a default.
+    genes
+        Panel, both as targets and as covariates; all genes if omitted. Time grows with its cube: about a second a
+        ratio for 1000 genes.
+    shrinkage
+        ``"ledoit-wolf"``, or the weight of the scaled identity in [0, 1].
+    ratios
+        Masking ratios in (0, 1); 0.05, 0.10, ... 0.95 if omitted, less any that equals `gamma`.
+
+    Returns
+    -------
+    Curves of all genes, with the regime of each ratio and the range that they favour.
+
+    Raises
+    ------
+    KeyError
+        If a gene is not in ``adata.var_names``.
+    ValueError
+        If ``X`` looks like raw counts, fewer than three genes are given, or an argument does not fit.
+
+    Notes
+    -----
+    Gene j is regressed on the others with β = Σ₋ⱼ⁻¹Σ₋ⱼⱼ and σ² = 1/(Σ⁻¹)ⱼⱼ, so that only Σ is needed; the risks are
+    those of `general_risk`, computed for all genes at once. Genes are centred, not scaled: the minimum-norm
+    solution, and with it the profile, changes with the genes' units.
+    """
+    names, values = _panel(adata, genes)
+    matrix, weight = _covariance(values, shrinkage)
+    model = Covariance(matrix, name="genes")
+    if ratios is None:
+        ratios = _DEFAULT_RATIOS[np.abs(_DEFAULT_RATIOS / gamma - 1) > 1e-9]
+    grid = np.atleast_1d(check_ratios(ratios, gamma=gamma))
+    precision = cholesky_inverse(model.matrix)
+    noise = 1 / np.diagonal(precision)
+    risk = np.stack(
+        [leave_one_out_risk(p, gamma=gamma, covariance=model, precision=precision) for p in grid], axis=1
+    )
+    return MaskProfile(names, grid, risk, model.diagonal - noise, noise, float(gamma), weight)
+
+
+def _panel(adata: AnnData, genes: Sequence[str] | None) -> tuple[tuple[str, ...], Any]:
+    names = [str(name) for name in adata.var_names]
+    known = set(names)
+    if genes is not None:
+        missing = [gene for gene in genes if gene not in known]
+        if missing:
+            raise KeyError(
+                f"{len(missing)} genes are not in adata.var_names, the first being {missing[0]!r}."
+            )
+        adata, names = adata[:, list(genes)], [str(gene) for gene in genes]
+    if len(names) < 3:
+        raise ValueError(f"A profile needs at least three genes, got {len(names)}.")
+    values: Any = adata.X
+    stored = np.asarray(values.data if sparse.issparse(values) else values)  # type: ignore[attr-defined]
+    if stored.size and stored.max() > 1 and np.array_equal(stored, np.round(stored)):
+        raise ValueError(
+            "adata.X holds integers, so it looks like raw counts; normalise and log-transform it first."
+        )
+    return tuple(names), values
+
+
+def _covariance(values: Any, shrinkage: str | float) -> ShrunkCovariance:
+    if isinstance(shrinkage, str):
+        if shrinkage != "ledoit-wolf":
+            raise ValueError(f"shrinkage must be 'ledoit-wolf' or a weight in [0, 1], got {shrinkage!r}.")
+        return ledoit_wolf(values)
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage must be 'ledoit-wolf' or a weight in [0, 1], got {shrinkage}.")
+    return ShrunkCovariance(_shrink(_moments(values)[0], shrinkage), float(shrinkage))
+
+
+def _shrink(sample: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+    shrunk = (1 - weight) * sample
+    shrunk[np.diag_indices_from(shrunk)] += weight * np.trace(sample) / sample.shape[0]
+    return shrunk
+
+
+def _moments(matrix: Any) -> tuple[NDArray[np.float64], float]:
+    """Return the covariance and the sum of the fourth powers of the centred rows' norms."""
+    n_obs = matrix.shape[0]
+    rows: Any = matrix.astype(np.float64)
+    mean = np.asarray(rows.mean(axis=0)).ravel()
+    if not sparse.issparse(rows):
+        centred = rows - mean
+        return centred.T @ centred / n_obs, float(np.sum(np.sum(centred**2, axis=1) ** 2))
+    second = (rows.T @ rows).toarray() / n_obs
+    squares = np.asarray(rows.multiply(rows).sum(axis=1)).ravel()
+    norms = squares - 2 * (rows @ mean) + mean @ mean
+    return second - np.outer(mean, mean), float(np.sum(norms**2))
