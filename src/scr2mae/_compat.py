@@ -1,0 +1,36 @@
+"""What differs between the supported versions of scvi-tools, in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["torch_device"]
+
+
+def torch_device(accelerator: str, device: int | str) -> torch.device:
+    """Return the device that Lightning-style arguments name.
+
+    scvi-tools has a helper for this, but in a private module that has moved between versions.
+
+    Raises
+    ------
+    ValueError
+        If the accelerator is unknown or absent.
+    """
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    kinds: dict[str, Any] = {"gpu": "cuda", "cuda": "cuda", "mps": "mps", "cpu": "cpu"}
+    if accelerator not in kinds:
+        raise ValueError(f"accelerator must be 'auto', 'cpu', 'gpu' or 'mps', got {accelerator!r}.")
+    kind = kinds[accelerator]
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("accelerator='gpu' was asked for, but no CUDA device is here; use accelerator='cpu'.")
+    if isinstance(device, str) and device not in ("auto", ""):
+        return torch.device(device)
+    return torch.device(kind, 0 if device == "auto" else device) if kind == "cuda" else torch.device(kind)
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()

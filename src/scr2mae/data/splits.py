@@ -1,0 +1,202 @@
+"""Training, validation and test cells, by donor where donors are known."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Split", "split_cells"]
+
+logger = logging.getLogger(__name__)
+
+_SIDES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which cells train, validate and are left out.
+
+    Attributes
+    ----------
+    train, validation, test
+        Positions of the cells, int64, sorted, disjoint.
+    key
+        Column of ``adata.obs`` whose groups stay on one side; None if cells were drawn one by one.
+    groups
+        Side to the groups on it, sorted; empty without a key.
+    seed
+        Seed of the draw; None if positions were given.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    key: str | None
+    groups: dict[str, list[str]]
+    seed: int | None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the positions on each side: equal for equal splits."""
+        digest = hashlib.sha256()
+        for side in _SIDES:
+            digest.update(side.encode() + np.ascontiguousarray(getattr(self, side), dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{side}={len(getattr(self, side))}" for side in _SIDES)
+        return f"Split({sizes}, key={self.key!r}, sha256={self.sha256[:12]})"
+
+
+def _check_sizes(train_size: float, validation_size: float | None) -> tuple[float, float]:
+    if not 0 < train_size <= 1:
+        raise ValueError(f"train_size must lie in (0, 1], got {train_size!r}.")
+    if validation_size is None:
+        validation_size = 1 - train_size
+    if not 0 <= validation_size < 1 or train_size + validation_size > 1 + 1e-9:
+        raise ValueError(
+            f"validation_size must lie in [0, 1) and train_size + validation_size must not pass 1, "
+            f"got {train_size!r} and {validation_size!r}."
+        )
+    return train_size, validation_size
+
+
+def _by_cell(n_obs: int, train_size: float, validation_size: float, seed: int, shuffle: bool) -> list[np.ndarray]:
+    n_train = min(ceil(train_size * n_obs), n_obs)
+    n_validation = min(floor(validation_size * n_obs + 1e-9), n_obs - n_train)
+    order = np.random.default_rng(seed).permutation(n_obs) if shuffle else np.arange(n_obs)
+    return np.split(order, [n_train, n_train + n_validation])
+
+
+def _by_group(
+    codes: np.ndarray, train_size: float, validation_size: float, seed: int
+) -> list[np.ndarray]:
+    """Deal whole groups out: first to the smaller sides, each up to its share of cells, at least one group."""
+    sizes = np.bincount(codes)
+    n_obs = len(codes)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    side_of = np.zeros(len(sizes), dtype=np.int64)
+    shares = {2: 1 - train_size - validation_size, 1: validation_size}
+    for side, share in shares.items():
+        if share * n_obs < 1 - 1e-6:
+            continue
+        filled = 0
+        for group in order:
+            left = int((side_of == 0).sum())
+            if side_of[group] or left <= 1:
+                continue
+            if filled == 0 or filled + sizes[group] <= share * n_obs:
+                side_of[group] = side
+                filled += int(sizes[group])
+    return [np.flatnonzero(side_of[codes] == side) for side in range(3)]
+
+
+def _group_codes(groups: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Codes and names of the groups; None, with a warning, where they are too few to split."""
+    if groups.isna().any():
+        warnings.warn(
+            f"adata.obs[{key!r}] has {int(groups.isna().sum())} missing values; those cells are kept together, as one group.",
+            UserWarning,
+            stacklevel=4,
+        )
+    codes, names = pd.factorize(groups.astype(object).where(groups.notna(), "(missing)"), sort=False)
+    if len(names) < 3:
+        warnings.warn(
+            f"adata.obs[{key!r}] has {len(names)} groups; at least 3 are needed to split by group, so cells are split at random. "
+            "A cell's donor may be on both sides.",
+            UserWarning,
+            stacklevel=4,
+        )
+        return None
+    return codes, names.astype(str).to_numpy()
+
+
+def split_cells(
+    n_obs: int,
+    *,
+    groups: pd.Series | None = None,
+    key: str | None = None,
+    train_size: float = 0.9,
+    validation_size: float | None = None,
+    seed: int = 0,
+    shuffle: bool = True,
+    external_indexing: Sequence[np.ndarray] | None = None,
+) -> Split:
+    """Split cells into training, validation and test.
+
+    Parameters
+    ----------
+    n_obs
+        Number of cells.
+    groups
+        Group (donor) of each cell, length n_obs: groups stay whole. None splits cell by cell.
+    key
+        Name of that column, kept in the result.
+    train_size, validation_size
+        Shares of cells; the rest tests. Whole groups are dealt out, so shares hold to within a group.
+    seed
+        Seed of the draw.
+    shuffle
+        Whether cells are drawn at random (cell by cell only).
+    external_indexing
+        Given positions: training, validation and, if wanted, test; they need not cover every cell.
+
+    Returns
+    -------
+    The split.
+
+    Raises
+    ------
+    ValueError
+        If shares are impossible, positions overlap or lie outside, or fewer than two cells train.
+    """
+    train_size, validation_size = _check_sizes(train_size, validation_size)
+    coded = None
+    if external_indexing is not None:
+        sides = [np.asarray(side, dtype=np.int64) for side in external_indexing]
+        sides += [np.zeros(0, dtype=np.int64)] * (3 - len(sides))
+        _check_positions(sides, n_obs)
+    else:
+        coded = None if groups is None else _group_codes(groups, str(key))
+        if coded is None:
+            sides = _by_cell(n_obs, train_size, validation_size, seed, shuffle)
+        else:
+            sides = _by_group(coded[0], train_size, validation_size, seed)
+    if len(sides[0]) < 2:
+        raise ValueError(
+            f"At least two cells must train, got {len(sides[0])} of {n_obs}; raise train_size or add cells."
+        )
+    names: dict[str, list[str]] = {}
+    if coded is not None:
+        names = {
+            side: sorted(coded[1][np.unique(coded[0][where])].tolist())
+            for side, where in zip(_SIDES, sides, strict=True)
+        }
+    return Split(
+        *(np.sort(side).astype(np.int64) for side in sides),
+        key=key if coded is not None else None,
+        groups=names,
+        seed=None if external_indexing is not None else seed,
+    )
+
+
+def _check_positions(sides: list[np.ndarray], n_obs: int) -> None:
+    if len(sides) != 3:
+        raise ValueError(
+            f"external_indexing holds training, validation and test positions, got {len(sides)} lists."
+        )
+    joined = np.concatenate(sides)
+    if len(joined) and (joined.min() < 0 or joined.max() >= n_obs):
+        raise ValueError(f"external_indexing must lie in [0, {n_obs}), got {joined.min()} to {joined.max()}.")
+    if len(np.unique(joined)) != len(joined):
+        raise ValueError("external_indexing names a cell twice; training, validation and test must be disjoint.")

@@ -1,0 +1,181 @@
+"""What a trained network says of cells, streamed in mini-batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+
+from scr2mae.data import CellLoader
+from scr2mae.likelihood import log_mean_of_counts
+from scr2mae.masking import draw_mask
+from scr2mae.metrics import masked_pearson
+from scr2mae.module import MEASURED_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from scr2mae.data import Cells
+    from scr2mae.module import R2MAEModule
+
+__all__ = ["latent", "masked_reconstruction", "normalized_expression", "reconstruction_error"]
+
+BATCH_SIZE = 2048
+"""Cells a mini-batch where nothing is learned: large enough to keep matrix products busy."""
+
+
+def _batches(
+    module: R2MAEModule, cells: Cells, indices: np.ndarray | None, batch_size: int | None
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Mini-batches on the module's device, with the rows of the result that they fill."""
+    start = 0
+    for tensors in CellLoader(cells, indices, batch_size=batch_size or BATCH_SIZE):
+        stop = start + len(tensors[REGISTRY_KEYS.X_KEY])
+        yield slice(start, stop), {key: value.to(module.device) for key, value in tensors.items()}
+        start = stop
+
+
+def _n_rows(cells: Cells, indices: np.ndarray | None) -> int:
+    return cells.n_obs if indices is None else len(indices)
+
+
+@torch.inference_mode()
+def latent(
+    module: R2MAEModule, cells: Cells, *, indices: np.ndarray | None = None, batch_size: int | None = None
+) -> np.ndarray:
+    """Embed cells; float32, shape (n_obs, n_latent)."""
+    module.eval()
+    out = np.empty((_n_rows(cells, indices), module.to_latent.out_features), dtype=np.float32)
+    for rows, tensors in _batches(module, cells, indices, batch_size):
+        out[rows] = module.inference(**module._get_inference_input(tensors))["z"].float().cpu().numpy()
+    return out
+
+
+@torch.inference_mode()
+def normalized_expression(
+    module: R2MAEModule,
+    cells: Cells,
+    *,
+    genes: np.ndarray,
+    batches: Sequence[int | None] = (None,),
+    library_size: float | None = 1.0,
+    indices: np.ndarray | None = None,
+    batch_size: int | None = None,
+) -> np.ndarray:
+    """Decode cells to expression, averaged over the batches that they are decoded as.
+
+    Parameters
+    ----------
+    module
+        The network.
+    cells
+        Cells to read.
+    genes
+        Positions of the genes to return, shape (k,).
+    batches
+        Batch codes to decode as; None for the cell's own.
+    library_size
+        What all genes of a cell add up to; None for the cell's own depth, ``library / sum of rho over the
+        measured genes``, so that genes its panel lacks come on top.
+    indices, batch_size
+        Which cells, and how many at a time.
+
+    Returns
+    -------
+    float32, shape (n_obs, k).
+    """
+    module.eval()
+    out = np.empty((_n_rows(cells, indices), len(genes)), dtype=np.float32)
+    where = torch.as_tensor(genes, device=module.device)
+    for rows, tensors in _batches(module, cells, indices, batch_size):
+        z = module.inference(**module._get_inference_input(tensors))["z"]
+        total: Tensor | float = 0.0
+        for code in batches:
+            decoded_as = dict(tensors)
+            if code is not None:
+                own = tensors[REGISTRY_KEYS.BATCH_KEY]
+                decoded_as[REGISTRY_KEYS.BATCH_KEY] = torch.full_like(own, code)
+            logits = module.generative(**module._get_generative_input(decoded_as, {"z": z}))["logits"]
+            rho = logits.float().softmax(dim=-1)
+            scale: Tensor | float = 1.0 if library_size is None else library_size
+            if library_size is None:
+                measured = tensors.get(MEASURED_KEY)
+                seen = rho if measured is None else rho[:, measured]
+                scale = module.log_library(tensors).exp() / seen.sum(dim=1, keepdim=True)
+            total = total + rho[:, where] * scale
+        out[rows] = (total / len(batches)).cpu().numpy()  # type: ignore[union-attr]
+    return out
+
+
+@torch.inference_mode()
+def reconstruction_error(
+    module: R2MAEModule, cells: Cells, *, indices: np.ndarray | None = None, batch_size: int | None = None
+) -> np.ndarray:
+    """Negative log-likelihood of each cell's measured counts, nothing masked; nats, shape (n_obs,)."""
+    module.eval()
+    out = np.empty(_n_rows(cells, indices))
+    for rows, tensors in _batches(module, cells, indices, batch_size):
+        _, generated = module(tensors, compute_loss=False)
+        nll = module.element_nll(tensors, generated["logits"])
+        measured = tensors.get(MEASURED_KEY)
+        nll = nll if measured is None else nll[:, measured]
+        out[rows] = nll.double().sum(dim=1).cpu().numpy()
+    return out
+
+
+@torch.inference_mode()
+def masked_reconstruction(
+    module: R2MAEModule,
+    cells: Cells,
+    *,
+    ratio: float,
+    seed: int = 0,
+    indices: np.ndarray | None = None,
+    batch_size: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hide genes, the same for all cells, and compare what the network says of them with their counts.
+
+    Parameters
+    ----------
+    module
+        The network.
+    cells
+        Cells to read.
+    ratio
+        Share of the measured genes to hide.
+    seed
+        Which genes: a pure function of it and the ratio.
+    indices, batch_size
+        Which cells, and how many at a time.
+
+    Returns
+    -------
+    Per cell, shape (n_obs,): the Pearson correlation over hidden genes between ``log1p(1e4 rho)`` and
+    ``log1p(1e4 x / library)`` (NaN where the counts do not vary), and the mean negative log-likelihood in nats.
+    """
+    module.eval()
+    measured = np.ones(module.n_vars, dtype=bool) if cells.measured is None else cells.measured
+    mask = np.zeros(module.n_vars, dtype=bool)
+    mask[measured] = draw_mask(int(measured.sum()), ratio, seed=seed, step=0).numpy()
+    hidden = torch.as_tensor(mask, device=module.device)
+    where = hidden.nonzero().squeeze(1)
+    n_rows = _n_rows(cells, indices)
+    pearson, nll = np.empty(n_rows), np.empty(n_rows)
+    for rows, tensors in _batches(module, cells, indices, batch_size):
+        _, generated = module(tensors, inference_kwargs={"mask": hidden}, compute_loss=False)
+        nll[rows] = module.element_nll(tensors, generated["logits"], genes=where).mean(dim=1).cpu().numpy()
+        library = module.log_library(tensors).exp()
+        log_rho = log_mean_of_counts(
+            generated["logits"], torch.zeros_like(library), measured=tensors.get(MEASURED_KEY)
+        )
+        pearson[rows] = masked_pearson(
+            log_rho.exp().cpu().numpy(),
+            tensors[REGISTRY_KEYS.X_KEY].cpu().numpy(),
+            mask,
+            library=library.squeeze(1).cpu().numpy(),
+        )
+    return pearson, nll

@@ -1,0 +1,243 @@
+"""Model folders: safetensors and JSON, written so that a reader finds the old model or the new one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors.torch
+from safetensors import SafetensorError
+
+from scr2mae import masking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+__all__ = ["SCHEMA_VERSION", "decode_schedule", "encode_schedule", "read_metadata", "read_model", "write_model"]
+
+SCHEMA_VERSION = 1
+_FORMAT = "scr2mae.model"
+_METADATA = "model.json"
+_WEIGHTS = re.compile(r"weights-([0-9a-f]{64})\.safetensors")
+_MAX_METADATA_BYTES = 1 << 30
+
+
+def _encode(value: Any) -> Any:
+    """Make a registry's arrays and scalars into JSON."""
+    if isinstance(value, np.ndarray):
+        return {"__array__": value.tolist(), "dtype": "object" if value.dtype.kind in "OUS" else value.dtype.str}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: dict[str, Any]) -> Any:
+    if "__array__" in value:
+        return np.array(value["__array__"], dtype=value["dtype"])
+    return value
+
+
+def encode_schedule(mask_ratio: Any) -> Any:
+    """Describe a ``mask_ratio`` argument in JSON; None for a callable of the user's own, which cannot be."""
+    if isinstance(mask_ratio, (int, float)):
+        return float(mask_ratio)
+    if isinstance(mask_ratio, (tuple, list)):
+        return [float(value) for value in mask_ratio]
+    if is_dataclass(mask_ratio) and type(mask_ratio).__name__ in masking.__all__:
+        return {"schedule": type(mask_ratio).__name__, **asdict(mask_ratio)}  # type: ignore[arg-type]
+    return None
+
+
+def decode_schedule(described: Any) -> Any:
+    """Undo :func:`encode_schedule`.
+
+    Raises
+    ------
+    ValueError
+        If the schedule is none of this package's.
+    """
+    if isinstance(described, list):
+        return tuple(described)
+    if isinstance(described, dict):
+        options = dict(described)
+        name = options.pop("schedule", None)
+        if name not in masking.__all__ or not str(name).endswith("Ratio"):
+            raise ValueError(f"Unknown masking schedule {name!r} in a model folder; was it made by a newer version?")
+        return getattr(masking, name)(**options)
+    return described
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time save into a folder, where the system has advisory locks."""
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    """Put a whole file in place, or leave what was there."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _named_weights(folder: Path) -> str | None:
+    """File of weights that the folder's metadata names, if it can be read."""
+    try:
+        return str(read_metadata(folder)["weights"]["file"])
+    except (OSError, ValueError):
+        return None
+
+
+def write_model(
+    dir_path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any], *, overwrite: bool = False
+) -> None:
+    """Write a model folder.
+
+    The weights go into a file named by their hash; one atomic rename of ``model.json``, which names that file, makes
+    the new model the current one; only then are the old weights removed.
+
+    Parameters
+    ----------
+    dir_path
+        Folder to make, or to overwrite.
+    tensors
+        Weights and other arrays by name.
+    metadata
+        Everything else; arrays are allowed.
+    overwrite
+        Whether a folder that is not empty may be written to.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder is not empty and ``overwrite`` is False.
+    NotADirectoryError
+        If the path is a file.
+    """
+    folder = Path(dir_path)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; a model is saved as a folder. Choose another path.")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(f"{folder} already exists and is not empty; choose another folder or pass overwrite=True.")
+    folder.mkdir(parents=True, exist_ok=True)
+    content = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"weights-{digest}.safetensors"
+    document = {
+        "format": _FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "weights": {"file": name, "sha256": digest},
+        **_encode(metadata),
+    }
+    text = json.dumps(document, indent=1, allow_nan=True).encode()
+    with _folder_lock(folder):
+        old = _named_weights(folder)
+        _write_durably(folder / name, content)
+        _write_durably(folder / _METADATA, text)
+        _sync_folder(folder)
+        if old not in (None, name) and _WEIGHTS.fullmatch(str(old)):
+            (folder / str(old)).unlink(missing_ok=True)
+
+
+def read_metadata(dir_path: str | Path) -> dict[str, Any]:
+    """Read and check ``model.json`` of a model folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder or file.
+    ValueError
+        If it is no model of this package, is damaged, or was made by a newer version.
+    """
+    folder = Path(dir_path)
+    path = folder / _METADATA
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No model folder at {folder}.")
+    if not path.is_file():
+        found = sorted(item.name for item in folder.iterdir())[:5]
+        raise FileNotFoundError(f"{folder} is not a scr2mae model folder: it has no {_METADATA}, only {found}.")
+    if path.stat().st_size > _MAX_METADATA_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than any model needs; refusing to read it.")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), object_hook=_decode)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Restore the folder from a copy.") from error
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise ValueError(f"{path} does not describe a scr2mae model.")
+    version = document.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{folder} has schema version {version!r}, this version of scr2mae reads up to {SCHEMA_VERSION}; upgrade scr2mae."
+        )
+    missing = {"weights", "model", "registry"} - set(document)
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {sorted(missing)}.")
+    return document
+
+
+def read_model(dir_path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a model folder: its arrays and its metadata. Nothing is unpickled.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder, its metadata or its weights are absent.
+    ValueError
+        If anything is damaged, foreign, or points outside the folder.
+    """
+    folder = Path(dir_path)
+    document = read_metadata(folder)
+    name = str(document["weights"].get("file"))
+    match = _WEIGHTS.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{folder / _METADATA} names {name!r} as weights, which is no file name of a model.")
+    path = folder / name
+    if not path.is_file() or path.is_symlink():
+        raise FileNotFoundError(f"{folder} lacks its weights {name}; restore the folder from a copy.")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != match[1]:
+        raise ValueError(f"{path} is damaged: its hash is not the one in its name. Restore the folder from a copy.")
+    try:
+        return safetensors.torch.load(content), document
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}.") from error

@@ -1,0 +1,145 @@
+"""Negative binomial likelihood of counts: in log space, stable, and cheap where counts are zero.
+
+With ``a = log(mean) - log(theta)`` the log-probability splits into
+
+    log p = [lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x softplus(-a)] - theta softplus(a)
+
+and the bracket vanishes at ``x = 0``. So the costly terms, which cancel badly in single precision,
+are evaluated in double precision at the non-zero counts alone; everything else is one float32 pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import log_softmax, softplus
+
+__all__ = ["log_mean_of_counts", "nb_log_prob"]
+
+_SERIES_BELOW = 0.1
+
+
+def _softplus_minus_sigmoid(a: Tensor, sigmoid: Tensor) -> Tensor:
+    """Return ``softplus(a) - sigmoid(a)`` without cancellation.
+
+    With ``u = sigmoid(a)`` it equals ``-log(1 - u) - u = u^2/2 + u^3/3 + ...``, used below 0.1.
+    """
+    u = sigmoid
+    series = (((((u / 7 + 1 / 6) * u + 0.2) * u + 0.25) * u + 1 / 3) * u + 0.5) * u * u
+    return torch.where(u < _SERIES_BELOW, series, softplus(a) - u)
+
+
+def _at_non_zeros(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability and its two gradients, in double precision where the device has it.
+
+    All tensors have shape (n_non_zeros,). Gradients are with respect to log mean and log theta.
+    """
+    precise = torch.float32 if counts.device.type == "mps" else torch.float64
+    x, log_mean, log_theta = (t.to(precise) for t in (counts, log_mean, log_theta))
+    a = log_mean - log_theta
+    theta = log_theta.exp()
+    softplus_a = softplus(a, threshold=100.0)
+    softplus_minus_a = softplus(-a, threshold=100.0)
+    share = torch.sigmoid(-a)  # theta / (theta + mean)
+    value = (
+        torch.lgamma(x + theta)
+        - torch.lgamma(theta)
+        - torch.lgamma(x + 1)
+        - x * softplus_minus_a
+        - theta * softplus_a
+    )
+    by_log_mean = share * (x - log_mean.exp())
+    digamma_rise = torch.digamma(x + theta) - torch.digamma(theta)
+    by_log_theta = theta * (digamma_rise - softplus_a) - by_log_mean
+    return value, by_log_mean, by_log_theta
+
+
+class _NegativeBinomial(torch.autograd.Function):
+    """Element-wise log-probability with hand-written gradients, made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+        theta = log_theta.exp()
+        a = log_mean - log_theta
+        value = softplus(a).mul_(-theta)
+        by_log_mean = by_log_theta = None
+        if any(ctx.needs_input_grad):
+            sigmoid = torch.sigmoid(a)
+            by_log_theta = _softplus_minus_sigmoid(a, sigmoid).mul_(-theta)
+            by_log_mean = sigmoid.mul_(-theta)
+        where = counts.nonzero(as_tuple=True)
+        if where[0].numel():
+            exact = _at_non_zeros(
+                counts[where], log_mean[where], log_theta.expand_as(log_mean)[where]
+            )
+            value[where] = exact[0].float()
+            if by_log_mean is not None and by_log_theta is not None:
+                by_log_mean[where] = exact[1].float()
+                by_log_theta[where] = exact[2].float()
+        ctx.save_for_backward(by_log_mean, by_log_theta)
+        ctx.theta_shape = log_theta.shape
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+        by_log_mean, by_log_theta = ctx.saved_tensors
+        _, mean_needed, theta_needed = ctx.needs_input_grad
+        return (
+            None,
+            grad * by_log_mean if mean_needed else None,
+            (grad * by_log_theta).sum_to_size(ctx.theta_shape) if theta_needed else None,
+        )
+
+
+def nb_log_prob(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+    """Log-probability of counts under negative binomials, element by element.
+
+    Parameters
+    ----------
+    counts
+        Non-negative counts x, shape ``(n_obs, n_vars)``.
+    log_mean
+        Natural log of the means, same shape.
+    log_theta
+        Natural log of the inverse dispersions, ``variance = mean + mean^2 / theta``; any shape that
+        broadcasts to that of ``counts``.
+
+    Returns
+    -------
+    Log-probabilities in nats, float32, same shape. Differentiable once in ``log_mean`` and ``log_theta``.
+
+    Notes
+    -----
+    Inputs are read as float32 whatever the autocast dtype. For counts and means up to 1e6 and theta from
+    1e-4 to 1e8, value and gradients agree with the float64 formula to ``1e-5 (1 + |true value|)``; on MPS
+    devices, which lack float64, large counts are less exact.
+    """
+    return _NegativeBinomial.apply(counts.float(), log_mean.float(), log_theta.float())
+
+
+def log_mean_of_counts(logits: Tensor, log_library: Tensor, *, measured: Tensor | None = None) -> Tensor:
+    """Log of ``library * softmax(logits)``, the softmax running over the measured genes.
+
+    Parameters
+    ----------
+    logits
+        Decoder output, shape ``(n_obs, n_vars)``.
+    log_library
+        Natural log of the total count over the measured genes, shape ``(n_obs, 1)``.
+    measured
+        Boolean, shape ``(n_vars,)``, True where the gene was measured; None for all.
+
+    Returns
+    -------
+    Log means, float32, shape ``(n_obs, n_vars)``. A gene that was not measured gets the mean it would have
+    had in the same cell at the same depth, ``library * rho_g / sum of rho over measured genes``.
+    """
+    logits = logits.float()
+    if measured is None:
+        return log_softmax(logits, dim=-1) + log_library
+    total = logits.masked_fill(~measured, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    return logits - total + log_library

@@ -1,0 +1,324 @@
+"""Masking ratios and mask draws, shared by counts, bases, patches and tokens.
+
+A ratio and a mask are pure functions of ``(seed, step)``: every data-parallel rank draws the same,
+a resumed run continues the same sequence, and no hidden generator can go stale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "DecayRatio",
+    "DiscreteRatio",
+    "FixedRatio",
+    "MDLMRatio",
+    "RatioSchedule",
+    "UniformDecayRatio",
+    "UniformRatio",
+    "as_ratio_schedule",
+    "draw_mask",
+]
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
+_RATIO_STREAM, _MASK_STREAM = 1, 2
+
+
+@runtime_checkable
+class RatioSchedule(Protocol):
+    """The share of items to hide at a training step, a pure function of the step."""
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the ratio at ``step`` (0-based) of a run of ``total_steps``, in [0, 1]."""
+        ...
+
+
+def _mix(word: int) -> int:
+    """Finalise a 64-bit word (SplitMix64: Steele, Lea & Flood, OOPSLA 2014)."""
+    word = ((word ^ (word >> 30)) * _MIX_1) & _WORD
+    word = ((word ^ (word >> 27)) * _MIX_2) & _WORD
+    return word ^ (word >> 31)
+
+
+def _key(*parts: int) -> int:
+    """Hash integers, in order, to one 64-bit word."""
+    word = 0
+    for part in parts:
+        word = _mix((word + _GOLDEN + part) & _WORD)
+    return word
+
+
+def _uniform(seed: int, step: int) -> float:
+    """Draw from U[0, 1) for a seed and a step."""
+    return (_key(seed, _RATIO_STREAM, step) >> 11) * 2.0**-53
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}: it is the share of items to hide.")
+
+
+def _check_pair(low: float, high: float) -> None:
+    _check_share("low", low)
+    _check_share("high", high)
+    if low > high:
+        raise ValueError(f"A ratio range must be (low, high) with low <= high, got ({low!r}, {high!r}).")
+
+
+def _progress(step: int, total_steps: int) -> float:
+    """Share of the run that is over: 0 at the first step, 1 at the last and beyond."""
+    if step < 0:
+        raise ValueError(f"step must be >= 0, got {step}.")
+    return min(step / (total_steps - 1), 1.0) if total_steps > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class FixedRatio:
+    """The same ratio at every step: a plain masked autoencoder.
+
+    Parameters
+    ----------
+    ratio
+        Share hidden, in [0, 1].
+    """
+
+    ratio: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check_share("mask_ratio", self.ratio)
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the ratio."""
+        return self.ratio
+
+
+@dataclass(frozen=True)
+class UniformRatio:
+    """R²MAE: a ratio drawn from U(low, high) for every mini-batch (Dong et al. 2025, section 4).
+
+    Parameters
+    ----------
+    low, high
+        Ends of the range, ``0 <= low <= high <= 1``.
+    seed
+        Seed of the sequence of ratios.
+    """
+
+    low: float = 0.1
+    high: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_pair(self.low, self.high)
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the ratio drawn for ``step``."""
+        return self.low + (self.high - self.low) * _uniform(self.seed, step)
+
+
+@dataclass(frozen=True)
+class MDLMRatio:
+    """A ratio drawn from U(0, 1), as masked diffusion language models train.
+
+    Parameters
+    ----------
+    seed
+        Seed of the sequence of ratios.
+    """
+
+    seed: int = 0
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the ratio drawn for ``step``."""
+        return _uniform(self.seed, step)
+
+
+@dataclass(frozen=True)
+class DecayRatio:
+    """Dynamic masking: a ratio that falls linearly over the run.
+
+    Parameters
+    ----------
+    high, low
+        Ratio at the first and at the last step.
+    """
+
+    high: float = 0.5
+    low: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_pair(self.low, self.high)
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the ratio at ``step``."""
+        return self.high + (self.low - self.high) * _progress(step, total_steps)
+
+
+@dataclass(frozen=True)
+class UniformDecayRatio:
+    """R²MAE + Dynamic: U(low, 2 m - low) where m is the ratio of :class:`DecayRatio`.
+
+    The mean follows the Dynamic schedule. This reading of the paper's combination is inferred.
+
+    Parameters
+    ----------
+    low, high
+        Ends of the Dynamic schedule; ``2 high - low <= 1``.
+    seed
+        Seed of the sequence of ratios.
+    """
+
+    low: float = 0.1
+    high: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_pair(self.low, self.high)
+        if 2 * self.high - self.low > 1 + 1e-12:
+            raise ValueError(
+                f"U(low, 2 m - low) leaves [0, 1] for low={self.low}, high={self.high}: "
+                f"choose 2 * high - low <= 1 (here {2 * self.high - self.low:.3g})."
+            )
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the ratio drawn for ``step``."""
+        mean = DecayRatio(self.high, self.low)(step, total_steps)
+        return self.low + 2 * (mean - self.low) * _uniform(self.seed, step)
+
+
+@dataclass(frozen=True)
+class DiscreteRatio:
+    """A ratio drawn with equal chances from a few values, one curriculum column for each.
+
+    Parameters
+    ----------
+    values
+        The ratios, strictly increasing, in [0, 1].
+    seed
+        Seed of the sequence of ratios.
+    """
+
+    values: tuple[float, ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(float(v) for v in self.values))
+        if not self.values:
+            raise ValueError("DiscreteRatio needs at least one value, got none.")
+        for value in self.values:
+            _check_share("values", value)
+        if any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
+            raise ValueError(f"values must increase strictly, got {self.values}.")
+
+    def index(self, step: int) -> int:
+        """Return the position in ``values`` of the ratio drawn for ``step``."""
+        return int(_uniform(self.seed, step) * len(self.values))
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the ratio drawn for ``step``."""
+        return self.values[self.index(step)]
+
+
+def as_ratio_schedule(
+    mask_ratio: float | Sequence[float] | RatioSchedule, *, seed: int = 0
+) -> RatioSchedule:
+    """Turn the ``mask_ratio`` argument of a model into a schedule.
+
+    Parameters
+    ----------
+    mask_ratio
+        A float (fixed), a pair ``(low, high)`` (R²MAE), or a schedule, returned as it is.
+    seed
+        Seed given to a schedule made from a pair.
+
+    Returns
+    -------
+    A callable ``(step, total_steps) -> ratio``.
+
+    Raises
+    ------
+    ValueError
+        If a ratio lies outside [0, 1] or a pair is in the wrong order.
+    TypeError
+        If the argument is none of the three.
+    """
+    if isinstance(mask_ratio, (int, float)) and not isinstance(mask_ratio, bool):
+        return FixedRatio(float(mask_ratio))
+    if isinstance(mask_ratio, (tuple, list)):
+        if len(mask_ratio) != 2:
+            raise ValueError(f"mask_ratio as a range must be a pair (low, high), got {mask_ratio!r}.")
+        return UniformRatio(float(mask_ratio[0]), float(mask_ratio[1]), seed=seed)
+    if callable(mask_ratio):
+        return mask_ratio
+    raise TypeError(
+        f"mask_ratio must be a float, a pair (low, high) or a schedule called as (step, total_steps), "
+        f"got {type(mask_ratio).__name__}."
+    )
+
+
+def _signed(word: int) -> int:
+    """Reinterpret an unsigned 64-bit word as torch's signed int64."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _shift_right(words: torch.Tensor, n_bits: int) -> torch.Tensor:
+    """Shift int64 words right without copying the sign bit."""
+    return (words >> n_bits) & ((1 << (64 - n_bits)) - 1)
+
+
+def _random_words(n: int, key: int, device: torch.device | str | None) -> torch.Tensor:
+    """Return n pseudo-random int64 words of shape (n,), the same on every kind of device."""
+    words = torch.arange(1, n + 1, device=device) * _signed(_GOLDEN) + _signed(key)
+    words = (words ^ _shift_right(words, 30)) * _signed(_MIX_1)
+    words = (words ^ _shift_right(words, 27)) * _signed(_MIX_2)
+    return words ^ _shift_right(words, 31)
+
+
+def draw_mask(
+    n: int, ratio: float, *, seed: int, step: int, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Hide a random subset of n items, as a pure function of seed and step.
+
+    Parameters
+    ----------
+    n
+        Number of items (genes, positions, patches), >= 2.
+    ratio
+        Share to hide, in [0, 1].
+    seed, step
+        What the draw depends on, besides ``n`` and ``ratio``: not the device, nor the rank.
+    device
+        Where the mask is made.
+
+    Returns
+    -------
+    Boolean tensor of shape ``(n,)``, True where an item is hidden, with exactly
+    ``round(ratio * n)`` true entries, clamped to ``[1, n - 1]``.
+
+    Raises
+    ------
+    ValueError
+        If ``n < 2`` or the ratio lies outside [0, 1].
+
+    Notes
+    -----
+    Items are ranked by SplitMix64 words keyed by ``(seed, step)``; the smallest are hidden, so
+    the masks of one step are nested in the ratio.
+    """
+    if n < 2:
+        raise ValueError(f"A mask needs at least two items, one to hide and one to see; got n={n}.")
+    _check_share("ratio", ratio)
+    n_hidden = min(max(round(ratio * n), 1), n - 1)
+    words = _random_words(n, _key(seed, _MASK_STREAM, step), device)
+    mask = torch.zeros(n, dtype=torch.bool, device=device)
+    mask[words.argsort(stable=True)[:n_hidden]] = True
+    return mask

@@ -1,0 +1,194 @@
+"""The network and its loss: masked counts in, negative binomial over the hidden genes out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput
+from torch import Tensor, nn
+
+from scr2mae.likelihood import log_mean_of_counts, nb_log_prob
+from scr2mae.masking import draw_mask
+from scr2mae.nn import CovariateMLP
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["MEASURED_KEY", "R2MAEModule"]
+
+MEASURED_KEY = "measured"
+"""Optional entry of a mini-batch: boolean (n_vars,), False where a gene panel lacks the gene."""
+
+
+class R2MAEModule(BaseModuleClass):
+    """Masked autoencoder of counts (Dong et al. 2025, section 4 and appendix C).
+
+    Encoder: ``log1p(masked counts)`` and covariates, hidden layers with batch normalisation and ReLU, a
+    linear map to the latent space; deterministic. Decoder: latent and covariates, hidden layers, a softmax over
+    genes times the library size of the unmasked cell; one dispersion a gene.
+
+    Parameters
+    ----------
+    n_vars
+        Number of genes, >= 2.
+    n_hidden, n_latent
+        Widths.
+    n_layers, n_layers_decoder
+        Hidden layers of encoder and decoder, >= 1.
+    n_categories
+        Number of categories of the batch and of each further categorical covariate.
+    n_new_categories
+        How many of them came with a query (see :meth:`R2MAEModel.load_query_data`).
+    n_continuous
+        Number of continuous covariates.
+    """
+
+    def __init__(
+        self,
+        n_vars: int,
+        *,
+        n_hidden: int,
+        n_latent: int,
+        n_layers: int = 2,
+        n_layers_decoder: int = 1,
+        n_categories: Sequence[int] = (),
+        n_new_categories: Sequence[int] | None = None,
+        n_continuous: int = 0,
+    ) -> None:
+        super().__init__()
+        self.n_vars = n_vars
+        covariates: dict[str, Any] = {
+            "n_categories": n_categories,
+            "n_new_categories": n_new_categories,
+            "n_continuous": n_continuous,
+        }
+        self.encoder = CovariateMLP(n_vars, n_hidden, n_layers, **covariates)
+        self.to_latent = nn.Linear(n_hidden, n_latent)
+        self.decoder = CovariateMLP(n_latent, n_hidden, n_layers_decoder, **covariates)
+        self.to_logits = nn.Linear(n_hidden, n_vars)
+        self.log_theta = nn.Parameter(torch.zeros(n_vars))
+        self.is_query = any(n_new_categories or ())
+        if self.is_query:
+            self._freeze_reference()
+
+    def _freeze_reference(self) -> None:
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.endswith(".new"))
+
+    def train(self, mode: bool = True) -> R2MAEModule:
+        """Switch to training mode; a query keeps the running statistics of its reference."""
+        return super().train(mode and not self.is_query)
+
+    @staticmethod
+    def _covariates(tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        batch = tensors[REGISTRY_KEYS.BATCH_KEY].long()
+        further = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
+        return {
+            "categories": batch if further is None else torch.cat([batch, further.long()], dim=1),
+            "continuous": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+        }
+
+    @staticmethod
+    def log_library(tensors: dict[str, Tensor]) -> Tensor:
+        """Log of the size factor where there is one, else of the total count, at least log 1; (n_obs, 1)."""
+        size_factor = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
+        if size_factor is not None:
+            return size_factor.float().log()
+        return tensors[REGISTRY_KEYS.X_KEY].float().sum(dim=1, keepdim=True).clamp(min=1.0).log()
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **_: Any) -> dict[str, Any]:
+        return {"counts": tensors[REGISTRY_KEYS.X_KEY], **self._covariates(tensors)}
+
+    def inference(
+        self,
+        counts: Tensor,
+        categories: Tensor | None = None,
+        continuous: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Embed cells, with the genes in ``mask`` (n_vars,) hidden; never masks by itself."""
+        x = counts.float().log1p()
+        if mask is not None:
+            x = x * ~mask
+        return {"z": self.to_latent(self.encoder(x, categories, continuous))}
+
+    def _get_generative_input(
+        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any], **_: Any
+    ) -> dict[str, Any]:
+        return {"z": inference_outputs["z"], **self._covariates(tensors)}
+
+    def generative(
+        self, z: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Decode latent vectors to logits over genes, shape (n_obs, n_vars)."""
+        return {"logits": self.to_logits(self.decoder(z, categories, continuous))}
+
+    def element_nll(
+        self, tensors: dict[str, Tensor], logits: Tensor, *, genes: Tensor | None = None
+    ) -> Tensor:
+        """Negative log-likelihood of each count in nats.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+        logits
+            Decoder output, shape (n_obs, n_vars).
+        genes
+            Positions of the genes to score, shape (k,); None for all.
+
+        Returns
+        -------
+        Shape (n_obs, k).
+        """
+        counts = tensors[REGISTRY_KEYS.X_KEY]
+        log_theta = self.log_theta
+        log_mean = log_mean_of_counts(
+            logits, self.log_library(tensors), measured=tensors.get(MEASURED_KEY)
+        )
+        if genes is not None:
+            counts, log_mean, log_theta = (
+                counts.index_select(1, genes),
+                log_mean.index_select(1, genes),
+                log_theta.index_select(0, genes),
+            )
+        return -nb_log_prob(counts, log_mean, log_theta)
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Tensor],
+        generative_outputs: dict[str, Tensor],
+        *,
+        mask: Tensor | None = None,
+    ) -> LossOutput:
+        """Mean negative log-likelihood over the hidden genes, or over all measured genes without a mask.
+
+        Its size does not depend on how many genes are hidden.
+        """
+        scored = tensors.get(MEASURED_KEY) if mask is None else mask
+        genes = None if scored is None else scored.nonzero().squeeze(1)
+        nll = self.element_nll(tensors, generative_outputs["logits"], genes=genes)
+        return LossOutput(loss=nll.mean(), n_obs_minibatch=nll.shape[0], reconstruction_loss=nll.mean(dim=1))
+
+    def draw_gene_mask(
+        self, tensors: dict[str, Tensor], ratio: float, *, seed: int, step: int
+    ) -> Tensor:
+        """Hide ``round(ratio * n)`` of the n measured genes; boolean, shape (n_vars,)."""
+        device = tensors[REGISTRY_KEYS.X_KEY].device
+        measured = tensors.get(MEASURED_KEY)
+        if measured is None:
+            return draw_mask(self.n_vars, ratio, seed=seed, step=step, device=device)
+        mask = torch.zeros(self.n_vars, dtype=torch.bool, device=device)
+        mask[measured] = draw_mask(int(measured.sum()), ratio, seed=seed, step=step, device=device)
+        return mask
+
+    def masked_loss(
+        self, tensors: dict[str, Tensor], *, ratio: float, seed: int, step: int
+    ) -> LossOutput:
+        """Hide a share of the genes of this mini-batch, the same for all its cells, and score them."""
+        mask = self.draw_gene_mask(tensors, ratio, seed=seed, step=step)
+        return self(tensors, inference_kwargs={"mask": mask}, loss_kwargs={"mask": mask})[2]

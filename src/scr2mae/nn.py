@@ -1,0 +1,128 @@
+"""Layers: a linear map with covariates, and stacks of it with batch normalisation and ReLU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["CovariateLinear", "CovariateMLP"]
+
+
+class _CategoryTable(nn.Module):
+    """One weight row a category: the part of a linear layer that reads a one-hot covariate.
+
+    Rows of categories added by a query live in a second parameter, so that the optimiser, weight decay
+    included, can leave the reference rows alone.
+    """
+
+    def __init__(self, n_categories: int, n_new: int, n_out: int, scale: float) -> None:
+        super().__init__()
+        self.reference = nn.Parameter(torch.empty(n_categories - n_new, n_out).uniform_(-scale, scale))
+        self.new = nn.Parameter(torch.zeros(n_new, n_out)) if n_new else None
+
+    def forward(self, codes: Tensor) -> Tensor:
+        table = self.reference if self.new is None else torch.cat([self.reference, self.new])
+        return nn.functional.embedding(codes, table)
+
+
+class CovariateLinear(nn.Module):
+    """A linear layer on ``[x, one-hot covariates, continuous covariates]``.
+
+    The one-hot product is a table look-up, so adding a category changes no other number.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Widths.
+    n_categories
+        Number of categories of each categorical covariate.
+    n_new_categories
+        How many of them, the last ones, came with a query; same length.
+    n_continuous
+        Number of continuous covariates.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        n_categories: Sequence[int] = (),
+        n_new_categories: Sequence[int] | None = None,
+        n_continuous: int = 0,
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_in, n_out)
+        n_new = n_new_categories or [0] * len(n_categories)
+        scale = (n_in + sum(n_categories) + n_continuous) ** -0.5
+        # A constant covariate says nothing that the bias does not.
+        self.tables = nn.ModuleDict(
+            {
+                str(i): _CategoryTable(n, new, n_out, scale)
+                for i, (n, new) in enumerate(zip(n_categories, n_new, strict=True))
+                if n > 1
+            }
+        )
+        self.continuous = nn.Linear(n_continuous, n_out, bias=False) if n_continuous else None
+
+    def forward(self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None) -> Tensor:
+        """Map ``x`` (n_obs, n_in), codes (n_obs, n_covariates), values (n_obs, n_continuous) to (n_obs, n_out)."""
+        h = self.linear(x)
+        for i, table in self.tables.items():
+            if categories is None:
+                raise ValueError("This layer has categorical covariates; pass their codes.")
+            h = h + table(categories[:, int(i)])
+        if self.continuous is not None:
+            if continuous is None:
+                raise ValueError("This layer has continuous covariates; pass their values.")
+            h = h + self.continuous(continuous)
+        return h
+
+
+class CovariateMLP(nn.Module):
+    """Hidden layers, each linear, batch-normalised and rectified; covariates enter the first.
+
+    Parameters
+    ----------
+    n_in, n_hidden, n_layers
+        Input width, hidden width, number of hidden layers (>= 1).
+    n_categories, n_new_categories, n_continuous
+        Covariates, as in :class:`CovariateLinear`.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_hidden: int,
+        n_layers: int,
+        *,
+        n_categories: Sequence[int] = (),
+        n_new_categories: Sequence[int] | None = None,
+        n_continuous: int = 0,
+    ) -> None:
+        super().__init__()
+        self.first = CovariateLinear(
+            n_in,
+            n_hidden,
+            n_categories=n_categories,
+            n_new_categories=n_new_categories,
+            n_continuous=n_continuous,
+        )
+        layers: list[nn.Module] = [_norm(n_hidden), nn.ReLU()]
+        for _ in range(n_layers - 1):
+            layers += [nn.Linear(n_hidden, n_hidden), _norm(n_hidden), nn.ReLU()]
+        self.rest = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None) -> Tensor:
+        """Map ``x`` (n_obs, n_in) and covariates to (n_obs, n_hidden)."""
+        return self.rest(self.first(x, categories, continuous))
+
+
+def _norm(n_features: int) -> nn.BatchNorm1d:
+    """Batch normalisation with scvi-tools' epsilon and momentum."""
+    return nn.BatchNorm1d(n_features, eps=1e-3, momentum=0.01)
