@@ -232,9 +232,10 @@ def _shrink(sample: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
 def _moments(matrix: Any) -> tuple[NDArray[np.float64], float]:
     """Return the covariance and the sum of the fourth powers of the centred rows' norms."""
     n_obs = matrix.shape[0]
+    is_dense = not sparse.issparse(matrix)
     rows: Any = matrix.astype(np.float64)
     mean = np.asarray(rows.mean(axis=0)).ravel()
-    if not sparse.issparse(rows):
+    if is_dense:
         centred = rows - mean
         return centred.T @ centred / n_obs, float(np.sum(np.sum(centred**2, axis=1) ** 2))
     second = (rows.T @ rows).toarray() / n_obs

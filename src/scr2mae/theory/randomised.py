@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from scr2mae.theory.laws import RatioLaw
 
 _POLE = 1e-9
-_MAX_STEPS = 200
+_MAX_STEPS = 50
+_LONGEST_STEP = 2.0  # in the logarithm
+_CONVERGED = 1e-13
+_ACCEPTED = 1e-10  # where rounding stops the iteration short of convergence
 
 
 class _Groups(NamedTuple):
@@ -53,40 +56,62 @@ def _resolvent(loads: NDArray[np.float64], ridge: float, covariance: Covariance)
     return _Resolvent(inverse, first, second)
 
 
-def _solve_loads(
-    groups: _Groups, ridge: float, covariance: Covariance
-) -> tuple[NDArray[np.float64], _Resolvent]:
+class _Step(NamedTuple):
+    """One evaluation of the fixed-point map in the logarithms of the two loads."""
+
+    log_loads: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    jacobian: NDArray[np.float64]
+    weights: NDArray[np.float64]  # of a row of each group
+    resolvent: _Resolvent
+
+    @property
+    def size(self) -> float:
+        return float(np.abs(self.residual).max())
+
+
+def _evaluate(log_loads: NDArray[np.float64], groups: _Groups, ridge: float, covariance: Covariance) -> _Step:
+    mix = np.stack([groups.shared, groups.own])  # (2, n_groups)
+    offset = 1.0 - ridge  # with more rows than covariates a left-out row still counts itself
+    loads = np.exp(log_loads)
+    resolvent = _resolvent(loads, ridge, covariance)
+    weights = 1 / (offset + mix.T @ resolvent.first)
+    updated = mix @ (groups.kept * weights)
+    slope = (mix * (groups.kept * weights**2)) @ mix.T @ resolvent.second  # d updated / d loads
+    jacobian = slope * loads / updated[:, None] - np.eye(2)
+    return _Step(log_loads, np.log(updated) - log_loads, jacobian, weights, resolvent)
+
+
+def _solve_loads(groups: _Groups, ridge: float, covariance: Covariance) -> _Step:
     """Solve the fixed point a_j = 1 / (offset + tr(Σ_j T)) for the weight a_j of a row of each group.
 
     T depends on the groups only through Σ_j n_j a_j A_j and Σ_j n_j a_j B_j, so the unknowns are two. Newton in
-    their logarithms; where that does not help, one plain fixed-point step, which always contracts.
+    their logarithms, halving a step that does not reduce the residual.
     """
-    mix = np.stack([groups.shared, groups.own])  # (2, n_groups)
-    offset = 1.0 - ridge  # more rows than covariates: a leave-one-out row still counts itself
-    n_rows, n_features = groups.kept.sum(), covariance.n_features
+    mix = np.stack([groups.shared, groups.own])
+    share = groups.kept.sum() / covariance.n_features
     if ridge:
-        start = 1 / ((1 - n_rows / n_features) * covariance.diagonal.sum() * mix.sum(axis=0))
+        start = 1 / ((1 - share) * covariance.diagonal.sum() * mix.sum(axis=0))
     else:
-        start = np.full(groups.kept.shape, 1 - n_features / n_rows)
-    log_loads = np.log(mix @ (groups.kept * start))
-    previous = np.inf
+        start = np.full(groups.kept.shape, 1 - 1 / share)
+    here = _evaluate(np.log(mix @ (groups.kept * start)), groups, ridge, covariance)
     for _ in range(_MAX_STEPS):
-        loads = np.exp(log_loads)
-        resolvent = _resolvent(loads, ridge, covariance)
-        weights = 1 / (offset + mix.T @ resolvent.first)
-        updated = mix @ (groups.kept * weights)
-        residual = np.log(updated) - log_loads
-        size = np.abs(residual).max()
-        if size < 1e-12 or (size >= previous and size < 1e-10):
-            return weights, resolvent
-        slope = (mix * (groups.kept * weights**2)) @ mix.T @ resolvent.second  # d updated / d loads
-        jacobian = slope * loads / updated[:, None] - np.eye(2)
-        step = -np.linalg.solve(jacobian, residual)
-        log_loads = log_loads + (step if size < previous and np.abs(step).max() < 3 else residual)
-        previous = size
+        if here.size < _CONVERGED:
+            return here
+        step = -np.linalg.solve(here.jacobian, here.residual)
+        step *= min(1.0, _LONGEST_STEP / np.abs(step).max())
+        there = _evaluate(here.log_loads + step, groups, ridge, covariance)
+        while there.size > here.size and np.abs(step).max() > _CONVERGED:
+            step /= 2
+            there = _evaluate(here.log_loads + step, groups, ridge, covariance)
+        if there.size >= here.size:  # rounding is all that is left
+            break
+        here = there
+    if here.size < _ACCEPTED:
+        return here
     raise RuntimeError(
-        f"The fixed point of the row weights did not converge (residual {size:.1e}); "
-        "the expected number of kept rows is too close to the number of covariates."
+        f"The fixed point of the row weights did not converge (residual {here.size:.1e}): the expected number of kept "
+        "rows is too close to the number of covariates. Move the range of ratios or gamma."
     )
 
 
@@ -148,7 +173,8 @@ def r2mae_risk(
         raise ValueError(f"The risk diverges where the mean ratio equals gamma = {gamma}; move the range.")
     ridge = float(ratios.mean < gamma)
     groups = _groups(ratios, n_obs=model.n_features / gamma)
-    weights, resolvent = _solve_loads(groups, ridge, model)
+    solution = _solve_loads(groups, ridge, model)
+    weights, resolvent = solution.weights, solution.resolvent
 
     cross = model.matrix @ coefficients
     seen = 1 - ratios.nodes
