@@ -16,7 +16,7 @@ __version__ = version("scr2mae")
 _OBJECTS = {"R2MAEModel": "scr2mae.model"}
 _MODULES = ("curriculum", "datasets", "likelihood", "masking", "metrics", "pl", "probe", "theory")
 
-__all__ = ["R2MAEModel", *_MODULES]  # noqa: PLE0604, RUF022
+__all__ = ["R2MAEModel", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

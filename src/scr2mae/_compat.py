@@ -26,10 +26,13 @@ def torch_device(accelerator: str, device: int | str) -> torch.device:
         raise ValueError(f"accelerator must be 'auto', 'cpu', 'gpu' or 'mps', got {accelerator!r}.")
     kind = kinds[accelerator]
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("accelerator='gpu' was asked for, but no CUDA device is here; use accelerator='cpu'.")
-    if isinstance(device, str) and device not in ("auto", ""):
+        raise ValueError(
+            "accelerator='gpu' was asked for, but no CUDA device is here; use accelerator='cpu'."
+        )
+    if isinstance(device, str) and device != "auto":
         return torch.device(device)
-    return torch.device(kind, 0 if device == "auto" else device) if kind == "cuda" else torch.device(kind)
+    index = 0 if isinstance(device, str) else device
+    return torch.device(kind, index) if kind == "cuda" else torch.device(kind)
 
 
 def _has_mps() -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
@@ -19,13 +20,83 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scr2mae.data import Cells
+    from scr2mae.data import Cells, CellSpec
     from scr2mae.module import R2MAEModule
 
-__all__ = ["latent", "masked_reconstruction", "normalized_expression", "reconstruction_error"]
+__all__ = [
+    "batch_codes",
+    "gene_positions",
+    "latent",
+    "masked_reconstruction",
+    "normalized_expression",
+    "positions",
+    "reconstruction_error",
+]
 
 BATCH_SIZE = 2048
 """Cells a mini-batch where nothing is learned: large enough to keep matrix products busy."""
+
+
+def positions(indices: Any, n_obs: int) -> np.ndarray | None:
+    """Turn ``indices=`` (positions, negative ones from the end, or a boolean mask) into positions; None for all.
+
+    Raises
+    ------
+    IndexError
+        If a position lies outside.
+    ValueError
+        If a boolean mask has another length.
+    """
+    if indices is None:
+        return None
+    where = np.asarray(indices)
+    if where.dtype == bool:
+        if where.shape != (n_obs,):
+            raise ValueError(
+                f"A boolean indices= must have one entry a cell ({n_obs}), got shape {where.shape}."
+            )
+        return np.flatnonzero(where)
+    if len(where) and (where.min() < -n_obs or where.max() >= n_obs):
+        raise IndexError(f"indices must lie within the {n_obs} cells, got {where.min()} to {where.max()}.")
+    return where.astype(np.int64) % max(n_obs, 1)
+
+
+def gene_positions(spec: CellSpec, gene_list: Sequence[str] | None) -> np.ndarray:
+    """Turn gene names into positions; None means all.
+
+    Raises
+    ------
+    KeyError
+        If the model does not know a gene.
+    """
+    names = pd.Index(spec.var_names)
+    if gene_list is None:
+        return np.arange(len(names))
+    found = names.get_indexer(pd.Index(list(gene_list)))
+    if (found < 0).any():
+        absent = [gene for gene, at in zip(gene_list, found, strict=True) if at < 0]
+        raise KeyError(
+            f"The model does not know the genes {absent[:5]}; its {len(names)} are in model.spec.var_names."
+        )
+    return found
+
+
+def batch_codes(spec: CellSpec, transform_batch: Any) -> list[int | None]:
+    """Turn ``transform_batch=`` (None, a batch or several) into codes, None standing for a cell's own.
+
+    Raises
+    ------
+    KeyError
+        If the model does not know a batch.
+    """
+    if transform_batch is None:
+        return [None]
+    known = spec.categorical[0][1].tolist()
+    wanted = transform_batch if isinstance(transform_batch, (list, tuple, np.ndarray)) else [transform_batch]
+    unknown = [batch for batch in wanted if batch not in known]
+    if unknown:
+        raise KeyError(f"No batch {unknown[:5]}; the model knows {known[:20]}.")
+    return [known.index(batch) for batch in wanted]
 
 
 def _batches(

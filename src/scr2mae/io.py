@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["SCHEMA_VERSION", "decode_schedule", "encode_schedule", "read_metadata", "read_model", "write_model"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "decode_schedule",
+    "encode_schedule",
+    "read_metadata",
+    "read_model",
+    "write_model",
+]
 
 SCHEMA_VERSION = 1
 _FORMAT = "scr2mae.model"
@@ -34,7 +41,10 @@ _MAX_METADATA_BYTES = 1 << 30
 def _encode(value: Any) -> Any:
     """Make a registry's arrays and scalars into JSON."""
     if isinstance(value, np.ndarray):
-        return {"__array__": value.tolist(), "dtype": "object" if value.dtype.kind in "OUS" else value.dtype.str}
+        return {
+            "__array__": value.tolist(),
+            "dtype": "object" if value.dtype.kind in "OUS" else value.dtype.str,
+        }
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
@@ -75,7 +85,9 @@ def decode_schedule(described: Any) -> Any:
         options = dict(described)
         name = options.pop("schedule", None)
         if name not in masking.__all__ or not str(name).endswith("Ratio"):
-            raise ValueError(f"Unknown masking schedule {name!r} in a model folder; was it made by a newer version?")
+            raise ValueError(
+                f"Unknown masking schedule {name!r} in a model folder; was it made by a newer version?"
+            )
         return getattr(masking, name)(**options)
     return described
 
@@ -158,7 +170,9 @@ def write_model(
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; a model is saved as a folder. Choose another path.")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder} already exists and is not empty; choose another folder or pass overwrite=True.")
+        raise FileExistsError(
+            f"{folder} already exists and is not empty; choose another folder or pass overwrite=True."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
@@ -195,9 +209,13 @@ def read_metadata(dir_path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"No model folder at {folder}.")
     if not path.is_file():
         found = sorted(item.name for item in folder.iterdir())[:5]
-        raise FileNotFoundError(f"{folder} is not a scr2mae model folder: it has no {_METADATA}, only {found}.")
+        raise FileNotFoundError(
+            f"{folder} is not a scr2mae model folder: it has no {_METADATA}, only {found}."
+        )
     if path.stat().st_size > _MAX_METADATA_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than any model needs; refusing to read it.")
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes, more than any model needs; refusing to read it."
+        )
     try:
         document = json.loads(path.read_text(encoding="utf-8"), object_hook=_decode)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -236,7 +254,9 @@ def read_model(dir_path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
         raise FileNotFoundError(f"{folder} lacks its weights {name}; restore the folder from a copy.")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != match[1]:
-        raise ValueError(f"{path} is damaged: its hash is not the one in its name. Restore the folder from a copy.")
+        raise ValueError(
+            f"{path} is damaged: its hash is not the one in its name. Restore the folder from a copy."
+        )
     try:
         return safetensors.torch.load(content), document
     except SafetensorError as error:

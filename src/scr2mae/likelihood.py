@@ -72,9 +72,7 @@ class _NegativeBinomial(torch.autograd.Function):
             by_log_mean = sigmoid.mul_(-theta)
         where = counts.nonzero(as_tuple=True)
         if where[0].numel():
-            exact = _at_non_zeros(
-                counts[where], log_mean[where], log_theta.expand_as(log_mean)[where]
-            )
+            exact = _at_non_zeros(counts[where], log_mean[where], log_theta.expand_as(log_mean)[where])
             value[where] = exact[0].float()
             if by_log_mean is not None and by_log_theta is not None:
                 by_log_mean[where] = exact[1].float()

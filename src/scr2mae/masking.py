@@ -228,9 +228,7 @@ class DiscreteRatio:
         return self.values[self.index(step)]
 
 
-def as_ratio_schedule(
-    mask_ratio: float | Sequence[float] | RatioSchedule, *, seed: int = 0
-) -> RatioSchedule:
+def as_ratio_schedule(mask_ratio: float | Sequence[float] | RatioSchedule, *, seed: int = 0) -> RatioSchedule:
     """Turn the ``mask_ratio`` argument of a model into a schedule.
 
     Parameters

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
 
-from scr2mae import embed, io, query
+from scr2mae import embed, io, query, saved
 from scr2mae._compat import torch_device
 from scr2mae.data import CellDataModule, CellSpec, Split, read_cells, split_cells
 from scr2mae.data.setup import make_actual, register
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.module import R2MAEModule
-from scr2mae.train import MaskedTrainingPlan, fit
+from scr2mae.train import MaskedTrainingPlan, fit, history
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["R2MAEModel"]
 
 logger = logging.getLogger(__name__)
-
-_INIT_KEYS = ("n_hidden", "n_latent", "n_layers", "n_layers_decoder", "seed")
 
 
 class R2MAEModel(BaseModelClass):
@@ -98,8 +94,9 @@ class R2MAEModel(BaseModelClass):
         self.init_params_ = {**sizes, "seed": int(seed)}
         self.mask_ratio = mask_ratio
         self.split_: Split | None = None
+        self.history_: history.History | None = None
         self.n_new_categories_: list[int] | None = None
-        self.module = self._build_module()
+        self.module = self.build_module()
         self._model_summary_string = (
             f"R2MAEModel with {n_hidden} hidden units, {n_latent} latent dimensions, "
             f"{n_layers} + {n_layers_decoder} hidden layers, masking ratio {mask_ratio}."
@@ -184,7 +181,7 @@ class R2MAEModel(BaseModelClass):
             logger.info("AnnData is a copy or subset of one that was set up; setting it up alike.")
             cls.setup_anndata(adata, **manager.registry["setup_args"])
 
-    def _build_module(self) -> R2MAEModule:
+    def build_module(self) -> R2MAEModule:
         """Make the network; its weights depend on the seed alone."""
         spec = self.spec
         options = {name: value for name, value in self.init_params_.items() if name != "seed"}
@@ -217,16 +214,7 @@ class R2MAEModel(BaseModelClass):
     def _trained_cells(self, adata: AnnData | None, indices: Any) -> tuple[Cells, np.ndarray | None]:
         self._check_if_trained(warn=False, message="The model is not trained yet; call model.train() first.")
         cells = self._cells(adata)
-        if indices is None:
-            return cells, None
-        where = np.asarray(indices)
-        if where.dtype == bool:
-            if where.shape != (cells.n_obs,):
-                raise ValueError(f"A boolean indices= must have one entry a cell ({cells.n_obs}), got {where.shape}.")
-            return cells, np.flatnonzero(where)
-        if len(where) and (where.min() < -cells.n_obs or where.max() >= cells.n_obs):
-            raise IndexError(f"indices must lie within the {cells.n_obs} cells, got {where.min()} to {where.max()}.")
-        return cells, where.astype(np.int64) % max(cells.n_obs, 1)
+        return cells, embed.positions(indices, cells.n_obs)
 
     def _split(self, split_key: str | bool | None, **kwargs: Any) -> Split:
         """Split the model's cells by ``split_key``: None means the registered donor, False means cells."""
@@ -234,10 +222,14 @@ class R2MAEModel(BaseModelClass):
             raise ValueError("This model was loaded without data; load it with adata= to train it.")
         obs = self.adata.obs
         if split_key is True:
-            raise ValueError("split_key takes a column of adata.obs, None (the registered donor) or False (cells).")
+            raise ValueError(
+                "split_key takes a column of adata.obs, None (the registered donor) or False (cells)."
+            )
         key = self.registry["setup_args"].get("donor_key") if split_key is None else split_key or None
         if key is not None and key not in obs:
-            raise KeyError(f"No {key!r} in adata.obs to split by; choose one of {list(obs)}, or split_key=False.")
+            raise KeyError(
+                f"No {key!r} in adata.obs to split by; choose one of {list(obs)}, or split_key=False."
+            )
         return split_cells(self.adata.n_obs, groups=None if key is None else obs[key], key=key, **kwargs)
 
     def train(
@@ -299,7 +291,9 @@ class R2MAEModel(BaseModelClass):
             If there is no checkpoint to resume from.
         """
         if not any(p.requires_grad for p in self.module.parameters()):
-            raise ValueError("This query has no new category, so there is nothing to train; embed it as it is.")
+            raise ValueError(
+                "This query has no new category, so there is nothing to train; embed it as it is."
+            )
         if max_epochs is not None and max_epochs < 1:
             raise ValueError(f"max_epochs must be at least 1, got {max_epochs}.")
         seed = self.seed if seed is None else seed
@@ -312,7 +306,7 @@ class R2MAEModel(BaseModelClass):
                 **(datasplitter_kwargs or {}),
             )
             datamodule = CellDataModule(self._cells(None), split, batch_size=batch_size, seed=seed)
-            self._keep_split(split)
+            self.keep_split(split)
         n_obs = len(self.split_.train) if self.split_ is not None else int(getattr(datamodule, "n_obs", 0))
         plan = MaskedTrainingPlan(
             self.module,
@@ -336,9 +330,14 @@ class R2MAEModel(BaseModelClass):
         finally:
             self._finish(plan)
 
-    def _keep_split(self, split: Split) -> None:
+    def keep_split(self, split: Split) -> None:
+        """Remember which cells train, validate and are left out."""
         self.split_ = split
-        self.train_indices_, self.validation_indices_, self.test_indices_ = split.train, split.validation, split.test
+        self.train_indices_, self.validation_indices_, self.test_indices_ = (
+            split.train,
+            split.validation,
+            split.test,
+        )
 
     def _finish(self, plan: MaskedTrainingPlan) -> None:
         """Take over what a run, whole or broken off, has learned."""
@@ -346,8 +345,7 @@ class R2MAEModel(BaseModelClass):
         if not plan.history:
             return
         self.is_trained_ = True
-        before = self.history_ or {}
-        self.history_ = {name: _append(before.get(name), frame) for name, frame in plan.history.items()}
+        self.history_ = history.extend(self.history_, plan.history)
 
     def get_latent_representation(
         self,
@@ -420,8 +418,9 @@ class R2MAEModel(BaseModelClass):
         """
         if isinstance(library_size, str) and library_size not in ("observed", "latent"):
             raise ValueError(f"library_size must be a number, 'observed' or 'latent', got {library_size!r}.")
-        genes = self._gene_positions(gene_list)
-        codes = self._batch_codes(transform_batch)
+        spec = self.spec
+        genes = embed.gene_positions(spec, gene_list)
+        codes = embed.batch_codes(spec, transform_batch)
         cells, where = self._trained_cells(adata, indices)
         values = embed.normalized_expression(
             self.module,
@@ -436,28 +435,8 @@ class R2MAEModel(BaseModelClass):
             return values
         names = (self.adata if adata is None else adata).obs_names
         return pd.DataFrame(
-            values, index=names if where is None else names[where], columns=self.spec.var_names[genes]
+            values, index=names if where is None else names[where], columns=spec.var_names[genes]
         )
-
-    def _gene_positions(self, gene_list: Sequence[str] | None) -> np.ndarray:
-        names = pd.Index(self.spec.var_names)
-        if gene_list is None:
-            return np.arange(len(names))
-        positions = names.get_indexer(pd.Index(list(gene_list)))
-        if (positions < 0).any():
-            absent = [gene for gene, at in zip(gene_list, positions, strict=True) if at < 0]
-            raise KeyError(f"The model does not know the genes {absent[:5]}; it knows {len(names)}, in model.spec.var_names.")
-        return positions
-
-    def _batch_codes(self, transform_batch: Any) -> list[int | None]:
-        if transform_batch is None:
-            return [None]
-        known = self.spec.categorical[0][1].tolist()
-        wanted = transform_batch if isinstance(transform_batch, (list, tuple, np.ndarray)) else [transform_batch]
-        unknown = [batch for batch in wanted if batch not in known]
-        if unknown:
-            raise KeyError(f"No batch {unknown[:5]}; the model knows {known[:20]}.")
-        return [known.index(batch) for batch in wanted]
 
     def get_reconstruction_error(
         self,
@@ -586,27 +565,7 @@ class R2MAEModel(BaseModelClass):
             If genes are not aligned, or the reference was made without a ``batch_key``.
         """
         reference = reference_model if isinstance(reference_model, cls) else cls.load(reference_model)  # type: ignore[arg-type]
-        spec = reference.spec
-        if not np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names):
-            raise ValueError(
-                "The genes of adata are not those of the reference, in its order; "
-                "call R2MAEModel.prepare_query_anndata(adata, reference_model) first."
-            )
-        if all(key is None for key, _ in spec.categorical):
-            raise ValueError(
-                "The reference was set up without batch_key or categorical covariates, so it has no batch weights to extend; "
-                "embed the new data with reference.get_latent_representation(adata)."
-            )
-        make_actual(adata)
-        cls.setup_anndata(
-            adata, **reference.registry["setup_args"], source_registry=reference.registry, extend_categories=True
-        )
-        model = cls(adata, mask_ratio=reference.mask_ratio, **reference.init_params_)
-        grown = zip(model.spec.categorical, spec.categorical, strict=True)
-        model.n_new_categories_ = [len(new) - len(old) for (_, new), (_, old) in grown]
-        model.module = model._build_module()
-        query.transplant(reference.module, model.module)
-        model.is_trained_ = reference.is_trained_
+        model = query.grow(adata, reference)
         model.to_device(torch_device(accelerator, device))
         return model
 
@@ -627,33 +586,7 @@ class R2MAEModel(BaseModelClass):
         FileExistsError
             If the folder is not empty and ``overwrite`` is False.
         """
-        tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
-        split = None
-        if self.split_ is not None:
-            for side in ("train", "validation", "test"):
-                tensors[f"split.{side}"] = torch.from_numpy(getattr(self.split_, side))
-            split = {"key": self.split_.key, "groups": self.split_.groups, "seed": self.split_.seed, "sha256": self.split_.sha256}
-        described = io.encode_schedule(self.mask_ratio)
-        if described is None:
-            warnings.warn(
-                f"mask_ratio={self.mask_ratio!r} is no schedule of scr2mae.masking and is not saved; "
-                "set model.mask_ratio after loading to train on.",
-                UserWarning,
-                stacklevel=2,
-            )
-        metadata = {
-            "model": type(self).__name__,
-            "init_params": self.init_params_,
-            "mask_ratio": described,
-            "n_new_categories": self.n_new_categories_,
-            "is_trained": self.is_trained_,
-            "split": split,
-            "history": {
-                name: {"index": frame.index.name, "at": frame.index.tolist(), "values": frame[name].tolist()}
-                for name, frame in (self.history_ or {}).items()
-            },
-            "registry": self.registry,
-        }
+        tensors, metadata = saved.describe(self)
         io.write_model(dir_path, tensors, metadata, overwrite=overwrite)
 
     @classmethod
@@ -686,64 +619,11 @@ class R2MAEModel(BaseModelClass):
         ValueError
             If the folder is damaged or foreign, or the genes of ``adata`` are not the model's.
         """
-        tensors, document = io.read_model(dir_path)
-        if document["model"] != cls.__name__:
-            raise ValueError(f"{dir_path} holds a {document['model']}, not a {cls.__name__}.")
-        registry = document["registry"]
-        if adata is not None:
-            cls._attach(adata, registry)
-        options: dict[str, Any] = {name: document["init_params"][name] for name in _INIT_KEYS}
-        mask_ratio = io.decode_schedule(document["mask_ratio"])
-        model = cls(adata, registry=None if adata is not None else registry, **options)
-        model.mask_ratio = mask_ratio
-        model.n_new_categories_ = document["n_new_categories"]
-        model.module = model._build_module()
-        state = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
-        try:
-            model.module.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"The weights in {dir_path} do not fit its metadata: {error}") from error
-        model.is_trained_ = document["is_trained"]
-        model.history_ = _decode_history(document["history"])
-        if document["split"] is not None:
-            sides = [tensors[f"split.{side}"].numpy() for side in ("train", "validation", "test")]
-            about = document["split"]
-            model._keep_split(Split(*sides, key=about["key"], groups=about["groups"], seed=about["seed"]))
+        model = saved.restore(cls, *io.read_model(dir_path), adata=adata, place=dir_path)
         model.to_device(torch_device(accelerator, device))
         return model
-
-    @classmethod
-    def _attach(cls, adata: AnnData, registry: dict[str, Any]) -> None:
-        """Register data with the setup of a saved model; genes must be the same, in the same order."""
-        make_actual(adata)
-        spec = CellSpec.from_registry(registry)
-        names = adata.var_names.to_numpy().astype(str)
-        if not np.array_equal(names, spec.var_names):
-            n_shared = len(set(names) & set(spec.var_names))
-            raise ValueError(
-                f"The genes of adata are not the model's: {n_shared} of the model's {len(spec.var_names)} are there, or the "
-                "order differs. Call R2MAEModel.prepare_query_anndata(adata, dir_path) first, or load without adata."
-            )
-        read_cells(adata, spec)
-        cls.setup_anndata(adata, **registry["setup_args"], source_registry=registry)
 
 
 def default_max_epochs(n_obs: int) -> int:
     """Epochs for a number of training cells: 200 up to 10,000 cells, then as many steps, at least 20."""
     return max(20, min(200, round(200 * 10_000 / max(n_obs, 1))))
-
-
-def _append(before: pd.DataFrame | None, frame: pd.DataFrame) -> pd.DataFrame:
-    """Continue a curve of an earlier run."""
-    if before is None or before.empty:
-        return frame
-    later = frame.set_axis(frame.index + int(before.index[-1]) + 1)
-    later.index.name = frame.index.name
-    return pd.concat([before, later])
-
-
-def _decode_history(described: dict[str, Any]) -> dict[str, pd.DataFrame]:
-    return {
-        name: pd.DataFrame({name: curve["values"]}, index=pd.Index(curve["at"], name=curve["index"]))
-        for name, curve in described.items()
-    }

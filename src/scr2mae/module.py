@@ -145,10 +145,8 @@ class R2MAEModule(BaseModuleClass):
         Shape (n_obs, k).
         """
         counts = tensors[REGISTRY_KEYS.X_KEY]
-        log_theta = self.log_theta
-        log_mean = log_mean_of_counts(
-            logits, self.log_library(tensors), measured=tensors.get(MEASURED_KEY)
-        )
+        log_theta: Tensor = self.log_theta
+        log_mean = log_mean_of_counts(logits, self.log_library(tensors), measured=tensors.get(MEASURED_KEY))
         if genes is not None:
             counts, log_mean, log_theta = (
                 counts.index_select(1, genes),
@@ -174,9 +172,7 @@ class R2MAEModule(BaseModuleClass):
         nll = self.element_nll(tensors, generative_outputs["logits"], genes=genes)
         return LossOutput(loss=nll.mean(), n_obs_minibatch=nll.shape[0], reconstruction_loss=nll.mean(dim=1))
 
-    def draw_gene_mask(
-        self, tensors: dict[str, Tensor], ratio: float, *, seed: int, step: int
-    ) -> Tensor:
+    def draw_gene_mask(self, tensors: dict[str, Tensor], ratio: float, *, seed: int, step: int) -> Tensor:
         """Hide ``round(ratio * n)`` of the n measured genes; boolean, shape (n_vars,)."""
         device = tensors[REGISTRY_KEYS.X_KEY].device
         measured = tensors.get(MEASURED_KEY)
@@ -186,9 +182,7 @@ class R2MAEModule(BaseModuleClass):
         mask[measured] = draw_mask(int(measured.sum()), ratio, seed=seed, step=step, device=device)
         return mask
 
-    def masked_loss(
-        self, tensors: dict[str, Tensor], *, ratio: float, seed: int, step: int
-    ) -> LossOutput:
+    def masked_loss(self, tensors: dict[str, Tensor], *, ratio: float, seed: int, step: int) -> LossOutput:
         """Hide a share of the genes of this mini-batch, the same for all its cells, and score them."""
         mask = self.draw_gene_mask(tensors, ratio, seed=seed, step=step)
         return self(tensors, inference_kwargs={"mask": mask}, loss_kwargs={"mask": mask})[2]

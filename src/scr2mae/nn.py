@@ -70,7 +70,9 @@ class CovariateLinear(nn.Module):
         )
         self.continuous = nn.Linear(n_continuous, n_out, bias=False) if n_continuous else None
 
-    def forward(self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
+    ) -> Tensor:
         """Map ``x`` (n_obs, n_in), codes (n_obs, n_covariates), values (n_obs, n_continuous) to (n_obs, n_out)."""
         h = self.linear(x)
         for i, table in self.tables.items():
@@ -118,7 +120,9 @@ class CovariateMLP(nn.Module):
             layers += [nn.Linear(n_hidden, n_hidden), _norm(n_hidden), nn.ReLU()]
         self.rest = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
+    ) -> Tensor:
         """Map ``x`` (n_obs, n_in) and covariates to (n_obs, n_hidden)."""
         return self.rest(self.first(x, categories, continuous))
 

@@ -14,6 +14,7 @@ from scipy import sparse
 from scr2mae.data import MEASURED_COLUMN, align_genes
 from scr2mae.data.cells import check_overlap, reorder_columns
 from scr2mae.data.counts import as_csr, check_genes
+from scr2mae.data.setup import make_actual
 from scr2mae.io import read_metadata
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["align_anndata", "reference_genes", "transplant"]
+    from scr2mae.model import R2MAEModel
+
+__all__ = ["align_anndata", "grow", "reference_genes", "transplant"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +77,14 @@ def align_anndata(adata: AnnData, reference: Any | str | Path, *, min_shared: fl
         obs=adata.obs.copy(),
         var=var,
         obsm=dict(adata.obsm),
-        uns={**{k: v for k, v in adata.uns.items() if k not in _SCVI_UNS}, "scr2mae": {"gene_overlap": report}},
+        uns={
+            **{k: v for k, v in adata.uns.items() if k not in _SCVI_UNS},
+            "scr2mae": {"gene_overlap": report},
+        },
         layers={
-            name: reorder_columns(as_csr(layer) if not sparse.issparse(layer) else sparse.csr_matrix(layer), position)
+            name: reorder_columns(
+                as_csr(layer) if not sparse.issparse(layer) else sparse.csr_matrix(layer), position
+            )
             for name, layer in adata.layers.items()
         },
         raw=adata.raw.to_adata() if adata.raw is not None else None,
@@ -113,3 +121,47 @@ def transplant(reference: torch.nn.Module, grown: torch.nn.Module) -> None:
         if ".tables." not in name:
             new[name] = old[name].clone()
     grown.load_state_dict(new)
+
+
+def grow(adata: AnnData, reference: R2MAEModel) -> R2MAEModel:
+    """Make a model of the reference's class that also knows the categories of new data.
+
+    Parameters
+    ----------
+    adata
+        New data, genes aligned; registered here.
+    reference
+        A trained model, left as it is.
+
+    Returns
+    -------
+    The model, on the CPU, with everything frozen but the rows of new categories.
+
+    Raises
+    ------
+    ValueError
+        If genes are not aligned, or the reference has no categorical covariate.
+    """
+    cls, spec = type(reference), reference.spec
+    if not np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names):
+        raise ValueError(
+            "The genes of adata are not those of the reference, in its order; "
+            f"call {cls.__name__}.prepare_query_anndata(adata, reference_model) first."
+        )
+    if all(key is None for key, _ in spec.categorical):
+        raise ValueError(
+            "The reference was set up without batch_key or categorical covariates, so it has no batch weights to "
+            "extend; embed the new data with reference.get_latent_representation(adata)."
+        )
+    make_actual(adata)
+    cls.setup_anndata(
+        adata, **reference.registry["setup_args"], source_registry=reference.registry, extend_categories=True
+    )
+    options: dict[str, Any] = reference.init_params_
+    model = cls(adata, mask_ratio=reference.mask_ratio, **options)
+    grown = zip(model.spec.categorical, spec.categorical, strict=True)
+    model.n_new_categories_ = [len(new) - len(old) for (_, new), (_, old) in grown]
+    model.module = model.build_module()
+    transplant(reference.module, model.module)
+    model.is_trained_ = reference.is_trained_
+    return model

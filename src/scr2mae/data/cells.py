@@ -241,7 +241,7 @@ def encode_categories(adata: AnnData, key: str | None, categories: np.ndarray) -
 
 
 def _numeric(adata: AnnData, key: str) -> np.ndarray:
-    """A numeric column, float32, shape (n_obs,)."""
+    """Read a numeric column; float32, shape (n_obs,)."""
     if key not in adata.obs:
         raise KeyError(f"No {key!r} in adata.obs; choose one of {list(adata.obs)}.")
     try:
@@ -249,14 +249,16 @@ def _numeric(adata: AnnData, key: str) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise ValueError(f"adata.obs[{key!r}] must be numeric, got {adata.obs[key].dtype}.") from error
     if not np.isfinite(values).all():
-        raise ValueError(f"adata.obs[{key!r}] holds missing or infinite values; fill them or drop those cells.")
+        raise ValueError(
+            f"adata.obs[{key!r}] holds missing or infinite values; fill them or drop those cells."
+        )
     return values
 
 
 def _aligned_counts(
     adata: AnnData, spec: CellSpec, counts: sparse.csr_matrix, *, min_shared: float
 ) -> tuple[sparse.csr_matrix, np.ndarray | None]:
-    """Counts in the reference's gene order, and which genes were measured (None for all)."""
+    """Return counts in the reference's gene order, and which genes were measured (None for all)."""
     if np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names):
         if MEASURED_COLUMN not in adata.var:
             return counts, None

@@ -79,9 +79,7 @@ def check_genes(adata: AnnData) -> None:
             "call adata.var_names_make_unique() or merge them first."
         )
     if adata.n_vars < 2:
-        raise ValueError(
-            f"Expected at least two genes, one to hide and one to see; got {adata.n_vars}."
-        )
+        raise ValueError(f"Expected at least two genes, one to hide and one to see; got {adata.n_vars}.")
 
 
 def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -104,7 +102,9 @@ def _first_bad(values: np.ndarray, *, integers: bool) -> tuple[int, str] | None:
     return None
 
 
-def check_counts(counts: sparse.csr_matrix, adata: AnnData, layer: str | None, *, integers: bool = True) -> None:
+def check_counts(
+    counts: sparse.csr_matrix, adata: AnnData, layer: str | None, *, integers: bool = True
+) -> None:
     """Refuse anything but non-negative, finite and (by default) whole numbers.
 
     Parameters

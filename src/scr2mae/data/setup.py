@@ -52,7 +52,11 @@ def _check_covariates(adata: AnnData, categorical: Sequence[str], numeric: Seque
 
 
 def register(
-    adata: AnnData, setup_method_args: dict[str, Any], *, source_registry: dict[str, Any] | None = None, **transfer_kwargs: Any
+    adata: AnnData,
+    setup_method_args: dict[str, Any],
+    *,
+    source_registry: dict[str, Any] | None = None,
+    **transfer_kwargs: Any,
 ) -> AnnDataManager:
     """Check an AnnData and register the fields that the network reads.
 

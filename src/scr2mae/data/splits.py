@@ -71,16 +71,16 @@ def _check_sizes(train_size: float, validation_size: float | None) -> tuple[floa
     return train_size, validation_size
 
 
-def _by_cell(n_obs: int, train_size: float, validation_size: float, seed: int, shuffle: bool) -> list[np.ndarray]:
+def _by_cell(
+    n_obs: int, train_size: float, validation_size: float, seed: int, shuffle: bool
+) -> list[np.ndarray]:
     n_train = min(ceil(train_size * n_obs), n_obs)
     n_validation = min(floor(validation_size * n_obs + 1e-9), n_obs - n_train)
     order = np.random.default_rng(seed).permutation(n_obs) if shuffle else np.arange(n_obs)
     return np.split(order, [n_train, n_train + n_validation])
 
 
-def _by_group(
-    codes: np.ndarray, train_size: float, validation_size: float, seed: int
-) -> list[np.ndarray]:
+def _by_group(codes: np.ndarray, train_size: float, validation_size: float, seed: int) -> list[np.ndarray]:
     """Deal whole groups out: first to the smaller sides, each up to its share of cells, at least one group."""
     sizes = np.bincount(codes)
     n_obs = len(codes)
@@ -182,8 +182,11 @@ def split_cells(
             side: sorted(coded[1][np.unique(coded[0][where])].tolist())
             for side, where in zip(_SIDES, sides, strict=True)
         }
+    train, validation, test = (np.sort(side).astype(np.int64) for side in sides)
     return Split(
-        *(np.sort(side).astype(np.int64) for side in sides),
+        train,
+        validation,
+        test,
         key=key if coded is not None else None,
         groups=names,
         seed=None if external_indexing is not None else seed,
@@ -199,4 +202,6 @@ def _check_positions(sides: list[np.ndarray], n_obs: int) -> None:
     if len(joined) and (joined.min() < 0 or joined.max() >= n_obs):
         raise ValueError(f"external_indexing must lie in [0, {n_obs}), got {joined.min()} to {joined.max()}.")
     if len(np.unique(joined)) != len(joined):
-        raise ValueError("external_indexing names a cell twice; training, validation and test must be disjoint.")
+        raise ValueError(
+            "external_indexing names a cell twice; training, validation and test must be disjoint."
+        )

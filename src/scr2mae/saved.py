@@ -1,0 +1,120 @@
+"""What of a model is saved, and how a model is made of it again."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scr2mae import io
+from scr2mae.data import CellSpec, Split, read_cells
+from scr2mae.data.setup import make_actual
+from scr2mae.train import history
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from torch import Tensor
+
+    from scr2mae.model import R2MAEModel
+
+__all__ = ["describe", "restore"]
+
+_SIDES = ("train", "validation", "test")
+
+
+def describe(model: R2MAEModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the arrays of a model (weights, split) and everything else about it."""
+    tensors = {f"module.{name}": value for name, value in model.module.state_dict().items()}
+    split = model.split_
+    for side in _SIDES if split is not None else ():
+        tensors[f"split.{side}"] = torch.from_numpy(getattr(split, side))
+    mask_ratio = io.encode_schedule(model.mask_ratio)
+    if mask_ratio is None:
+        warnings.warn(
+            f"mask_ratio={model.mask_ratio!r} is no schedule of scr2mae.masking and is not saved; "
+            "set model.mask_ratio after loading to train on.",
+            UserWarning,
+            stacklevel=3,
+        )
+    about_split = None
+    if split is not None:
+        about_split = {"key": split.key, "groups": split.groups, "seed": split.seed, "sha256": split.sha256}
+    return tensors, {
+        "model": type(model).__name__,
+        "init_params": model.init_params_,
+        "mask_ratio": mask_ratio,
+        "n_new_categories": model.n_new_categories_,
+        "is_trained": model.is_trained_,
+        "split": about_split,
+        "history": history.encode(model.history_),
+        "registry": model.registry,
+    }
+
+
+def restore(
+    cls: type[R2MAEModel],
+    tensors: dict[str, Tensor],
+    document: dict[str, Any],
+    *,
+    adata: AnnData | None,
+    place: str | Path,
+) -> R2MAEModel:
+    """Make a model of what :func:`describe` said of it.
+
+    Parameters
+    ----------
+    cls
+        Its class.
+    tensors, document
+        As :func:`scr2mae.io.read_model` returns them.
+    adata
+        Data to attach, or None.
+    place
+        Where they come from, for messages.
+
+    Raises
+    ------
+    ValueError
+        If class, genes or weights do not fit.
+    """
+    if document["model"] != cls.__name__:
+        raise ValueError(f"{place} holds a {document['model']}, not a {cls.__name__}.")
+    registry = document["registry"]
+    if adata is not None:
+        _attach(cls, adata, registry)
+    model = cls(adata, registry=None if adata is not None else registry, **document["init_params"])
+    model.mask_ratio = io.decode_schedule(document["mask_ratio"])
+    model.n_new_categories_ = document["n_new_categories"]
+    model.module = model.build_module()
+    weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
+    try:
+        model.module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"The weights in {place} do not fit its metadata: {error}") from error
+    model.is_trained_ = document["is_trained"]
+    model.history_ = history.decode(document["history"])
+    if (about := document["split"]) is not None:
+        train, validation, test = (tensors[f"split.{side}"].numpy() for side in _SIDES)
+        model.keep_split(
+            Split(train, validation, test, key=about["key"], groups=about["groups"], seed=about["seed"])
+        )
+    return model
+
+
+def _attach(cls: type[R2MAEModel], adata: AnnData, registry: dict[str, Any]) -> None:
+    """Register data with the setup of a saved model; genes must be the same, in the same order."""
+    make_actual(adata)
+    spec = CellSpec.from_registry(registry)
+    names = adata.var_names.to_numpy().astype(str)
+    if not np.array_equal(names, spec.var_names):
+        n_shared = len(set(names) & set(spec.var_names))
+        raise ValueError(
+            f"The genes of adata are not the model's: {n_shared} of the model's {len(spec.var_names)} are there, or the "
+            f"order differs. Call {cls.__name__}.prepare_query_anndata(adata, dir_path) first, or load without adata."
+        )
+    read_cells(adata, spec)
+    cls.setup_anndata(adata, **registry["setup_args"], source_registry=registry)

@@ -1,0 +1,8 @@
+"""One training plan for every modality, on Lightning."""
+
+from scr2mae.train import history
+from scr2mae.train.plan import VALIDATION_RATIOS, MaskedTrainingPlan
+from scr2mae.train.progress import TrainingProgress
+from scr2mae.train.run import fit
+
+__all__ = ["VALIDATION_RATIOS", "MaskedTrainingPlan", "TrainingProgress", "fit", "history"]

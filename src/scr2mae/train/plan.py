@@ -1,0 +1,177 @@
+"""The training plan: a ratio and a mask for each step, fixed masks in validation, a history of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scr2mae.masking import RatioSchedule
+
+__all__ = ["VALIDATION_RATIOS", "MaskedModule", "MaskedTrainingPlan"]
+
+VALIDATION_RATIOS = (0.1, 0.3, 0.5)
+"""Validation hides these shares whatever the training scheme, so that curves compare across schemes."""
+
+_VALIDATION_SEED = 20_250_921
+_OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+
+
+class _Loss(Protocol):
+    loss: torch.Tensor
+
+
+class MaskedModule(Protocol):
+    """What a network must offer to be trained here."""
+
+    def masked_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> _Loss:
+        """Hide a share of a mini-batch, as a pure function of seed and step, and score it."""
+        ...
+
+
+class MaskedTrainingPlan(pl.LightningModule):
+    """Draw a ratio and a mask for each step, minimise the loss over what is hidden.
+
+    Parameters
+    ----------
+    module
+        The network.
+    ratio_schedule
+        Called as ``(step, total_steps)``.
+    seed
+        Seed of the masks; they depend on it and on the step alone.
+    lr, weight_decay, eps
+        Of the optimiser.
+    optimizer
+        ``"Adam"`` (the paper's, weight decay inside the gradient) or ``"AdamW"``.
+    validation_ratios
+        Shares hidden in validation.
+
+    Notes
+    -----
+    ``history`` is filled by the plan itself, so it exists without a logger: the loss and ratio of every step, and
+    per epoch the mean training loss and the validation loss at each ratio and on average.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        ratio_schedule: RatioSchedule,
+        seed: int = 0,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        eps: float = 1e-8,
+        optimizer: str = "Adam",
+        validation_ratios: Sequence[float] = VALIDATION_RATIOS,
+    ) -> None:
+        super().__init__()
+        if optimizer not in _OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {list(_OPTIMIZERS)}, got {optimizer!r}.")
+        if not lr > 0 or not weight_decay >= 0 or not eps > 0:
+            raise ValueError(
+                f"lr and eps must be positive and weight_decay >= 0, got lr={lr!r}, eps={eps!r}, weight_decay={weight_decay!r}."
+            )
+        self.module = module
+        self.ratio_schedule, self.mask_seed = ratio_schedule, seed
+        self.optimizer_name = optimizer
+        self.optimizer_kwargs = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
+        self.validation_ratios = tuple(validation_ratios)
+        self.rows: dict[str, list[tuple[int, float]]] = {}
+        self._steps: list[tuple[int, float, torch.Tensor]] = []
+        self._n_validated = 0
+
+    @property
+    def history(self) -> dict[str, pd.DataFrame]:
+        """One frame a curve, indexed by step or epoch, with one column of the curve's name."""
+        frames = {}
+        for name, rows in self.rows.items():
+            index = pd.Index([i for i, _ in rows], name="step" if name.endswith("_step") else "epoch")
+            frames[name] = pd.DataFrame({name: [value for _, value in rows]}, index=index)
+        return frames
+
+    def _record(self, name: str, index: int, value: float) -> None:
+        self.rows.setdefault(name, []).append((index, value))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """Return the loss over what is hidden at this step."""
+        step = self.global_step
+        ratio = self.ratio_schedule(step, int(self.trainer.estimated_stepping_batches))
+        module: Any = self.module
+        loss = module.masked_loss(batch, ratio=ratio, seed=self.mask_seed, step=step).loss
+        self._steps.append((step, ratio, loss.detach()))
+        return loss
+
+    def flush_steps(self) -> list[float]:
+        """Move the steps' losses from the device to the history, in one transfer."""
+        if not self._steps:
+            return []
+        losses = torch.stack([loss for *_, loss in self._steps]).float().cpu().tolist()
+        for (step, ratio, _), loss in zip(self._steps, losses, strict=True):
+            self._record("train_loss_step", step, loss)
+            self._record("mask_ratio_step", step, ratio)
+        self._steps.clear()
+        return losses
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss of the epoch."""
+        first = self._epoch_start
+        self.flush_steps()
+        losses = [loss for step, loss in self.rows.get("train_loss_step", []) if step >= first]
+        if losses:
+            mean = math.fsum(losses) / len(losses)
+            self._record("train_loss", self.current_epoch, mean)
+            self.log("train_loss", mean, sync_dist=True)
+
+    def on_train_epoch_start(self) -> None:
+        """Remember where the epoch starts, also when it is resumed in its middle."""
+        self._epoch_start = (
+            self.global_step - self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        )
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score this batch under the same masks at every epoch and for every scheme."""
+        module: Any = self.module
+        for ratio in self.validation_ratios:
+            out = module.masked_loss(batch, ratio=ratio, seed=_VALIDATION_SEED, step=batch_idx)
+            self.log(
+                f"validation_loss_{ratio:g}",
+                out.loss,
+                on_epoch=True,
+                sync_dist=True,
+                batch_size=out.n_obs_minibatch,
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Record each validation curve and their mean."""
+        metrics = self.trainer.callback_metrics
+        curves = {f"validation_loss_{ratio:g}": 0.0 for ratio in self.validation_ratios}
+        curves = {name: float(metrics[name]) for name in curves if name in metrics}
+        if not curves:
+            return
+        mean = math.fsum(curves.values()) / len(curves)
+        self.log("validation_loss", mean)
+        for name, value in {"validation_loss": mean, **curves}.items():
+            self._record(name, self.current_epoch, value)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimiser over the parameters that train."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+        return _OPTIMIZERS[self.optimizer_name](parameters, fused=fused, **self.optimizer_kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the history with the weights."""
+        self.flush_steps()
+        checkpoint["scr2mae_history"] = {name: list(rows) for name, rows in self.rows.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the history up again."""
+        kept = checkpoint.get("scr2mae_history", {})
+        self.rows = {name: [(int(i), float(v)) for i, v in rows] for name, rows in kept.items()}

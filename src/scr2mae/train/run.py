@@ -1,0 +1,149 @@
+"""Run a plan with Lightning: callbacks, checkpoints, resume, interruption."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from scr2mae.train.progress import TrainingProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scr2mae.train.plan import MaskedTrainingPlan
+
+__all__ = ["fit"]
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's start-up lines, which say nothing about the model, out of the log."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers += [logging.getLogger("lightning.pytorch.utilities.rank_zero")]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+            # A query trains with its reference's normalisation frozen, on purpose.
+            warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def _early_stopping(early_stopping: bool, kwargs: dict[str, Any]) -> list[Callback]:
+    """Take scvi-tools' ``early_stopping_*`` arguments out of the trainer's."""
+    options = {
+        name.removeprefix("early_stopping_"): kwargs.pop(name)
+        for name in list(kwargs)
+        if name.startswith("early_stopping_")
+    }
+    if not early_stopping:
+        return []
+    return [EarlyStopping(**{"monitor": "validation_loss", "patience": 45, "mode": "min", **options})]
+
+
+def _checkpoint_path(resume: str | Path) -> Path:
+    path = Path(resume)
+    path = path / "last.ckpt" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No checkpoint at {path}; pass the .ckpt file, or the folder given as checkpoint_dir to the run to go on with."
+        )
+    return path
+
+
+def fit(
+    plan: MaskedTrainingPlan,
+    datamodule: pl.LightningDataModule,
+    *,
+    max_epochs: int,
+    n_obs_epoch: int,
+    accelerator: str = "auto",
+    devices: int | list[int] | str = "auto",
+    early_stopping: bool = False,
+    resume: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
+    **trainer_kwargs: Any,
+) -> pl.Trainer:
+    """Train a plan with Lightning.
+
+    Parameters
+    ----------
+    plan
+        What to train.
+    datamodule
+        Mini-batches for training and, if there are any, validation.
+    max_epochs
+        Epochs in all, those before ``resume`` counted in.
+    n_obs_epoch
+        Observations an epoch, for the progress bar.
+    accelerator, devices
+        As in :class:`lightning.pytorch.Trainer`.
+    early_stopping
+        Stop when ``validation_loss`` no longer falls; ``early_stopping_patience=`` and the like set the details.
+    resume
+        A checkpoint, or the ``checkpoint_dir`` of an earlier run, to go on from.
+    checkpoint_dir
+        Folder that receives ``last.ckpt`` after every epoch.
+    trainer_kwargs
+        Further arguments of :class:`lightning.pytorch.Trainer`.
+
+    Returns
+    -------
+    The trainer, after training.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no checkpoint to resume from.
+    KeyboardInterrupt
+        If training was interrupted; the plan's network keeps the weights it had.
+    """
+    callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
+    callbacks += _early_stopping(early_stopping, trainer_kwargs)
+    if trainer_kwargs.setdefault("enable_progress_bar", True):
+        callbacks.append(TrainingProgress(n_obs_epoch))
+    if checkpoint_dir is not None:
+        callbacks.append(ModelCheckpoint(checkpoint_dir, filename="last", enable_version_counter=False))
+        trainer_kwargs["enable_checkpointing"] = True
+    checkpoint = None if resume is None else _checkpoint_path(resume)
+    defaults = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "check_val_every_n_epoch": 1,
+    }
+    plan.module.train()
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            callbacks=callbacks,
+            **{**defaults, **trainer_kwargs},
+        )
+        try:
+            trainer.fit(plan, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as error:
+            raise KeyboardInterrupt("Training was interrupted.") from error
+        finally:
+            plan.flush_steps()
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # Lightning's shutdown leaves Ctrl-C deaf
+                signal.signal(signal.SIGINT, on_interrupt)
+    return trainer
