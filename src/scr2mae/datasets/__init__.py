@@ -1,0 +1,23 @@
+"""Real counts offline, simulated donors of known truth, and the two atlases of the paper.
+
+Importing this package touches no network; only `fetch`, `hlca` and `sea_ad` ever do, when they are called.
+"""
+
+from scr2mae.datasets._atlas import Atlas, hlca, load_atlas, sea_ad
+from scr2mae.datasets._download import fetch
+from scr2mae.datasets._pbmc import pbmc68k, recover_counts
+from scr2mae.datasets._preprocess import highly_variable_genes, preprocess
+from scr2mae.datasets._simulate import simulate_donors
+
+__all__ = [
+    "Atlas",
+    "fetch",
+    "highly_variable_genes",
+    "hlca",
+    "load_atlas",
+    "pbmc68k",
+    "preprocess",
+    "recover_counts",
+    "sea_ad",
+    "simulate_donors",
+]
