@@ -101,6 +101,11 @@ def test_pbmc68k_counts_reproduce_the_log_values_that_scanpy_ships(pbmc):
     np.testing.assert_allclose(np.log1p(1e4 * pbmc.X.toarray() / library), shipped, rtol=0, atol=6e-4)
 
 
+def test_pbmc68k_rounds_away_less_than_a_tenth_of_a_count(pbmc):
+    shipped = sc.datasets.pbmc68k_reduced().raw.X
+    np.testing.assert_array_equal(datasets.recover_counts(shipped, tolerance=0.1).toarray(), pbmc.X.toarray())
+
+
 def test_pbmc68k_keeps_ten_cell_types_under_both_names(pbmc):
     assert pbmc.obs["bulk_labels"].nunique() == 10
     assert pbmc.obs["bulk_labels"].notna().all()
