@@ -1,6 +1,15 @@
 """Donor-held-out linear probes."""
 
 from scr2mae.probe._estimators import LogisticProbe, RidgeProbe
+from scr2mae.probe._linear_probe import donor_splits, linear_probe
 from scr2mae.probe._split import DonorSplit, check_no_donor_leak, donor_split
 
-__all__ = ["DonorSplit", "LogisticProbe", "RidgeProbe", "check_no_donor_leak", "donor_split"]
+__all__ = [
+    "DonorSplit",
+    "LogisticProbe",
+    "RidgeProbe",
+    "check_no_donor_leak",
+    "donor_split",
+    "donor_splits",
+    "linear_probe",
+]
