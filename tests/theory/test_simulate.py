@@ -16,9 +16,17 @@ MODELS = {
         * 0.6 ** np.abs(np.subtract.outer(np.arange(d), np.arange(d)))
     ),
 }
-FIXED = (0.1, 0.25, 0.5, 0.75)
-RANGES = ((0.1, 0.4), (0.3, 0.8))
-DISCRETE = ([0.15, 0.5, 0.7], [0.4, 0.3, 0.3])
+# above 0.6 few covariates of a row are left, and the gap to the limit at d = 300 exceeds 2 %: see the last test
+FIXED = np.array([0.1, 0.25, 0.4, 0.55])
+LAWS = (
+    theory.RatioLaw.uniform(0.1, 0.4),
+    theory.RatioLaw.uniform(0.2, 0.6),
+    theory.RatioLaw.discrete([0.15, 0.4, 0.6], [0.4, 0.3, 0.3]),
+)
+
+
+def away_from_the_pole(gamma, ratio):
+    return np.abs(ratio / gamma - 1) >= 0.2
 
 
 def signals(model):
@@ -26,114 +34,116 @@ def signals(model):
     return np.stack([model.eigenvector(1.0), model.eigenvector(0.5), random / np.linalg.norm(random)], axis=1)
 
 
-def away(gamma, ratio):
-    return abs(ratio / gamma - 1) >= 0.2
+def assert_agrees(formula, draws, *, tolerance, precise_share, precision=0.01):
+    """Formula within 3 standard errors plus a tolerance of the mean over draws, and the draws precise enough."""
+    mean = draws.mean(axis=0)
+    error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
+    assert np.mean(error < precision * mean) >= precise_share
+    off = np.abs(formula - mean)
+    assert (off <= 3 * error + tolerance * mean).all(), (off / mean, error / mean)
 
 
-def check_against_simulation(name, *, d, gamma, noise, n_draws, tolerance):
-    """Compare general_risk, general_terms.power and r2mae_risk with simulated means."""
+def check_general_formulas(name, *, d, gamma, n_draws, tolerance, precise_share, precision=0.01):
     model = MODELS[name](d)
     betas = signals(model)
-    fixed = [p for p in FIXED if away(gamma, p)]
-    ranges = [
-        law
-        for law in (*RANGES, DISCRETE)
-        if away(gamma, theory.RatioLaw.discrete(*law).mean if np.ndim(law[0]) else np.mean(law))
-    ]
-    run = theory.simulate_risk(
-        [*fixed, *ranges],
-        gamma=gamma,
-        covariance=model,
-        beta=betas,
-        noise_variance=noise,
-        n_draws=n_draws,
-        seed=7,
-    )
-    # gamma must be that of the rows simulated
-    args = {"gamma": d / round(d / gamma), "covariance": model, "noise_variance": noise}
-    precise = run.standard_error < 0.01 * run.mean
-    assert precise.mean() > 0.9
-    powers, power_errors = run.powers.mean(axis=0), run.powers.std(axis=0, ddof=1) / np.sqrt(n_draws)
-    for column, beta in enumerate(betas.T):
-        terms = theory.general_terms(fixed, beta=beta, **args)
-        randomised = [theory.r2mae_risk(law, beta=beta, **args) for law in ranges]
-        formula = np.r_[terms.risk, randomised]
-        bound = 3 * run.standard_error[:, column] + tolerance * run.mean[:, column]
-        off = np.abs(formula - run.mean[:, column])
-        assert (off <= bound)[precise[:, column]].all(), (off / run.mean[:, column], beta[:3])
-        n_fixed = len(fixed)
-        off = np.abs(terms.power - powers[:n_fixed, column])
-        assert (off <= 3 * power_errors[:n_fixed, column] + tolerance * powers[:n_fixed, column]).all()
+    noise = {0.35: 1.0, 1.6: 0.2, 4.0: 0.02}[gamma]
+    fixed = FIXED[away_from_the_pole(gamma, FIXED)]
+    laws = [law for law in LAWS if away_from_the_pole(gamma, law.mean)]
+    args = {"gamma": gamma, "covariance": model, "noise_variance": noise}
+    sampling = {"beta": betas, "n_draws": n_draws, "seed": 7}
+    at_fixed = theory.simulate_risk(fixed, exact_rows=True, **sampling, **args)
+    at_random = theory.simulate_risk(laws, **sampling, **args)
+    args["gamma"] = d / round(d / gamma)  # of the rows simulated
+    terms = [theory.general_terms(fixed, beta=beta, **args) for beta in betas.T]
+    risks = np.stack([t.risk for t in terms], axis=1)
+    powers = np.stack([t.power for t in terms], axis=1)
+    randomised = np.array([[theory.r2mae_risk(law, beta=beta, **args) for beta in betas.T] for law in laws])
+    limits = {"tolerance": tolerance, "precise_share": precise_share, "precision": precision}
+    assert_agrees(risks, at_fixed.risks, **limits)
+    assert_agrees(randomised, at_random.risks, **limits)
+    assert_agrees(powers, at_fixed.powers, **limits)
 
 
 @pytest.mark.parametrize("gamma", [0.35, 1.6, 4.0])
 @pytest.mark.parametrize("name", MODELS)
 def test_formulas_agree_with_simulation_at_300_covariates(name, gamma):
-    noise = {0.35: 1.0, 1.6: 0.2, 4.0: 0.02}[gamma]
-    check_against_simulation(name, d=300, gamma=gamma, noise=noise, n_draws=80, tolerance=0.02)
+    check_general_formulas(
+        name, d=300, gamma=gamma, n_draws=50, tolerance=0.02, precise_share=0.6, precision=0.05
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gamma", [1.6, 4.0])
+@pytest.mark.parametrize("name", MODELS)
+def test_formulas_agree_with_precise_simulation_at_300_covariates(name, gamma):
+    check_general_formulas(name, d=300, gamma=gamma, n_draws=400, tolerance=0.02, precise_share=0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.35, 1.6, 4.0])
 @pytest.mark.parametrize("name", MODELS)
-def test_formulas_agree_with_simulation_at_1000_covariates(name, gamma):
-    noise = {0.35: 1.0, 1.6: 0.2, 4.0: 0.02}[gamma]
-    check_against_simulation(name, d=1000, gamma=gamma, noise=noise, n_draws=60, tolerance=0.01)
+def test_formulas_agree_with_precise_simulation_at_1000_covariates(name, gamma):
+    n_draws = 40 if gamma < 1 else 120
+    check_general_formulas(name, d=1000, gamma=gamma, n_draws=n_draws, tolerance=0.01, precise_share=0.3)
 
 
 def check_theorem_1(*, d, gamma, noise, n_draws, tolerance):
-    p = np.array([p for p in FIXED if away(gamma, p)])
-    beta = 1.5 * theory.isotropic_covariance(d).eigenvector(0.5)
-    beta = theory.haar_orthogonal(d, seed=3) @ beta
+    p = FIXED[away_from_the_pole(gamma, FIXED)]
+    beta = 1.5 * theory.haar_orthogonal(d, seed=3)[:, 0]
     run = theory.simulate_risk(
-        p, gamma=gamma, covariance=np.eye(d), beta=beta, noise_variance=noise, n_draws=n_draws, seed=2
+        p,
+        gamma=gamma,
+        covariance=np.eye(d),
+        beta=beta,
+        noise_variance=noise,
+        n_draws=n_draws,
+        seed=2,
+        exact_rows=True,
     )
     closed = theory.isotropic_risk(p, gamma=d / round(d / gamma), signal=beta @ beta, noise_variance=noise)
-    precise = run.standard_error < 0.01 * run.mean
-    assert precise.sum() >= p.size - 1
-    off = np.abs(closed - run.mean)
-    assert (off <= 3 * run.standard_error + tolerance * run.mean)[precise].all()
+    assert_agrees(closed, run.risks, tolerance=tolerance, precise_share=0.75)
 
 
 @pytest.mark.parametrize(("gamma", "noise"), [(0.35, 1.0), (1.6, 0.5), (4.0, 0.05)])
 def test_theorem_1_agrees_with_simulation_at_300_covariates(gamma, noise):
-    check_theorem_1(d=300, gamma=gamma, noise=noise, n_draws=100, tolerance=0.02)
+    check_theorem_1(d=300, gamma=gamma, noise=noise, n_draws=300, tolerance=0.02)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("gamma", "noise"), [(0.35, 1.0), (1.6, 0.5), (4.0, 0.05)])
 def test_theorem_1_agrees_with_simulation_at_1000_covariates(gamma, noise):
-    check_theorem_1(d=1000, gamma=gamma, noise=noise, n_draws=60, tolerance=0.01)
+    check_theorem_1(d=1000, gamma=gamma, noise=noise, n_draws=80, tolerance=0.01)
 
 
 def check_corollary_1(*, d, gamma, spike, n_draws, tolerance):
-    p = np.array([p for p in (0.2, 0.4, 0.6, 0.8) if p < 0.8 * gamma])
+    p = FIXED[gamma > 1.25 * FIXED]
     model = theory.spiked_covariance(d, spike=spike, direction="ones")
     alignments = (0.3, 0.8)
-    betas = np.stack([theory.aligned_signal(np.ones(d), alignment=c, seed=5) for c in alignments], axis=1)
+    betas = [theory.aligned_signal(np.ones(d), alignment=c, seed=5) for c in alignments]
+    args = {"gamma": gamma, "noise_variance": 0.1}
     run = theory.simulate_risk(
-        p, gamma=gamma, covariance=model, beta=betas, noise_variance=0.1, n_draws=n_draws, seed=2
+        p,
+        covariance=model,
+        beta=np.stack(betas, axis=1),
+        n_draws=n_draws,
+        seed=2,
+        exact_rows=True,
+        **args,
     )
-    for column, alignment in enumerate(alignments):
-        limit = theory.spiked_risk(
-            p, gamma=d / round(d / gamma), spike=spike, alignment=alignment, noise_variance=0.1
-        )
-        precise = run.standard_error[:, column] < 0.01 * run.mean[:, column]
-        assert precise.sum() >= p.size - 1
-        off = np.abs(limit - run.mean[:, column])
-        bound = 3 * run.standard_error[:, column] + tolerance * run.mean[:, column]
-        assert (off <= bound)[precise].all(), off / run.mean[:, column]
+    args["gamma"] = d / round(d / gamma)
+    limits = [theory.spiked_risk(p, spike=spike, alignment=c, **args) for c in alignments]
+    assert_agrees(np.stack(limits, axis=1), run.risks, tolerance=tolerance, precise_share=0.75)
 
 
 @pytest.mark.parametrize(("gamma", "spike"), [(1.5, 4.0), (3.0, 5.0)])
 def test_corollary_1_agrees_with_simulation_at_300_covariates(gamma, spike):
-    check_corollary_1(d=300, gamma=gamma, spike=spike, n_draws=120, tolerance=0.06)
+    check_corollary_1(d=300, gamma=gamma, spike=spike, n_draws=250, tolerance=0.06)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("gamma", "spike"), [(1.5, 4.0), (3.0, 10.0)])
 def test_corollary_1_agrees_with_simulation_at_1000_covariates(gamma, spike):
-    check_corollary_1(d=1000, gamma=gamma, spike=spike, n_draws=100, tolerance=0.02)
+    check_corollary_1(d=1000, gamma=gamma, spike=spike, n_draws=150, tolerance=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +177,14 @@ def test_the_number_of_processes_changes_nothing(small):
     parallel = theory.simulate_risk([0.2, (0.3, 0.7)], n_draws=6, seed=3, n_jobs=2, **small)
     np.testing.assert_array_equal(serial.risks, parallel.risks)
     np.testing.assert_array_equal(serial.powers, parallel.powers)
+
+
+def test_exact_rows_equal_the_binomial_choice_when_the_numbers_agree():
+    # 20 rows at p = 0.5: where the binomial number is 10, both choose the rows of the 10 smallest uniforms
+    args = {"gamma": 2.0, "covariance": np.eye(40), "beta": np.ones(40), "noise_variance": 0.1, "n_draws": 40}
+    binomial = theory.simulate_risk(0.5, **args).risks
+    exact = theory.simulate_risk(0.5, exact_rows=True, **args).risks
+    assert 2 <= np.sum(binomial == exact) <= 15
 
 
 def test_several_signals_equal_their_separate_runs(small):
@@ -217,6 +235,7 @@ def test_minimum_norm_equals_the_pseudo_inverse_of_rank_deficient_rows(shape):
     [
         ({"gamma": 100.0}, "At least one row"),
         ({"n_draws": 0}, "At least one row, draw and job"),
+        ({"exact_rows": True, "laws": (0.2, 0.4)}, "exact_rows needs fixed ratios"),
         ({"n_jobs": 0}, "At least one row, draw and job"),
         ({"beta": np.ones(3)}, "beta must have 40 rows"),
         ({"noise_variance": -0.1}, "noise_variance must be"),
@@ -224,4 +243,24 @@ def test_minimum_norm_equals_the_pseudo_inverse_of_rank_deficient_rows(shape):
 )
 def test_bad_arguments_are_refused(small, change, message):
     with pytest.raises(ValueError, match=message):
-        theory.simulate_risk(0.3, **(small | change))
+        theory.simulate_risk(**({"laws": 0.3} | small | change))
+
+
+@pytest.mark.slow
+def test_the_gap_to_theorem_1_at_a_high_ratio_closes_like_one_over_d():
+    gaps = []
+    for d, n_draws in ((100, 4000), (400, 500)):
+        beta = 1.5 * theory.haar_orthogonal(d, seed=3)[:, 0]
+        run = theory.simulate_risk(
+            0.7,
+            gamma=1.6,
+            covariance=np.eye(d),
+            beta=beta,
+            noise_variance=0.5,
+            n_draws=n_draws,
+            exact_rows=True,
+        )
+        closed = theory.isotropic_risk(0.7, gamma=d / round(d / 1.6), signal=2.25, noise_variance=0.5)
+        gaps.append(run.mean / closed - 1)
+    assert 0.1 < gaps[0] < 0.3
+    assert gaps[0] / 8 < gaps[1] < gaps[0] / 2
