@@ -1,0 +1,81 @@
+# One command a job. Needs Python >= 3.11 with pip, and make; everything else goes into .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+SOURCES := pyproject.toml constraints.txt
+TESTS := -m "not slow and not gpu"
+
+LATEST := .venv-latest
+PYTHON_LATEST ?= $(shell for python in python3.13 python3.12 $(HOME)/.pyenv/versions/3.1[23].*/bin/python; do \
+	"$$python" -c '' 2>/dev/null && { command -v "$$python"; break; }; done)
+
+# Each test worker is one process on one core; threads on top would only make them wait for one another.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+
+.PHONY: help demo test lint docs test-latest test-tutorials clean
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.stamp-run ## train on counts that ship with Scanpy, compare with PCA, write demo/
+	$(BIN)/scr2mae demo
+
+test: $(VENV)/.stamp-test ## run the tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+lint: $(VENV)/.stamp-lint ## check style, types, import layers and spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -W -n --keep-going -b html docs docs/_build/html
+
+test-tutorials: $(VENV)/.stamp-tutorials ## execute the tutorials
+	$(ONE_THREAD) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tutorials
+
+test-latest: $(LATEST)/.stamp-test ## run the tests with a newer Python and the newest of every dependency
+	$(ONE_THREAD) $(LATEST)/bin/python -m pytest -n $(WORKERS) $(TESTS)
+
+clean: ## remove what the other commands made, environments included
+	rm -rf $(VENV) $(LATEST) demo dist build docs/_build docs/jupyter_execute .pytest_cache .mypy_cache .ruff_cache \
+		.import_linter_cache .hypothesis .coverage htmlcov
+
+# Debian splits ensurepip off its Python: where `venv` finds none, the pip outside puts one inside.
+define make_venv
+	$(1) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; set $(2)=/path/to/python")'
+	$(1) -m venv $(3) || { $(1) -m venv --clear --without-pip $(3) && $(1) -m pip --python $(3)/bin/python install pip; }
+endef
+
+$(BIN)/python:
+	$(call make_venv,$(PYTHON),PYTHON,$(VENV))
+
+# torch comes first, alone and pinned: an index or a folder of wheels that has a CPU build of that very version
+# is then taken, where an open requirement would pull gigabytes of CUDA libraries.
+$(VENV)/.stamp-torch: constraints.txt | $(BIN)/python
+	$(PIP) install torch==$(TORCH)
+	touch $@
+
+$(VENV)/.stamp-run: $(SOURCES) $(VENV)/.stamp-torch
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.stamp-test $(VENV)/.stamp-lint $(VENV)/.stamp-docs $(VENV)/.stamp-tutorials: $(VENV)/.stamp-%: $(SOURCES) $(VENV)/.stamp-torch
+	$(PIP) install -c constraints.txt -e ".[$*]"
+	touch $@ $(VENV)/.stamp-run
+
+$(LATEST)/bin/python:
+	@test -n "$(PYTHON_LATEST)" || { echo "No Python 3.12 or 3.13 found; set PYTHON_LATEST=/path/to/python" >&2; exit 1; }
+	$(call make_venv,$(PYTHON_LATEST),PYTHON_LATEST,$(LATEST))
+
+$(LATEST)/.stamp-test: pyproject.toml | $(LATEST)/bin/python
+	$(LATEST)/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[test]"
+	touch $@
