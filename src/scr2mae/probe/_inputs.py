@@ -143,7 +143,7 @@ def _units(
     by_group = pd.DataFrame({"group": groups, "y": y})
     codes: Rows
     if by_group.groupby("group")["y"].nunique().max() > 1:
-        codes = by_group.groupby(["group", "y"], sort=True).ngroup().to_numpy(dtype=np.intp)
+        codes = by_group.groupby(["group", "y"], sort=True).ngroup().to_numpy().astype(np.intp)
         unit += "_and_class" if kind == "classification" else "_and_value"
     else:
         codes = np.unique(groups, return_inverse=True)[1].astype(np.intp)
