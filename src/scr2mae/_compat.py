@@ -1,12 +1,20 @@
-"""What differs between the supported versions of scvi-tools, in one place."""
+"""What differs between the supported versions of scvi-tools and anndata, in one place."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["torch_device"]
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["layer_names", "torch_device"]
+
+
+def layer_names(adata: AnnData) -> list[str]:
+    """Return the names of the layers; anndata 0.13 counts ``X`` among them, under None."""
+    return [name for name in adata.layers if name is not None]
 
 
 def torch_device(accelerator: str, device: int | str) -> torch.device:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy import sparse
 
+from scr2mae._compat import layer_names
 from scr2mae.data import MEASURED_COLUMN, align_genes
 from scr2mae.data.cells import check_overlap, reorder_columns
 from scr2mae.data.counts import as_csr, check_genes
@@ -81,12 +81,7 @@ def align_anndata(adata: AnnData, reference: Any | str | Path, *, min_shared: fl
             **{k: v for k, v in adata.uns.items() if k not in _SCVI_UNS},
             "scr2mae": {"gene_overlap": report},
         },
-        layers={
-            name: reorder_columns(
-                as_csr(layer) if not sparse.issparse(layer) else sparse.csr_matrix(layer), position
-            )
-            for name, layer in adata.layers.items()
-        },
+        layers={name: reorder_columns(as_csr(adata.layers[name]), position) for name in layer_names(adata)},
         raw=adata.raw.to_adata() if adata.raw is not None else None,
     )
 

@@ -262,7 +262,7 @@ def _aligned_counts(
     if np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names):
         if MEASURED_COLUMN not in adata.var:
             return counts, None
-        measured = adata.var[MEASURED_COLUMN].to_numpy(dtype=bool)
+        measured = np.array(adata.var[MEASURED_COLUMN], dtype=bool)
         return counts, None if measured.all() else measured
     position = align_genes(adata.var_names, spec.var_names)
     measured = position >= 0

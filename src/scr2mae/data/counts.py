@@ -9,6 +9,8 @@ import numpy as np
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
+from scr2mae._compat import layer_names
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,10 +35,10 @@ def get_counts(adata: AnnData, layer: str | None) -> Any:
         raise ValueError(f"Expected cells and genes, got an empty AnnData ({adata.n_obs} x {adata.n_vars}).")
     if layer is not None:
         if layer not in adata.layers:
-            raise KeyError(f"No {layer!r} in adata.layers; choose one of {list(adata.layers)} or layer=None.")
+            raise KeyError(f"No {layer!r} in adata.layers; choose one of {layer_names(adata)} or layer=None.")
         return adata.layers[layer]
     if adata.X is None:
-        raise ValueError(f"adata.X is None; name the layer of raw counts, one of {list(adata.layers)}.")
+        raise ValueError(f"adata.X is None; name the layer of raw counts, one of {layer_names(adata)}.")
     return adata.X
 
 
@@ -130,7 +132,7 @@ def check_counts(
     row = int(np.searchsorted(counts.indptr, position, side="right")) - 1
     cell, gene = adata.obs_names[row], adata.var_names[counts.indices[position]]
     place = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    look = [f"layers[{name!r}]" for name in adata.layers if name != layer]
+    look = [f"layers[{name!r}]" for name in layer_names(adata) if name != layer]
     look += ["adata.raw"] if adata.raw is not None else []
     hint = f"here there are {', '.join(look)}" if look else "this AnnData has neither layers nor raw"
     note = ""
