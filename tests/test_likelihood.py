@@ -9,7 +9,7 @@ from scvi.distributions import NegativeBinomial
 from scr2mae.likelihood import log_mean_of_counts, nb_log_prob
 
 
-def _grid() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _grid(max_log10_theta: float = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Counts to 1e6, means to 1e6 (half of them close to the count), theta from 1e-4 to 1e8; shape (n,)."""
     generator = torch.Generator().manual_seed(0)
     n = 40_000
@@ -19,7 +19,7 @@ def _grid() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     near = (torch.arange(n) % 2 == 0) & (counts > 0)
     jitter = 0.01 * torch.randn(n, generator=generator)
     log_mean = torch.where(near, counts.clamp(min=1).log() + jitter, log_mean).clamp(max=np.log(1e6))
-    log_theta = np.log(10) * (-4 + 12 * u[3])
+    log_theta = np.log(10) * (-4 + (4 + max_log10_theta) * u[3])
     return counts, log_mean, log_theta
 
 
@@ -38,9 +38,11 @@ def _reference(counts, log_mean, log_theta):
     return value.detach(), *torch.autograd.grad(value.sum(), (log_mean, log_theta))
 
 
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)], ids=["theta of each count", "theta of the only gene"])
+@pytest.mark.parametrize("max_log10_theta", [3, 8])
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
-def test_value_and_gradients_agree_with_float64(autocast):
-    counts, log_mean, log_theta = _grid()
+def test_value_and_gradients_agree_with_float64(autocast, max_log10_theta, shape):
+    counts, log_mean, log_theta = (t.view(shape) for t in _grid(max_log10_theta))
     mean, theta = log_mean.clone().requires_grad_(), log_theta.clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         value = nb_log_prob(counts, mean, theta)

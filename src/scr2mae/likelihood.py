@@ -20,40 +20,58 @@ from torch.nn.functional import log_softmax, softplus
 __all__ = ["log_mean_of_counts", "nb_log_prob"]
 
 _SERIES_BELOW = 0.1
+_LARGE_LOG_THETA = 7.0
 
 
-def _softplus_minus_sigmoid(a: Tensor, sigmoid: Tensor) -> Tensor:
-    """Return ``softplus(a) - sigmoid(a)`` without cancellation.
+def _softplus_minus_sigmoid(softplus_a: Tensor, sigmoid: Tensor, log_theta: Tensor) -> Tensor:
+    """Return ``softplus(a) - sigmoid(a)``, without cancellation where it would show.
 
-    With ``u = sigmoid(a)`` it equals ``-log(1 - u) - u = u^2/2 + u^3/3 + ...``, used below 0.1.
+    With ``u = sigmoid(a)`` it equals ``-log(1 - u) - u = u^2/2 + u^3/3 + ...``, used below 0.1. The difference is
+    multiplied by theta afterwards, so that float32 is enough as long as no theta passes a thousand; on the CPU, where
+    looking costs nothing, the series is then left out.
     """
-    u = sigmoid
-    series = (((((u / 7 + 1 / 6) * u + 0.2) * u + 0.25) * u + 1 / 3) * u + 0.5) * u * u
-    return torch.where(u < _SERIES_BELOW, series, softplus(a) - u)
+    difference = softplus_a - sigmoid
+    if log_theta.device.type == "cpu" and bool(log_theta.max() < _LARGE_LOG_THETA):
+        return difference
+    series = sigmoid / 7
+    for coefficient in (1 / 6, 1 / 5, 1 / 4, 1 / 3, 1 / 2):
+        series.add_(coefficient).mul_(sigmoid)
+    return torch.where(sigmoid < _SERIES_BELOW, series.mul_(sigmoid), difference)
 
 
-def _at_non_zeros(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability and its two gradients, in double precision where the device has it.
+def _at_non_zeros(
+    x: Tensor, log_mean: Tensor, log_theta: Tensor, gene: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability and its gradients by log mean and log theta, in double precision where the device has it.
 
-    All tensors have shape (n_non_zeros,). Gradients are with respect to log mean and log theta.
+    Parameters
+    ----------
+    x, log_mean
+        Shape (n_non_zeros,).
+    log_theta
+        The same shape, or, with ``gene``, one entry a gene.
+    gene
+        Position in ``log_theta`` of each non-zero, or None.
+
+    Returns
+    -------
+    Three tensors of shape (n_non_zeros,).
     """
-    precise = torch.float32 if counts.device.type == "mps" else torch.float64
-    x, log_mean, log_theta = (t.to(precise) for t in (counts, log_mean, log_theta))
-    a = log_mean - log_theta
+    precise = torch.float32 if x.device.type == "mps" else torch.float64
+    x, log_mean, log_theta = (t.to(precise) for t in (x, log_mean, log_theta))
     theta = log_theta.exp()
+    of_theta = torch.stack([log_theta, theta, torch.lgamma(theta), torch.digamma(theta)])
+    if gene is not None:
+        of_theta = of_theta.index_select(1, gene)
+    log_theta, theta, lgamma_theta, digamma_theta = of_theta
+    a = log_mean - log_theta
     softplus_a = softplus(a, threshold=100.0)
-    softplus_minus_a = softplus(-a, threshold=100.0)
-    share = torch.sigmoid(-a)  # theta / (theta + mean)
+    x_theta = x + theta
     value = (
-        torch.lgamma(x + theta)
-        - torch.lgamma(theta)
-        - torch.lgamma(x + 1)
-        - x * softplus_minus_a
-        - theta * softplus_a
+        torch.lgamma(x_theta) - lgamma_theta - torch.lgamma(x + 1) - x * (softplus_a - a) - theta * softplus_a
     )
-    by_log_mean = share * (x - log_mean.exp())
-    digamma_rise = torch.digamma(x + theta) - torch.digamma(theta)
-    by_log_theta = theta * (digamma_rise - softplus_a) - by_log_mean
+    by_log_mean = torch.sigmoid(-a) * (x - log_mean.exp())
+    by_log_theta = theta * (torch.digamma(x_theta) - digamma_theta - softplus_a) - by_log_mean
     return value, by_log_mean, by_log_theta
 
 
@@ -62,21 +80,27 @@ class _NegativeBinomial(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
-        theta = log_theta.exp()
+        minus_theta = -log_theta.exp()
         a = log_mean - log_theta
-        value = softplus(a).mul_(-theta)
+        softplus_a = softplus(a)
         by_log_mean = by_log_theta = None
         if any(ctx.needs_input_grad):
             sigmoid = torch.sigmoid(a)
-            by_log_theta = _softplus_minus_sigmoid(a, sigmoid).mul_(-theta)
-            by_log_mean = sigmoid.mul_(-theta)
-        where = counts.nonzero(as_tuple=True)
-        if where[0].numel():
-            exact = _at_non_zeros(counts[where], log_mean[where], log_theta.expand_as(log_mean)[where])
-            value[where] = exact[0].float()
-            if by_log_mean is not None and by_log_theta is not None:
-                by_log_mean[where] = exact[1].float()
-                by_log_theta[where] = exact[2].float()
+            by_log_theta = _softplus_minus_sigmoid(softplus_a, sigmoid, log_theta).mul_(minus_theta)
+            by_log_mean = sigmoid.mul_(minus_theta)
+        value = softplus_a.mul_(minus_theta)
+        where = counts.reshape(-1).nonzero().squeeze(1)
+        if where.numel():
+            of_gene = log_theta.dim() == 1
+            exact = _at_non_zeros(
+                counts.reshape(-1).index_select(0, where),
+                log_mean.reshape(-1).index_select(0, where),
+                log_theta if of_gene else log_theta.expand_as(log_mean).reshape(-1).index_select(0, where),
+                where % counts.shape[-1] if of_gene else None,
+            )
+            for dense, sparse in zip((value, by_log_mean, by_log_theta), exact, strict=True):
+                if dense is not None:
+                    dense.view(-1).index_copy_(0, where, sparse.float())
         ctx.save_for_backward(by_log_mean, by_log_theta)
         ctx.theta_shape = log_theta.shape
         return value
