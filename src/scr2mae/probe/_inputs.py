@@ -47,7 +47,7 @@ def read_donors(adata: AnnData, donor_key: str) -> NDArray[np.str_]:
     donors = column.astype(str).to_numpy(dtype=str)
     if len(np.unique(donors)) < 2:
         raise ValueError(
-            f"Holding donors out needs two donors, adata.obs[{donor_key!r}] has one: {donors[0]!r}."
+            f"Holding donors out needs two donors, adata.obs[{donor_key!r}] has one: {str(donors[0])!r}."
         )
     return donors
 
@@ -69,9 +69,9 @@ def read_target(
     if not len(rows):
         raise ValueError(f"No cell has a label in adata.obs[{name!r}].")
     known, donors = column.iloc[rows], donors[rows]
-    y = _classes(known, name) if kind == "classification" else _numbers(known, name)
     if len(np.unique(donors)) < 2:
-        raise ValueError(f"Only donor {donors[0]!r} has labels in adata.obs[{name!r}]; two are needed.")
+        raise ValueError(f"Only donor {str(donors[0])!r} has labels in adata.obs[{name!r}]; two are needed.")
+    y = _classes(known, name) if kind == "classification" else _numbers(known, name)
     units, unit = np.arange(len(rows)), None
     if name not in cell_level:
         units, unit = _units(adata, y, donors, rows, kind, sample_key)
@@ -93,7 +93,7 @@ def _classes(column: pd.Series, name: str) -> NDArray[Any]:
         raise ValueError(f"adata.obs[{name!r}] holds fractions; make it a regression target or bin it.")
     if len(classes := np.unique(values)) < 2:
         raise ValueError(
-            f"Classifying {name!r} needs two classes, all {len(values)} labelled cells are {classes[0]!r}."
+            f"Classifying {name!r} needs two classes, all {len(values)} labelled cells are {str(classes[0])!r}."
         )
     return values
 
