@@ -12,7 +12,7 @@ from scr2mae.theory.covariance import (
     spiked_covariance,
     uniform_covariance,
 )
-from scr2mae.theory.curves import align_accuracy, read_accuracies
+from scr2mae.theory.curves import align_accuracy, align_errors, read_accuracies
 from scr2mae.theory.laws import RatioLaw
 from scr2mae.theory.profile import MaskProfile, ledoit_wolf, mask_profile
 from scr2mae.theory.randomised import r2mae_risk
@@ -45,6 +45,7 @@ __all__ = [
     "SimulatedRisk",
     "SpikedTerms",
     "align_accuracy",
+    "align_errors",
     "aligned_signal",
     "beta_covariance",
     "effective_rank",

@@ -15,39 +15,36 @@ _INTERCEPT = (0.15, 0.30)  # ratios of the line that is extrapolated to zero
 _SLOPE = (0.4, 0.8)  # ratios between which all curves get one slope
 
 
-def align_accuracy(ratios: ArrayLike, accuracies: ArrayLike, *, slope: float = 1.0) -> NDArray[np.float64]:
-    """Turn an accuracy curve over the masking ratio into an error curve comparable with others.
+def align_errors(ratios: ArrayLike, errors: ArrayLike, *, slope: float = 1.0) -> NDArray[np.float64]:
+    """Shift and scale an error curve over the masking ratio so that curves of different tasks lie on each other.
 
     Parameters
     ----------
     ratios
         Ascending, shape ``(n_ratios,)``, spanning 0.15 to 0.8; values between two ratios are interpolated.
-    accuracies
-        In [0, 1], shape ``(n_ratios,)``.
+    errors
+        Any unit, shape ``(n_ratios,)``: one minus an accuracy, or a risk of the theory.
     slope
-        Common slope of the line from ratio 0.4 to ratio 0.8 after scaling, in units of error per unit of ratio.
+        Common slope of the line from ratio 0.4 to ratio 0.8 after scaling.
 
     Returns
     -------
-    Error (one minus accuracy), shifted so that the line through its values at 0.15 and 0.30 meets zero at ratio 0,
-    then scaled to the slope; shape ``(n_ratios,)``.
+    Errors, shifted so that the line through their values at 0.15 and 0.30 meets zero at ratio 0, then scaled to the
+    slope; shape ``(n_ratios,)``.
 
     Raises
     ------
     ValueError
-        If the shapes disagree, the ratios do not ascend over 0.15 to 0.8, an accuracy lies outside [0, 1], or the
-        error does not change between 0.4 and 0.8.
+        If the shapes disagree, the ratios do not ascend over 0.15 to 0.8, an error is not finite, or the error does
+        not change between 0.4 and 0.8.
     """
-    x, y = np.asarray(ratios, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
-    if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(f"ratios and accuracies must be vectors of one length, got {x.shape} and {y.shape}.")
+    x, error = np.asarray(ratios, dtype=np.float64), np.asarray(errors, dtype=np.float64)
+    if x.ndim != 1 or x.shape != error.shape:
+        raise ValueError(f"ratios and errors must be vectors of one length, got {x.shape} and {error.shape}.")
     if not (np.diff(x) > 0).all() or x.size < 2 or x[0] > _INTERCEPT[0] or x[-1] < _SLOPE[1]:
         raise ValueError("ratios must ascend and span 0.15 to 0.8; sort them and add the missing ends.")
-    if not ((y >= 0) & (y <= 1)).all():
-        raise ValueError(
-            f"accuracies must lie in [0, 1], got {y.min():g} to {y.max():g}; divide per cent by 100."
-        )
-    error = 1 - y
+    if not np.isfinite(error).all():
+        raise ValueError("The curve holds values that are not finite; remove those ratios.")
     low, high = np.interp(_INTERCEPT, x, error)
     intercept = low - (high - low) / (_INTERCEPT[1] - _INTERCEPT[0]) * _INTERCEPT[0]
     start, end = np.interp(_SLOPE, x, error)
@@ -57,6 +54,33 @@ def align_accuracy(ratios: ArrayLike, accuracies: ArrayLike, *, slope: float = 1
             "The error is the same at ratios 0.4 and 0.8, so no scaling gives the curve a common slope."
         )
     return (error - intercept) * slope / rise
+
+
+def align_accuracy(ratios: ArrayLike, accuracies: ArrayLike, *, slope: float = 1.0) -> NDArray[np.float64]:
+    """Turn an accuracy curve over the masking ratio into an aligned error curve; see `align_errors`.
+
+    Parameters
+    ----------
+    ratios, slope
+        As in `align_errors`.
+    accuracies
+        In [0, 1], shape ``(n_ratios,)``.
+
+    Returns
+    -------
+    Aligned errors, shape ``(n_ratios,)``.
+
+    Raises
+    ------
+    ValueError
+        As in `align_errors`, or if an accuracy lies outside [0, 1].
+    """
+    values = np.asarray(accuracies, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(
+            f"accuracies must lie in [0, 1], got {values.min():g} to {values.max():g}; divide per cent by 100."
+        )
+    return align_errors(ratios, 1 - values, slope=slope)
 
 
 def read_accuracies(path: str | Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
