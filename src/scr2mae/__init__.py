@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scr2mae.model import R2MAEModel
+    from scr2mae.schemes import schemes
 
 __version__ = version("scr2mae")
 
-_OBJECTS = {"R2MAEModel": "scr2mae.model"}
+_OBJECTS = {"R2MAEModel": "scr2mae.model", "schemes": "scr2mae.schemes"}
 _MODULES = ("curriculum", "datasets", "likelihood", "masking", "metrics", "pl", "probe", "theory")
 
-__all__ = ["R2MAEModel", *_MODULES]
+__all__ = ["R2MAEModel", "schemes", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

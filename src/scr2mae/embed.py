@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "batch_codes",
+    "curriculum_weights",
     "gene_positions",
     "latent",
     "masked_reconstruction",
@@ -250,3 +251,20 @@ def masked_reconstruction(
             library=library.squeeze(1).cpu().numpy(),
         )
     return pearson, nll
+
+
+@torch.inference_mode()
+def curriculum_weights(
+    module: R2MAEModule, cells: Cells, *, indices: np.ndarray | None = None, batch_size: int | None = None
+) -> np.ndarray:
+    """Loss weights that the curriculum gives, averaged over cells; float32, shape (n_vars, n_ratios).
+
+    A mean of balanced matrices is balanced.
+    """
+    module.eval()
+    total: Tensor | float = 0.0
+    for rows, tensors in _batches(module, cells, indices, batch_size):
+        weights = module.curriculum_weights(tensors)
+        mean = weights if weights.dim() == 2 else weights.mean(dim=0)
+        total = total + mean * (rows.stop - rows.start)
+    return (total / _n_rows(cells, indices)).cpu().numpy()  # type: ignore[union-attr]

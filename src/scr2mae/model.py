@@ -12,11 +12,12 @@ from scvi.model.base import BaseModelClass
 
 from scr2mae import embed, io, query, saved
 from scr2mae._compat import torch_device
+from scr2mae.curriculum import Curriculum
 from scr2mae.data import CellDataModule, CellSpec, Split, read_cells, split_cells
 from scr2mae.data.setup import make_actual, register
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.module import R2MAEModule
-from scr2mae.train import MaskedTrainingPlan, fit, history
+from scr2mae.train import CurriculumLog, MaskedTrainingPlan, expression_deciles, fit, history
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,9 @@ class R2MAEModel(BaseModelClass):
     mask_ratio
         Share of the genes hidden at a step: a float (a plain masked autoencoder), a pair ``(low, high)`` from
         which it is drawn anew for every mini-batch (R²MAE), or a schedule of :mod:`scr2mae.masking`.
+    curriculum
+        Learned weights on the loss: ``"cl"`` (from easy to hard), ``"cl_k0"`` (easy throughout), settings
+        (:class:`scr2mae.curriculum.Curriculum`), or None.
     seed
         Seed of the initial weights, the masks and the order of cells. The global generators are left alone.
     registry
@@ -75,6 +79,7 @@ class R2MAEModel(BaseModelClass):
         *,
         n_layers_decoder: int = 1,
         mask_ratio: float | Sequence[float] | RatioSchedule = (0.1, 0.5),
+        curriculum: str | Curriculum | None = None,
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
@@ -87,12 +92,13 @@ class R2MAEModel(BaseModelClass):
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        as_ratio_schedule(mask_ratio)
+        self.curriculum = Curriculum.named(curriculum)
+        self.mask_ratio = mask_ratio
+        self._ratio_schedule(seed)
         if adata is not None:
             self._ensure_registered(adata)
         super().__init__(adata, registry=registry)
         self.init_params_ = {**sizes, "seed": int(seed)}
-        self.mask_ratio = mask_ratio
         self.split_: Split | None = None
         self.history_: history.History | None = None
         self.n_new_categories_: list[int] | None = None
@@ -192,8 +198,14 @@ class R2MAEModel(BaseModelClass):
                 n_categories=[len(categories) for _, categories in spec.categorical],
                 n_new_categories=self.n_new_categories_,
                 n_continuous=len(spec.continuous),
+                curriculum=self.curriculum,
                 **options,
             ).eval()
+
+    def _ratio_schedule(self, seed: int) -> RatioSchedule:
+        if self.curriculum is None:
+            return as_ratio_schedule(self.mask_ratio, seed=seed)
+        return self.curriculum.ratio_schedule(self.mask_ratio, seed=seed)
 
     @property
     def seed(self) -> int:
@@ -297,6 +309,10 @@ class R2MAEModel(BaseModelClass):
         if max_epochs is not None and max_epochs < 1:
             raise ValueError(f"max_epochs must be at least 1, got {max_epochs}.")
         seed = self.seed if seed is None else seed
+        callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
+        gradient_schedule = None
+        if self.curriculum is not None and not self.module.is_query:
+            gradient_schedule = self.curriculum.schedule
         if datamodule is None:
             split = self._split(
                 split_key,
@@ -305,13 +321,21 @@ class R2MAEModel(BaseModelClass):
                 seed=seed,
                 **(datasplitter_kwargs or {}),
             )
-            datamodule = CellDataModule(self._cells(None), split, batch_size=batch_size, seed=seed)
+            cells = self._cells(None)
+            datamodule = CellDataModule(cells, split, batch_size=batch_size, seed=seed)
             self.keep_split(split)
-        n_obs = len(self.split_.train) if self.split_ is not None else int(getattr(datamodule, "n_obs", 0))
+            n_obs = len(split.train)
+            if gradient_schedule is not None:
+                callbacks.append(
+                    CurriculumLog(expression_deciles(np.asarray(cells.counts.mean(axis=0)).ravel()))
+                )
+        else:
+            n_obs = int(getattr(datamodule, "n_obs", 0))
         plan = MaskedTrainingPlan(
             self.module,
-            ratio_schedule=as_ratio_schedule(self.mask_ratio, seed=seed),
+            ratio_schedule=self._ratio_schedule(seed),
             seed=seed,
+            gradient_schedule=gradient_schedule,
             **(plan_kwargs or {}),
         )
         try:
@@ -325,6 +349,7 @@ class R2MAEModel(BaseModelClass):
                 early_stopping=early_stopping,
                 resume=resume,
                 checkpoint_dir=checkpoint_dir,
+                callbacks=callbacks,
                 **trainer_kwargs,
             )
         finally:
@@ -492,6 +517,36 @@ class R2MAEModel(BaseModelClass):
             )
             rows.append({"ratio": ratio, "pearson": float(np.nanmean(pearson)), "nll": float(nll.mean())})
         return pd.DataFrame(rows).set_index("ratio")
+
+    def get_curriculum_weights(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        """Loss weight of each gene at each masking ratio, averaged over cells.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+
+        Returns
+        -------
+        Genes by ratios; rows sum to the number of ratios, columns to the number of genes.
+
+        Raises
+        ------
+        ValueError
+            If the model was made without a curriculum.
+        """
+        if self.curriculum is None:
+            raise ValueError("This model has no curriculum; make it with curriculum='cl' or 'cl_k0'.")
+        cells, where = self._trained_cells(adata, indices)
+        weights = embed.curriculum_weights(self.module, cells, indices=where, batch_size=batch_size)
+        schedule = self._ratio_schedule(self.seed)
+        values = getattr(schedule, "values", range(self.curriculum.n_ratios))
+        return pd.DataFrame(weights, index=self.spec.var_names, columns=pd.Index(values, name="ratio"))
 
     @staticmethod
     def prepare_query_anndata(  # type: ignore[override]

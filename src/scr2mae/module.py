@@ -9,12 +9,15 @@ from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor, nn
 
+from scr2mae.curriculum import scale_gradient
 from scr2mae.likelihood import log_mean_of_counts, nb_log_prob
 from scr2mae.masking import draw_mask
 from scr2mae.nn import CovariateMLP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from scr2mae.curriculum import Curriculum
 
 __all__ = ["MEASURED_KEY", "R2MAEModule"]
 
@@ -43,6 +46,8 @@ class R2MAEModule(BaseModuleClass):
         How many of them came with a query (see :meth:`R2MAEModel.load_query_data`).
     n_continuous
         Number of continuous covariates.
+    curriculum
+        Settings of learned loss weights, or None for equal weights.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class R2MAEModule(BaseModuleClass):
         n_categories: Sequence[int] = (),
         n_new_categories: Sequence[int] | None = None,
         n_continuous: int = 0,
+        curriculum: Curriculum | None = None,
     ) -> None:
         super().__init__()
         self.n_vars = n_vars
@@ -69,6 +75,7 @@ class R2MAEModule(BaseModuleClass):
         self.decoder = CovariateMLP(n_latent, n_hidden, n_layers_decoder, **covariates)
         self.to_logits = nn.Linear(n_hidden, n_vars)
         self.log_theta = nn.Parameter(torch.zeros(n_vars))
+        self.curriculum = None if curriculum is None else curriculum.for_cells(n_vars)
         self.is_query = any(n_new_categories or ())
         if self.is_query:
             self._freeze_reference()
@@ -162,15 +169,30 @@ class R2MAEModule(BaseModuleClass):
         generative_outputs: dict[str, Tensor],
         *,
         mask: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> LossOutput:
         """Mean negative log-likelihood over the hidden genes, or over all measured genes without a mask.
 
-        Its size does not depend on how many genes are hidden.
+        Its size does not depend on how many genes are hidden. ``weights``, of shape (n_vars,) or (n_obs, n_vars),
+        multiply each element.
         """
         scored = tensors.get(MEASURED_KEY) if mask is None else mask
         genes = None if scored is None else scored.nonzero().squeeze(1)
         nll = self.element_nll(tensors, generative_outputs["logits"], genes=genes)
+        if weights is not None:
+            nll = nll * (weights if genes is None else weights.index_select(-1, genes))
         return LossOutput(loss=nll.mean(), n_obs_minibatch=nll.shape[0], reconstruction_loss=nll.mean(dim=1))
+
+    def curriculum_weights(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Weights of each gene at each ratio, made from this mini-batch's uncorrupted counts.
+
+        Shape (n_vars, n_ratios), or (n_obs, n_vars, n_ratios) with a matrix a cell.
+        """
+        if self.curriculum is None:
+            raise ValueError(
+                "This network has no curriculum; build the model with curriculum='cl' or the like."
+            )
+        return self.curriculum(tensors[REGISTRY_KEYS.X_KEY].float().log1p(), valid=tensors.get(MEASURED_KEY))
 
     def draw_gene_mask(self, tensors: dict[str, Tensor], ratio: float, *, seed: int, step: int) -> Tensor:
         """Hide ``round(ratio * n)`` of the n measured genes; boolean, shape (n_vars,)."""
@@ -182,7 +204,33 @@ class R2MAEModule(BaseModuleClass):
         mask[measured] = draw_mask(int(measured.sum()), ratio, seed=seed, step=step, device=device)
         return mask
 
-    def masked_loss(self, tensors: dict[str, Tensor], *, ratio: float, seed: int, step: int) -> LossOutput:
-        """Hide a share of the genes of this mini-batch, the same for all its cells, and score them."""
+    def masked_loss(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        ratio: float,
+        seed: int,
+        step: int,
+        column: int | None = None,
+        multiplier: float = 1.0,
+    ) -> LossOutput:
+        """Hide a share of the genes of this mini-batch, the same for all its cells, and score them.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+        ratio, seed, step
+            As in :func:`scr2mae.masking.draw_mask`.
+        column
+            Column of the curriculum's weights that belongs to the ratio; None scores without weights.
+        multiplier
+            What the gradient that reaches the curriculum's network is multiplied by.
+        """
         mask = self.draw_gene_mask(tensors, ratio, seed=seed, step=step)
-        return self(tensors, inference_kwargs={"mask": mask}, loss_kwargs={"mask": mask})[2]
+        weights = None
+        if column is not None:
+            weights = scale_gradient(self.curriculum_weights(tensors), multiplier)[..., column]
+        return self(tensors, inference_kwargs={"mask": mask}, loss_kwargs={"mask": mask, "weights": weights})[
+            2
+        ]

@@ -153,7 +153,7 @@ def grow(adata: AnnData, reference: R2MAEModel) -> R2MAEModel:
         adata, **reference.registry["setup_args"], source_registry=reference.registry, extend_categories=True
     )
     options: dict[str, Any] = reference.init_params_
-    model = cls(adata, mask_ratio=reference.mask_ratio, **options)
+    model = cls(adata, mask_ratio=reference.mask_ratio, curriculum=reference.curriculum, **options)
     grown = zip(model.spec.categorical, spec.categorical, strict=True)
     model.n_new_categories_ = [len(new) - len(old) for (_, new), (_, old) in grown]
     model.module = model.build_module()

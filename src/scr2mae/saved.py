@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from scr2mae import io
+from scr2mae.curriculum import Curriculum
 from scr2mae.data import CellSpec, Split, read_cells
 from scr2mae.data.setup import make_actual
 from scr2mae.train import history
@@ -47,6 +49,7 @@ def describe(model: R2MAEModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "model": type(model).__name__,
         "init_params": model.init_params_,
         "mask_ratio": mask_ratio,
+        "curriculum": None if model.curriculum is None else asdict(model.curriculum),
         "n_new_categories": model.n_new_categories_,
         "is_trained": model.is_trained_,
         "split": about_split,
@@ -88,6 +91,7 @@ def restore(
         _attach(cls, adata, registry)
     model = cls(adata, registry=None if adata is not None else registry, **document["init_params"])
     model.mask_ratio = io.decode_schedule(document["mask_ratio"])
+    model.curriculum = Curriculum.from_dict(document["curriculum"])
     model.n_new_categories_ = document["n_new_categories"]
     model.module = model.build_module()
     weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}

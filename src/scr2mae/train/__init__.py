@@ -1,8 +1,17 @@
 """One training plan for every modality, on Lightning."""
 
 from scr2mae.train import history
+from scr2mae.train.curriculum_log import CurriculumLog, expression_deciles
 from scr2mae.train.plan import VALIDATION_RATIOS, MaskedTrainingPlan
 from scr2mae.train.progress import TrainingProgress
 from scr2mae.train.run import fit
 
-__all__ = ["VALIDATION_RATIOS", "MaskedTrainingPlan", "TrainingProgress", "fit", "history"]
+__all__ = [
+    "VALIDATION_RATIOS",
+    "CurriculumLog",
+    "MaskedTrainingPlan",
+    "TrainingProgress",
+    "expression_deciles",
+    "fit",
+    "history",
+]

@@ -9,9 +9,12 @@ import lightning.pytorch as pl
 import pandas as pd
 import torch
 
+from scr2mae.masking import DiscreteRatio
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from scr2mae.curriculum import GradientSchedule
     from scr2mae.masking import RatioSchedule
 
 __all__ = ["VALIDATION_RATIOS", "MaskedModule", "MaskedTrainingPlan"]
@@ -52,6 +55,8 @@ class MaskedTrainingPlan(pl.LightningModule):
         ``"Adam"`` (the paper's, weight decay inside the gradient) or ``"AdamW"``.
     validation_ratios
         Shares hidden in validation.
+    gradient_schedule
+        Multiplier of the curriculum's gradient, for a network with ``module.curriculum``; None without.
 
     Notes
     -----
@@ -70,6 +75,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         eps: float = 1e-8,
         optimizer: str = "Adam",
         validation_ratios: Sequence[float] = VALIDATION_RATIOS,
+        gradient_schedule: GradientSchedule | None = None,
     ) -> None:
         super().__init__()
         if optimizer not in _OPTIMIZERS:
@@ -83,6 +89,8 @@ class MaskedTrainingPlan(pl.LightningModule):
         self.optimizer_name = optimizer
         self.optimizer_kwargs = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
         self.validation_ratios = tuple(validation_ratios)
+        self.gradient_schedule = gradient_schedule
+        self.last_multiplier = 0.0
         self.rows: dict[str, list[tuple[int, float]]] = {}
         self._steps: list[tuple[int, float, torch.Tensor]] = []
         self._n_validated = 0
@@ -96,17 +104,32 @@ class MaskedTrainingPlan(pl.LightningModule):
             frames[name] = pd.DataFrame({name: [value for _, value in rows]}, index=index)
         return frames
 
-    def _record(self, name: str, index: int, value: float) -> None:
+    def record(self, name: str, index: int, value: float) -> None:
+        """Add a point to a curve of the history."""
         self.rows.setdefault(name, []).append((index, value))
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Return the loss over what is hidden at this step."""
-        step = self.global_step
-        ratio = self.ratio_schedule(step, int(self.trainer.estimated_stepping_batches))
+        step, total = self.global_step, int(self.trainer.estimated_stepping_batches)
+        ratio = self.ratio_schedule(step, total)
         module: Any = self.module
-        loss = module.masked_loss(batch, ratio=ratio, seed=self.mask_seed, step=step).loss
+        weighting = self._weighting(step, total)
+        loss = module.masked_loss(batch, ratio=ratio, seed=self.mask_seed, step=step, **weighting).loss
         self._steps.append((step, ratio, loss.detach()))
         return loss
+
+    def _weighting(self, step: int, total: int) -> dict[str, Any]:
+        """Column and gradient multiplier of the curriculum at this step; freezes and thaws its network."""
+        if self.gradient_schedule is None:
+            return {}
+        module: Any = self.module
+        frozen = self.gradient_schedule.is_frozen(step, total)
+        # A zero gradient would still let weight decay and momentum move the weights.
+        module.curriculum.requires_grad_(not frozen)
+        multiplier = self.gradient_schedule(step, total)
+        self.last_multiplier = multiplier
+        column = self.ratio_schedule.index(step) if isinstance(self.ratio_schedule, DiscreteRatio) else 0
+        return {"column": column, "multiplier": multiplier}
 
     def flush_steps(self) -> list[float]:
         """Move the steps' losses from the device to the history, in one transfer."""
@@ -114,8 +137,8 @@ class MaskedTrainingPlan(pl.LightningModule):
             return []
         losses = torch.stack([loss for *_, loss in self._steps]).float().cpu().tolist()
         for (step, ratio, _), loss in zip(self._steps, losses, strict=True):
-            self._record("train_loss_step", step, loss)
-            self._record("mask_ratio_step", step, ratio)
+            self.record("train_loss_step", step, loss)
+            self.record("mask_ratio_step", step, ratio)
         self._steps.clear()
         return losses
 
@@ -126,7 +149,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         losses = [loss for step, loss in self.rows.get("train_loss_step", []) if step >= first]
         if losses:
             mean = math.fsum(losses) / len(losses)
-            self._record("train_loss", self.current_epoch, mean)
+            self.record("train_loss", self.current_epoch, mean)
             self.log("train_loss", mean, sync_dist=True)
 
     def on_train_epoch_start(self) -> None:
@@ -158,10 +181,12 @@ class MaskedTrainingPlan(pl.LightningModule):
         mean = math.fsum(curves.values()) / len(curves)
         self.log("validation_loss", mean)
         for name, value in {"validation_loss": mean, **curves}.items():
-            self._record(name, self.current_epoch, value)
+            self.record(name, self.current_epoch, value)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser over the parameters that train."""
+        if self.gradient_schedule is not None:
+            self.module.curriculum.requires_grad_(True)  # type: ignore[union-attr]
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
         return _OPTIMIZERS[self.optimizer_name](parameters, fused=fused, **self.optimizer_kwargs)

@@ -1,0 +1,147 @@
+"""Linear probes of R²MAE, scVI, PCA and log-normalised expression on held-out donors.
+
+Pretraining sees all cells, as in the paper; only the probe's labels are held out. Every method is probed on the same
+donor splits, with and without feature scaling; R²MAE and scVI are trained from several seeds. Embeddings are kept in
+``OUT/embeddings``, so that a run that broke off goes on where it was.
+
+    python benchmarks/embeddings.py --data DATA -o OUT
+
+DATA holds ``csle_pbmc_44donors.h5ad`` (lupus B and T cells; Nehar-Belaid et al. 2020) and ``kang_pbmc_ctrl_12k.h5ad``
+(PBMC of 8 lupus patients; Kang et al. 2018), raw counts in ``X``, donors in ``obs["donor"]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+
+import scr2mae
+from scr2mae.probe import donor_splits, linear_probe
+
+SCORES = ("balanced_accuracy", "macro_f1")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, what is read from its embeddings, and how many donors train the probe."""
+
+    file: str
+    targets: tuple[str, ...]
+    n_train_donors: int
+    max_cells_per_donor: int | None = None
+
+
+TASKS = {
+    "csle": Task("csle_pbmc_44donors.h5ad", ("cell_type", "condition"), 22),
+    "kang": Task("kang_pbmc_ctrl_12k.h5ad", ("cell_type",), 2),
+}
+
+
+def log_normalised(adata: ad.AnnData) -> ad.AnnData:
+    """Return counts per 10,000 on the log scale."""
+    out = ad.AnnData(adata.X.copy(), obs=adata.obs, var=adata.var)
+    sc.pp.normalize_total(out, target_sum=1e4)
+    sc.pp.log1p(out)
+    return out
+
+
+def embed(method: str, seed: int, adata: ad.AnnData, options: argparse.Namespace) -> np.ndarray:
+    """Return the embedding of one method and training seed, shape (n_obs, n_dims)."""
+    quiet = {"enable_progress_bar": False, "accelerator": "cpu"}
+    if method == "PCA":
+        return sc.pp.pca(log_normalised(adata), n_comps=50, random_state=seed, copy=True).obsm["X_pca"]
+    if method == "log-normalised":
+        return log_normalised(adata).X.toarray()
+    if method == "scVI":
+        scvi.settings.seed = seed
+        copy = adata.copy()
+        scvi.model.SCVI.setup_anndata(copy)
+        model = scvi.model.SCVI(copy)
+        model.train(**quiet)
+        return model.get_latent_representation()
+    model = scr2mae.R2MAEModel(adata.copy(), seed=seed, **options.model)
+    model.train(options.max_epochs, batch_size=options.batch_size, split_key=False, train_size=1.0, **quiet)
+    return model.get_latent_representation()
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean score of each method, scaling by scaling, and its difference from R²MAE over paired splits and seeds."""
+    rows = frame[(frame["level"] == "cell") & frame["metric"].isin(SCORES)]
+    score = rows.groupby(["data", "target", "method", "scale", "train_seed", "split"])["value"].mean()
+    by = score.groupby(["data", "target", "method", "scale"])
+    summary = pd.DataFrame({"mean": by.mean(), "sd": by.std()}).reset_index()
+    best = summary.loc[summary.groupby(["data", "target", "method"])["mean"].idxmax()]
+    result = []
+    for (data, target), group in best.groupby(["data", "target"]):
+        chosen = group.set_index("method")["scale"]
+        splits = {m: score.loc[data, target, m, s].groupby("split").mean() for m, s in chosen.items()}
+        for _, row in group.sort_values("mean", ascending=False).iterrows():
+            gap = splits["R²MAE"] - splits[row["method"]]
+            result.append({**row, "R²MAE minus it": gap.mean(), "se": gap.std() / np.sqrt(len(gap))})
+    return pd.DataFrame(result)
+
+
+def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
+    """Embed and probe one data set."""
+    task = TASKS[name]
+    adata = ad.read_h5ad(options.data / task.file)
+    keep = options.out / "embeddings"
+    keep.mkdir(parents=True, exist_ok=True)
+    targets = dict.fromkeys(task.targets, "classification")
+    splits = donor_splits(
+        adata, targets=targets, donor_key="donor", n_train_donors=task.n_train_donors, n_splits=options.splits
+    )
+    frames = []
+    for method in options.methods:
+        for seed in range(options.seeds if method in ("R²MAE", "scVI") else 1):
+            path = keep / f"{name}-{method}-{options.tag if method == 'R²MAE' else ''}{seed}.npy"
+            start = time.perf_counter()
+            if not path.exists():
+                np.save(path, embed(method, seed, adata, options))
+            seconds = time.perf_counter() - start
+            probed = ad.AnnData(obs=adata.obs, obsm={method: np.load(path).astype(np.float64)})
+            frame = linear_probe(
+                probed, use_rep=method, targets=targets, donor_key="donor", splits=splits, scale=(False, True), n_bootstrap=0,
+            )  # fmt: skip
+            frames.append(frame.assign(data=name, train_seed=seed, seconds=seconds))
+            print(f"{name} {method} seed {seed}: {seconds:.0f} s, probed in {time.perf_counter() - start - seconds:.0f} s", flush=True)
+    return pd.concat(frames)
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", default=["R²MAE", "scVI", "PCA"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--max-epochs", type=int)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--n-hidden", type=int)
+    parser.add_argument("--n-latent", type=int)
+    parser.add_argument("--tag", default="", help="names embeddings of other settings")
+    options = parser.parse_args()
+    options.model = {k: v for k in ("n_hidden", "n_latent") if (v := getattr(options, k)) is not None}
+    warnings.simplefilter("ignore")
+    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    frame = pd.concat([run(name, options) for name in options.sets])
+    frame.drop(columns=["note"]).to_csv(options.out / "embeddings.csv", index=False)
+    result = table(frame)
+    result.to_csv(options.out / "embeddings_table.csv", index=False)
+    print(result.to_markdown(index=False, floatfmt=".3f"))
+
+
+if __name__ == "__main__":
+    main()
