@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scr2mae.model import R2MAEModel
-    from scr2mae.schemes import schemes
+    from scr2mae._schemes import schemes
 
 __version__ = version("scr2mae")
 
-_OBJECTS = {"R2MAEModel": "scr2mae.model", "schemes": "scr2mae.schemes"}
+_OBJECTS = {"R2MAEModel": "scr2mae.model", "schemes": "scr2mae._schemes"}
 _MODULES = ("curriculum", "datasets", "likelihood", "masking", "metrics", "pl", "probe", "theory")
 
 __all__ = ["R2MAEModel", "schemes", *_MODULES]
