@@ -14,16 +14,15 @@ from scr2mae.theory.covariance import (
 )
 from scr2mae.theory.curves import align_accuracy, align_errors, read_accuracies
 from scr2mae.theory.laws import RatioLaw
+from scr2mae.theory.optimum import OptimalRatio, optimal_ratio
 from scr2mae.theory.profile import MaskProfile, ledoit_wolf, mask_profile
 from scr2mae.theory.randomised import r2mae_risk
 from scr2mae.theory.risk import (
-    OptimalRatio,
     RiskTerms,
     eigenvector_risk,
     general_risk,
     general_terms,
     isotropic_risk,
-    optimal_ratio,
 )
 from scr2mae.theory.simulate import SimulatedRisk, minimum_norm, simulate_risk
 from scr2mae.theory.spectrum import EffectiveRank, effective_rank

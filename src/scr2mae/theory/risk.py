@@ -23,8 +23,6 @@ from scr2mae.theory._checks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import ArrayLike, NDArray
 
     from scr2mae.theory.covariance import Covariance
@@ -278,61 +276,3 @@ def isotropic_risk(
     over = signal * (1 - ratios / gamma) + hidden * ratios / np.abs(gamma - ratios)
     under = hidden * gamma / np.abs(ratios - gamma)
     return as_output(np.where(ratios < gamma, over, under), ratios)
-
-
-class OptimalRatio(NamedTuple):
-    """A minimiser of the risk over the masking ratio."""
-
-    ratio: float
-    risk: float
-
-
-def optimal_ratio(
-    risk: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    *,
-    gamma: float,
-    bounds: tuple[float, float] = (0.01, 0.99),
-    n_grid: int = 60,
-) -> OptimalRatio:
-    """Find the masking ratio of least risk, on either side of the pole at `gamma`.
-
-    Parameters
-    ----------
-    risk
-        Maps ratios to risks, for example ``functools.partial(general_risk, gamma=gamma, ...)``.
-    gamma
-        Covariates per row; ratios within 2 % of it are left out, where the risk diverges.
-    bounds
-        Search range within (0, 1).
-    n_grid
-        Ratios tried before the best is refined by Brent's method between its neighbours.
-
-    Returns
-    -------
-    Ratio and risk. A ratio at an end of `bounds` says that the risk has no minimum inside.
-
-    Raises
-    ------
-    ValueError
-        If the bounds do not satisfy ``0 < low < high < 1``.
-    """
-    low, high = bounds
-    if not 0 < low < high < 1:
-        raise ValueError(f"bounds must satisfy 0 < low < high < 1, got {bounds}.")
-    grid = np.linspace(low, high, n_grid)
-    grid = grid[np.abs(grid / gamma - 1) > 0.02]
-    values = np.asarray(risk(grid))
-    best = int(values.argmin())
-    # a neighbour beyond the pole is no neighbour
-    side = grid[(grid < gamma) == (grid[best] < gamma)]
-    here = int(np.searchsorted(side, grid[best]))
-    left, right = side[max(here - 1, 0)], side[min(here + 1, side.size - 1)]
-    refined = optimize.minimize_scalar(
-        lambda ratio: float(risk(np.array([ratio]))[0]),
-        bounds=(left, right),
-        method="bounded",
-        options={"xatol": 1e-5},
-    )
-    if refined.fun < values[best]:
-        return OptimalRatio(float(refined.x), float(refined.fun))
-    return OptimalRatio(float(grid[best]), float(values[best]))
