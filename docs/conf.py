@@ -1,0 +1,165 @@
+"""Sphinx configuration; the site builds offline (intersphinx inventories are in _inventories)."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import runpy
+import textwrap
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sphinx.ext.intersphinx import InventoryAdapter, resolve_reference_any_inventory
+from sphinx.ext.napoleon.docstring import NumpyDocstring
+
+import scr2mae
+
+if TYPE_CHECKING:
+    from docutils.nodes import TextElement, reference
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+HERE = Path(__file__).parent
+
+project = "scr2mae"
+author = "scr2mae developers"
+copyright = "2025, scr2mae developers"
+version = release = scr2mae.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+nitpicky = True
+
+# Pages: MyST Markdown whose code cells are executed at every build, so that no output goes stale.
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_timeout = 180
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars; the tests run the same cells with warnings as errors
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# API: types live in the signatures, the text gives shape, unit, range and errors.
+autosummary_generate = True
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {"ArrayLike": "numpy.typing.ArrayLike"}
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+python_use_unqualified_type_names = True
+templates_path = ["_templates"]
+
+_sites = runpy.run_path(str(HERE / "_inventories" / "make.py"))["SITES"]
+intersphinx_mapping = {
+    name: (site.url, str(HERE / "_inventories" / f"{name}.inv")) for name, site in _sites.items()
+}
+intersphinx_disabled_reftypes = []
+
+html_theme = "sphinx_book_theme"
+html_title = "scr2mae"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_extra_path = ["llms.txt"]
+html_show_sourcelink = False
+html_theme_options = {
+    "show_toc_level": 2,
+    "show_navbar_depth": 1,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+    "extra_footer": 'Method: <a href="https://arxiv.org/abs/2509.21650">Dong, Wang &amp; Kluger (2025)</a>.',
+}
+
+
+def _parse_returns(self: NumpyDocstring, section: str) -> list[str]:
+    """Take a Returns section as prose: types live in the signature here, where numpydoc expects one first."""
+    return self._format_block(":returns: ", self._dedent(self._consume_to_next_section()))
+
+
+def _parse_attributes(self: NumpyDocstring, section: str) -> list[str]:
+    """Let one entry describe several attributes, as one does several parameters."""
+    return self._format_docutils_params(self._consume_fields(multiple=True), "ivar", "vartype")
+
+
+def _parse_attribute_docstring(self: NumpyDocstring) -> list[str]:
+    """Take the docstring of a property as it is; what stands before its first colon is no type."""
+    return list(self._lines)
+
+
+NumpyDocstring._parse_returns_section = _parse_returns
+NumpyDocstring._parse_attributes_section = _parse_attributes
+NumpyDocstring._parse_attribute_docstring = _parse_attribute_docstring
+
+
+def _annotations_as_written(app: Sphinx, obj: Any, bound_method: bool) -> None:
+    """Show the annotations of the source: evaluated, ``ArrayLike`` alone fills ten lines."""
+    obj = getattr(obj, "__func__", obj)
+    if not inspect.isfunction(obj) or not obj.__module__.startswith("scr2mae"):
+        return
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(obj))).body[0]
+    except (OSError, SyntaxError, TypeError):  # generated, by a dataclass for one
+        return
+    if isinstance(tree, ast.FunctionDef):
+        arguments = [
+            *tree.args.posonlyargs,
+            *tree.args.args,
+            *tree.args.kwonlyargs,
+            tree.args.vararg,
+            tree.args.kwarg,
+        ]
+        written = {each.arg: ast.unparse(each.annotation) for each in arguments if each and each.annotation}
+        if tree.returns is not None:
+            written["return"] = ast.unparse(tree.returns)
+        obj.__annotations__ = written
+
+
+def _full_names(env: BuildEnvironment) -> dict[str, set[str]]:
+    """Last part of a name to the full names, of this package's objects and of the inventories', that end in it."""
+    found: dict[str, set[str]] = {}
+    inventories = InventoryAdapter(env).main_inventory
+    known = [names for role, names in inventories.items() if role.startswith("py:")]
+    for name in chain(env.domains.python_domain.objects, *known):
+        found.setdefault(name.rpartition(".")[2], set()).add(name)
+    return found
+
+
+def _resolve_short_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: TextElement
+) -> reference | None:
+    """Find what an annotation calls by a short name (``AnnData``, ``np.ndarray``) or a private path, if one fits."""
+    if node.get("refdomain") != "py":
+        return None
+    candidates = _full_names(env).get(node["reftarget"].rpartition(".")[2], set())
+    if len(candidates) != 1:
+        return None
+    node["reftarget"], node["reftype"] = candidates.copy().pop(), "obj"
+    if node["reftarget"] in env.domains.python_domain.objects:
+        return env.domains.python_domain.resolve_xref(
+            env, node["refdoc"], app.builder, "obj", node["reftarget"], node, contnode
+        )
+    return resolve_reference_any_inventory(env, False, node, contnode)
+
+
+def setup(app: Sphinx) -> None:
+    """Register the two handlers, before autodoc reads signatures and after intersphinx gave up."""
+    app.connect("autodoc-before-process-signature", _annotations_as_written)
+    app.connect("missing-reference", _resolve_short_name, priority=600)
