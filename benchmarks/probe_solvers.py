@@ -62,7 +62,7 @@ def compare_ridge(data: dict[str, Any]) -> dict[str, Any]:
         "ours": ours,
         "grid_search": theirs,
         "speedup_cpu": theirs["cpu_s"] / ours["cpu_s"],
-        "same_penalty": probe.alpha_ == search.best_params_["alpha"],
+        "same_penalty": bool(probe.alpha_ == search.best_params_["alpha"]),
         "penalty": probe.alpha_,
         "largest_relative_difference": float(np.max(np.abs(probe.predict(X) - expected)) / np.std(expected)),
     }

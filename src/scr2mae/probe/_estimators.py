@@ -1,7 +1,9 @@
 """Linear probes as scikit-learn estimators that choose their penalty on donors they were not fitted to."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import add
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +22,8 @@ ALPHAS: tuple[float, ...] = tuple(np.logspace(0, 8, 20).tolist())
 CS: tuple[float, ...] = tuple(np.logspace(-6, 2, 10).tolist())
 
 Folds = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+# Weights and intercepts of every penalty, fitted to the training cells of a fold or, at None, to all cells.
+_Solve = Callable[[int | None, Float], tuple[Float, Float]]
 
 
 class RidgeProbe(RegressorMixin, BaseEstimator):
@@ -85,13 +89,13 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
             shift = X.mean(axis=0)
             X -= shift
         folds = _folds(self.cv, X, None, groups)
-        total = Moments.of(X, Y) if _wide_enough(X.shape) else None
-        mse = np.stack([self._score_fold(X, Y, train, test, alphas, total) for train, test in folds])
+        solve = self._primal(X, Y, folds) if X.shape[0] >= X.shape[1] else self._dual(X, Y, folds)
+        mse = np.stack(
+            [_squared_error(X[test], Y[test], *solve(fold, alphas)) for fold, (_, test) in enumerate(folds)]
+        )
         best = mse.mean(axis=0).argmin(axis=0)  # (n_targets,)
         chosen, which = np.unique(best, return_inverse=True)
-        coef, intercept = (
-            ridge_path_dual(X, Y, alphas[chosen]) if total is None else ridge_path(total, alphas[chosen])
-        )
+        coef, intercept = solve(None, alphas[chosen])
         targets = np.arange(Y.shape[1])
         coef, intercept = coef[which, :, targets], intercept[which, targets]
         intercept = intercept - coef @ shift
@@ -103,25 +107,27 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
         return self
 
     @staticmethod
-    def _score_fold(
-        X: Any,
-        Y: Float,
-        train: NDArray[np.intp],
-        test: NDArray[np.intp],
-        alphas: Float,
-        total: Moments | None,
-    ) -> Float:
-        X_test, Y_test = X[test], Y[test]
-        if len(train) < X.shape[1]:
-            coef, intercept = ridge_path_dual(X[train], Y[train], alphas)
-        elif total is not None and len(train) + len(test) == len(Y):
-            coef, intercept = ridge_path(total - Moments.of(X_test, Y_test), alphas)
-        else:
-            coef, intercept = ridge_path(Moments.of(X[train], Y[train]), alphas)
-        n_alphas, n_features, n_targets = coef.shape
-        flat = coef.transpose(1, 0, 2).reshape(n_features, -1)
-        predicted = np.asarray(X_test @ flat).reshape(len(test), n_alphas, n_targets) + intercept
-        return np.square(predicted - Y_test[:, None, :]).mean(axis=0)
+    def _primal(X: Any, Y: Float, folds: Folds) -> _Solve:
+        """Solve from moments: those of the cells that train in a fold, or of all cells."""
+        if _is_partition(folds, len(Y)):
+            # One pass over the cells serves all folds.
+            held_out = [Moments.of(X[test], Y[test]) for _, test in folds]
+            total = reduce(add, held_out)
+            return lambda fold, alphas: ridge_path(total if fold is None else total - held_out[fold], alphas)
+
+        def solve(fold: int | None, alphas: Float) -> tuple[Float, Float]:
+            rows = slice(None) if fold is None else folds[fold][0]
+            return ridge_path(Moments.of(X[rows], Y[rows]), alphas)
+
+        return solve
+
+    @staticmethod
+    def _dual(X: Any, Y: Float, folds: Folds) -> _Solve:
+        def solve(fold: int | None, alphas: Float) -> tuple[Float, Float]:
+            rows = slice(None) if fold is None else folds[fold][0]
+            return ridge_path_dual(X[rows], Y[rows], alphas)
+
+        return solve
 
     def predict(self, X: Any) -> Float:
         """Predict targets, shape ``(n_obs,)`` or ``(n_obs, n_targets)``."""
@@ -268,8 +274,19 @@ def _penalty(C: float, n_obs: int, n_classes: int) -> float:
     return (2 if n_classes == 2 else 1) / (n_obs * C)
 
 
-def _wide_enough(shape: tuple[int, ...]) -> bool:
-    return shape[0] >= shape[1]
+def _squared_error(X: Any, Y: Float, coef: Float, intercept: Float) -> Float:
+    """Mean squared error of every penalty and target, shape ``(n_alphas, n_targets)``."""
+    n_alphas, n_features, n_targets = coef.shape
+    flat = coef.transpose(1, 0, 2).reshape(n_features, -1)
+    predicted = np.asarray(X @ flat).reshape(len(Y), n_alphas, n_targets) + intercept
+    return np.square(predicted - Y[:, None, :]).mean(axis=0)
+
+
+def _is_partition(folds: Folds, n_obs: int) -> bool:
+    """Whether each cell is held out once and trains in all other folds."""
+    tested = np.bincount(np.concatenate([test for _, test in folds]), minlength=n_obs)
+    whole = all(len(np.union1d(train, test)) == len(train) + len(test) == n_obs for train, test in folds)
+    return bool(whole and (tested == 1).all())
 
 
 def _grid(values: ArrayLike | None, default: tuple[float, ...], name: str) -> Float:
