@@ -114,13 +114,18 @@ def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
                 probed, use_rep=method, targets=targets, donor_key="donor", splits=splits, scale=(False, True), n_bootstrap=0,
             )  # fmt: skip
             frames.append(frame.assign(data=name, train_seed=seed, seconds=seconds))
-            print(f"{name} {method} seed {seed}: {seconds:.0f} s, probed in {time.perf_counter() - start - seconds:.0f} s", flush=True)
+            print(
+                f"{name} {method} seed {seed}: {seconds:.0f} s, probed in {time.perf_counter() - start - seconds:.0f} s",
+                flush=True,
+            )
     return pd.concat(frames)
 
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", choices=TASKS, default=list(TASKS))

@@ -1,0 +1,123 @@
+"""Do curricula help or degenerate? Reconstruction of hidden genes and probe scores, scheme by scheme; cost of a step.
+
+    python benchmarks/curriculum.py --data DATA/kang_pbmc_ifnb_8donors.h5ad --donor-key donor -o OUT
+
+Writes ``curriculum.csv`` (Pearson over hidden genes of held-out cells by scheme, seed and ratio), ``curriculum.png`` and
+``curriculum_cost.csv`` (time of a training step with a curriculum over one without, in one run).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import torch
+
+import scr2mae
+from scr2mae.curriculum import Curriculum
+from scr2mae.module import R2MAEModule
+
+SCHEMES = ("mae", "r2mae", "cl", "cl_k0", "r2mae_cl", "r2mae_cl_k0")
+RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7)
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00")
+
+
+def reconstruction(adata: ad.AnnData, options: argparse.Namespace) -> pd.DataFrame:
+    """Pearson and NLL of hidden genes on held-out cells for every scheme, seed and ratio."""
+    rows = []
+    for seed in range(options.seeds):
+        for name in SCHEMES:
+            scheme = scr2mae.schemes(seed=seed)[name]
+            model = scr2mae.R2MAEModel(
+                adata, mask_ratio=scheme.mask_ratio, curriculum=scheme.curriculum, seed=seed
+            )
+            start = time.perf_counter()
+            model.train(options.max_epochs, enable_progress_bar=False, accelerator="cpu", seed=seed)
+            frame = model.get_masked_reconstruction(indices=model.validation_indices, ratios=RATIOS)
+            rows.append(frame.reset_index().assign(scheme=name, seed=seed))
+            print(
+                f"{name} seed {seed}: {time.perf_counter() - start:.0f} s, Pearson {frame['pearson'].round(3).tolist()}",
+                flush=True,
+            )
+    return pd.concat(rows)
+
+
+def draw(frame: pd.DataFrame, path: Path) -> None:
+    """One line a scheme: mean over seeds, bar of one standard deviation."""
+    fig, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for name, colour in zip(SCHEMES, COLOURS, strict=True):
+        by = frame[frame["scheme"] == name].groupby("ratio")["pearson"]
+        ax.errorbar(
+            by.mean().index, by.mean(), by.std(), color=colour, marker="o", ms=4, capsize=3, label=name
+        )
+    ax.set(xlabel="Share of genes hidden", ylabel="Pearson over hidden genes (held-out cells)")
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False, ncols=2)
+    fig.savefig(path, dpi=150)
+
+
+def step_times(n_steps: int, *, n_vars: int = 5000, batch_size: int = 400) -> pd.DataFrame:
+    """Seconds of a training step with and without a curriculum, in turn; width 1000 / 512, ten ratios."""
+    rng = np.random.default_rng(0)
+    counts = torch.tensor(rng.poisson(rng.gamma(0.3, 0.5, size=(batch_size, n_vars))), dtype=torch.float32)
+    tensors = {"X": counts, "batch": torch.zeros(batch_size, 1, dtype=torch.long)}
+    sides = {}
+    for name, curriculum in (("plain", None), ("curriculum", Curriculum())):
+        module = R2MAEModule(n_vars, n_hidden=1000, n_latent=512, curriculum=curriculum).train()
+        sides[name] = (module, torch.optim.Adam(module.parameters(), fused=True), 0 if curriculum else None)
+    rows = []
+    for step in range(n_steps):
+        for name, (module, optimizer, column) in sides.items():
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            module.masked_loss(tensors, ratio=0.3, seed=0, step=step, column=column).loss.backward()
+            optimizer.step()
+            rows.append({"side": name, "step": step, "seconds": time.perf_counter() - start})
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Run both parts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--donor-key")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--n-top-genes", type=int, default=2000)
+    parser.add_argument("--max-epochs", type=int)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="steps timed on each side")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    options.out.mkdir(parents=True, exist_ok=True)
+    times = step_times(options.steps)
+    times.to_csv(options.out / "curriculum_cost.csv", index=False)
+    wide = times[times["step"] >= 3].pivot_table(index="step", columns="side", values="seconds")
+    print(
+        f"step with curriculum / plain step: median of pairs {(wide['curriculum'] / wide['plain']).median():.2f}",
+        flush=True,
+    )
+    adata = ad.read_h5ad(options.data)
+    if adata.n_vars > options.n_top_genes:
+        logged = sc.pp.log1p(sc.pp.normalize_total(adata, target_sum=1e4, copy=True), copy=True)
+        sc.pp.highly_variable_genes(logged, n_top_genes=options.n_top_genes)
+        adata = adata[:, logged.var["highly_variable"].to_numpy()].copy()
+    scr2mae.R2MAEModel.setup_anndata(adata, donor_key=options.donor_key)
+    frame = reconstruction(adata, options)
+    frame.to_csv(options.out / "curriculum.csv", index=False)
+    draw(frame, options.out / "curriculum.png")
+    print(frame.pivot_table(index="scheme", columns="ratio", values="pearson").round(3).to_markdown())
+
+
+if __name__ == "__main__":
+    main()
