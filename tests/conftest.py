@@ -1,0 +1,129 @@
+"""Small counts and small models, shared by the tests of the main class."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+TINY = {"n_hidden": 16, "n_latent": 4}
+QUICK = {"max_epochs": 2, "batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+COVARIATES = {
+    "batch_key": "batch",
+    "donor_key": "donor",
+    "labels_key": "cell_type",
+    "categorical_covariate_keys": ["chemistry"],
+    "continuous_covariate_keys": ["age"],
+}
+
+
+def _simulate(
+    n_obs: int = 120, n_vars: int = 60, *, seed: int = 0, batches: tuple[str, ...] = ("b0", "b1")
+) -> AnnData:
+    """Negative binomial counts of six donors and three cell types; every column of obs shifts the mean."""
+    rng = np.random.default_rng(seed)
+    donor, cell_type = rng.integers(6, size=n_obs), rng.integers(3, size=n_obs)
+    batch, chemistry = rng.integers(len(batches), size=n_obs), rng.integers(2, size=n_obs)
+    age = rng.uniform(-1, 1, n_obs).astype(np.float32)
+    # Effects come from a stream of their own, so that reference and query share them whatever their seeds.
+    effects = np.random.default_rng(1)
+    log_mean = effects.normal(0, 0.7, n_vars) + effects.normal(0, 1, (3, n_vars))[cell_type]
+    for codes in (donor, batch, chemistry):
+        log_mean = log_mean + effects.normal(0, 0.2, (6, n_vars))[codes]
+    mean = np.exp(log_mean + 0.2 * age[:, None])
+    counts = rng.negative_binomial(2.0, 2.0 / (2.0 + mean)).astype(np.float32)
+    counts[np.arange(n_obs), rng.integers(n_vars, size=n_obs)] += 1  # no empty cell
+    obs = pd.DataFrame(
+        {
+            "donor": pd.Categorical([f"donor{i}" for i in donor]),
+            "cell_type": pd.Categorical([f"type{i}" for i in cell_type]),
+            "batch": pd.Categorical([batches[i] for i in batch], categories=list(batches)),
+            "chemistry": pd.Categorical([f"v{i + 2}" for i in chemistry]),
+            "age": age,
+        },
+        index=[f"cell{i}" for i in range(n_obs)],
+    )
+    return AnnData(
+        sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(n_vars)])
+    )
+
+
+@pytest.fixture(scope="session")
+def simulate() -> Callable[..., AnnData]:
+    """Return the simulation: ``simulate(n_obs, n_vars, seed=, batches=)``."""
+    return _simulate
+
+
+@pytest.fixture
+def adata() -> AnnData:
+    """120 cells x 60 genes that no test has touched, CSR float32 in ``X``."""
+    return _simulate()
+
+
+@pytest.fixture(scope="session")
+def covariates() -> dict[str, Any]:
+    """Setup arguments that use every column of the simulation."""
+    return COVARIATES
+
+
+@pytest.fixture(scope="session")
+def train_tiny() -> Callable[..., Any]:
+    """Return ``train_tiny(adata, setup=None, model=None, **train_kwargs)``: a tiny model, trained for two epochs."""
+    from scr2mae import R2MAEModel
+
+    def train(
+        adata: AnnData,
+        *,
+        setup: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> R2MAEModel:
+        if setup is not None:
+            R2MAEModel.setup_anndata(adata, **setup)
+        built = R2MAEModel(adata, **{**TINY, **(model or {})})
+        built.train(**{**QUICK, **kwargs})
+        return built
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def trained(train_tiny: Callable[..., Any]) -> Any:
+    """A model trained on the simulation without covariates; read, never change it."""
+    return train_tiny(_simulate())
+
+
+@pytest.fixture(scope="session")
+def reference(train_tiny: Callable[..., Any]) -> Any:
+    """A model trained with two categorical covariates and one continuous; read, never change it."""
+    return train_tiny(_simulate(), setup=COVARIATES)
+
+
+def _snapshot(adata: AnnData) -> tuple[Any, ...]:
+    X = adata.X
+    values = X[:] if adata.isbacked else X
+    values = values.toarray() if sp.issparse(values) else np.array(values)
+    own = [column for column in adata.obs if not str(column).startswith("_scvi")]
+    container = getattr(X, "format", None), isinstance(X, sp.sparray)
+    return container, values.dtype, values, adata.obs[own].copy(), adata.var.copy()
+
+
+@pytest.fixture(scope="session")
+def unchanged() -> Callable[[AnnData], AbstractContextManager[None]]:
+    """Return a context that fails if ``X``, ``obs`` or ``var`` of an AnnData change, scvi's own columns aside."""
+
+    @contextmanager
+    def check(adata: AnnData) -> Iterator[None]:
+        before = _snapshot(adata)
+        yield
+        after = _snapshot(adata)
+        assert after[:2] == before[:2]
+        np.testing.assert_array_equal(after[2], before[2])
+        pd.testing.assert_frame_equal(after[3], before[3])
+        pd.testing.assert_frame_equal(after[4], before[4])
+
+    return check
