@@ -68,7 +68,7 @@ def by_alignment(args, axes, d, n_draws):
     spot = theory.sweet_spot(gamma=GAMMA, spike=SPIKE)
     axes.axvline(spot, color="0.4", lw=1, ls=":")
     axes.text(spot - 0.01, 1.35, f"p* = {spot:.2f}", color="0.3", ha="right")
-    axes.set(title=f"C  sweet spot at δ = {SPIKE:g}; dashed: quadratic term", ylim=(0, 2))
+    axes.set(title=f"C  sweet spot, δ = {SPIKE:g}", ylim=(0, 2))
     axes.legend(loc="upper left")
     return rows
 
@@ -98,9 +98,7 @@ def disparity(args, axes, d, n_draws):
             spike=spike,
             alignment="1 over 0",
         )
-    axes.set(
-        title="D  prediction magnitude, aligned / not; dotted: truth", ylabel="ratio of |xᵀβ̂|", ylim=(0, None)
-    )
+    axes.set(title="D  disparity of predictions", ylabel="ratio of |xᵀβ̂|", ylim=(0, None))
     axes.legend(loc="upper right")
     return rows
 
