@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sphinx.ext.intersphinx import InventoryAdapter, resolve_reference_any_inventory
 from sphinx.ext.napoleon.docstring import NumpyDocstring
+from sphinx.util.inspect import TypeAliasForwardRef
 
 import scr2mae
 
@@ -40,6 +41,11 @@ extensions = [
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 nitpicky = True
+nitpick_ignore = [  # aliases and results in annotations, spelled out in the docstrings
+    ("py:class", "History"),
+    ("py:class", "LawLike"),
+    ("py:class", "ShrunkCovariance"),
+]
 
 # Pages: MyST Markdown whose code cells are executed at every build, so that no output goes stale.
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
@@ -59,7 +65,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
-autodoc_type_aliases = {"ArrayLike": "numpy.typing.ArrayLike"}
 napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
@@ -126,10 +131,10 @@ def _annotations_as_written(app: Sphinx, obj: Any, bound_method: bool) -> None:
             tree.args.vararg,
             tree.args.kwarg,
         ]
-        written = {each.arg: ast.unparse(each.annotation) for each in arguments if each and each.annotation}
+        written = {each.arg: each.annotation for each in arguments if each and each.annotation}
         if tree.returns is not None:
-            written["return"] = ast.unparse(tree.returns)
-        obj.__annotations__ = written
+            written["return"] = tree.returns
+        obj.__annotations__ = {name: TypeAliasForwardRef(ast.unparse(node)) for name, node in written.items()}
 
 
 def _full_names(env: BuildEnvironment) -> dict[str, set[str]]:

@@ -50,6 +50,7 @@ SITES = {
                 "library/pathlib.html#$": "pathlib.Path",
                 "library/typing.html#$": "typing.NamedTuple typing.Protocol",
             },
+            "function": {"library/dataclasses.html#$": "dataclasses.asdict"},
             "data": {
                 "library/constants.html#$": "None",
                 "library/typing.html#$": "typing.Any typing.Literal typing.Self",

@@ -1,0 +1,180 @@
+"""The pages run, the API page is complete, and docstrings, inventories and versions agree with the code."""
+
+import ast
+import importlib
+import inspect
+import re
+import runpy
+import tomllib
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import scr2mae
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(?P<options>(?::[^\n]*\n)*)(?P<code>.*?)^```", re.M | re.S)
+MODULE = re.compile(
+    r"^\.\. module:: (?P<name>[\w.]+)\n```.*?:nosignatures:\n\n(?P<objects>(?: {4}\w+\n)+)", re.M | re.S
+)
+PAGES = [path for path in sorted(DOCS.rglob("*.md")) if CELL.search(path.read_text(encoding="utf-8"))]
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+API = {
+    match["name"]: match["objects"].split()
+    for match in MODULE.finditer((DOCS / "api.md").read_text(encoding="utf-8"))
+}
+
+
+def public_names(module: ModuleType) -> set[str]:
+    """Names of the public objects of a module, other than modules."""
+    return {name for name in module.__all__ if not inspect.ismodule(getattr(module, name))}
+
+
+def public_callables() -> Iterator[tuple[str, object]]:
+    """Every public function, class and method that is documented as this package's own."""
+    for module_name in API:
+        module = importlib.import_module(module_name)
+        for name in sorted(public_names(module)):
+            item = getattr(module, name)
+            if inspect.isfunction(item) or inspect.isclass(item):
+                yield f"{module_name}.{name}", item
+            if inspect.isclass(item):
+                for attribute, value in sorted(vars(item).items()):
+                    function = getattr(value, "__func__", value)
+                    if inspect.isfunction(function) and not attribute.startswith("_"):
+                        yield f"{module_name}.{name}.{attribute}", function
+
+
+CALLABLES = dict(public_callables())
+
+
+def described_parameters(item: object) -> list[str] | None:
+    """Names in the Parameters section of a docstring, in order; None where there is no such section."""
+    section = re.search(
+        r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-{3,}$|\Z)", inspect.getdoc(item) or "", re.M | re.S
+    )
+    if section is None:
+        return None
+    heads = re.findall(r"^[*\w][^\n]*$", section[1], re.M)
+    return [name.strip().lstrip("*") for head in heads for name in head.partition(":")[0].split(",")]
+
+
+def taken_parameters(item: object) -> list[str]:
+    return [name for name in inspect.signature(item).parameters if name not in ("self", "cls")]  # type: ignore[arg-type]
+
+
+def execute(page: Path) -> None:
+    """Run the cells of a page in one namespace; a cell tagged so must raise."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for cell in CELL.finditer(page.read_text(encoding="utf-8")):
+        code = compile(ast.parse(cell["code"]), f"{page.name}: {cell['code'].splitlines()[-1]}", "exec")
+        if "raises-exception" in cell["options"]:
+            with pytest.raises(Exception, match=r"\S"):
+                exec(code, namespace)
+        else:
+            exec(code, namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
+def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    monkeypatch.chdir(tmp_path)
+    try:
+        execute(page)
+    finally:
+        plt.close("all")
+
+
+@pytest.mark.parametrize("module", sorted(API))
+def test_the_api_page_lists_every_public_object(module):
+    listed = API[module]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == public_names(importlib.import_module(module))
+
+
+def test_the_api_page_has_every_public_module():
+    modules = {f"scr2mae.{name}" for name in scr2mae.__all__ if inspect.ismodule(getattr(scr2mae, name))}
+    assert modules <= set(API)
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_a_docstring_describes_just_the_parameters_there_are(name):
+    item = CALLABLES[name]
+    assert inspect.getdoc(item)
+    described = described_parameters(item)
+    if described is not None:
+        assert described == taken_parameters(item)
+
+
+@pytest.mark.parametrize("name", [name for name, item in CALLABLES.items() if inspect.isfunction(item)])
+def test_a_function_of_several_arguments_describes_them(name):
+    if len(taken_parameters(CALLABLES[name])) > 2:
+        assert described_parameters(CALLABLES[name])
+
+
+def test_the_check_of_docstrings_sees_a_missing_parameter():
+    def function(first, second, *, third):
+        """Do something.
+
+        Parameters
+        ----------
+        first, second
+            Two of them.
+
+        Returns
+        -------
+        third
+            Not a parameter.
+        """
+
+    assert described_parameters(function) == ["first", "second"]
+    assert taken_parameters(function) == ["first", "second", "third"]
+
+
+def test_the_inventories_are_what_their_script_writes():
+    script = runpy.run_path(str(DOCS / "_inventories" / "make.py"))
+    assert {path.stem for path in (DOCS / "_inventories").glob("*.inv")} == set(script["SITES"])
+    for name, site in script["SITES"].items():
+        stored, made = (DOCS / "_inventories" / f"{name}.inv").read_bytes(), script["inventory"](name, site)
+        header_lines = 4
+        for part in (stored, made):
+            assert part.startswith(b"# Sphinx inventory version 2\n")
+        (head, body), (made_head, made_body) = (
+            (
+                b"\n".join(part.split(b"\n", header_lines)[:header_lines]),
+                part.split(b"\n", header_lines)[header_lines],
+            )
+            for part in (stored, made)
+        )
+        assert head == made_head
+        # compressed bytes differ between builds of zlib
+        assert zlib.decompress(body) == zlib.decompress(made_body)
+
+
+def test_llms_txt_links_to_pages_that_exist():
+    links = re.findall(r"\]\(([\w/]+)\.html\)", (DOCS / "llms.txt").read_text(encoding="utf-8"))
+    assert len(links) > 5
+    assert [link for link in links if not (DOCS / f"{link}.md").is_file()] == []
+
+
+def canonical(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def test_the_constraints_pin_every_direct_dependency():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert all(re.fullmatch(r"[\w.]+", version) for version in pins.values())
+    extras = CONFIG["project"]["optional-dependencies"]
+    wanted = [*CONFIG["project"]["dependencies"], *(item for extra in extras.values() for item in extra)]
+    assert {canonical(item) for item in wanted} - {canonical(name) for name in pins} == {"scr2mae"}
+
+
+def test_the_citation_names_the_version_of_the_package():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", citation, re.M)[1] == CONFIG["project"]["version"]
