@@ -57,18 +57,17 @@ def test_the_same_labels_are_read_perfectly_where_cells_are_split_at_random():
 
 
 def test_a_planted_donor_effect_does_not_pass_the_split_and_a_planted_signal_does():
-    rng = np.random.default_rng(1)
-    adata = donor_fingerprints(1)
-    signal = (adata.obs["disease"] == "case").to_numpy() * 12.0 + rng.normal(size=adata.n_obs)
-    adata.obsm["signal"] = np.column_stack([adata.obsm["Z"], signal])
-    frame = linear_probe(
-        adata,
-        use_rep=["Z", "signal"],
-        targets={"disease": "classification"},
-        donor_key="donor",
-        seeds=range(6),
-        n_bootstrap=0,
-    )
+    frames = []
+    for seed in range(12):
+        adata = donor_fingerprints(seed)
+        noise = np.random.default_rng(seed).normal(size=adata.n_obs)
+        signal = (adata.obs["disease"] == "case").to_numpy() * 12.0 + noise
+        adata.obsm["signal"] = np.column_stack([adata.obsm["Z"], signal])
+        targets = {"disease": "classification"}
+        frames.append(
+            linear_probe(adata, use_rep=["Z", "signal"], targets=targets, donor_key="donor", n_bootstrap=0)
+        )
+    frame = pd.concat(frames)
     donors = frame[(frame["level"] == "donor") & (frame["metric"] == "macro_auroc")]
     mean = donors.groupby("method")["value"].mean()
     assert abs(mean["Z"] - 0.5) < 0.2

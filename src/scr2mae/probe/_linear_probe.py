@@ -11,8 +11,9 @@ from anndata import AnnData
 from sklearn.preprocessing import StandardScaler
 
 from scr2mae.metrics import group_means
-from scr2mae.probe._estimators import LogisticProbe, RidgeProbe
 from scr2mae.probe._inputs import Kind, Rows, Target, cap_cells, read_representation, read_target
+from scr2mae.probe._logistic import LogisticProbe
+from scr2mae.probe._ridge import RidgeProbe
 from scr2mae.probe._scores import Bootstrap, score_classes, score_numbers, undefined
 from scr2mae.probe._split import DonorSplit, donor_split
 
@@ -236,7 +237,8 @@ def _check_options(
 
 
 def _child_seed(seed: int, index: int) -> int:
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+    """Seed of a split: the first has the seed itself, so that a single split is easily drawn again."""
+    return seed if index == 0 else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 def _hash_seed(split: DonorSplit) -> int:

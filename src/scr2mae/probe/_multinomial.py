@@ -1,10 +1,8 @@
-"""Exact solution paths of ridge and multinomial logistic regression, in float64.
+"""Multinomial logistic regression, fitted along a path of penalties.
 
-Both lean on one observation: everything that depends on the features alone is their centred second moment. It is
-decomposed once, and the whole path over penalties is then cheap. For ridge that is the textbook solution. For
-logistic regression the decomposition preconditions L-BFGS: averaged over the cells, the Hessian is close to a
-Kronecker product of a class part and the second moment, and in coordinates where that product is the identity a
-few dozen steps suffice where plain L-BFGS needs hundreds.
+The second moment of the features is decomposed once and preconditions every fit: averaged over the cells, the
+Hessian is close to a Kronecker product of a class part and the second moment, and in coordinates where that
+product is the identity a few dozen steps of L-BFGS suffice where hundreds are needed without.
 """
 
 import warnings
@@ -18,7 +16,7 @@ from scipy.linalg import eigh
 from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 
-Float = NDArray[np.float64]
+from scr2mae.probe._folds import Float, to_dense
 
 # Above this many features the decomposition costs more than the steps it saves; the variances alone then
 # precondition.
@@ -27,92 +25,6 @@ _MAX_DECOMPOSED = 2048
 _N_CORRECTIONS = 20
 # Half a megabyte of float64: reading the features from memory once instead of twice is most of the cost.
 _BLOCK_ENTRIES = 65_536
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Sums over cells that a least-squares fit needs; they add and subtract over disjoint sets of cells.
-
-    ``gram`` is X'X, shape ``(n_features, n_features)``; ``cross`` X'Y, shape ``(n_features, n_targets)``.
-    """
-
-    n_obs: int
-    sum_x: Float
-    sum_y: Float
-    gram: Float
-    cross: Float
-
-    @classmethod
-    def of(cls, X: Any, Y: Float) -> "Moments":
-        """Sum over the rows of ``X``, dense or sparse, and ``Y``, shape ``(n_obs, n_targets)``."""
-        return cls(
-            n_obs=X.shape[0],
-            sum_x=np.asarray(X.sum(axis=0), dtype=np.float64).ravel(),
-            sum_y=Y.sum(axis=0),
-            gram=_dense(X.T @ X),
-            cross=np.asarray(X.T @ Y),
-        )
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(
-            n_obs=self.n_obs + other.n_obs,
-            sum_x=self.sum_x + other.sum_x,
-            sum_y=self.sum_y + other.sum_y,
-            gram=self.gram + other.gram,
-            cross=self.cross + other.cross,
-        )
-
-    def __sub__(self, other: "Moments") -> "Moments":
-        return Moments(
-            n_obs=self.n_obs - other.n_obs,
-            sum_x=self.sum_x - other.sum_x,
-            sum_y=self.sum_y - other.sum_y,
-            gram=self.gram - other.gram,
-            cross=self.cross - other.cross,
-        )
-
-    def centred(self) -> tuple[Float, Float, Float, Float]:
-        """Means of X and Y, and the Gram and cross matrices about them."""
-        mean_x, mean_y = self.sum_x / self.n_obs, self.sum_y / self.n_obs
-        gram = self.gram - np.outer(self.sum_x, mean_x)
-        return mean_x, mean_y, gram, self.cross - np.outer(self.sum_x, mean_y)
-
-
-def ridge_path(moments: Moments, alphas: Float) -> tuple[Float, Float]:
-    """Solve ridge regression with a free intercept for every penalty from one eigendecomposition.
-
-    Parameters
-    ----------
-    moments
-        Sums over the training cells.
-    alphas
-        Penalties > 0 of ``||y - Xw - b||² + alpha ||w||²``, shape ``(n_alphas,)``.
-
-    Returns
-    -------
-    Weights, shape ``(n_alphas, n_features, n_targets)``, and intercepts, shape ``(n_alphas, n_targets)``.
-    """
-    mean_x, mean_y, gram, cross = moments.centred()
-    values, vectors = eigh(gram, overwrite_a=True, driver="evd")
-    filtered = 1 / (np.maximum(values, 0.0) + alphas[:, None])  # (n_alphas, n_features)
-    coef = vectors @ (filtered[:, :, None] * (vectors.T @ cross))
-    return coef, mean_y - mean_x @ coef
-
-
-def ridge_path_dual(X: Any, Y: Float, alphas: Float) -> tuple[Float, Float]:
-    """Solve what :func:`ridge_path` solves through the cells' kernel: cheaper with fewer cells than features."""
-    mean_x, mean_y = np.asarray(X.mean(axis=0)).ravel(), Y.mean(axis=0)
-    kernel = _dense(X @ X.T)
-    # Centring rows and columns equals centring the features, and keeps a sparse X sparse.
-    kernel = kernel - kernel.mean(axis=0)
-    kernel = kernel - kernel.mean(axis=1, keepdims=True)
-    values, vectors = eigh(kernel, overwrite_a=True, driver="evd")
-    filtered = 1 / (np.maximum(values, 0.0) + alphas[:, None])  # (n_alphas, n_obs)
-    dual = vectors @ (filtered[:, :, None] * (vectors.T @ (Y - mean_y)))
-    # The dual weights sum to zero over cells, as the kernel is centred, so X needs no centring here.
-    dual -= dual.mean(axis=1, keepdims=True)
-    coef = np.stack([np.asarray(X.T @ d) for d in dual])
-    return coef, mean_y - mean_x @ coef
 
 
 @dataclass(frozen=True)
@@ -275,10 +187,6 @@ def _second_moment(X: Any, mean: Float) -> tuple[Float, Float | None]:
         squares = np.square(X) if isinstance(X, np.ndarray) else X.power(2)
         return np.maximum(np.asarray(squares.mean(axis=0)).ravel() - mean**2, 0.0), None
     values, vectors = eigh(
-        _dense(X.T @ X) / X.shape[0] - np.outer(mean, mean), overwrite_a=True, driver="evd"
+        to_dense(X.T @ X) / X.shape[0] - np.outer(mean, mean), overwrite_a=True, driver="evd"
     )
     return np.maximum(values, 0.0), vectors
-
-
-def _dense(product: Any) -> Float:
-    return product if isinstance(product, np.ndarray) else product.toarray()
