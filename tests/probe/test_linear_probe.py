@@ -269,6 +269,14 @@ class TestAbsentClasses:
         assert frame["value"].isna().all()
         assert frame["note"].str.contains("the training donors carry one class only: b").all()
 
+    def test_scores_are_nan_with_a_reason_where_the_sides_share_no_class(self, adata, split):
+        trains = adata.obs["donor"].isin(split.train_donors)
+        adata.obs["kind"] = np.where(trains, "a", "b") + adata.obs["stim"]
+        frame = linear_probe(adata, use_rep="Z", targets={"kind": "classification"}, splits=[split], **FAST)
+        assert frame["value"].isna().all()
+        assert set(frame["note"]) == {"no training donor carries a class of the test donors"}
+        assert set(frame["n_unseen"]) == {int((~trains).sum())}
+
 
 class TestMissingLabels:
     def test_are_dropped_and_counted(self, adata, split):

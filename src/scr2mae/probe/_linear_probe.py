@@ -1,38 +1,16 @@
 """Linear probes of any embedding on donors that they have never seen."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from sklearn.preprocessing import StandardScaler
 
-from scr2mae.metrics import group_means
-from scr2mae.probe._inputs import Kind, Rows, Target, cap_cells, read_representation, read_target
-from scr2mae.probe._logistic import LogisticProbe
-from scr2mae.probe._ridge import RidgeProbe
-from scr2mae.probe._scores import Bootstrap, score_classes, score_numbers, undefined
+from scr2mae.probe._inputs import Kind, read_representation, read_target
 from scr2mae.probe._split import DonorSplit, donor_split
-
-logger = logging.getLogger(__name__)
+from scr2mae.probe._task import Task, make_task, run_task
 
 Splits = Mapping[str, Sequence[DonorSplit]]
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One target on one split: the cells of either side, as positions in the target's arrays."""
-
-    target: Target
-    split: DonorSplit
-    train: Rows
-    test: Rows
-    absent_train: tuple[str, ...]
-    absent_test: tuple[str, ...]
-    n_unseen: int
 
 
 def donor_splits(
@@ -193,7 +171,7 @@ def linear_probe(
             seeds=seeds,
         )
     by_target: Splits = splits if isinstance(splits, Mapping) else dict.fromkeys(targets, splits)
-    tasks: list[tuple[int, _Task]] = []
+    tasks: list[tuple[int, Task]] = []
     for name, kind in targets.items():
         if not by_target.get(name):
             raise ValueError(f"No splits for target {name!r}; there are splits for {list(by_target)}.")
@@ -202,17 +180,17 @@ def linear_probe(
         )
         per_class = max_cells_per_donor_and_class if name in cell_level else None
         tasks += [
-            (i, _make_task(target, split, adata.obs_names, max_cells_per_donor, per_class))
+            (i, make_task(target, split, adata.obs_names, max_cells_per_donor, per_class))
             for i, split in enumerate(by_target[name])
         ]
-    records: list[dict[str, Any]] = []
-    for method in methods:
-        X = read_representation(adata, method)
-        for i, task in tasks:
-            bootstrap = Bootstrap(n_bootstrap, confidence, _hash_seed(task.split))
-            for scaled in scalings:
-                head = {"method": method, "split": i, "scale": scaled}
-                records += [head | record for record in _probe(X, task, scaled, bootstrap)]
+    records = [
+        {"method": method, "split": i, "scale": scaled} | record
+        for method in methods
+        for X in [read_representation(adata, method)]
+        for i, task in tasks
+        for scaled in scalings
+        for record in run_task(X, task, scaled, n_bootstrap, confidence)
+    ]
     frame = pd.DataFrame.from_records(records)[list(_COLUMNS)]
     frame.attrs["splits"] = {name: [s.to_manifest() for s in by_target[name]] for name in targets}
     return frame
@@ -239,90 +217,3 @@ def _check_options(
 def _child_seed(seed: int, index: int) -> int:
     """Seed of a split: the first has the seed itself, so that a single split is easily drawn again."""
     return seed if index == 0 else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-
-
-def _hash_seed(split: DonorSplit) -> int:
-    """Seed of everything drawn within a split: equal splits then see equal cells, whoever asks."""
-    return int(split.hash[:15], 16)
-
-
-def _make_task(
-    target: Target, split: DonorSplit, names: pd.Index, per_donor: int | None, per_class: int | None
-) -> _Task:
-    train, test = split.rows(target.donors)
-    inner, seed = names[target.rows], _hash_seed(split)
-    if per_class is not None:
-        keys = [target.donors, target.y]
-        train, test = (cap_cells(r, keys, inner, limit=per_class, seed=seed) for r in (train, test))
-    if per_donor is not None:
-        keys = [target.donors]
-        train, test = (cap_cells(r, keys, inner, limit=per_donor, seed=seed) for r in (train, test))
-    task = _Task(target, split, train, test, (), (), 0)
-    if target.kind == "regression":
-        return task
-    carried, tested = set(target.y[train].tolist()), set(target.y[test].tolist())
-    # No model can name a class that it was not shown; those cells are counted instead of scored.
-    seen = np.isin(target.y[test], list(carried))
-    task = replace(
-        task,
-        test=test[seen],
-        absent_train=tuple(sorted(tested - carried)),
-        absent_test=tuple(sorted(carried - tested)),
-        n_unseen=int((~seen).sum()),
-    )
-    if task.absent_train or task.absent_test:
-        logger.warning(
-            "Target %r: classes absent from training %s, from test %s.",
-            target.name,
-            list(task.absent_train),
-            list(task.absent_test),
-        )
-    return task
-
-
-def _probe(X: Any, task: _Task, scaled: bool, bootstrap: Bootstrap) -> Iterator[dict[str, Any]]:
-    """Fit one probe and yield its rows."""
-    target, train, test = task.target, task.train, task.test
-    donors, y = target.donors, target.y
-    common = {
-        "target": target.name,
-        "seed": task.split.seed,
-        "n_train_donors": len(np.unique(donors[train])),
-        "n_test_donors": len(np.unique(donors[test])),
-        "n_train_cells": len(train),
-        "n_test_cells": len(test),
-        "n_dropped": target.n_dropped,
-        "n_unseen": task.n_unseen,
-        "absent_train": "; ".join(task.absent_train),
-        "absent_test": "; ".join(task.absent_test),
-        "split_hash": task.split.hash,
-    }
-    levels: list[tuple[str, str]] = [("cell", "cell")]
-    if target.unit is not None:
-        levels.append(("donor", target.unit))
-    classify = target.kind == "classification"
-    if classify and len(carried := np.unique(y[train])) < 2:
-        note = f"the training donors carry one class only: {carried[0]}"
-        for level, unit in levels:
-            fields = {"level": level, "unit": unit, "n_units": 0, "penalty": np.nan}
-            yield from (common | fields | record for record in undefined("classification", note))
-        return
-    X_train, X_test = X[target.rows[train]], X[target.rows[test]]
-    if scaled:
-        # A free intercept makes centring immaterial, and leaving it out keeps sparse features sparse.
-        scaler = StandardScaler(with_mean=False).fit(X_train)
-        X_train, X_test = scaler.transform(X_train), scaler.transform(X_test)
-    model: Any = LogisticProbe() if classify else RidgeProbe()
-    model.fit(X_train, y[train], groups=donors[train])
-    predicted = model.predict_proba(X_test) if classify else model.predict(X_test)
-    common["penalty"] = model.C_ if classify else model.alpha_
-    truth = np.searchsorted(model.classes_, y[test]) if classify else y[test]
-    codes = np.unique(donors[test], return_inverse=True)[1]
-    for level, unit in levels:
-        rows, truths, by = predicted, truth, codes
-        if level == "donor":
-            first = np.unique(target.units[test], return_index=True)[1]
-            rows, truths, by = group_means(predicted, target.units[test])[1], truth[first], codes[first]
-        score: Any = score_classes if classify else score_numbers
-        for record in score(truths, rows, by, bootstrap):
-            yield common | {"level": level, "unit": unit, "n_units": len(truths)} | record
