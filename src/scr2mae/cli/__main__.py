@@ -1,0 +1,5 @@
+import sys
+
+from scr2mae.cli import main
+
+sys.exit(main())

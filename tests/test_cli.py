@@ -1,0 +1,541 @@
+"""The command line: what it writes, what it refuses and when, and what it says."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+from anndata import AnnData
+from anndata.tests.helpers import assert_equal
+
+import scr2mae
+from scr2mae import R2MAEModel
+from scr2mae.cli import COMMANDS, main
+from scr2mae.cli._main import build_parser
+
+TINY = [
+    "--n-hidden",
+    "16",
+    "--n-latent",
+    "4",
+    "--max-epochs",
+    "2",
+    "--batch-size",
+    "32",
+    "--accelerator",
+    "cpu",
+]
+GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "cli.md"
+HELP_IN_A_FRESH_PROCESS = """
+import sys
+from scr2mae.cli import COMMANDS, main
+
+codes = [main(["--help"]), *(main([command.name, "--help"]) for command in COMMANDS)]
+heavy = {"torch", "scvi", "lightning", "scanpy", "anndata", "pandas", "numpy", "matplotlib"} & set(sys.modules)
+sys.exit(f"{codes} {heavy}" if any(codes) or heavy else 0)
+"""
+
+
+def options_of(command):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return {string for action in parser._actions for string in action.option_strings} - {"-h", "--help"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def counts(folder, adata):
+    """``counts.h5ad`` in the working folder, with some of everything that an AnnData can hold."""
+    adata.layers["counts"] = adata.X.copy()
+    adata.obsm["X_pca"] = np.arange(240.0).reshape(120, 2)
+    adata.uns["nested"] = {"note": "kept", "numbers": np.arange(3)}
+    adata.raw = adata.copy()
+    adata.write_h5ad("counts.h5ad", compression="gzip")
+    return adata
+
+
+@pytest.fixture
+def model_folder(folder, trained):
+    trained.save("model")
+    return folder / "model"
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Fail if training, or reading a whole file, starts."""
+    monkeypatch.setattr(R2MAEModel, "train", lambda *args, **kwargs: pytest.fail("training has started"))
+
+
+def files(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+# --- help and registry
+
+
+def test_help_loads_neither_torch_nor_scvi():
+    done = subprocess.run(
+        [sys.executable, "-c", HELP_IN_A_FRESH_PROCESS], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in COMMANDS:
+        assert f"usage: scr2mae {command.name}" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_examples_in_the_help_are_valid_command_lines(command, capsys):
+    assert main([command.name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    examples = command.examples.strip().splitlines()
+    assert examples
+    for line in examples:
+        assert line in shown
+        program, *arguments = shlex.split(line)
+        assert program == "scr2mae"
+        assert build_parser().parse_args(arguments).command is command
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_guide_has_every_option(command):
+    section = GUIDE.read_text(encoding="utf-8").split(f"## scr2mae {command.name}\n")[1].split("\n## ")[0]
+    assert [option for option in options_of(command) if f"`{option}" not in section] == []
+
+
+def test_names_of_commands_are_unique():
+    assert len({command.name for command in COMMANDS}) == len(COMMANDS)
+
+
+def test_exit_codes_are_in_the_help(capsys):
+    assert main(["--help"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.split("exit codes:")[1].splitlines()]
+    assert [line[0] for line in lines if line and line[0].isdigit()] == ["0", "1", "2", "130"]
+
+
+def test_the_version_is_the_package_s(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"scr2mae {scr2mae.__version__}\n"
+
+
+# --- wrong usage: 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "arguments are required: COMMAND"),
+        ("fly", "invalid choice: 'fly'"),
+        ("train counts.h5ad", "arguments are required: -o/--output"),
+        ("train - -o model", r"'-' \(a stream\) is not supported; give the path"),
+        ("train counts.h5ad -o -", r"--output: '-' \(a stream\) is not supported"),
+        ("embed - --model model -o out.h5ad", r"'-' \(a stream\) is not supported"),
+        ("embed in.h5ad --model model -o -", r"'-' \(a stream\) is not supported"),
+        ("demo -o -", r"'-' \(a stream\) is not supported"),
+        ("train '' -o model", "the path is empty"),
+        ("train counts.h5ad -o model --mask-ratio 1.5", "expected a number from 0 to 1, got '1.5'"),
+        ("train counts.h5ad -o model --mask-ratio half", "expected a number from 0 to 1, got 'half'"),
+        (
+            "train counts.h5ad -o model --mask-ratio 0.5 0.1",
+            "takes one number, or a low and a high one; got 0.5 0.1",
+        ),
+        ("train counts.h5ad -o model --mask-ratio 0.1 0.2 0.3", "takes one number, or a low and a high one"),
+        ("train counts.h5ad -o model --n-latent 0", "expected a whole number of at least 1, got '0'"),
+        ("train counts.h5ad -o model --seed -1", "expected a whole number of at least 0, got '-1'"),
+        ("train counts.h5ad -o model --devices many", "expected 'auto', a number of devices, or positions"),
+        ("train counts.h5ad -o model --split-key donor --split-cells", "not allowed with argument"),
+        ("train counts.h5ad -o model --train-size 0", "--train-size must be above 0"),
+        (
+            "train counts.h5ad -o model --train-size 1 --early-stopping",
+            "--early-stopping needs validation cells",
+        ),
+        ("train counts.h5ad -o model --max-ep 3", "unrecognized arguments: --max-ep"),
+        ("embed in.h5ad --model model -o out.h5ad --key a/b", "expected a name without '/', got 'a/b'"),
+    ],
+)
+def test_wrong_usage_exits_with_two(line, message, capsys, folder, no_training):
+    assert main(shlex.split(line)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: scr2mae")
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(err)
+    assert not files(folder)
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("2", 2), ("0,3", [0, 3]), ("1,", [1])])
+def test_devices_are_a_number_or_positions(text, value):
+    arguments = ["train", "counts.h5ad", "-o", "model", "--devices", text]
+    assert build_parser().parse_args(arguments).devices == value
+
+
+# --- errors in data and files: 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train none.h5ad -o model", "No file none.h5ad."),
+        ("train . -o model", ". is a folder; expected an .h5ad file."),
+        (
+            "train notes.txt -o model",
+            "notes.txt is not an HDF5 file; expected an AnnData written by write_h5ad.",
+        ),
+        (
+            "train counts.h5ad -o notes.txt",
+            "notes.txt is a file; expected a folder to write to. Choose another path.",
+        ),
+        ("train counts.h5ad -o full", "full exists and is not empty; choose another path or pass --force."),
+        ("train counts.h5ad -o notes.txt/model", "notes.txt is a file, so notes.txt/model cannot be made"),
+        (
+            "train counts.h5ad -o model --resume none",
+            "No checkpoint none; give a .ckpt file or the --checkpoint-dir",
+        ),
+        (
+            "train counts.h5ad -o model --checkpoint-dir run",
+            "run/last.ckpt exists; go on from it with --resume, or",
+        ),
+        ("train counts.h5ad -o model --checkpoint-dir notes.txt", "notes.txt is a file; expected a folder"),
+        (
+            "train counts.h5ad -o model --layer spliced",
+            "No 'spliced' in adata.layers; choose one of ['counts']",
+        ),
+        (
+            "train counts.h5ad -o model --donor-key patient",
+            "No 'patient' in adata.obs; choose one of ['donor',",
+        ),
+        ("train foreign.h5ad -o model", "foreign.h5ad is damaged or not an AnnData file ("),
+        ("train cut.h5ad -o model", "cut.h5ad is damaged or not an AnnData file ("),
+        ("embed none.h5ad --model model -o out.h5ad", "No file none.h5ad."),
+        ("embed counts.h5ad --model none -o out.h5ad", "No model folder at none."),
+        ("embed counts.h5ad --model full -o out.h5ad", "full is not a scr2mae model folder"),
+        ("embed counts.h5ad --model none -o full", "full is a folder; expected a file to write to."),
+        (
+            "embed counts.h5ad --model none -o notes.txt",
+            "notes.txt exists; choose another path or pass --force.",
+        ),
+        (
+            "embed counts.h5ad --model none -o notes.txt/out.h5ad",
+            "notes.txt is a file, so notes.txt cannot be made",
+        ),
+        ("demo -o full", "full exists and is not empty; choose another path or pass --force."),
+    ],
+)
+def test_an_error_is_one_line_and_exits_with_one_before_any_training(
+    line, message, capsys, folder, counts, no_training
+):
+    for path in ("full/something", "run/last.ckpt", "notes.txt"):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text("mine")
+    with h5py.File("foreign.h5ad", "w") as file:
+        file["numbers"] = [1, 2]
+    Path("cut.h5ad").write_bytes(Path("counts.h5ad").read_bytes()[:-1000])
+    before = files(folder)
+    assert main([*shlex.split(line), "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("scr2mae: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert files(folder) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a folder in which nobody can write")
+@pytest.mark.parametrize("line", ["train counts.h5ad -o /proc/model", "demo -o /proc/demo"])
+def test_a_folder_that_cannot_be_written_to_is_found_out_before_training(line, counts, capsys, no_training):
+    assert main(shlex.split(line)) == 1
+    assert "error: Cannot write to /proc: " in capsys.readouterr().err
+
+
+def test_logged_counts_are_refused_and_nothing_is_left(counts, folder, capsys):
+    counts.X = counts.X.log1p()
+    counts.write_h5ad("logged.h5ad")
+    before = files(folder)
+    assert main(["train", "logged.h5ad", "-o", "model", "--quiet", *TINY]) == 1
+    err = capsys.readouterr().err
+    assert "Expected raw counts in adata.X" in err
+    assert err.count("\n") == 1
+    assert files(folder) == before
+
+
+def test_debug_shows_the_traceback_and_the_same_code(folder, capsys):
+    assert main(["train", "none.h5ad", "-o", "model", "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert err.endswith("scr2mae: error: No file none.h5ad.\n")
+
+
+def test_a_defect_is_told_from_an_error_in_the_data(counts, monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise TypeError("'NoneType' object\nis not callable")
+
+    monkeypatch.setattr(R2MAEModel, "train", broken)
+    assert main(["train", "counts.h5ad", "-o", "model", "-q"]) == 1
+    assert capsys.readouterr().err == (
+        "scr2mae: error: 'NoneType' object is not callable (TypeError, which may be a defect of scr2mae; "
+        "--debug shows where)\n"
+    )
+
+
+def test_the_program_ends_with_the_code_and_without_a_traceback(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "scr2mae.cli", "train", "none.h5ad", "-o", "model"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "scr2mae: error: No file none.h5ad.\n")
+
+
+# --- train
+
+
+def test_train_saves_the_model_that_the_api_trains(counts, train_tiny, capsys):
+    assert main(["train", "counts.h5ad", "-o", "deep/model", *TINY]) == 0
+    out, err = capsys.readouterr()
+    rows = dict(line.split("\t") for line in out.splitlines())
+    assert rows["model"] == "deep/model"
+    assert (rows["cells_train"], rows["cells_validation"], rows["epochs"]) == ("108", "12", "2")
+    assert "Read 120 cells and 60 genes from counts.h5ad." in err
+
+    expected = train_tiny(anndata.read_h5ad("counts.h5ad"))
+    got = R2MAEModel.load("deep/model")
+    np.testing.assert_array_equal(got.get_latent_representation(counts), expected.get_latent_representation())
+    assert float(rows["train_loss"]) == pytest.approx(expected.history["train_loss"].iloc[-1, 0], abs=1e-4)
+    assert got.split_.sha256 == expected.split_.sha256
+
+
+def test_every_option_reaches_the_model(counts, capsys):
+    line = (
+        "train counts.h5ad -o model --quiet --layer counts --batch-key batch --labels-key cell_type --donor-key donor "
+        "--size-factor-key age_in_days --categorical-covariate-key chemistry --continuous-covariate-key age "
+        "--no-check-counts --n-hidden 8 --n-latent 3 --n-layers 1 --mask-ratio 0.25 --seed 7 --max-epochs 1 "
+        "--batch-size 16 --train-size 0.7 --split-key chemistry2 --accelerator cpu --devices 1 --precision bf16-mixed"
+    )
+    counts.obs["age_in_days"] = 1.0 + np.arange(120)
+    counts.obs["chemistry2"] = [f"c{i % 4}" for i in range(120)]
+    counts.layers["counts"].data += 0.5
+    counts.write_h5ad("counts.h5ad")
+    assert main(shlex.split(line)) == 0
+    assert capsys.readouterr().err == ""
+    model = R2MAEModel.load("model")
+    assert model.registry["setup_args"] == {
+        "layer": "counts",
+        "batch_key": "batch",
+        "labels_key": "cell_type",
+        "donor_key": "donor",
+        "size_factor_key": "age_in_days",
+        "categorical_covariate_keys": ["chemistry"],
+        "continuous_covariate_keys": ["age"],
+        "check_counts": False,
+    }
+    sizes = {name: model.init_params_[name] for name in ("n_hidden", "n_latent", "n_layers", "seed")}
+    assert sizes == {"n_hidden": 8, "n_latent": 3, "n_layers": 1, "seed": 7}
+    assert model.mask_ratio == 0.25
+    assert model.split_.key == "chemistry2"
+    assert len(model.split_.train) == 90
+    assert len(model.history["train_loss_step"]) == 6
+
+
+@pytest.mark.parametrize(("options", "key"), [([], "donor"), (["--split-cells"], None)])
+def test_donors_are_kept_whole_unless_cells_are_asked_for(counts, options, key):
+    assert main(["train", "counts.h5ad", "-o", "model", "-q", "--donor-key", "donor", *options, *TINY]) == 0
+    assert R2MAEModel.load("model").split_.key == key
+
+
+def test_options_of_training_reach_the_trainer(counts, monkeypatch):
+    seen = {}
+
+    def stop(self, **options):
+        seen.update(options)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(R2MAEModel, "train", stop)
+    assert main(["train", "counts.h5ad", "-o", "model", "--early-stopping", "--devices", "0,1"]) == 1
+    assert seen.pop("max_epochs") is None
+    assert seen == {
+        "accelerator": "auto",
+        "devices": [0, 1],
+        "precision": "32-true",
+        "train_size": 0.9,
+        "split_key": None,
+        "early_stopping": True,
+        "resume": None,
+        "checkpoint_dir": None,
+        "enable_progress_bar": True,
+    }
+
+
+def test_a_resumed_run_ends_where_a_whole_one_does(counts):
+    once = [*TINY, "--quiet"]
+    assert main(["train", "counts.h5ad", "-o", "whole", *once]) == 0
+    assert (
+        main(["train", "counts.h5ad", "-o", "half", "--checkpoint-dir", "run", *once, "--max-epochs", "1"])
+        == 0
+    )
+    resume = ["--checkpoint-dir", "run", "--resume", "run"]
+    assert main(["train", "counts.h5ad", "-o", "resumed", *resume, *once]) == 0
+    whole, half, resumed = (
+        R2MAEModel.load(name).get_latent_representation(counts) for name in ("whole", "half", "resumed")
+    )
+    np.testing.assert_array_equal(resumed, whole)
+    assert not np.array_equal(half, whole)
+
+
+def test_checkpoints_may_lie_in_the_model_folder(counts):
+    assert main(["train", "counts.h5ad", "-o", "model", "--checkpoint-dir", "model/run", "-q", *TINY]) == 0
+    assert R2MAEModel.load("model").is_trained_
+    assert Path("model/run/last.ckpt").is_file()
+
+
+def test_force_replaces_a_model(counts, model_folder):
+    before = R2MAEModel.load(model_folder).get_latent_representation(counts)
+    assert main(["train", "counts.h5ad", "-o", "model", "--force", "-q", "--seed", "5", *TINY]) == 0
+    assert not np.array_equal(R2MAEModel.load(model_folder).get_latent_representation(counts), before)
+    assert len(list(model_folder.glob("weights-*"))) == 1
+
+
+def test_an_interrupted_run_exits_with_130_saves_no_model_and_says_how_to_go_on(
+    counts, folder, monkeypatch, capsys
+):
+    def interrupted(self, *, checkpoint_dir, **options):
+        checkpoint_dir.mkdir()
+        (checkpoint_dir / "last.ckpt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(R2MAEModel, "train", interrupted)
+    assert main(["train", "counts.h5ad", "-o", "model", "--checkpoint-dir", "run", "-q"]) == 130
+    assert (
+        capsys.readouterr().err
+        == "scr2mae: No model was saved; go on with --resume run.\nscr2mae: interrupted\n"
+    )
+    assert set(files(folder)) == {"counts.h5ad", "run/last.ckpt"}
+
+
+# --- embed
+
+
+def test_embed_adds_the_embedding_and_keeps_all_else(counts, model_folder, trained, capsys):
+    assert (
+        main(["embed", "counts.h5ad", "--model", "model", "-o", "deep/out.h5ad", "--accelerator", "cpu"]) == 0
+    )
+    out, err = capsys.readouterr()
+    assert dict(line.split("\t") for line in out.splitlines()) == {
+        "output": "deep/out.h5ad",
+        "key": "X_r2mae",
+        "cells": "120",
+        "dimensions": "4",
+    }
+    assert "Embedding 120 cells" in err
+    got = anndata.read_h5ad("deep/out.h5ad")
+    expected = anndata.read_h5ad("counts.h5ad")
+    expected.obsm["X_r2mae"] = trained.get_latent_representation(expected)
+    assert_equal(got, expected, exact=True)
+
+
+def test_embed_takes_other_genes_in_another_order(counts, model_folder, trained):
+    query = counts[:50, np.random.default_rng(0).permutation(60)[:45]].copy()
+    query.write_h5ad("query.h5ad")
+    line = "embed query.h5ad --model model -o out.h5ad --key X_other --batch-size 7 --accelerator cpu -q"
+    assert main(shlex.split(line)) == 0
+    np.testing.assert_allclose(
+        anndata.read_h5ad("out.h5ad").obsm["X_other"], trained.get_latent_representation(query), atol=1e-6
+    )
+
+
+def test_a_new_file_has_the_usual_permissions(counts, model_folder):
+    umask = os.umask(0o027)
+    try:
+        assert main(["embed", "counts.h5ad", "--model", "model", "-o", "out.h5ad", "-q"]) == 0
+    finally:
+        os.umask(umask)
+    assert Path("out.h5ad").stat().st_mode & 0o777 == 0o640
+
+
+def test_an_embedding_of_that_name_in_the_input_is_replaced_only_with_force(
+    counts, model_folder, folder, capsys
+):
+    counts.obsm["X_r2mae"] = np.ones((120, 4))
+    counts.write_h5ad("counts.h5ad")
+    before = files(folder)
+    assert main(["embed", "counts.h5ad", "--model", "model", "-o", "out.h5ad", "-q"]) == 1
+    assert (
+        "counts.h5ad has 'X_r2mae' in obsm already; choose another --key or pass --force."
+        in capsys.readouterr().err
+    )
+    assert files(folder) == before
+    assert main(["embed", "counts.h5ad", "--model", "model", "-o", "out.h5ad", "-q", "--force"]) == 0
+    assert not (anndata.read_h5ad("out.h5ad").obsm["X_r2mae"] == 1).any()
+
+
+def test_a_file_may_be_embedded_in_place(counts, model_folder, trained, folder):
+    assert main(["embed", "counts.h5ad", "--model", "model", "-o", "counts.h5ad", "-q", "--force"]) == 0
+    np.testing.assert_array_equal(
+        anndata.read_h5ad("counts.h5ad").obsm["X_r2mae"], trained.get_latent_representation(counts)
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["counts.h5ad", "model"]
+
+
+def test_a_failure_while_writing_leaves_what_was_there(counts, model_folder, folder, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    Path("out.h5ad").write_text("an older result")
+    before = files(folder)
+    monkeypatch.setattr("anndata.io.write_elem", full)
+    for output in ("out.h5ad", "new.h5ad"):
+        assert main(["embed", "counts.h5ad", "--model", "model", "-o", output, "-q", "--force"]) == 1
+        assert capsys.readouterr().err == "scr2mae: error: No space left on device\n"
+        assert files(folder) == before
+
+
+def test_a_link_keeps_pointing_at_the_file_that_was_replaced(counts, model_folder):
+    Path("store").mkdir()
+    Path("store/out.h5ad").touch()
+    Path("out.h5ad").symlink_to("store/out.h5ad")
+    assert main(["embed", "counts.h5ad", "--model", "model", "-o", "out.h5ad", "-q", "--force"]) == 0
+    assert Path("out.h5ad").is_symlink()
+    assert "X_r2mae" in anndata.read_h5ad("store/out.h5ad").obsm
+
+
+def test_a_file_without_obsm_gets_one(counts, model_folder):
+    with h5py.File("counts.h5ad", "r+") as file:
+        del file["obsm"]
+    assert main(["embed", "counts.h5ad", "--model", "model", "-o", "out.h5ad", "-q"]) == 0
+    assert list(anndata.read_h5ad("out.h5ad").obsm) == ["X_r2mae"]
+
+
+def test_too_few_shared_genes_are_one_line_and_leave_nothing(model_folder, folder, capsys):
+    AnnData(np.ones((5, 4), np.float32)).write_h5ad("foreign.h5ad")
+    before = files(folder)
+    assert main(["embed", "foreign.h5ad", "--model", "model", "-o", "out.h5ad", "-q"]) == 1
+    err = capsys.readouterr().err
+    assert "error: No shared genes: the query has 0 of the reference's 60 genes" in err
+    assert err.count("\n") == 1
+    assert files(folder) == before
+
+
+def test_warnings_are_one_line_on_stderr(counts, model_folder, capsys):
+    counts[:, :20].copy().write_h5ad("few.h5ad")
+    with pytest.warns(UserWarning, match="Few shared genes"):
+        assert main(["embed", "few.h5ad", "--model", "model", "-o", "out.h5ad", "-q", "--debug"]) == 0
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["embed", "few.h5ad", "--model", "model", "-o", "out2.h5ad", "-q"]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("scr2mae: warning: Few shared genes: the query has 20 of the reference's 60 genes")
+    assert err.count("\n") == 1
+    assert out.startswith("output\tout2.h5ad\n")
