@@ -90,7 +90,7 @@ def compare(path, args):
     reference = ad.AnnData(values[train], var=adata.var)
     curves = {}
     for gamma in GAMMAS:
-        ratios = RATIOS[np.abs(RATIOS / gamma - 1) > 0.05]
+        ratios = RATIOS[np.abs(RATIOS / gamma - 1) > 0.15]
         profile = theory.mask_profile(reference, gamma=gamma, ratios=ratios)
         total = (profile.risk.sum(axis=0) + profile.noise_variance.sum()) / (
             profile.null_risk + profile.noise_variance
@@ -151,9 +151,11 @@ def draw(axes_pair, title, curves, network):
         yscale="log",
         ylim=(0.5, 40),
     )
-    linear.legend(title="line: advice, points: measured")
+    linear.legend(title="line: advice, points: measured", loc="upper left")
     if network:
-        net.plot([r["ratio"] for r in network], [r["nll"] for r in network], "s-", color=PALETTE[-1])
+        losses = np.array([r["nll"] for r in network])
+        net.plot([r["ratio"] for r in network], losses, "s-", color=PALETTE[-1])
+        net.set_ylim(losses.min() * 0.99, losses.min() * 1.12)  # what diverges leaves the frame
     net.set(title=f"{title}: network", xlabel="masking ratio in training", ylabel="held-out masked NLL, nats")
 
 
