@@ -40,6 +40,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+default_role = "autolink"  # `name` in a docstring links to the object of that name, if there is one
 nitpicky = True
 nitpick_ignore = [  # aliases and results in annotations, spelled out in the docstrings
     ("py:class", "History"),
@@ -84,6 +85,7 @@ html_css_files = ["custom.css"]
 html_extra_path = ["llms.txt"]
 html_show_sourcelink = False
 html_theme_options = {
+    "navbar_persistent": [],
     "show_toc_level": 2,
     "show_navbar_depth": 1,
     "use_download_button": False,
