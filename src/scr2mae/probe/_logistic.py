@@ -31,6 +31,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         Folds are stratified by class as far as the groups allow.
     tol
         Largest entry of the gradient at convergence, in coordinates where the average curvature is one.
+        Much looser values choose too weak a penalty: stopping early regularises by itself.
     max_iter
         Steps a fit.
 
