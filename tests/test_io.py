@@ -295,18 +295,23 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "weights outside the folder": (
         _edit(weights={"file": f"../weights-{'a' * 64}.safetensors", "sha256": "a" * 64}),
         ValueError,
-        "which is no file name of a model",
+        r"names '\.\./weights-a+\.safetensors' as weights",
     ),
     "weights at an absolute path": (
-        _edit(weights={"file": "/etc/passwd"}),
+        _edit(weights={"file": "/etc/passwd", "sha256": "a" * 64}),
         ValueError,
-        "no file name of a model",
+        "names '/etc/passwd' as weights",
     ),
-    "weights not described": (_edit(weights="all of them"), ValueError, "damaged|no file name"),
+    "weights not described": (_edit(weights="all of them"), ValueError, "does not say where the weights are"),
+    "weights without a hash": (
+        lambda f: _edit(weights={"file": weights_file(f).name})(f),
+        ValueError,
+        "does not say where the weights are",
+    ),
     "hash in model.json another": (
         lambda f: _edit(weights={"file": weights_file(f).name, "sha256": "b" * 64})(f),
         ValueError,
-        "hash",
+        "states another hash than the name of its weights",
     ),
     "model.json truncated": (_cut("model.json", 300), ValueError, "model.json is damaged"),
     "model.json empty": (_cut("model.json", 0), ValueError, "model.json is damaged"),
