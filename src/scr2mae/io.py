@@ -36,6 +36,18 @@ _FORMAT = "scr2mae.model"
 _METADATA = "model.json"
 _WEIGHTS = re.compile(r"weights-([0-9a-f]{64})\.safetensors")
 _MAX_METADATA_BYTES = 1 << 30
+_PARTS = {
+    "curriculum",
+    "history",
+    "init_params",
+    "is_trained",
+    "mask_ratio",
+    "model",
+    "n_new_categories",
+    "registry",
+    "split",
+    "weights",
+}
 
 
 def _encode(value: Any) -> Any:
@@ -227,9 +239,13 @@ def read_metadata(dir_path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} has schema version {version!r}, this version of scr2mae reads up to {SCHEMA_VERSION}; upgrade scr2mae."
         )
-    missing = {"weights", "model", "registry"} - set(document)
-    if missing:
-        raise ValueError(f"{path} is damaged: it lacks {sorted(missing)}.")
+    if missing := _PARTS - set(document):
+        raise ValueError(f"{path} is damaged: it lacks {sorted(missing)}. Restore the folder from a copy.")
+    weights = document["weights"]
+    if not isinstance(weights, dict) or "file" not in weights:
+        raise ValueError(
+            f"{path} is damaged: it does not say where the weights are. Restore the folder from a copy."
+        )
     return document
 
 
@@ -245,10 +261,14 @@ def read_model(dir_path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     """
     folder = Path(dir_path)
     document = read_metadata(folder)
-    name = str(document["weights"].get("file"))
+    name = str(document["weights"]["file"])
     match = _WEIGHTS.fullmatch(name)
     if match is None:
         raise ValueError(f"{folder / _METADATA} names {name!r} as weights, which is no file name of a model.")
+    if match[1] != document["weights"].get("sha256"):
+        raise ValueError(
+            f"{folder / _METADATA} is damaged: it states another hash than the name of its weights, {name}."
+        )
     path = folder / name
     if not path.is_file() or path.is_symlink():
         raise FileNotFoundError(f"{folder} lacks its weights {name}; restore the folder from a copy.")

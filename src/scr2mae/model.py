@@ -325,6 +325,10 @@ class R2MAEModel(BaseModelClass):
             datamodule = CellDataModule(cells, split, batch_size=batch_size, seed=seed)
             self.keep_split(split)
             n_obs = len(split.train)
+            if not len(split.validation):
+                if early_stopping:
+                    raise ValueError("early_stopping=True needs validation cells; lower train_size.")
+                trainer_kwargs.setdefault("limit_val_batches", 0)
             if gradient_schedule is not None:
                 callbacks.append(
                     CurriculumLog(expression_deciles(np.asarray(cells.counts.mean(axis=0)).ravel()))
@@ -336,6 +340,7 @@ class R2MAEModel(BaseModelClass):
             ratio_schedule=self._ratio_schedule(seed),
             seed=seed,
             gradient_schedule=gradient_schedule,
+            before=self.history_,
             **(plan_kwargs or {}),
         )
         try:
@@ -367,10 +372,9 @@ class R2MAEModel(BaseModelClass):
     def _finish(self, plan: MaskedTrainingPlan) -> None:
         """Take over what a run, whole or broken off, has learned."""
         self.module.eval()
-        if not plan.history:
-            return
-        self.is_trained_ = True
-        self.history_ = history.extend(self.history_, plan.history)
+        if plan.rows:
+            self.is_trained_ = True
+            self.history_ = plan.history
 
     def get_latent_representation(
         self,

@@ -76,7 +76,7 @@ class R2MAEModule(BaseModuleClass):
         self.to_logits = nn.Linear(n_hidden, n_vars)
         self.log_theta = nn.Parameter(torch.zeros(n_vars))
         self.curriculum = None if curriculum is None else curriculum.for_cells(n_vars)
-        self.is_query = any(n_new_categories or ())
+        self.is_query = n_new_categories is not None
         if self.is_query:
             self._freeze_reference()
 

@@ -31,7 +31,7 @@ def make_actual(adata: AnnData) -> None:
     """Turn a view into an AnnData of its own, in place, as writing to it would."""
     if adata.is_view:
         logger.info("Received a view of an AnnData; copying its %d cells.", adata.n_obs)
-        adata._init_as_actual(adata.copy())
+        adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
 
 
 def _check_columns(adata: AnnData, keys: Sequence[str | None]) -> None:

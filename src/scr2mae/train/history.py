@@ -14,15 +14,15 @@ History = dict[str, pd.DataFrame]
 
 def extend(before: History | None, new: History) -> History:
     """Continue the curves of an earlier run: steps and epochs count on."""
-    joined = {}
+    joined = dict(before or {})
+    done: dict[Any, int] = {}
+    for frame in joined.values():
+        if len(frame):
+            done[frame.index.name] = max(done.get(frame.index.name, 0), int(frame.index[-1]) + 1)
     for name, frame in new.items():
-        old = (before or {}).get(name)
-        if old is None or old.empty:
-            joined[name] = frame
-            continue
-        later = frame.set_axis(frame.index + int(old.index[-1]) + 1)
+        later = frame.set_axis(frame.index + done.get(frame.index.name, 0))
         later.index.name = frame.index.name
-        joined[name] = pd.concat([old, later])
+        joined[name] = pd.concat([joined[name], later]) if name in joined else later
     return joined
 
 

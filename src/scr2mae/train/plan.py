@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from scr2mae.masking import DiscreteRatio
+from scr2mae.train import history
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +58,8 @@ class MaskedTrainingPlan(pl.LightningModule):
         Shares hidden in validation.
     gradient_schedule
         Multiplier of the curriculum's gradient, for a network with ``module.curriculum``; None without.
+    before
+        Curves of earlier runs of the same network, which this run continues.
 
     Notes
     -----
@@ -76,6 +79,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         optimizer: str = "Adam",
         validation_ratios: Sequence[float] = VALIDATION_RATIOS,
         gradient_schedule: GradientSchedule | None = None,
+        before: history.History | None = None,
     ) -> None:
         super().__init__()
         if optimizer not in _OPTIMIZERS:
@@ -91,18 +95,19 @@ class MaskedTrainingPlan(pl.LightningModule):
         self.validation_ratios = tuple(validation_ratios)
         self.gradient_schedule = gradient_schedule
         self.last_multiplier = 0.0
+        self.before = before or {}
         self.rows: dict[str, list[tuple[int, float]]] = {}
         self._steps: list[tuple[int, float, torch.Tensor]] = []
-        self._n_validated = 0
+        self._epoch_losses: list[float] = []
 
     @property
-    def history(self) -> dict[str, pd.DataFrame]:
-        """One frame a curve, indexed by step or epoch, with one column of the curve's name."""
+    def history(self) -> history.History:
+        """One frame a curve, indexed by step or epoch, with one column of the curve's name; earlier runs first."""
         frames = {}
         for name, rows in self.rows.items():
             index = pd.Index([i for i, _ in rows], name="step" if name.endswith("_step") else "epoch")
             frames[name] = pd.DataFrame({name: [value for _, value in rows]}, index=index)
-        return frames
+        return history.extend(self.before, frames)
 
     def record(self, name: str, index: int, value: float) -> None:
         """Add a point to a curve of the history."""
@@ -131,32 +136,25 @@ class MaskedTrainingPlan(pl.LightningModule):
         column = self.ratio_schedule.index(step) if isinstance(self.ratio_schedule, DiscreteRatio) else 0
         return {"column": column, "multiplier": multiplier}
 
-    def flush_steps(self) -> list[float]:
+    def flush_steps(self) -> None:
         """Move the steps' losses from the device to the history, in one transfer."""
         if not self._steps:
-            return []
+            return
         losses = torch.stack([loss for *_, loss in self._steps]).float().cpu().tolist()
         for (step, ratio, _), loss in zip(self._steps, losses, strict=True):
             self.record("train_loss_step", step, loss)
             self.record("mask_ratio_step", step, ratio)
+        self._epoch_losses += losses
         self._steps.clear()
-        return losses
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch."""
-        first = self._epoch_start
         self.flush_steps()
-        losses = [loss for step, loss in self.rows.get("train_loss_step", []) if step >= first]
-        if losses:
-            mean = math.fsum(losses) / len(losses)
+        if self._epoch_losses:
+            mean = math.fsum(self._epoch_losses) / len(self._epoch_losses)
+            self._epoch_losses.clear()
             self.record("train_loss", self.current_epoch, mean)
             self.log("train_loss", mean, sync_dist=True)
-
-    def on_train_epoch_start(self) -> None:
-        """Remember where the epoch starts, also when it is resumed in its middle."""
-        self._epoch_start = (
-            self.global_step - self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score this batch under the same masks at every epoch and for every scheme."""
@@ -192,11 +190,17 @@ class MaskedTrainingPlan(pl.LightningModule):
         return _OPTIMIZERS[self.optimizer_name](parameters, fused=fused, **self.optimizer_kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history with the weights."""
+        """Keep the history with the weights, the epoch that is under way included."""
         self.flush_steps()
-        checkpoint["scr2mae_history"] = {name: list(rows) for name, rows in self.rows.items()}
+        checkpoint["scr2mae_history"] = {
+            "rows": {name: list(rows) for name, rows in self.rows.items()},
+            "epoch_losses": list(self._epoch_losses),
+            "before": history.encode(self.before),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the history up again."""
-        kept = checkpoint.get("scr2mae_history", {})
-        self.rows = {name: [(int(i), float(v)) for i, v in rows] for name, rows in kept.items()}
+        kept = checkpoint["scr2mae_history"]
+        self.rows = {name: [(int(i), float(v)) for i, v in rows] for name, rows in kept["rows"].items()}
+        self._epoch_losses = list(kept["epoch_losses"])
+        self.before = history.decode(kept["before"])

@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 
+_SAYS_NOTHING = (
+    ".*does not have many workers.*",
+    ".*GPU available but not used.*",
+    # A query trains with its reference's normalisation frozen, on purpose.
+    r".*module\(s\) in eval mode.*",
+    ".*LeafSpec.*is deprecated.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*smaller than the logging interval.*",
+    # A checkpoint holds all that a run needs; the callback that wrote it holds no more.
+    ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*resuming from a checkpoint that ended before the epoch ended.*",
+)
+
+
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keep Lightning's start-up lines, which say nothing about the model, out of the log."""
@@ -32,12 +46,8 @@ def _quiet_lightning() -> Iterator[None]:
         for each in loggers:
             each.setLevel(logging.WARNING)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-            # A query trains with its reference's normalisation frozen, on purpose.
-            warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-            warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+            for message in _SAYS_NOTHING:
+                warnings.filterwarnings("ignore", message=message)
             yield
     finally:
         for each, level in zip(loggers, levels, strict=True):
