@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,7 @@ from anndata.tests.helpers import assert_equal
 import scr2mae
 from scr2mae import R2MAEModel
 from scr2mae.cli import COMMANDS, main
+from scr2mae.cli._command import loading
 from scr2mae.cli._main import build_parser
 
 TINY = [
@@ -287,6 +289,36 @@ def test_a_defect_is_told_from_an_error_in_the_data(counts, monkeypatch, capsys)
         "scr2mae: error: 'NoneType' object is not callable (TypeError, which may be a defect of scr2mae; "
         "--debug shows where)\n"
     )
+
+
+def test_a_long_message_is_cut(counts, monkeypatch, capsys):
+    def mismatch(*args, **kwargs):
+        raise RuntimeError("size mismatch\n" * 500)
+
+    monkeypatch.setattr(R2MAEModel, "train", mismatch)
+    assert main(["train", "counts.h5ad", "-o", "model", "-q"]) == 1
+    err = capsys.readouterr().err
+    assert len(err) < 700
+    assert err.endswith(" ... (--debug shows the rest)\n")
+
+
+def test_settings_that_lightning_refuses_are_no_defect(counts, capsys):
+    run = ["train", "counts.h5ad", "-q", *TINY, "--checkpoint-dir", "run"]
+    assert main([*run, "-o", "model", "--max-epochs", "4"]) == 0
+    assert main([*run, "-o", "other", "--max-epochs", "1", "--resume", "run"]) == 1
+    err = capsys.readouterr().err
+    assert "current_epoch=3" in err
+    assert "defect" not in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_ends_the_process_while_libraries_load_and_is_an_exception_again_after():
+    script = "import os, signal; from scr2mae.cli._command import loading\nwith loading(): os.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+    with loading():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_program_ends_with_the_code_and_without_a_traceback(folder):

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ Results go to stdout, messages to stderr.
 
 # What is wrong with the input, as opposed to a defect of the program.
 _EXPECTED = (OSError, LookupError, ValueError, RuntimeError, MemoryError, NotImplementedError)
+_LONGEST_MESSAGE = 600
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -108,8 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _one_line(error: Exception) -> str:
     # str() of a KeyError puts its message in quotes.
     text = error.args[0] if isinstance(error, KeyError) and len(error.args) == 1 else error
-    line = " ".join(str(text).split()) or "no message"
-    if isinstance(error, _EXPECTED):
+    line = (
+        textwrap.shorten(str(text), _LONGEST_MESSAGE, placeholder=" ... (--debug shows the rest)")
+        or "no message"
+    )
+    # Lightning's exception for settings that do not go together has no base class of its own.
+    if isinstance(error, _EXPECTED) or type(error).__name__ == "MisconfigurationException":
         return line
     return f"{line} ({type(error).__name__}, which may be a defect of scr2mae; --debug shows where)"
 

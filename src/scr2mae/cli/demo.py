@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scr2mae.cli import _arguments as arguments
-from scr2mae.cli._command import Command
+from scr2mae.cli._command import Command, loading
 from scr2mae.cli._files import check_free, check_writable
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> str:
     check_free(args.output, folder=True, force=args.force)
     check_writable(args.output)
+    with loading():
+        import_module("scr2mae.model")
     from scr2mae.demo import FILES, SNIPPET, run_demo, save_demo
 
     result = run_demo(

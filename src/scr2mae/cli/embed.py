@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scr2mae.cli import _arguments as arguments
-from scr2mae.cli._command import Command
+from scr2mae.cli._command import Command, loading
 from scr2mae.cli._files import check_free, check_input_file, check_writable, read_anndata, replacing
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def _run(args: argparse.Namespace) -> str:
     check_input_file(args.input)
     check_free(args.output, folder=False, force=args.force)
     check_writable(args.output.parent)
-    from scr2mae.model import R2MAEModel
+    with loading():
+        from scr2mae.model import R2MAEModel
 
     model = R2MAEModel.load(args.model, accelerator=args.accelerator)
     adata = read_anndata(args.input, backed="r")

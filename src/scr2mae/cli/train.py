@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scr2mae.cli import _arguments as arguments
-from scr2mae.cli._command import Command, UsageError
+from scr2mae.cli._command import Command, UsageError, loading
 from scr2mae.cli._files import check_free, check_input_file, check_writable, read_anndata
 
 if TYPE_CHECKING:
@@ -183,7 +183,8 @@ def _last_checkpoint(place: Path, *, wanted: bool = False) -> Path | None:
 
 def _run(args: argparse.Namespace) -> str:
     _check(args)
-    from scr2mae.model import R2MAEModel
+    with loading():
+        from scr2mae.model import R2MAEModel
 
     adata = read_anndata(args.input)
     logger.info("Read %d cells and %d genes from %s.", adata.n_obs, adata.n_vars, args.input)
