@@ -242,7 +242,7 @@ def read_metadata(dir_path: str | Path) -> dict[str, Any]:
     if missing := _PARTS - set(document):
         raise ValueError(f"{path} is damaged: it lacks {sorted(missing)}. Restore the folder from a copy.")
     weights = document["weights"]
-    if not isinstance(weights, dict) or "file" not in weights:
+    if not isinstance(weights, dict) or not {"file", "sha256"} <= set(weights):
         raise ValueError(
             f"{path} is damaged: it does not say where the weights are. Restore the folder from a copy."
         )
@@ -265,7 +265,7 @@ def read_model(dir_path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     match = _WEIGHTS.fullmatch(name)
     if match is None:
         raise ValueError(f"{folder / _METADATA} names {name!r} as weights, which is no file name of a model.")
-    if match[1] != document["weights"].get("sha256"):
+    if match[1] != document["weights"]["sha256"]:
         raise ValueError(
             f"{folder / _METADATA} is damaged: it states another hash than the name of its weights, {name}."
         )
