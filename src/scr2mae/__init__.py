@@ -9,8 +9,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scr2mae.model import R2MAEModel
     from scr2mae._schemes import schemes
+    from scr2mae.model import R2MAEModel
 
 __version__ = version("scr2mae")
 

@@ -69,7 +69,11 @@ def align_anndata(adata: AnnData, reference: Any | str | Path, *, min_shared: fl
     n_shared = int(measured.sum())
     check_overlap(n_shared, len(genes), min_shared=min_shared)
     found = adata.var.iloc[position[measured]].set_axis(genes[measured])
-    var = found.reindex(pd.Index(genes, name=adata.var_names.name))
+    # Plain booleans would become a column of mixed type, which cannot be written to a file.
+    booleans = {name: "boolean" for name, dtype in found.dtypes.items() if pd.api.types.is_bool_dtype(dtype)}
+    var = found.astype(booleans if not measured.all() else {}).reindex(
+        pd.Index(genes, name=adata.var_names.name)
+    )
     var[MEASURED_COLUMN] = measured
     report = {"n_reference_genes": len(genes), "n_shared_genes": n_shared, "n_query_genes": adata.n_vars}
     return AnnData(
@@ -77,9 +81,10 @@ def align_anndata(adata: AnnData, reference: Any | str | Path, *, min_shared: fl
         obs=adata.obs.copy(),
         var=var,
         obsm=dict(adata.obsm),
+        obsp=dict(adata.obsp),
         uns={
             **{k: v for k, v in adata.uns.items() if k not in _SCVI_UNS},
-            "scr2mae": {"gene_overlap": report},
+            "scr2mae": {**adata.uns.get("scr2mae", {}), "gene_overlap": report},
         },
         layers={name: reorder_columns(as_csr(adata.layers[name]), position) for name in layer_names(adata)},
         raw=adata.raw.to_adata() if adata.raw is not None else None,

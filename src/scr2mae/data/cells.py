@@ -259,17 +259,16 @@ def _aligned_counts(
     adata: AnnData, spec: CellSpec, counts: sparse.csr_matrix, *, min_shared: float
 ) -> tuple[sparse.csr_matrix, np.ndarray | None]:
     """Return counts in the reference's gene order, and which genes were measured (None for all)."""
-    if np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names):
-        if MEASURED_COLUMN not in adata.var:
-            return counts, None
-        measured = np.array(adata.var[MEASURED_COLUMN], dtype=bool)
-        return counts, None if measured.all() else measured
-    position = align_genes(adata.var_names, spec.var_names)
+    same = np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names)
+    position = np.arange(adata.n_vars) if same else align_genes(adata.var_names, spec.var_names)
     measured = position >= 0
     if MEASURED_COLUMN in adata.var:
-        measured &= adata.var[MEASURED_COLUMN].to_numpy(dtype=bool)[position]
-    check_overlap(int(measured.sum()), len(measured), min_shared=min_shared)
-    return reorder_columns(counts, position), None if measured.all() else measured
+        measured &= np.asarray(adata.var[MEASURED_COLUMN], dtype=bool)[position]
+    if same and measured.all():
+        return counts, None
+    if not same:
+        check_overlap(int(measured.sum()), len(measured), min_shared=min_shared)
+    return reorder_columns(counts, np.where(measured, position, -1)), None if measured.all() else measured
 
 
 def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1) -> Cells:

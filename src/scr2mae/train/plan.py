@@ -177,7 +177,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         if not curves:
             return
         mean = math.fsum(curves.values()) / len(curves)
-        self.log("validation_loss", mean)
+        self.log("validation_loss", mean, sync_dist=True)
         for name, value in {"validation_loss": mean, **curves}.items():
             self.record(name, self.current_epoch, value)
 
