@@ -37,6 +37,8 @@ def torch_device(accelerator: str, device: int | str) -> torch.device:
         raise ValueError(
             "accelerator='gpu' was asked for, but no CUDA device is here; use accelerator='cpu'."
         )
+    if kind == "mps" and not _has_mps():
+        raise ValueError("accelerator='mps' was asked for, but no Apple GPU is here; use accelerator='cpu'.")
     if isinstance(device, str) and device != "auto":
         return torch.device(device)
     index = 0 if isinstance(device, str) else device

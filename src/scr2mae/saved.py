@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from scr2mae.model import R2MAEModel
 
 __all__ = ["describe", "restore"]
+
+logger = logging.getLogger(__name__)
 
 _SIDES = ("train", "validation", "test")
 
@@ -101,12 +104,22 @@ def restore(
         raise ValueError(f"The weights in {place} do not fit its metadata: {error}") from error
     model.is_trained_ = document["is_trained"]
     model.history_ = history.decode(document["history"])
-    if (about := document["split"]) is not None:
+    about = document["split"]
+    if about is not None and adata is not None and adata.n_obs != _n_obs(registry):
+        logger.info(
+            "The data differ from those of training (%d cells), so its split is left out.", _n_obs(registry)
+        )
+        about = None
+    if about is not None:
         train, validation, test = (tensors[f"split.{side}"].numpy() for side in _SIDES)
         model.keep_split(
             Split(train, validation, test, key=about["key"], groups=about["groups"], seed=about["seed"])
         )
     return model
+
+
+def _n_obs(registry: dict[str, Any]) -> int:
+    return int(registry["field_registries"]["X"]["state_registry"]["n_obs"])
 
 
 def _attach(cls: type[R2MAEModel], adata: AnnData, registry: dict[str, Any]) -> None:

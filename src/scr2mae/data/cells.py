@@ -151,18 +151,20 @@ def align_genes(names: Sequence[str] | np.ndarray, reference: np.ndarray) -> np.
     """
     exact = pd.Index(np.asarray(names, dtype=object))
     position = exact.get_indexer(pd.Index(reference.astype(object)))
-    if (position >= 0).all():
-        return position
-    stripped = pd.Index(_strip_versions(exact))
-    wanted = _strip_versions(reference)
-    repeated = set(stripped[stripped.duplicated()]) & set(wanted)
-    if repeated:
+    open_reference = np.flatnonzero(position < 0)
+    open_names = np.setdiff1d(np.arange(len(exact)), position)
+    stripped = pd.Index(_strip_versions(exact[open_names]))
+    wanted = pd.Index(_strip_versions(reference[open_reference]))
+    twice = {*stripped[stripped.duplicated()], *wanted[wanted.duplicated()]} & set(stripped) & set(wanted)
+    if twice:
         raise ValueError(
-            f"{sorted(repeated)[:5]} occur in several versions, so they cannot be matched by name; keep one of each."
+            f"{sorted(twice)[:5]} occur in several versions, so they cannot be matched by name; keep one of each."
         )
-    unique = ~stripped.duplicated()
-    found = stripped[unique].get_indexer(pd.Index(wanted))
-    return np.where(found >= 0, np.flatnonzero(unique)[found], -1)
+    wanted_known = ~wanted.duplicated()
+    found = stripped[~stripped.duplicated()].get_indexer(wanted[wanted_known])
+    kept = open_names[~stripped.duplicated()]
+    position[open_reference[wanted_known]] = np.where(found >= 0, kept[found], -1) if len(kept) else -1
+    return position
 
 
 def check_overlap(n_shared: int, n_vars: int, *, min_shared: float) -> None:

@@ -115,7 +115,9 @@ class MaskedTrainingPlan(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Return the loss over what is hidden at this step."""
-        step, total = self.global_step, int(self.trainer.estimated_stepping_batches)
+        # Mini-batches, not optimiser steps: with accumulated gradients each has a ratio and a mask of its own.
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        total = int(self.trainer.estimated_stepping_batches) * self.trainer.accumulate_grad_batches
         ratio = self.ratio_schedule(step, total)
         module: Any = self.module
         weighting = self._weighting(step, total)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from scr2mae.train.progress import TrainingProgress
@@ -32,6 +33,7 @@ _SAYS_NOTHING = (
     ".*smaller than the logging interval.*",
     # A checkpoint holds all that a run needs; the callback that wrote it holds no more.
     ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*dirpath has changed from.*",
     ".*resuming from a checkpoint that ended before the epoch ended.*",
 )
 
@@ -66,12 +68,30 @@ def _early_stopping(early_stopping: bool, kwargs: dict[str, Any]) -> list[Callba
     return [EarlyStopping(**{"monitor": "validation_loss", "patience": 45, "mode": "min", **options})]
 
 
-def _checkpoint_path(resume: str | Path) -> Path:
+def _read_checkpoint(resume: str | Path, plan: MaskedTrainingPlan, max_epochs: int) -> Path:
+    """Find a checkpoint and check that it belongs to this plan and leaves something to do."""
     path = Path(resume)
     path = path / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
             f"No checkpoint at {path}; pass the .ckpt file, or the folder given as checkpoint_dir to the run to go on with."
+        )
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        shapes = {name: tuple(t.shape) for name, t in kept["state_dict"].items()}
+        done = int(kept["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        kept["scr2mae_history"]
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no checkpoint of this package, or is damaged: {str(error)[:200]}"
+        ) from error
+    if shapes != {name: tuple(t.shape) for name, t in plan.state_dict().items()}:
+        raise ValueError(
+            f"{path} is the checkpoint of a model of another shape; build the model as it was built then."
+        )
+    if done >= max_epochs:
+        raise ValueError(
+            f"{path} has {done} epochs behind it; max_epochs counts them in and must be larger, got {max_epochs}."
         )
     return path
 
@@ -120,6 +140,8 @@ def fit(
     ------
     FileNotFoundError
         If there is no checkpoint to resume from.
+    ValueError
+        If the checkpoint is damaged, of another model, or already at ``max_epochs``.
     KeyboardInterrupt
         If training was interrupted; the plan's network keeps the weights it had.
     """
@@ -130,7 +152,7 @@ def fit(
     if checkpoint_dir is not None:
         callbacks.append(ModelCheckpoint(checkpoint_dir, filename="last", enable_version_counter=False))
         trainer_kwargs["enable_checkpointing"] = True
-    checkpoint = None if resume is None else _checkpoint_path(resume)
+    checkpoint = None if resume is None else _read_checkpoint(resume, plan, max_epochs)
     defaults = {
         "logger": False,
         "enable_checkpointing": False,
