@@ -352,6 +352,27 @@ def test_a_folder_without_a_checkpoint_cannot_be_resumed(
         train_tiny(adata, resume=tmp_path)
 
 
+def test_a_checkpoint_of_another_model_damaged_or_finished_cannot_be_resumed(
+    adata: AnnData, train_tiny: Train, tmp_path: Path
+) -> None:
+    train_tiny(adata, max_epochs=2, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="a model of another shape"):
+        train_tiny(adata, max_epochs=4, resume=tmp_path, model={"n_hidden": 8, "n_latent": 4})
+    with pytest.raises(ValueError, match=r"has 2 epochs behind it; max_epochs counts them in .* got 2"):
+        train_tiny(adata, max_epochs=2, resume=tmp_path)
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes((tmp_path / "last.ckpt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is no checkpoint of this package, or is damaged"):
+        train_tiny(adata, max_epochs=4, resume=damaged)
+
+
+def test_each_accumulated_mini_batch_has_a_ratio_of_its_own(adata: AnnData, train_tiny: Train) -> None:
+    model = train_tiny(adata, accumulate_grad_batches=2)
+    curve = model.history_["mask_ratio_step"]
+    assert curve.index.tolist() == list(range(8))
+    assert curve["mask_ratio_step"].nunique() == 8
+
+
 def test_ctrl_c_leaves_a_model_that_works_and_a_second_ctrl_c_that_is_heard(
     adata: AnnData, tmp_path: Path
 ) -> None:
