@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import latex2mathml.converter
+from docutils.nodes import SkipNode
 from sphinx.ext.intersphinx import InventoryAdapter, resolve_reference_any_inventory
 from sphinx.ext.napoleon.docstring import NumpyDocstring
 from sphinx.util.inspect import TypeAliasForwardRef
@@ -17,10 +19,11 @@ from sphinx.util.inspect import TypeAliasForwardRef
 import scr2mae
 
 if TYPE_CHECKING:
-    from docutils.nodes import TextElement, reference
+    from docutils.nodes import Element, TextElement, reference
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
+    from sphinx.writers.html5 import HTML5Translator
 
 HERE = Path(__file__).parent
 
@@ -34,18 +37,15 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
-default_role = "autolink"  # `name` in a docstring links to the object of that name, if there is one
+default_role = "code"
 nitpicky = True
-nitpick_ignore = [  # aliases and results in annotations, spelled out in the docstrings
-    ("py:class", "History"),
-    ("py:class", "LawLike"),
-    ("py:class", "ShrunkCovariance"),
+nitpick_ignore_regex = [  # private names in annotations, spelled out in the docstrings
+    ("py:class", r"(history\.)?History|Density|Kind|LawLike|Scheme|ShrunkCovariance|Splits"),
 ]
 
 # Pages: MyST Markdown whose code cells are executed at every build, so that no output goes stale.
@@ -78,6 +78,7 @@ intersphinx_mapping = {
 }
 intersphinx_disabled_reftypes = []
 
+html_math_renderer = "mathml"  # browsers draw it by themselves: no script from another site, and none at all
 html_theme = "sphinx_book_theme"
 html_title = "scr2mae"
 html_static_path = ["_static"]
@@ -136,7 +137,20 @@ def _annotations_as_written(app: Sphinx, obj: Any, bound_method: bool) -> None:
         written = {each.arg: each.annotation for each in arguments if each and each.annotation}
         if tree.returns is not None:
             written["return"] = tree.returns
-        obj.__annotations__ = {name: TypeAliasForwardRef(ast.unparse(node)) for name, node in written.items()}
+        # Sphinx would evaluate the strings of a function, but not those of a class, which it reads from __init__.
+        opaque = str if obj.__name__ == "__init__" else TypeAliasForwardRef
+        obj.__annotations__ = {name: opaque(ast.unparse(node)) for name, node in written.items()}
+
+
+def _visit_math(self: HTML5Translator, node: Element) -> None:
+    self.body.append(latex2mathml.converter.convert(node.astext()))
+    raise SkipNode
+
+
+def _visit_math_block(self: HTML5Translator, node: Element) -> None:
+    formula = latex2mathml.converter.convert(node.astext(), display="block")
+    self.body.append(f'<div class="formula">{formula}</div>')
+    raise SkipNode
 
 
 def _full_names(env: BuildEnvironment) -> dict[str, set[str]]:
@@ -167,6 +181,7 @@ def _resolve_short_name(
 
 
 def setup(app: Sphinx) -> None:
-    """Register the two handlers, before autodoc reads signatures and after intersphinx gave up."""
+    """Register the renderer of formulas, and handlers before autodoc reads signatures and after intersphinx gave up."""
+    app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
     app.connect("autodoc-before-process-signature", _annotations_as_written)
     app.connect("missing-reference", _resolve_short_name, priority=600)

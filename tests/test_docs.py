@@ -169,6 +169,14 @@ def test_llms_txt_links_to_pages_that_exist():
     assert [link for link in links if not (DOCS / f"{link}.md").is_file()] == []
 
 
+def test_every_benchmark_script_is_on_the_page_of_scripts():
+    page = (DOCS / "benchmarks" / "scripts.md").read_text(encoding="utf-8")
+    scripts = {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks").rglob("*.py")}
+    assert set(re.findall(r"`(benchmarks/[\w/]+\.py)`", page)) == {
+        name for name in scripts if "common" not in name
+    }
+
+
 def canonical(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 

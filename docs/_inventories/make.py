@@ -68,7 +68,7 @@ SITES = {
         {
             "class": {
                 "reference/generated/$.html#$": "numpy.dtype numpy.ndarray",
-                "reference/arrays.scalars.html#$": "numpy.bool numpy.float32 numpy.float64 numpy.int64 numpy.str_",
+                "reference/arrays.scalars.html#$": "numpy.bool numpy.float32 numpy.float64 numpy.int64 numpy.intp numpy.str_",
                 "reference/random/generator.html#$": "numpy.random.Generator",
             },
             "function": {"reference/generated/$.html#$": "numpy.nanmean"},
@@ -110,7 +110,7 @@ SITES = {
             "function": {
                 "generated/$.html#$": (
                     "scanpy.datasets.pbmc68k_reduced scanpy.pl.umap scanpy.pp.highly_variable_genes "
-                    "scanpy.pp.neighbors scanpy.tl.leiden scanpy.tl.umap"
+                    "scanpy.pp.log1p scanpy.pp.neighbors scanpy.pp.normalize_total scanpy.tl.leiden scanpy.tl.umap"
                 ),
             },
         },
@@ -135,6 +135,7 @@ SITES = {
                 "api/lightning.pytorch.trainer.trainer.Trainer.html": "lightning.pytorch.Trainer",
                 "api/lightning.pytorch.core.LightningDataModule.html": "lightning.pytorch.LightningDataModule",
                 "api/lightning.pytorch.core.LightningModule.html": "lightning.pytorch.LightningModule",
+                "api/lightning.pytorch.callbacks.Callback.html": "lightning.pytorch.callbacks.Callback",
                 "api/lightning.pytorch.callbacks.ProgressBar.html": "lightning.pytorch.callbacks.ProgressBar",
             },
         },
