@@ -10,8 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import latex2mathml.converter
-from docutils.nodes import SkipNode
 from sphinx.ext.intersphinx import InventoryAdapter, resolve_reference_any_inventory
 from sphinx.ext.napoleon.docstring import NumpyDocstring
 from sphinx.util.inspect import TypeAliasForwardRef
@@ -19,11 +17,10 @@ from sphinx.util.inspect import TypeAliasForwardRef
 import scr2mae
 
 if TYPE_CHECKING:
-    from docutils.nodes import Element, TextElement, reference
+    from docutils.nodes import TextElement, reference
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
-    from sphinx.writers.html5 import HTML5Translator
 
 HERE = Path(__file__).parent
 
@@ -37,9 +34,11 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx-mathjax-offline",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 default_role = "code"
@@ -52,6 +51,7 @@ nitpick_ignore_regex = [  # private names in annotations, spelled out in the doc
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
+nb_execution_in_temp = True
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_merge_streams = True
@@ -78,7 +78,6 @@ intersphinx_mapping = {
 }
 intersphinx_disabled_reftypes = []
 
-html_math_renderer = "mathml"  # browsers draw it by themselves: no script from another site, and none at all
 html_theme = "sphinx_book_theme"
 html_title = "scr2mae"
 html_static_path = ["_static"]
@@ -142,17 +141,6 @@ def _annotations_as_written(app: Sphinx, obj: Any, bound_method: bool) -> None:
         obj.__annotations__ = {name: opaque(ast.unparse(node)) for name, node in written.items()}
 
 
-def _visit_math(self: HTML5Translator, node: Element) -> None:
-    self.body.append(latex2mathml.converter.convert(node.astext()))
-    raise SkipNode
-
-
-def _visit_math_block(self: HTML5Translator, node: Element) -> None:
-    formula = latex2mathml.converter.convert(node.astext(), display="block")
-    self.body.append(f'<div class="formula">{formula}</div>')
-    raise SkipNode
-
-
 def _full_names(env: BuildEnvironment) -> dict[str, set[str]]:
     """Last part of a name to the full names, of this package's objects and of the inventories', that end in it."""
     found: dict[str, set[str]] = {}
@@ -181,7 +169,6 @@ def _resolve_short_name(
 
 
 def setup(app: Sphinx) -> None:
-    """Register the renderer of formulas, and handlers before autodoc reads signatures and after intersphinx gave up."""
-    app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
+    """Register the two handlers, before autodoc reads signatures and after intersphinx gave up."""
     app.connect("autodoc-before-process-signature", _annotations_as_written)
     app.connect("missing-reference", _resolve_short_name, priority=600)
