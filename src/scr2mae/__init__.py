@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 __version__ = version("scr2mae")
 
 _OBJECTS = {"R2MAEModel": "scr2mae.model", "schemes": "scr2mae._schemes"}
-_MODULES = ("curriculum", "datasets", "likelihood", "masking", "metrics", "pl", "probe", "theory")
+_MODULES = (
+    "benchmark",
+    "curriculum",
+    "datasets",
+    "likelihood",
+    "masking",
+    "metrics",
+    "pl",
+    "probe",
+    "theory",
+)
 
 __all__ = ["R2MAEModel", "schemes", *_MODULES]
 
