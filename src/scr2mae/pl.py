@@ -234,7 +234,7 @@ def benchmark_reconstruction(table: pd.DataFrame, *, ax: Axes | None = None) -> 
     if not table.size:
         raise ValueError("Expected a table with a row for each method that reconstructs, got an empty one.")
     gaps = table - table.max(axis=0)
-    ax = _axes(ax, width=7.0, height=1.5 + 0.3 * len(table))
+    ax = _axes(ax, width=7.0, height=max(3.6, 1.5 + 0.3 * len(table)))
     percent = 100 * gaps.columns.to_numpy(dtype=float)
     for i, (name, curve) in enumerate(gaps.iterrows()):
         style: dict[str, Any] = {

@@ -15,7 +15,8 @@ from scr2mae.benchmark._tasks import Task
 from scr2mae.data import split_cells
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
 from scr2mae.probe import DonorSplit, donor_split
-from scr2mae.probe._inputs import Rows, cap_cells, obs_column, read_donors
+from scr2mae.probe._inputs import Rows, cap_cells, obs_column, read_donors, read_target
+from scr2mae.probe._task import make_task
 
 PretrainOn = Literal["all", "train"]
 BATCH = "batch"
@@ -142,6 +143,7 @@ def make_design(
     n_splits: int,
     n_train_donors: int | None,
     max_cells_per_donor: int | None,
+    max_cells_per_donor_and_class: int | None,
     pretrain_on: PretrainOn,
     seed: int,
 ) -> Design:
@@ -175,6 +177,7 @@ def make_design(
         pretrain_on=pretrain_on,
         seed=seed,
     )
+    _check_labels(design, max_cells_per_donor, max_cells_per_donor_and_class)
     if pretrain_on == "train" and batch_key is not None:
         _check_batches(design, batch_key)
     return design
@@ -242,6 +245,23 @@ def draw_splits(
         )
         for child in np.random.SeedSequence(seed).generate_state(n_splits)
     ]
+
+
+def _check_labels(design: Design, per_donor: int | None, per_class: int | None) -> None:
+    """Let what the probes would refuse be refused before anything is trained, and classes that a split lacks be named."""
+    labelled = AnnData(obs=design.obs)
+    cell_level = [task.name for task in design.tasks if task.cell_level]
+    for task in design.tasks:
+        target = read_target(
+            labelled,
+            task.name,
+            task.kind,
+            donor_key=design.donor_key,
+            sample_key=design.sample_key,
+            cell_level=cell_level,
+        )
+        for split in design.splits:
+            make_task(target, split, design.obs.index, per_donor, per_class if task.cell_level else None)
 
 
 def _check_batches(design: Design, batch_key: str) -> None:

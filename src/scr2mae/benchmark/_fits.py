@@ -58,9 +58,9 @@ def run_fits(
     fits = _list_fits(methods, seeds, len(design.splits), design.pretrain_on)
     records: list[dict[str, Any]] = []
     bar = tqdm(fits, desc="benchmark", unit="fit", disable=None if enable_progress_bar else True)
-    for i, fit in enumerate(bar):
-        bar.set_postfix_str(fit.name)
-        with _said_once(said=i > 0):
+    with _said_before():
+        for fit in bar:
+            bar.set_postfix_str(fit.name)
             records += _run_fit(fit, design, probing, store)
     return records
 
@@ -168,25 +168,28 @@ _ORDER = (
 
 def order(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> pd.DataFrame:
     """Frame with the methods in the order they were asked for and telling columns first."""
-    frame = pd.DataFrame.from_records(list(records))
+    frame = pd.DataFrame.from_records([{"ratio": np.nan} | dict(record) for record in records])
     names = [name for name in _ORDER if name in frame]
     frame = frame[names + [name for name in map(str, frame) if name not in names]]
-    whole = {name: "Int64" for name in map(str, frame) if name in ("seed", "split") or name.startswith("n_")}
+    whole = {
+        name: "Int64"
+        for name in map(str, frame)
+        if name in ("seed", "split", "split_seed") or name.startswith("n_")
+    }
     frame = frame.astype(whole | ({"scale": "boolean"} if "scale" in frame else {}))
     place = frame["method"].map({name: i for i, name in enumerate(methods)})
     return frame.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
 @contextmanager
-def _said_once(*, said: bool) -> Iterator[None]:
-    """Keep the probes from saying again, for every method, which classes are absent from a split."""
+def _said_before() -> Iterator[None]:
+    """Keep the probes from saying for every method which classes a split lacks; the design has said so."""
     probe_logger = logging.getLogger("scr2mae.probe._task")
 
     def silent(record: logging.LogRecord) -> bool:
         return record.levelno > logging.WARNING
 
-    if said:
-        probe_logger.addFilter(silent)
+    probe_logger.addFilter(silent)
     try:
         yield
     finally:

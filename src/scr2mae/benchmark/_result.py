@@ -1,7 +1,6 @@
 """A finished benchmark: its rows, its tables and its files."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,8 @@ from scr2mae.benchmark._table import (
     to_markdown,
 )
 
-logger = logging.getLogger(__name__)
-
 MARKER = "benchmark.json"
 """File that tells a folder of results."""
-
-FILES = ("results.csv", "table.md", MARKER, "scores.png", "reconstruction.png")
-"""What :meth:`Benchmark.write` writes; the last only where something reconstructs."""
 
 _SAW = {
     "all": "Pretraining saw the counts of all cells, those of the test donors among them, and no label, as in the paper.",
@@ -198,12 +192,12 @@ class Benchmark:
         texts = {
             "results.csv": self.results.to_csv(index=False),
             "table.md": self.to_markdown(),
-            MARKER: json.dumps(self.about, indent=1, ensure_ascii=False, default=str) + "\n",
         }
         for name, text in texts.items():
             with replacing(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
-        return [folder / name for name in [*texts, *self._draw(folder)]]
+        write_about(folder, self.about)
+        return [folder / name for name in [*texts, MARKER, *self._draw(folder)]]
 
     def _draw(self, folder: Path) -> list[str]:
         from matplotlib.figure import Figure
@@ -215,13 +209,19 @@ class Benchmark:
         for name, frame in frames.items():
             if not len(frame):
                 continue
-            figure = Figure(figsize=(7.0, 1.5 + 0.3 * len(frame)), layout="constrained")
+            figure = Figure(figsize=(7.5, max(3.6, 1.5 + 0.3 * len(frame))), layout="constrained")
             draw = pl.benchmark_scores if name == "scores.png" else pl.benchmark_reconstruction
             draw(frame.rename(index=self.labels), ax=figure.add_subplot())
             with replacing(folder / name) as part:
                 figure.savefig(part, dpi=150)
             drawn.append(name)
         return drawn
+
+
+def write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write settings and splits, by which a folder of results is told."""
+    with replacing(folder / MARKER) as part:
+        part.write_text(json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
 def _largest(shown: pd.DataFrame, values: pd.DataFrame) -> dict[str, str]:

@@ -11,7 +11,7 @@ from scr2mae.benchmark._design import Design, PretrainOn, make_design
 from scr2mae.benchmark._fits import Probing, order, run_fits
 from scr2mae.benchmark._methods import LABELS, Options, make_methods
 from scr2mae.benchmark._resources import versions
-from scr2mae.benchmark._result import Benchmark
+from scr2mae.benchmark._result import Benchmark, write_about
 from scr2mae.benchmark._store import Store
 from scr2mae.benchmark._tasks import Task, as_tasks
 from scr2mae.probe._inputs import Kind
@@ -115,12 +115,9 @@ def run(
     trained on one side of it. Log-normalised expression, principal components and embeddings in ``adata.obsm`` do
     not reconstruct.
     """
-    if not len(seeds) or len(set(seeds)) < len(seeds) or n_splits < 1:
-        raise ValueError(
-            f"Wanted distinct seeds and at least one split, got seeds={list(seeds)}, n_splits={n_splits}."
-        )
-    if pretrain_on not in get_args(PretrainOn):
-        raise ValueError(f"pretrain_on must be one of {get_args(PretrainOn)}, got {pretrain_on!r}.")
+    scalings = (scale,) if isinstance(scale, bool) else tuple(scale)
+    probing = Probing(max_cells_per_donor, max_cells_per_donor_and_class, scalings, n_bootstrap, confidence)
+    _check_settings(seeds, n_splits, pretrain_on, ratios, probing)
     options = Options(
         model_kwargs=dict(model_kwargs or {}),
         train_kwargs=dict(train_kwargs or {}),
@@ -141,23 +138,43 @@ def run(
         n_splits=n_splits,
         n_train_donors=n_train_donors,
         max_cells_per_donor=max_cells_per_donor,
+        max_cells_per_donor_and_class=max_cells_per_donor_and_class,
         pretrain_on=pretrain_on,
         seed=split_seed,
     )
-    scalings = (scale,) if isinstance(scale, bool) else tuple(scale)
-    probing = Probing(max_cells_per_donor, max_cells_per_donor_and_class, scalings, n_bootstrap, confidence)
-    records = run_fits(
-        design, chosen, seeds, probing, Store(None if out is None else Path(out)), enable_progress_bar
-    )
+    about = _about(design, seeds, probing, options)
+    if out is not None:
+        write_about(Path(out), about)
+    store = Store(None if out is None else Path(out))
+    records = run_fits(design, chosen, seeds, probing, store, enable_progress_bar)
     benchmark = Benchmark(
         results=order(records, [method.name for method in chosen]),
         columns={task.name: task.scores for task in design.tasks},
-        about=_about(design, seeds, probing, options),
+        about=about,
         labels={name: LABELS.get(name, name) for name in (method.name for method in chosen)},
     )
     if out is not None:
         benchmark.write(out)
     return benchmark
+
+
+def _check_settings(
+    seeds: Sequence[int], n_splits: int, pretrain_on: str, ratios: Sequence[float], probing: Probing
+) -> None:
+    if not len(seeds) or len(set(seeds)) < len(seeds) or n_splits < 1:
+        raise ValueError(
+            f"Wanted distinct seeds and at least one split, got seeds={list(seeds)}, n_splits={n_splits}."
+        )
+    if pretrain_on not in get_args(PretrainOn):
+        raise ValueError(f"pretrain_on must be one of {get_args(PretrainOn)}, got {pretrain_on!r}.")
+    if not all(0 < ratio < 1 for ratio in ratios) or len(set(ratios)) < len(ratios):
+        raise ValueError(f"Wanted distinct ratios between 0 and 1, got {list(ratios)}.")
+    if not probing.scale or len(set(probing.scale)) < len(probing.scale):
+        raise ValueError(f"Wanted scale to be True, False or a pair of both, got {probing.scale}.")
+    if probing.n_bootstrap < 0 or not 0 < probing.confidence < 1:
+        raise ValueError(
+            f"Wanted n_bootstrap >= 0 and confidence between 0 and 1, got {probing.n_bootstrap} and {probing.confidence}."
+        )
 
 
 def _about(design: Design, seeds: Sequence[int], probing: Probing, options: Options) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """scVI and its kin, trained, embedding and reconstructing on the terms of the masked autoencoders."""
 
+import logging
+import signal
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
 
 _TRAIN_BATCH_SIZE = 128
+_TALKATIVE = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "scvi")
 
 
 def fit_scvi(
@@ -55,9 +59,7 @@ def fit_scvi(
         # Batch normalisation cannot be trained on one cell.
         "drop_last": len(cells.train) % batch_size == 1,
     }
-    with isolate_rng(), warnings.catch_warnings():
-        # Lightning's advice on data loaders and logging is for whoever chose those settings.
-        warnings.filterwarnings("ignore", module="lightning")
+    with isolate_rng(), _quiet(), _interruptible():
         torch.manual_seed(seed)
         model_class.setup_anndata(seen, batch_key=BATCH if cells.has_batch else None)
         model = model_class(seen, **model_kwargs)
@@ -75,6 +77,35 @@ def fit_scvi(
             for ratio in ratios
         }
     return np.asarray(values, dtype=np.float32), pearson
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what Lightning and scvi-tools say of every training: it is for whoever chose those settings."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be what it is elsewhere: Lightning makes it an exit, and is deaf to a second one."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt("Training was interrupted.") from error
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, on_interrupt)
 
 
 @torch.inference_mode()

@@ -95,7 +95,7 @@ class Store:
         if path is None or not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                 about = json.loads(str(content["about"]))
                 return (content["values"], about["value"]) if about["key"] == key else None
         except _UNREADABLE as error:

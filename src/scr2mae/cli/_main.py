@@ -13,12 +13,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scr2mae import __version__
-from scr2mae.cli import demo, embed, train
+from scr2mae.cli import benchmark, demo, embed, probe, train
 from scr2mae.cli._command import Command, UsageError
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
-COMMANDS: tuple[Command, ...] = (train.COMMAND, embed.COMMAND, demo.COMMAND)
+COMMANDS: tuple[Command, ...] = (
+    train.COMMAND,
+    embed.COMMAND,
+    probe.COMMAND,
+    benchmark.COMMAND,
+    demo.COMMAND,
+)
 """The subcommands, in the order of ``scr2mae --help``. A new one is a file with a ``COMMAND`` and an entry here."""
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
