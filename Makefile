@@ -13,7 +13,7 @@ LATEST := .venv-latest
 PYTHON_LATEST ?= $(shell for python in python3.13 python3.12 $(HOME)/.pyenv/versions/3.1[23].*/bin/python; do \
 	"$$python" -c '' 2>/dev/null && { command -v "$$python"; break; }; done)
 
-# Each test worker is one process on one core; threads on top would only make them wait for one another.
+# One process a core; threads on top would only make them wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 .PHONY: help demo test lint docs test-latest test-tutorials clean
@@ -37,7 +37,7 @@ lint: $(VENV)/.stamp-lint ## check style, types, import layers and spelling
 	$(BIN)/codespell
 
 docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html
-	$(BIN)/sphinx-build -W -n --keep-going -b html docs docs/_build/html
+	$(ONE_THREAD) $(BIN)/sphinx-build -W -n --keep-going -b html docs docs/_build/html
 
 test-tutorials: $(VENV)/.stamp-tutorials ## execute the tutorials
 	$(ONE_THREAD) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tutorials
