@@ -32,7 +32,7 @@ def test_scores_are_a_row_a_method_with_the_best_rank_on_top(finished, ax):
         np.testing.assert_allclose(dots.get_offsets(), np.c_[table[column], np.arange(len(table))])
     assert labels(ax)[-1] == "Score"
     assert labels(ax)[0] == "disease: balanced accuracy, cell"
-    np.testing.assert_allclose(ax.containers[0].lines[0].get_xdata(), table["Score"].squeeze())
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_xdata().astype(float), table["Score"].squeeze())
 
 
 def test_reconstruction_is_drawn_as_the_distance_from_the_best(ax):

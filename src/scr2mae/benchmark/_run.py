@@ -60,7 +60,7 @@ def run(
         Column with the donor.
     methods
         Names of methods and keys of ``adata.obsm``. Methods are ``"lognorm"``, ``"pca"``, ``"scvi"``,
-        ``"scvi_joint"`` (:class:`scvi.external.JointEmbeddingSCVI`, from scvi-tools 1.5 on) and the masking schemes
+        ``"scvi_joint"`` (``scvi.external.JointEmbeddingSCVI``, from scvi-tools 1.5 on) and the masking schemes
         of :func:`scr2mae.schemes`. None means all of them.
     batch_key
         Column with the batch, told to scVI and to the masked autoencoders.
