@@ -62,12 +62,13 @@ def embed(method: str, seed: int, adata: ad.AnnData, options: argparse.Namespace
         return sc.pp.pca(log_normalised(adata), n_comps=50, random_state=seed, copy=True).obsm["X_pca"]
     if method == "log-normalised":
         return log_normalised(adata).X.toarray()
-    if method == "scVI":
+    if method.startswith("scVI"):
         scvi.settings.seed = seed
         copy = adata.copy()
         scvi.model.SCVI.setup_anndata(copy)
         model = scvi.model.SCVI(copy)
-        model.train(**quiet)
+        _, _, epochs = method.partition("-")  # "scVI" trains for its default, "scVI-100" for 100 epochs
+        model.train(int(epochs) if epochs else None, **quiet)
         return model.get_latent_representation()
     model = scr2mae.R2MAEModel(adata.copy(), seed=seed, **options.model)
     model.train(options.max_epochs, batch_size=options.batch_size, split_key=False, train_size=1.0, **quiet)
@@ -103,7 +104,7 @@ def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
     )
     frames = []
     for method in options.methods:
-        for seed in range(options.seeds if method in ("R²MAE", "scVI") else 1):
+        for seed in range(options.seeds if method.startswith(("R²MAE", "scVI")) else 1):
             path = keep / f"{name}-{method}-{options.tag if method == 'R²MAE' else ''}{seed}.npy"
             start = time.perf_counter()
             if not path.exists():

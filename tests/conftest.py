@@ -1,5 +1,6 @@
 """Small counts and small models, shared by the tests of the main class."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -127,3 +128,15 @@ def unchanged() -> Callable[[AnnData], AbstractContextManager[None]]:
         pd.testing.assert_frame_equal(after[4], before[4])
 
     return check
+
+
+@pytest.fixture
+def set_sigint() -> Iterator[Callable[[Any], None]]:
+    """Set what Ctrl-C does and put it back: a run in the background starts deaf to it."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def set_handler(handler: Any) -> None:
+        signal.signal(signal.SIGINT, handler)
+
+    yield set_handler
+    signal.signal(signal.SIGINT, before)

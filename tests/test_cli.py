@@ -312,10 +312,11 @@ def test_a_checkpoint_that_leaves_nothing_to_do_is_no_defect(counts, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_ends_the_process_while_libraries_load_and_is_an_exception_again_after():
-    script = "import os, signal; from scr2mae.cli._command import loading\nwith loading(): os.kill(os.getpid(), signal.SIGINT)"
+def test_ctrl_c_ends_the_process_while_libraries_load_and_is_an_exception_again_after(set_sigint):
+    script = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); from scr2mae.cli._command import loading\nwith loading(): os.kill(os.getpid(), signal.SIGINT)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+    set_sigint(signal.default_int_handler)
     with loading():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

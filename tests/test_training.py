@@ -374,10 +374,11 @@ def test_each_accumulated_mini_batch_has_a_ratio_of_its_own(adata: AnnData, trai
 
 
 def test_ctrl_c_leaves_a_model_that_works_and_a_second_ctrl_c_that_is_heard(
-    adata: AnnData, tmp_path: Path
+    adata: AnnData, tmp_path: Path, set_sigint: Callable[[Any], None]
 ) -> None:
     model = R2MAEModel(adata, n_hidden=16, n_latent=4)
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.default_int_handler
+    set_sigint(handler)
     with pytest.raises(KeyboardInterrupt):
         model.train(
             3,

@@ -162,7 +162,7 @@ def read_representation(adata: AnnData, use_rep: str) -> Any:
     else:
         raise KeyError(
             f"No {use_rep!r} in adata.obsm or adata.layers; choose 'X', one of {list(adata.obsm)} or of "
-            f"{list(adata.layers)}."
+            f"{[name for name in adata.layers if name]}."
         )
     if X is None:
         raise ValueError("adata.X is empty; name a layer or an entry of adata.obsm.")
