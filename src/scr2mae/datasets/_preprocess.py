@@ -160,7 +160,9 @@ def _counts_and_var(adata: AnnData, layer: str | None) -> tuple[Any, pd.DataFram
     """Find the counts, as a matrix or on-disk matrix that can be sliced by row, and their genes."""
     if layer is not None:
         if layer not in adata.layers:
-            raise KeyError(f"No {layer!r} in adata.layers; choose one of {[name for name in adata.layers if name]}.")
+            raise KeyError(
+                f"No {layer!r} in adata.layers; choose one of {[name for name in adata.layers if name]}."
+            )
         counts, var = adata.layers[layer], adata.var
     elif adata.raw is not None:
         counts, var = adata.raw.X, adata.raw.var
