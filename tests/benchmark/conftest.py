@@ -1,5 +1,6 @@
 """A small benchmark, run once, and quick settings."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 from anndata import AnnData
 
 from scr2mae import benchmark
+from scr2mae.benchmark._design import Design, make_design
+from scr2mae.benchmark._methods import Embedding, Options, make_methods
+from scr2mae.benchmark._tasks import as_tasks
 from scr2mae.datasets import simulate_donors
 
 QUICK: dict[str, Any] = {
@@ -26,6 +30,12 @@ QUICK: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def quick() -> dict[str, Any]:
     return QUICK
+
+
+@pytest.fixture
+def one(quick: dict[str, Any]) -> dict[str, Any]:
+    """Settings of one target, split and scaling."""
+    return quick | {"targets": {"disease": "classification"}, "n_splits": 1, "scale": False}
 
 
 def _cells() -> AnnData:
@@ -54,3 +64,46 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[benchmark.Benchm
     folder = tmp_path_factory.mktemp("benchmark") / "out"
     methods = ["lognorm", "pca", "scvi", "r2mae", "X_mine"]
     return benchmark.run(_cells(), methods=methods, seeds=(0, 1), out=folder, **QUICK), folder
+
+
+def _fit_one(
+    adata: AnnData,
+    name: str,
+    *,
+    seed: int = 0,
+    pretrain_on: Any = "all",
+    split: int | None = None,
+    **options: Any,
+) -> tuple[Embedding, Design]:
+    """Embedding of one method, without probes."""
+    design = make_design(
+        adata,
+        as_tasks({"disease": "classification"}, []),
+        donor_key="donor",
+        sample_key=None,
+        batch_key=None,
+        layer=None,
+        n_splits=1,
+        n_train_donors=None,
+        max_cells_per_donor=None,
+        max_cells_per_donor_and_class=None,
+        pretrain_on=pretrain_on,
+        seed=0,
+    )
+    settings = {
+        "model_kwargs": {"n_hidden": 8, "n_latent": 4},
+        "train_kwargs": {"max_epochs": 1, "batch_size": 64},
+        "scvi_model_kwargs": {"n_hidden": 8, "n_latent": 4},
+        "scvi_train_kwargs": {"max_epochs": 1},
+        "n_pcs": 5,
+        "ratios": (0.5,),
+        "accelerator": "cpu",
+    }
+    (method,) = make_methods([name], adata, Options(**(settings | options)))
+    return method.fit(design.pretraining(split), seed), design
+
+
+@pytest.fixture(scope="session")
+def fit_one() -> Callable[..., tuple[Embedding, Design]]:
+    """Return ``fit_one(adata, name, seed=, pretrain_on=, split=, **options)``: one method, without probes."""
+    return _fit_one

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from anndata import AnnData
 
@@ -36,7 +36,7 @@ def run(
     scale: bool | Sequence[bool] = (False, True),
     n_bootstrap: int = 0,
     confidence: float = 0.95,
-    pretrain_on: PretrainOn = "all",
+    pretrain_on: Literal["all", "train"] = "all",
     ratios: Sequence[float] = (0.1, 0.2, 0.3, 0.5, 0.7),
     model_kwargs: Mapping[str, Any] | None = None,
     train_kwargs: Mapping[str, Any] | None = None,

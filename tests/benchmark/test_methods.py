@@ -1,0 +1,113 @@
+"""Each method is what its name says, on the same cells, masks and seeds."""
+
+import logging
+import signal
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import scvi
+import torch
+
+import scr2mae
+from scr2mae.benchmark import _methods
+from scr2mae.benchmark._methods import SCVI_CLASSES, Options, make_methods
+from scr2mae.masking import draw_mask
+from scr2mae.metrics import masked_pearson
+
+
+def test_log_normalised_expression_and_components_are_scanpy_s(cells, fit_one):
+    import scanpy as sc
+
+    expected = cells.copy()
+    sc.pp.normalize_total(expected, target_sum=1e4)
+    sc.pp.log1p(expected)
+    got, _ = fit_one(cells, "lognorm")
+    np.testing.assert_allclose(got.matrix.toarray(), expected.X.toarray(), rtol=1e-5)
+    sc.pp.pca(expected, n_comps=5)
+    got, _ = fit_one(cells, "pca")
+    np.testing.assert_allclose(np.abs(got.matrix), np.abs(expected.obsm["X_pca"]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_scheme_is_the_model_of_its_name(cells, fit_one):
+    got, design = fit_one(cells, "mae_high", seed=3)
+    seen = design.pretraining(None)
+    model = scr2mae.R2MAEModel(cells.copy(), n_hidden=8, n_latent=4, mask_ratio=0.5, seed=3)
+    model.train(
+        1,
+        batch_size=64,
+        accelerator="cpu",
+        split_key=False,
+        enable_progress_bar=False,
+        datasplitter_kwargs={"external_indexing": [seen.train, seen.validation]},
+    )
+    np.testing.assert_allclose(got.matrix, model.get_latent_representation(), atol=1e-5)
+    expected = model.get_masked_reconstruction(indices=seen.validation, ratios=(0.5,))
+    assert got.reconstruction[0.5] == pytest.approx(expected["pearson"].iloc[0], abs=1e-4)
+
+
+def test_scvi_reconstructs_from_zeroed_genes_with_the_masks_of_the_schemes(cells, monkeypatch, fit_one):
+    kept = {}
+    real = scvi.model.SCVI.train
+
+    def train(self, *args, **kwargs):
+        kept["model"] = self
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(scvi.model.SCVI, "train", train)
+    got, design = fit_one(cells, "scvi")
+    rows = design.pretraining(None).scored
+    mask = draw_mask(cells.n_vars, 0.5, seed=0, step=0).numpy()
+    hidden = cells[rows].copy()
+    hidden.X = sp.csr_matrix(np.where(mask, 0, hidden.X.toarray()))
+    hidden.obs["batch"] = "all"
+    # The mean over many draws of the decoded share is near the share decoded from the mean.
+    share = kept["model"].get_normalized_expression(
+        hidden, n_samples=100, return_numpy=True, return_mean=True
+    )
+    expected = np.nanmean(masked_pearson(share, cells[rows].X, mask))
+    assert got.reconstruction[0.5] == pytest.approx(expected, abs=0.05)
+
+
+def test_scvi_is_a_function_of_its_seed_and_leaves_the_generators_alone(cells, fit_one):
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    level = logging.getLogger("scvi").level
+    first, _ = fit_one(cells, "scvi", seed=1)
+    assert torch.equal(torch.get_rng_state(), state[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], state[1])  # noqa: NPY002
+    assert logging.getLogger("scvi").level == level
+    second, _ = fit_one(cells, "scvi", seed=1)
+    other, _ = fit_one(cells, "scvi", seed=2)
+    np.testing.assert_array_equal(first.matrix, second.matrix)
+    assert not np.array_equal(first.matrix, other.matrix)
+
+
+def test_scvi_trains_where_one_cell_would_be_left_over(cells, fit_one):
+    got, _ = fit_one(cells, "scvi", scvi_train_kwargs={"max_epochs": 1, "batch_size": 107})
+    assert np.isfinite(got.matrix).all()
+
+
+def test_ctrl_c_in_scvi_is_ctrl_c(cells, monkeypatch, fit_one):
+    def interrupted(*_, **__):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise SystemExit(1)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(scvi.model.SCVI, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_one(cells, "scvi")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_all_methods_are_there_by_default(cells):
+    names = [method.name for method in make_methods(None, cells, Options())]
+    assert names == ["lognorm", "pca", *SCVI_CLASSES, *scr2mae.schemes()]
+    assert set(names) <= set(_methods.LABELS)
+
+
+def test_joint_embedding_scvi_is_a_method_where_scvi_has_it(cells):
+    has = hasattr(scvi.external, "JointEmbeddingSCVI")
+    assert ("scvi_joint" in SCVI_CLASSES) == has
+    if not has:
+        with pytest.raises(ValueError, match=r"needs scvi-tools 1\.5 or newer"):
+            make_methods(["scvi_joint"], cells, Options())
