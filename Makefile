@@ -24,7 +24,7 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-run ## train on counts that ship with Scanpy, compare with PCA, write demo/
-	$(BIN)/scr2mae demo
+	$(BIN)/scr2mae demo --force
 
 test: $(VENV)/.stamp-test ## run the tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
