@@ -50,11 +50,8 @@ def public_callables() -> Iterator[tuple[str, object]]:
 
 
 CALLABLES = dict(public_callables())
-UNDESCRIBED = {"scr2mae.theory.spectral_covariance", "scr2mae.theory.uniform_covariance"}
 FUNCTIONS = sorted(
-    name
-    for name, item in CALLABLES.items()
-    if inspect.isfunction(item) and name.rpartition(".")[0] in API and name not in UNDESCRIBED
+    name for name, item in CALLABLES.items() if inspect.isfunction(item) and name.rpartition(".")[0] in API
 )
 
 

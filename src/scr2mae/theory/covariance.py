@@ -179,6 +179,15 @@ def spectral_covariance(
 ) -> Covariance:
     """Return O diag(eigenvalues) Oᵀ with a Haar orthogonal O.
 
+    Parameters
+    ----------
+    eigenvalues
+        Positive, shape ``(n_features,)``.
+    seed
+        Seed of the eigenvectors.
+    name
+        Name in figures.
+
     Raises
     ------
     ValueError
@@ -195,7 +204,17 @@ def spectral_covariance(
 def uniform_covariance(
     n_features: int, *, low: float = 1.0, high: float = 10.0, seed: int | np.random.Generator = 0
 ) -> Covariance:
-    """Return a covariance with evenly spaced eigenvalues and random eigenvectors (figure 1E)."""
+    """Return a covariance with evenly spaced eigenvalues and random eigenvectors (figure 1E).
+
+    Parameters
+    ----------
+    n_features
+        Number of covariates.
+    low, high
+        Smallest and largest eigenvalue.
+    seed
+        Seed of the eigenvectors.
+    """
     return spectral_covariance(np.linspace(low, high, n_features), seed=seed, name="uniform")
 
 

@@ -181,8 +181,8 @@ def spiked_spectral_terms(
     Notes
     -----
     Delocalisation enters through the best masked predictor β + a c v and the hidden variance only; the shrinkage
-    comes from the exact eigenvalues and eigenvectors of (1-p)² Σ + p(1-p) diag(Σ). The statement's formulas are
-    missing from our copy of the paper: that this is its split into two terms is inferred from the proof.
+    comes from the exact eigenvalues and eigenvectors of (1-p)² Σ + p(1-p) diag(Σ). That this is the theorem's split
+    into two terms is inferred from its proof.
     """
     ratios = check_ratios(p, gamma=gamma)
     check_overparametrised(ratios, gamma=gamma, formula="Theorem 2")
