@@ -2,6 +2,7 @@
 
 from scr2mae.train import history
 from scr2mae.train.curriculum_log import CurriculumLog, expression_deciles
+from scr2mae.train.learning_rate import LearningRateSchedule
 from scr2mae.train.plan import VALIDATION_RATIOS, MaskedTrainingPlan
 from scr2mae.train.progress import TrainingProgress
 from scr2mae.train.run import fit
@@ -9,6 +10,7 @@ from scr2mae.train.run import fit
 __all__ = [
     "VALIDATION_RATIOS",
     "CurriculumLog",
+    "LearningRateSchedule",
     "MaskedTrainingPlan",
     "TrainingProgress",
     "expression_deciles",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from scr2mae.curriculum import GradientSchedule
     from scr2mae.masking import RatioSchedule
+    from scr2mae.train.learning_rate import LearningRateSchedule
 
 __all__ = ["VALIDATION_RATIOS", "MaskedModule", "MaskedTrainingPlan"]
 
@@ -32,7 +33,11 @@ class _Loss(Protocol):
 
 
 class MaskedModule(Protocol):
-    """What a network must offer to be trained here."""
+    """What a network must offer to be trained here.
+
+    It may also have ``parameter_groups(weight_decay)``, which returns the optimiser's groups, each a dict with
+    ``params`` and, where they differ from the run's, ``weight_decay`` and ``lr``.
+    """
 
     def masked_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> _Loss:
         """Hide a share of a mini-batch, as a pure function of seed and step, and score it."""
@@ -54,6 +59,10 @@ class MaskedTrainingPlan(pl.LightningModule):
         Of the optimiser.
     optimizer
         ``"Adam"`` (the paper's, weight decay inside the gradient) or ``"AdamW"``.
+    betas
+        Of the optimiser.
+    learning_rate
+        What ``lr`` is multiplied by at each optimiser step; None keeps it constant.
     validation_ratios
         Shares hidden in validation.
     gradient_schedule
@@ -77,6 +86,8 @@ class MaskedTrainingPlan(pl.LightningModule):
         weight_decay: float = 1e-4,
         eps: float = 1e-8,
         optimizer: str = "Adam",
+        betas: tuple[float, float] = (0.9, 0.999),
+        learning_rate: LearningRateSchedule | None = None,
         validation_ratios: Sequence[float] = VALIDATION_RATIOS,
         gradient_schedule: GradientSchedule | None = None,
         before: history.History | None = None,
@@ -91,7 +102,8 @@ class MaskedTrainingPlan(pl.LightningModule):
         self.module = module
         self.ratio_schedule, self.mask_seed = ratio_schedule, seed
         self.optimizer_name = optimizer
-        self.optimizer_kwargs = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
+        self.optimizer_kwargs = {"lr": lr, "weight_decay": weight_decay, "eps": eps, "betas": tuple(betas)}
+        self.learning_rate = learning_rate
         self.validation_ratios = tuple(validation_ratios)
         self.gradient_schedule = gradient_schedule
         self.last_multiplier = 0.0
@@ -183,13 +195,24 @@ class MaskedTrainingPlan(pl.LightningModule):
         for name, value in {"validation_loss": mean, **curves}.items():
             self.record(name, self.current_epoch, value)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimiser over the parameters that train."""
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser over the parameters that train, and its learning-rate schedule."""
+        module: Any = self.module
         if self.gradient_schedule is not None:
-            self.module.curriculum.requires_grad_(True)  # type: ignore[union-attr]
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-        return _OPTIMIZERS[self.optimizer_name](parameters, fused=fused, **self.optimizer_kwargs)
+            module.curriculum.requires_grad_(True)
+        groups = (
+            module.parameter_groups(self.optimizer_kwargs["weight_decay"])
+            if hasattr(module, "parameter_groups")
+            else [{"params": list(module.parameters())}]
+        )
+        groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+        optimizer = _OPTIMIZERS[self.optimizer_name](groups, fused=fused, **self.optimizer_kwargs)
+        if self.learning_rate is None:
+            return optimizer
+        multiplier, total = self.learning_rate, int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: multiplier(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history with the weights, the epoch that is under way included."""
