@@ -19,6 +19,7 @@ _MODULES = (
     "benchmark",
     "curriculum",
     "datasets",
+    "extra",
     "likelihood",
     "masking",
     "metrics",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Command", "UsageError", "loading"]
+__all__ = ["Command", "CommandGroup", "UsageError", "loading"]
 
 
 class UsageError(Exception):
@@ -43,6 +43,25 @@ class Command:
     examples: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], str]
+
+
+@dataclass(frozen=True)
+class CommandGroup:
+    """Subcommands behind a common first word, such as ``scr2mae dna train``.
+
+    Attributes
+    ----------
+    name
+        The first word.
+    summary
+        One line for ``scr2mae --help``.
+    commands
+        What follows the first word.
+    """
+
+    name: str
+    summary: str
+    commands: tuple[Command, ...]
 
 
 @contextmanager

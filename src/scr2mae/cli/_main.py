@@ -14,11 +14,11 @@ from typing import Any
 
 from scr2mae import __version__
 from scr2mae.cli import benchmark, demo, embed, probe, train
-from scr2mae.cli._command import Command, UsageError
+from scr2mae.cli._command import Command, CommandGroup, UsageError
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
-COMMANDS: tuple[Command, ...] = (
+COMMANDS: tuple[Command | CommandGroup, ...] = (
     train.COMMAND,
     embed.COMMAND,
     probe.COMMAND,
@@ -57,23 +57,34 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
-        examples = "\n".join(f"  {line}" for line in command.examples.strip().splitlines())
-        subparser = subparsers.add_parser(
-            command.name,
-            help=command.summary,
-            description=command.description,
-            epilog=f"examples:\n{examples}",
-            formatter_class=raw,
-            allow_abbrev=False,
-        )
-        command.add_arguments(subparser)
-        messages = subparser.add_argument_group("messages")
-        messages.add_argument(
-            "-q", "--quiet", action="store_true", help="no progress, only warnings and errors"
-        )
-        messages.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        subparser.set_defaults(command=command, subparser=subparser)
+        _add(subparsers, command)
     return parser
+
+
+def _add(subparsers: Any, command: Command | CommandGroup) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    if isinstance(command, CommandGroup):
+        group = subparsers.add_parser(
+            command.name, help=command.summary, description=command.summary, allow_abbrev=False
+        )
+        inner = group.add_subparsers(metavar="COMMAND", required=True)
+        for each in command.commands:
+            _add(inner, each)
+        return
+    examples = "\n".join(f"  {line}" for line in command.examples.strip().splitlines())
+    subparser = subparsers.add_parser(
+        command.name,
+        help=command.summary,
+        description=command.description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    command.add_arguments(subparser)
+    messages = subparser.add_argument_group("messages")
+    messages.add_argument("-q", "--quiet", action="store_true", help="no progress, only warnings and errors")
+    messages.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparser.set_defaults(command=command, subparser=subparser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

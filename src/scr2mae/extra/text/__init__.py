@@ -1,0 +1,3 @@
+"""Masked language models of text: RoBERTa."""
+
+__all__: list[str] = []
