@@ -20,7 +20,9 @@ from scr2mae.masking import (
     UniformDecayRatio,
     UniformRatio,
     as_ratio_schedule,
+    draw_integers,
     draw_mask,
+    draw_uniform,
 )
 
 ALL = [
@@ -161,6 +163,61 @@ def test_masks_ignore_and_leave_the_global_generators_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 300), high=st.integers(1, 2**32), seed=st.integers(0, 2**40), step=st.integers(0, 10**7)
+)
+def test_integers_lie_below_high_and_a_longer_draw_continues_a_shorter(n, high, seed, step):
+    drawn = draw_integers(n, high, seed=seed, step=step)
+    assert drawn.shape == (n,)
+    assert drawn.dtype == torch.int64
+    assert bool(((drawn >= 0) & (drawn < high)).all())
+    assert torch.equal(draw_integers(n + 7, high, seed=seed, step=step)[:n], drawn)
+
+
+def test_integers_come_equally_often_and_streams_and_masks_are_unrelated():
+    drawn = draw_integers(50_000, 10, seed=0, step=3).numpy()
+    assert stats.chisquare(np.bincount(drawn, minlength=10)).pvalue > 0.01
+    other = draw_integers(50_000, 10, seed=0, step=3, stream=1).numpy()
+    assert stats.chi2_contingency(np.histogram2d(drawn, other, bins=10)[0]).pvalue > 0.01
+    hidden = draw_mask(50_000, 0.5, seed=0, step=3).numpy()
+    assert stats.chisquare(np.bincount(drawn[hidden], minlength=10)).pvalue > 0.01
+
+
+def test_integers_refuse_bounds_that_cannot_be_drawn_evenly():
+    for n, high in ((3, 0), (3, 2**32 + 1), (-1, 5)):
+        with pytest.raises(ValueError, match="drawn n >= 0 times below high"):
+            draw_integers(n, high, seed=0, step=0)
+
+
+def test_uniform_draws_are_uniform_and_depend_on_seed_step_and_stream():
+    draws = [
+        draw_uniform(20_000, seed=seed, step=step, stream=stream)
+        for seed, step, stream in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    ]
+    for u in draws:
+        assert float(u.min()) >= 0
+        assert float(u.max()) < 1
+        assert stats.kstest(u.double().numpy(), "uniform").pvalue > 1e-3
+    correlations = np.corrcoef(torch.stack(draws).numpy())[np.triu_indices(4, 1)]
+    assert np.abs(correlations).max() < 0.03
+    again = draw_uniform(20_000, seed=0, step=0)
+    assert torch.equal(again, draws[0])
+    assert torch.equal(draw_uniform(7, seed=0, step=0), again[:7])
+    assert draw_uniform(0, seed=0, step=0).shape == (0,)
+
+
+def test_uniform_draws_are_independent_of_the_mask_of_the_same_step():
+    hidden = draw_mask(20_000, 0.5, seed=3, step=9)
+    u = draw_uniform(20_000, seed=3, step=9)
+    assert stats.ks_2samp(u[hidden].numpy(), u[~hidden].numpy()).pvalue > 1e-3
+
+
+def test_a_negative_number_of_uniform_draws_is_refused():
+    with pytest.raises(ValueError, match=r"n must be >= 0, got -1"):
+        draw_uniform(-1, seed=0, step=0)
+
+
 @pytest.mark.slow
 def test_every_process_draws_the_same():
     code = (
@@ -180,3 +237,6 @@ def test_every_process_draws_the_same():
 def test_every_device_draws_the_same():
     here = draw_mask(5000, 0.37, seed=11, step=123456)
     assert torch.equal(draw_mask(5000, 0.37, seed=11, step=123456, device="cuda").cpu(), here)
+    assert torch.equal(
+        draw_uniform(99, seed=1, step=2, device="cuda").cpu(), draw_uniform(99, seed=1, step=2)
+    )

@@ -23,14 +23,16 @@ __all__ = [
     "UniformDecayRatio",
     "UniformRatio",
     "as_ratio_schedule",
+    "draw_integers",
     "draw_mask",
+    "draw_uniform",
 ]
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _WORD = (1 << 64) - 1
-_RATIO_STREAM, _MASK_STREAM = 1, 2
+_RATIO_STREAM, _MASK_STREAM, _INTEGER_STREAM = 1, 2, 3
 
 
 @runtime_checkable
@@ -320,3 +322,70 @@ def draw_mask(
     mask = torch.zeros(n, dtype=torch.bool, device=device)
     mask[words.argsort(stable=True)[:n_hidden]] = True
     return mask
+
+
+def draw_integers(
+    n: int, high: int, *, seed: int, step: int, stream: int = 0, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Draw n integers below ``high`` with equal chances, as a pure function of seed and step.
+
+    For what becomes of hidden items: which are replaced by a mask symbol, and by what others are replaced.
+
+    Parameters
+    ----------
+    n
+        How many.
+    high
+        Draws lie in ``[0, high)``; ``1 <= high <= 2**32``.
+    seed, step
+        What the draw depends on, besides ``high`` and ``stream``: not the device, nor the rank.
+    stream
+        Draws of different streams are independent of one another, and all are of :func:`draw_mask`.
+    device
+        Where the integers are made.
+
+    Returns
+    -------
+    int64, shape ``(n,)``; the first k of them are the draw of ``n=k``.
+
+    Raises
+    ------
+    ValueError
+        If ``high`` is out of range or ``n`` is negative.
+    """
+    if n < 0 or not 1 <= high <= 1 << 32:
+        raise ValueError(f"Integers are drawn n >= 0 times below high in [1, 2**32], got n={n}, high={high}.")
+    words = _random_words(n, _key(seed, _INTEGER_STREAM, step, stream), device)
+    return _shift_right(words, 1) % high
+
+
+def draw_uniform(
+    n: int, *, seed: int, step: int, stream: int = 0, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Draw n numbers from U[0, 1), as a pure function of seed, step and stream.
+
+    For whatever else a step draws besides its mask, such as what hidden tokens are replaced by.
+
+    Parameters
+    ----------
+    n
+        How many, >= 0.
+    seed, step, stream
+        What the draw depends on: not the device, nor the rank. Streams are independent of each other and of
+        :func:`draw_mask`.
+    device
+        Where the numbers are made.
+
+    Returns
+    -------
+    float32 of shape ``(n,)``, multiples of 1 / 2**24; the first ones do not depend on ``n``.
+
+    Raises
+    ------
+    ValueError
+        If ``n`` is negative.
+    """
+    if n < 0:
+        raise ValueError(f"n must be >= 0, got {n}.")
+    words = _random_words(n, _key(seed, _UNIFORM_STREAM, stream, step), device)
+    return _shift_right(words, 40).float() * 2.0**-24
