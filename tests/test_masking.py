@@ -22,7 +22,6 @@ from scr2mae.masking import (
     as_ratio_schedule,
     draw_integers,
     draw_mask,
-    draw_uniform,
 )
 
 ALL = [
@@ -190,34 +189,6 @@ def test_integers_refuse_bounds_that_cannot_be_drawn_evenly():
             draw_integers(n, high, seed=0, step=0)
 
 
-def test_uniform_draws_are_uniform_and_depend_on_seed_step_and_stream():
-    draws = [
-        draw_uniform(20_000, seed=seed, step=step, stream=stream)
-        for seed, step, stream in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    ]
-    for u in draws:
-        assert float(u.min()) >= 0
-        assert float(u.max()) < 1
-        assert stats.kstest(u.double().numpy(), "uniform").pvalue > 1e-3
-    correlations = np.corrcoef(torch.stack(draws).numpy())[np.triu_indices(4, 1)]
-    assert np.abs(correlations).max() < 0.03
-    again = draw_uniform(20_000, seed=0, step=0)
-    assert torch.equal(again, draws[0])
-    assert torch.equal(draw_uniform(7, seed=0, step=0), again[:7])
-    assert draw_uniform(0, seed=0, step=0).shape == (0,)
-
-
-def test_uniform_draws_are_independent_of_the_mask_of_the_same_step():
-    hidden = draw_mask(20_000, 0.5, seed=3, step=9)
-    u = draw_uniform(20_000, seed=3, step=9)
-    assert stats.ks_2samp(u[hidden].numpy(), u[~hidden].numpy()).pvalue > 1e-3
-
-
-def test_a_negative_number_of_uniform_draws_is_refused():
-    with pytest.raises(ValueError, match=r"n must be >= 0, got -1"):
-        draw_uniform(-1, seed=0, step=0)
-
-
 @pytest.mark.slow
 def test_every_process_draws_the_same():
     code = (
@@ -237,6 +208,3 @@ def test_every_process_draws_the_same():
 def test_every_device_draws_the_same():
     here = draw_mask(5000, 0.37, seed=11, step=123456)
     assert torch.equal(draw_mask(5000, 0.37, seed=11, step=123456, device="cuda").cpu(), here)
-    assert torch.equal(
-        draw_uniform(99, seed=1, step=2, device="cuda").cpu(), draw_uniform(99, seed=1, step=2)
-    )

@@ -25,7 +25,6 @@ __all__ = [
     "as_ratio_schedule",
     "draw_integers",
     "draw_mask",
-    "draw_uniform",
 ]
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -357,35 +356,3 @@ def draw_integers(
         raise ValueError(f"Integers are drawn n >= 0 times below high in [1, 2**32], got n={n}, high={high}.")
     words = _random_words(n, _key(seed, _INTEGER_STREAM, step, stream), device)
     return _shift_right(words, 1) % high
-
-
-def draw_uniform(
-    n: int, *, seed: int, step: int, stream: int = 0, device: torch.device | str | None = None
-) -> torch.Tensor:
-    """Draw n numbers from U[0, 1), as a pure function of seed, step and stream.
-
-    For whatever else a step draws besides its mask, such as what hidden tokens are replaced by.
-
-    Parameters
-    ----------
-    n
-        How many, >= 0.
-    seed, step, stream
-        What the draw depends on: not the device, nor the rank. Streams are independent of each other and of
-        :func:`draw_mask`.
-    device
-        Where the numbers are made.
-
-    Returns
-    -------
-    float32 of shape ``(n,)``, multiples of 1 / 2**24; the first ones do not depend on ``n``.
-
-    Raises
-    ------
-    ValueError
-        If ``n`` is negative.
-    """
-    if n < 0:
-        raise ValueError(f"n must be >= 0, got {n}.")
-    words = _random_words(n, _key(seed, _UNIFORM_STREAM, stream, step), device)
-    return _shift_right(words, 40).float() * 2.0**-24
