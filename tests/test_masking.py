@@ -105,6 +105,7 @@ def test_discrete_ratios_come_equally_often_and_index_names_the_column():
         (lambda: as_ratio_schedule((0.1, 0.2, 0.3)), "a pair"),
         (lambda: draw_mask(1, 0.5, seed=0, step=0), "at least two items"),
         (lambda: draw_mask(10, 1.5, seed=0, step=0), r"must lie in \[0, 1\]"),
+        (lambda: draw_mask(10, 0.5, seed=0, step=0, n_obs=-1), "n_obs must be >= 0"),
     ],
 )
 def test_bad_ratios_are_refused(make, message):
@@ -149,6 +150,21 @@ def test_masks_of_successive_steps_are_unrelated():
 def test_a_larger_ratio_hides_what_a_smaller_one_hides():
     small, large = (draw_mask(500, ratio, seed=1, step=7) for ratio in (0.2, 0.6))
     assert bool((large | ~small).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(2, 400), ratio=st.floats(0, 1), n_obs=st.integers(0, 20), step=st.integers(0, 10**7))
+def test_a_mask_an_observation_hides_exactly_the_asked_share_of_each(n, ratio, n_obs, step):
+    masks = draw_mask(n, ratio, seed=3, step=step, n_obs=n_obs)
+    assert masks.shape == (n_obs, n)
+    assert masks.sum(dim=1).tolist() == [min(max(round(ratio * n), 1), n - 1)] * n_obs
+    if n_obs:
+        assert torch.equal(masks[0], draw_mask(n, ratio, seed=3, step=step))
+
+
+def test_masks_of_different_observations_are_unrelated():
+    masks = draw_mask(2000, 0.5, seed=0, step=0, n_obs=50).double().numpy()
+    assert np.abs(np.corrcoef(masks)[np.triu_indices(50, 1)]).max() < 0.1
 
 
 def test_masks_ignore_and_leave_the_global_generators_alone():
@@ -208,3 +224,5 @@ def test_every_process_draws_the_same():
 def test_every_device_draws_the_same():
     here = draw_mask(5000, 0.37, seed=11, step=123456)
     assert torch.equal(draw_mask(5000, 0.37, seed=11, step=123456, device="cuda").cpu(), here)
+    here = draw_mask(196, 0.75, seed=11, step=5, n_obs=64)
+    assert torch.equal(draw_mask(196, 0.75, seed=11, step=5, n_obs=64, device="cuda").cpu(), here)

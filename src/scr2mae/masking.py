@@ -283,7 +283,13 @@ def _random_words(n: int, key: int, device: torch.device | str | None) -> torch.
 
 
 def draw_mask(
-    n: int, ratio: float, *, seed: int, step: int, device: torch.device | str | None = None
+    n: int,
+    ratio: float,
+    *,
+    seed: int,
+    step: int,
+    n_obs: int | None = None,
+    device: torch.device | str | None = None,
 ) -> torch.Tensor:
     """Hide a random subset of n items, as a pure function of seed and step.
 
@@ -295,32 +301,38 @@ def draw_mask(
         Share to hide, in [0, 1].
     seed, step
         What the draw depends on, besides ``n`` and ``ratio``: not the device, nor the rank.
+    n_obs
+        Draw a subset for each of so many observations; None draws one for all.
     device
         Where the mask is made.
 
     Returns
     -------
-    Boolean tensor of shape ``(n,)``, True where an item is hidden, with exactly
-    ``round(ratio * n)`` true entries, clamped to ``[1, n - 1]``.
+    Boolean tensor of shape ``(n,)``, or ``(n_obs, n)`` with ``n_obs``, True where an item is hidden, with exactly
+    ``round(ratio * n)`` true entries an observation, clamped to ``[1, n - 1]``.
 
     Raises
     ------
     ValueError
-        If ``n < 2`` or the ratio lies outside [0, 1].
+        If ``n < 2``, ``n_obs < 0`` or the ratio lies outside [0, 1].
 
     Notes
     -----
     Items are ranked by SplitMix64 words keyed by ``(seed, step)``; the smallest are hidden, so
-    the masks of one step are nested in the ratio.
+    the masks of one step are nested in the ratio. The first observation's mask is the one drawn without ``n_obs``.
     """
     if n < 2:
         raise ValueError(f"A mask needs at least two items, one to hide and one to see; got n={n}.")
+    if n_obs is not None and n_obs < 0:
+        raise ValueError(f"n_obs must be >= 0, got {n_obs}.")
     _check_share("ratio", ratio)
     n_hidden = min(max(round(ratio * n), 1), n - 1)
-    words = _random_words(n, _key(seed, _MASK_STREAM, step), device)
-    mask = torch.zeros(n, dtype=torch.bool, device=device)
-    mask[words.argsort(stable=True)[:n_hidden]] = True
-    return mask
+    n_masks = 1 if n_obs is None else n_obs
+    words = _random_words(n_masks * n, _key(seed, _MASK_STREAM, step), device).view(n_masks, n)
+    # The words of a draw differ from one another, so that a threshold hides exactly n_hidden of them.
+    largest_hidden = words.topk(n_hidden, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
+    mask = words <= largest_hidden
+    return mask[0] if n_obs is None else mask
 
 
 def draw_integers(
