@@ -48,17 +48,21 @@ def test_bad_settings_are_named(arguments, message):
 
 
 class _Mean(torch.nn.Module):
-    """The least that the plan trains: two numbers, each in a group of its own."""
+    """The least that the plan trains: three numbers, each in a group of its own."""
 
     def __init__(self):
         super().__init__()
-        self.decayed, self.kept = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+        self.decayed, self.kept, self.slow = (torch.nn.Parameter(torch.ones(1)) for _ in range(3))
 
     def parameter_groups(self, weight_decay):
-        return [{"params": [self.decayed]}, {"params": [self.kept], "weight_decay": 0.0, "lr": 0.5}]
+        return [
+            {"params": [self.decayed]},
+            {"params": [self.kept], "weight_decay": 0.0, "lr": 0.5},
+            {"params": [self.slow], "lr_scale": 0.25},
+        ]
 
     def masked_loss(self, tensors, *, ratio, seed, step):
-        loss = (0.0 * tensors).sum() * (self.decayed + self.kept).sum()
+        loss = (0.0 * tensors).sum() * (self.decayed + self.kept + self.slow).sum()
         return type("Out", (), {"loss": loss, "n_obs_minibatch": len(tensors)})()
 
 
@@ -97,7 +101,8 @@ def test_the_plan_follows_the_schedule_in_every_group_and_decays_only_where_aske
         callbacks=[seen],
     )
     torch.testing.assert_close(
-        torch.tensor(seen.rates), torch.tensor([[r * schedule(i, 8) for r in (0.1, 0.5)] for i in range(8)])
+        torch.tensor(seen.rates),
+        torch.tensor([[r * schedule(i, 8) for r in (0.1, 0.5, 0.025)] for i in range(8)]),
     )
     assert plan.module.kept.item() == 1.0
     assert plan.module.decayed.item() == pytest.approx(

@@ -36,7 +36,7 @@ class MaskedModule(Protocol):
     """What a network must offer to be trained here.
 
     It may also have ``parameter_groups(weight_decay)``, which returns the optimiser's groups, each a dict with
-    ``params`` and, where they differ from the run's, ``weight_decay`` and ``lr``.
+    ``params`` and, where they differ from the run's, ``weight_decay`` and ``lr``, or ``lr_scale``, a multiple of it.
     """
 
     def masked_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> _Loss:
@@ -200,12 +200,15 @@ class MaskedTrainingPlan(pl.LightningModule):
         module: Any = self.module
         if self.gradient_schedule is not None:
             module.curriculum.requires_grad_(True)
-        groups = (
+        groups: list[dict[str, Any]] = (
             module.parameter_groups(self.optimizer_kwargs["weight_decay"])
             if hasattr(module, "parameter_groups")
             else [{"params": list(module.parameters())}]
         )
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        for group in groups:
+            if "lr_scale" in group:
+                group["lr"] = self.optimizer_kwargs["lr"] * group.pop("lr_scale")
         fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
         optimizer = _OPTIMIZERS[self.optimizer_name](groups, fused=fused, **self.optimizer_kwargs)
         if self.learning_rate is None:
