@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import scr2mae
+from scr2mae._schemes import Scheme
 from scr2mae.curriculum import (
     Curriculum,
     CurriculumWeights,
@@ -16,7 +17,7 @@ from scr2mae.curriculum import (
     scale_gradient,
     sinkhorn,
 )
-from scr2mae.masking import DecayRatio, DiscreteRatio, FixedRatio, UniformRatio
+from scr2mae.masking import DecayRatio, DiscreteRatio, FixedRatio, UniformDecayRatio, UniformRatio
 
 
 def _numpy_sinkhorn(weights: np.ndarray, n_iter: int) -> np.ndarray:
@@ -199,6 +200,9 @@ def test_the_schemes_are_the_papers_rows():
     assert rows["cl_k0"].mask_ratio == rows["mae"].mask_ratio == FixedRatio(0.25)
     assert scr2mae.schemes("dna")["mae_high"].mask_ratio == FixedRatio(0.3)
     assert scr2mae.schemes("vision")["dynamic"].mask_ratio == DecayRatio(0.9, 0.6)
-    assert "mae_low" not in scr2mae.schemes("text")
+    text = scr2mae.schemes("text", seed=2)
+    assert set(rows) - set(text) == {"mae_low"}
+    assert text["r2mae_dynamic"].mask_ratio == UniformDecayRatio(0.15, 0.40, seed=2)
+    assert text["r2mae_cl"] == Scheme(UniformRatio(0.15, 0.40, seed=2), "cl")
     assert not {"cl", "r2mae_dynamic"} & set(scr2mae.schemes("vision"))
     assert scr2mae.schemes(seed=7)["mdlm"].mask_ratio.seed == 7
