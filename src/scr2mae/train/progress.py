@@ -12,11 +12,19 @@ __all__ = ["TrainingProgress"]
 
 
 class TrainingProgress(ProgressBar):
-    """One bar for the whole run: cells seen, cells per second, time left, losses."""
+    """One bar for the whole run: observations seen, observations per second, time left, losses.
 
-    def __init__(self, n_obs_epoch: int) -> None:
+    Parameters
+    ----------
+    n_obs_epoch
+        Observations an epoch.
+    unit
+        What they are.
+    """
+
+    def __init__(self, n_obs_epoch: int, *, unit: str = "cells") -> None:
         super().__init__()
-        self.n_obs_epoch = n_obs_epoch
+        self.n_obs_epoch, self.unit = n_obs_epoch, unit
         self.bar: tqdm | None = None
         self._enabled = True
 
@@ -31,7 +39,7 @@ class TrainingProgress(ProgressBar):
             self.bar = tqdm(
                 total=epochs and epochs * self.n_obs_epoch,
                 initial=trainer.current_epoch * self.n_obs_epoch,
-                unit="cells",
+                unit=self.unit,
                 unit_scale=True,
                 desc="Training",
                 dynamic_ncols=True,

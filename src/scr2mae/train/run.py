@@ -102,6 +102,7 @@ def fit(
     *,
     max_epochs: int,
     n_obs_epoch: int,
+    unit: str = "cells",
     accelerator: str = "auto",
     devices: int | list[int] | str = "auto",
     early_stopping: bool = False,
@@ -121,6 +122,8 @@ def fit(
         Epochs in all, those before ``resume`` counted in.
     n_obs_epoch
         Observations an epoch, for the progress bar.
+    unit
+        What the progress bar calls them.
     accelerator, devices
         As in :class:`lightning.pytorch.Trainer`.
     early_stopping
@@ -148,7 +151,7 @@ def fit(
     callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
     callbacks += _early_stopping(early_stopping, trainer_kwargs)
     if trainer_kwargs.setdefault("enable_progress_bar", True):
-        callbacks.append(TrainingProgress(n_obs_epoch))
+        callbacks.append(TrainingProgress(n_obs_epoch, unit=unit))
     if checkpoint_dir is not None:
         callbacks.append(ModelCheckpoint(checkpoint_dir, filename="last", enable_version_counter=False))
         trainer_kwargs["enable_checkpointing"] = True
