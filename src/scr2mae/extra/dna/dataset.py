@@ -1,0 +1,190 @@
+"""Mini-batches of windows: tokens, loss weights and label flips."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from scr2mae._batches import BatchLoader
+from scr2mae.extra.dna.alphabet import encode, reverse_complement
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scr2mae.extra.dna.alignment import GenomeMSA
+    from scr2mae.extra.dna.tracks import Track
+
+__all__ = ["MSAWindowDataset", "WindowDataModule"]
+
+_SMOOTHING = 3  # positions on either side
+_LOWER_CASE = ord("a")
+
+
+def _smoothed(track: Track, chrom: str, start: int, end: int) -> np.ndarray:
+    """Largest value within a few positions, 0 where there is none; shape (end - start,)."""
+    around = np.nan_to_num(track.values(chrom, start - _SMOOTHING, end + _SMOOTHING))
+    return np.lib.stride_tricks.sliding_window_view(around, 2 * _SMOOTHING + 1).max(axis=-1)
+
+
+class MSAWindowDataset:
+    """Windows of an alignment with the loss weights of GPN-MSA.
+
+    Parameters
+    ----------
+    msa
+        The alignment.
+    windows
+        Columns ``chrom``, ``start``, ``end`` and ``strand``, such as :func:`make_windows` returns; all of one length.
+    phylop
+        Weights are multiplied by ``max(phyloP, 1)``; None leaves that out.
+    phastcons
+        Weights are multiplied by ``0.1 + p``, where p is the largest phastCons within three positions; None leaves that out.
+    repeat_weight
+        Weight of soft-masked (lower-case) reference bases.
+    flip_probability
+        Chance that the label of an unconserved position (p below ``flip_below``) is replaced by a random base, in training; needs
+        ``phastcons``. Give 0 to data that validate.
+    flip_below
+        See ``flip_probability``.
+
+    Raises
+    ------
+    ValueError
+        If the table of windows is empty or lacks columns, lengths differ, or a number is out of range.
+    IndexError, KeyError
+        If a window leaves the alignment.
+
+    Notes
+    -----
+    Weights as in Benegas et al. (2025) and its workflow; missing phyloP counts as 1 and missing phastCons as 0.
+    """
+
+    def __init__(
+        self,
+        msa: GenomeMSA,
+        windows: pd.DataFrame,
+        *,
+        phylop: Track | None = None,
+        phastcons: Track | None = None,
+        repeat_weight: float = 0.1,
+        flip_probability: float = 0.5,
+        flip_below: float = 0.1,
+    ) -> None:
+        if missing := [name for name in ("chrom", "start", "end", "strand") if name not in windows]:
+            raise ValueError(f"The table of windows lacks {missing}; make it with make_windows.")
+        if not len(windows):
+            raise ValueError("The table of windows is empty.")
+        lengths = np.unique(windows["end"] - windows["start"])
+        if len(lengths) > 1:
+            raise ValueError(f"All windows must have the same length, got {lengths[:5].tolist()}.")
+        if not repeat_weight > 0:
+            raise ValueError(
+                f"repeat_weight must be positive, got {repeat_weight!r}; 1 weighs repeats like all else."
+            )
+        if not 0 <= flip_probability <= 1:
+            raise ValueError(f"flip_probability must lie in [0, 1], got {flip_probability!r}.")
+        self.msa, self.windows = msa, windows.reset_index(drop=True)
+        self.phylop, self.phastcons = phylop, phastcons
+        self.repeat_weight = repeat_weight
+        self.flip_probability, self.flip_below = flip_probability, flip_below
+        self.window_size = int(lengths[0])
+        self._places = list(
+            zip(*(self.windows[name].tolist() for name in ("chrom", "start", "end", "strand")), strict=True)
+        )
+        for chrom, places in self.windows.groupby("chrom", sort=False):
+            first, last = msa.span(chrom)
+            if places["start"].min() < first or places["end"].max() > last:
+                raise IndexError(f"Some windows leave the alignment, which covers {chrom}:{first}-{last}.")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Return one window as arrays; the keys are those of :meth:`batch`."""
+        chrom, start, end, strand = self._places[index]
+        symbols = self.msa.get(chrom, start, end)
+        weight = np.where(symbols[:, 0].view(np.uint8) >= _LOWER_CASE, self.repeat_weight, 1.0)
+        flip = None
+        if self.phylop is not None:
+            weight = weight * np.fmax(self.phylop.values(chrom, start, end), 1.0)
+        if self.phastcons is not None:
+            conserved = _smoothed(self.phastcons, chrom, start, end)
+            weight = weight * (0.1 + conserved)
+            if self.flip_probability > 0:
+                flip = np.where(conserved < self.flip_below, self.flip_probability, 0.0)
+        if strand == "-":
+            symbols, weight = reverse_complement(symbols), weight[::-1]
+            flip = flip if flip is None else flip[::-1]
+        tokens = encode(symbols)
+        item = {
+            "input_ids": tokens[:, 0],
+            "aux_features": tokens[:, 1:],
+            "loss_weight": weight.astype(np.float32),
+        }
+        return item if flip is None else item | {"flip_probability": flip.astype(np.float32)}
+
+    def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        """Make a mini-batch.
+
+        Parameters
+        ----------
+        indices
+            Rows of ``windows``.
+
+        Returns
+        -------
+        ``input_ids`` (n_obs, n_positions) and ``aux_features`` (n_obs, n_positions, n_species), both uint8 tokens; ``loss_weight``
+        float32; with flipping ``flip_probability``.
+        """
+        items = [self[int(i)] for i in indices]
+        return {
+            key: torch.from_numpy(np.ascontiguousarray(np.stack([item[key] for item in items])))
+            for key in items[0]
+        }
+
+
+class WindowDataModule(pl.LightningDataModule):
+    """Mini-batches for training and validation, each rank its share.
+
+    Parameters
+    ----------
+    train
+        What trains, in a new order each epoch.
+    validation
+        What validates, or None.
+    batch_size
+        Windows a batch and rank.
+    seed
+        Seed of the orders.
+    """
+
+    def __init__(
+        self,
+        train: MSAWindowDataset,
+        validation: MSAWindowDataset | None = None,
+        *,
+        batch_size: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.validation = train, validation
+        self.batch_size, self.seed = batch_size, seed
+
+    def _loader(self, data: MSAWindowDataset, *, shuffle: bool) -> BatchLoader:
+        trainer = self.trainer
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        return BatchLoader(
+            data.batch, np.arange(len(data)), batch_size=self.batch_size, shuffle=shuffle, seed=self.seed,
+            rank=rank, world_size=world_size,
+        )  # fmt: skip
+
+    def train_dataloader(self) -> BatchLoader:
+        """Return mini-batches of the training windows."""
+        return self._loader(self.train, shuffle=True)
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """Return mini-batches of the validation windows, if there are any."""
+        return [] if self.validation is None else self._loader(self.validation, shuffle=False)

@@ -1,0 +1,170 @@
+"""Multiple alignment format (MAF): the reference's columns of every block."""
+
+from __future__ import annotations
+
+import gzip
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scr2mae.extra.dna.alphabet import reverse_complement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+__all__ = ["read_maf"]
+
+_GAP, _UNKNOWN = ord("-"), ord("N")
+_N_FIELDS = 7  # s src start size strand srcSize text
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An ``s`` line: a species' piece of a block."""
+
+    species: str
+    chrom: str
+    start: int
+    size: int
+    strand: str
+    source_size: int
+    text: np.ndarray  # uint8, shape (n_columns,)
+    line: int
+
+
+def _parse_row(line: str, number: int, path: Path) -> _Row:
+    parts = line.split()
+    if len(parts) != _N_FIELDS:
+        raise ValueError(
+            f"{path}, line {number}: an 's' line has {_N_FIELDS} fields, this has {len(parts)}; the file is truncated or damaged."
+        )
+    _, source, start, size, strand, source_size, text = parts
+    species, _, chrom = source.partition(".")
+    try:
+        row = _Row(
+            species, chrom or species, int(start), int(size), strand, int(source_size),
+            np.frombuffer(text.encode("ascii"), dtype=np.uint8), number,
+        )  # fmt: skip
+    except (ValueError, UnicodeEncodeError) as error:
+        raise ValueError(f"{path}, line {number}: not an 's' line of a MAF file: {error}.") from error
+    n_bases = int((row.text != _GAP).sum())
+    if n_bases != row.size:
+        raise ValueError(
+            f"{path}, line {number}: {source} should have {row.size} bases and has {n_bases}; the file is truncated or damaged."
+        )
+    if strand not in "+-" or row.start + row.size > row.source_size:
+        raise ValueError(
+            f"{path}, line {number}: strand {strand!r}, start {row.start} and size {row.size} do not fit a sequence of "
+            f"{row.source_size} bases."
+        )
+    return row
+
+
+def _check_block(rows: list[_Row], path: Path) -> list[_Row]:
+    if len({len(row.text) for row in rows}) > 1:
+        raise ValueError(
+            f"{path}, lines {rows[0].line} to {rows[-1].line}: rows of one block differ in length; the file is truncated or damaged."
+        )
+    return rows
+
+
+def _blocks(path: Path) -> Iterator[list[_Row]]:
+    """Yield the rows of each block."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    rows: list[_Row] = []
+    inside, line, number = False, "", 0
+    with opener(path, "rt", encoding="ascii", errors="replace") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if number == 1 and not line.startswith("##maf"):
+                    raise ValueError(
+                        f"{path} is no MAF file: its first line is {line[:40]!r}, not '##maf ...'."
+                    )
+                kind = line[:1]
+                if kind == "s" and inside:
+                    rows.append(_parse_row(line, number, path))
+                elif kind == "s":
+                    raise ValueError(
+                        f"{path}, line {number}: an 's' line outside a block (no 'a' line before it)."
+                    )
+                elif kind == "a" or not line.strip():
+                    if rows:
+                        yield _check_block(rows, path)
+                    rows, inside = [], kind == "a"
+        except EOFError as error:
+            raise ValueError(f"{path} is truncated: {error}") from error
+    if number == 0:
+        raise ValueError(f"{path} is empty.")
+    if not line.endswith("\n"):
+        raise ValueError(f"{path} is truncated: its last line, {number}, has no end.")
+    if inside and not rows:
+        raise ValueError(f"{path} is truncated: it ends with the 'a' line of a block without rows.")
+    if rows:
+        yield _check_block(rows, path)
+
+
+def _forward(rows: list[_Row], reference: _Row) -> tuple[int, dict[str, np.ndarray]]:
+    """Start on the reference's plus strand, and each species' symbols at the reference's positions."""
+    kept = reference.text != _GAP
+    symbols: dict[str, np.ndarray] = {}
+    for row in rows:
+        if row.species not in symbols:
+            symbols[row.species] = row.text[kept]
+    if reference.strand == "+":
+        return reference.start, symbols
+    start = reference.source_size - reference.start - reference.size
+    return start, {name: reverse_complement(text) for name, text in symbols.items()}
+
+
+def read_maf(
+    path: str | Path,
+    *,
+    reference: str | None,
+    species: Sequence[str] | None,
+    chroms: Iterable[str] | None,
+) -> tuple[dict[str, np.ndarray], dict[str, int], list[str]]:
+    """Read the arrays, starts and names of :meth:`GenomeMSA.from_maf`, which see."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No MAF file {path}.")
+    wanted = None if chroms is None else {str(chrom) for chrom in chroms}
+    pieces: dict[str, list[tuple[int, dict[str, np.ndarray]]]] = defaultdict(list)
+    seen: dict[str, None] = {}
+    for rows in _blocks(path):
+        reference = reference or rows[0].species
+        seen.update(dict.fromkeys(row.species for row in rows))
+        own = next((row for row in rows if row.species == reference), None)
+        if own is not None and own.size and (wanted is None or own.chrom in wanted):
+            pieces[own.chrom].append(_forward(rows, own))
+    if reference is None:
+        raise ValueError(f"{path} has no blocks.")
+    if reference not in seen:
+        raise KeyError(f"No rows of the reference {reference!r} in {path}; it has {list(seen)[:12]}.")
+    if absent := sorted((wanted or set(pieces)) - set(pieces)):
+        raise KeyError(f"No blocks of {absent} in {path}; {reference} has {sorted(pieces)[:12]}.")
+    others = [name for name in seen if name != reference] if species is None else [str(n) for n in species]
+    if absent := [name for name in others if name not in seen]:
+        raise KeyError(f"No rows of {absent} in {path}; it has {list(seen)[:12]}.")
+    names = [reference, *others]
+    placed = {chrom: _place(blocks, names) for chrom, blocks in pieces.items()}
+    return {c: a for c, (a, _) in placed.items()}, {c: s for c, (_, s) in placed.items()}, names
+
+
+def _place(blocks: list[tuple[int, dict[str, np.ndarray]]], names: list[str]) -> tuple[np.ndarray, int]:
+    """Put the blocks of a chromosome side by side: array (n_positions, n_names) of ASCII codes, and its start."""
+    first = min(start for start, _ in blocks)
+    last = max(start + len(symbols[names[0]]) for start, symbols in blocks)
+    array = np.full((last - first, len(names)), _GAP, dtype=np.uint8)
+    array[:, 0] = _UNKNOWN
+    taken = np.zeros(last - first, dtype=bool)
+    for start, symbols in blocks:
+        where = slice(start - first, start - first + len(symbols[names[0]]))
+        free = ~taken[where]
+        for column, name in enumerate(names):
+            if name in symbols:
+                array[where, column] = np.where(free, symbols[name], array[where, column])
+        taken[where] = True
+    return array, first

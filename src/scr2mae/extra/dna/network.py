@@ -1,0 +1,327 @@
+"""GPN-MSA: one-hot alignment columns in, logits of the human base out; the masked loss and its curriculum."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scr2mae.curriculum import Curriculum, CurriculumWeights, scale_gradient
+from scr2mae.extra.dna import pretrained
+from scr2mae.extra.dna.alphabet import VOCABULARY
+from scr2mae.extra.dna.corruption import IGNORED, corrupt, draw_base_mask, flip_labels
+from scr2mae.extra.dna.layers import EncoderLayer, rotary_tables
+from scr2mae.masking import draw_integers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from scr2mae.extra.dna.config import GPNMSAConfig
+
+__all__ = ["GPNMSAForMaskedLM", "MaskedLMOutput"]
+
+_CURRICULUM_HIDDEN, _CURRICULUM_OFFSET = (128, 128), 0.5
+_DROPOUT_STREAM = 100
+
+
+@dataclass(frozen=True)
+class MaskedLMOutput:
+    """What a forward pass returns.
+
+    Attributes
+    ----------
+    logits
+        Of each symbol of ``VOCABULARY``, shape (n_obs, n_positions, 6).
+    hidden
+        Last states, shape (n_obs, n_positions, hidden_size).
+    element_loss
+        Cross-entropy in nats, unweighted, 0 where the label is -100; shape (n_obs, n_positions). None without labels.
+    loss
+        Weighted mean of it; None without labels.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    element_loss: Tensor | None = None
+    loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MaskedLoss:
+    """Loss of a mini-batch, and how many windows it had."""
+
+    loss: Tensor
+    n_obs_minibatch: int
+
+
+def _weighted_mean(loss: Tensor, loss_weight: Tensor | None, curriculum_weight: Tensor | None) -> Tensor:
+    """Mean over scored elements: loss weights are normalised, a curriculum's have mean one already."""
+    weighted = loss if curriculum_weight is None else loss * curriculum_weight
+    if loss_weight is None:
+        return weighted.mean()
+    return (weighted * loss_weight).sum() / loss_weight.sum().clamp(min=1e-12)
+
+
+@contextmanager
+def _seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Make dropout a function of seed and step, so that a resumed run drops what it would have dropped."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(draw_integers(1, 1 << 32, seed=seed, step=step, stream=_DROPOUT_STREAM)))
+        yield
+
+
+class GPNMSAForMaskedLM(nn.Module):
+    """Masked language model of a genome, given its alignment to other species.
+
+    The human base of each position and the bases of the other species, one-hot side by side and padded with zeros to the
+    width of the network, go through transformer layers with rotary positions. Only the human column is ever hidden.
+
+    Parameters
+    ----------
+    config
+        Sizes, and settings of the curriculum.
+    seed
+        Seed of the first weights.
+
+    Notes
+    -----
+    The network of GPN-MSA (Benegas et al. 2025), as Dong et al. (2025), appendix C.7, train it.
+    """
+
+    def __init__(self, config: GPNMSAConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            width = config.hidden_size
+            self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+            self.head_dense = nn.Linear(width, width)
+            self.head_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+            self.head_decoder = nn.Linear(width, len(VOCABULARY))
+            self.apply(self._initialise)
+            c = Curriculum.named(config.curriculum)
+            self.curriculum: CurriculumWeights | None = None
+            if c is not None:
+                self.curriculum = CurriculumWeights(
+                    width, c.n_ratios, hidden=_CURRICULUM_HIDDEN, offset=_CURRICULUM_OFFSET, n_iter=c.n_iter
+                )
+        cos, sin = rotary_tables(config.max_position_embeddings, width // config.num_attention_heads)
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            nn.init.zeros_(module.bias)
+
+    def _check_inputs(self, input_ids: Tensor, aux_features: Tensor | None) -> Tensor:
+        n_species = 0 if aux_features is None else aux_features.shape[-1]
+        if n_species != self.config.n_species:
+            raise ValueError(
+                f"This network takes {self.config.n_species} species beside the human column, aux_features has {n_species}; "
+                "choose the alignment, or the columns of it, that the network was made for."
+            )
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"Windows of {input_ids.shape[1]} positions are longer than max_position_embeddings={self.config.max_position_embeddings}."
+            )
+        return input_ids.new_empty(*input_ids.shape, 0) if aux_features is None else aux_features
+
+    def embed(self, input_ids: Tensor, aux_features: Tensor | None) -> Tensor:
+        """One-hot input (n_obs, n_positions, hidden_size) of tokens and of other species' tokens."""
+        aux_features = self._check_inputs(input_ids, aux_features)
+        n_symbols = len(VOCABULARY)
+        offsets = n_symbols + (n_symbols - 1) * torch.arange(aux_features.shape[-1], device=input_ids.device)
+        channels = torch.cat([input_ids.long()[..., None], aux_features.long() + offsets], dim=-1)
+        x = torch.zeros(*input_ids.shape, self.config.hidden_size, device=input_ids.device)
+        return x.scatter_(-1, channels, 1.0)
+
+    def encode(
+        self, input_ids: Tensor, aux_features: Tensor | None = None, *, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Last states (n_obs, n_positions, hidden_size); see :meth:`forward`."""
+        h = self.embed(input_ids, aux_features)
+        n_positions = input_ids.shape[1]
+        attended = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        for layer in self.layers:
+            h = layer(h, self.cos[:n_positions], self.sin[:n_positions], attended)
+        return h
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Logits (..., 6) of states (..., hidden_size)."""
+        return self.head_decoder(self.head_norm(F.gelu(self.head_dense(hidden))))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        aux_features: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        loss_weight: Tensor | None = None,
+        curriculum_weight: Tensor | None = None,
+    ) -> MaskedLMOutput:
+        """Predict the human base of each position; never masks by itself.
+
+        Parameters
+        ----------
+        input_ids
+            Tokens of the human column, shape (n_obs, n_positions).
+        aux_features
+            Tokens of the other species, shape (n_obs, n_positions, n_species); None for a network without.
+        attention_mask
+            Shape (n_obs, n_positions), False where a window is padded.
+        labels
+            Tokens to predict, -100 where nothing is scored; shape (n_obs, n_positions).
+        loss_weight, curriculum_weight
+            Weights of each element, of the same shape. The former are divided by their sum over what is scored.
+
+        Raises
+        ------
+        ValueError
+            If the number of species is not the network's, or a window is too long.
+        """
+        hidden = self.encode(input_ids, aux_features, attention_mask=attention_mask)
+        logits = self.predict(hidden)
+        if labels is None:
+            return MaskedLMOutput(logits, hidden)
+        element_loss = F.cross_entropy(
+            logits.float().transpose(1, 2), labels.long(), ignore_index=IGNORED, reduction="none"
+        )
+        scored = labels != IGNORED
+        loss = _weighted_mean(
+            element_loss[scored],
+            None if loss_weight is None else loss_weight[scored],
+            None if curriculum_weight is None else curriculum_weight[scored],
+        )
+        return MaskedLMOutput(logits, hidden, element_loss, loss)
+
+    def masked_loss(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        ratio: float,
+        seed: int,
+        step: int,
+        column: int | None = None,
+        multiplier: float = 1.0,
+    ) -> MaskedLoss:
+        """Hide a share of the human bases of a mini-batch and score them.
+
+        Parameters
+        ----------
+        batch
+            As :class:`MSAWindowDataset` makes it.
+        ratio, seed, step
+            As in :func:`scr2mae.masking.draw_mask`; the whole mini-batch is one draw.
+        column
+            Column of the curriculum's weights that belongs to the ratio; None scores without.
+        multiplier
+            What the gradient that reaches the curriculum's network is multiplied by.
+
+        Raises
+        ------
+        ValueError
+            If a column is asked for without a curriculum, or no base could be hidden.
+        """
+        tokens, draw = batch["input_ids"].long(), {"seed": seed, "step": step}
+        attention_mask = batch.get("attention_mask")
+        mask = draw_base_mask(tokens, ratio, attention_mask=attention_mask, **draw)
+        labels = tokens[mask]
+        if (flip := batch.get("flip_probability")) is not None:
+            labels = flip_labels(labels, flip[mask], **draw)
+        with _seeded(seed, step, tokens.device):
+            hidden = self.encode(
+                corrupt(tokens, mask, **draw), batch.get("aux_features"), attention_mask=attention_mask
+            )[mask]  # (n_hidden, hidden_size)
+        loss = F.cross_entropy(self.predict(hidden).float(), labels, reduction="none")
+        weight = batch.get("loss_weight")
+        curriculum_weight = None
+        if column is not None:
+            curriculum_weight = scale_gradient(self.curriculum_weights(hidden), multiplier)[:, column]
+        mean = _weighted_mean(loss, None if weight is None else weight[mask], curriculum_weight)
+        return MaskedLoss(mean, tokens.shape[0])
+
+    def curriculum_weights(self, hidden: Tensor) -> Tensor:
+        """Weights (n_tokens, n_ratios) of hidden tokens' states (n_tokens, hidden_size), mean one.
+
+        The states are detached, so that the reversed gradient never reaches the backbone (inferred).
+        """
+        if self.curriculum is None:
+            raise ValueError("This network has no curriculum; give its GPNMSAConfig curriculum=Curriculum().")
+        return self.curriculum(hidden.detach().float())
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Weights with decay; biases and normalisations without, as GPN-MSA is trained."""
+        decayed = [p for p in self.parameters() if p.dim() >= 2]
+        others = [p for p in self.parameters() if p.dim() < 2]
+        return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write ``config.json`` and ``model.safetensors``.
+
+        Parameters
+        ----------
+        folder
+            Where to; made if it is not there.
+        overwrite
+            Whether a model that is there may be replaced.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder is not empty and ``overwrite`` is False.
+        """
+        pretrained.write(folder, self.state_dict(), self.config, overwrite=overwrite)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> GPNMSAForMaskedLM:
+        """Read what :meth:`save_pretrained` wrote, in evaluation mode. Nothing is unpickled.
+
+        Parameters
+        ----------
+        folder
+            Folder of the model.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a file is missing.
+        ValueError
+            If a file is damaged, or weights and configuration do not fit.
+        """
+        state, config = pretrained.read(folder)
+        model = cls(config)
+        pretrained.load_into(model, state, place=str(folder))
+        return model.eval()
+
+    @classmethod
+    def from_songlab_state_dict(
+        cls, state_dict: Mapping[str, Tensor], config: GPNMSAConfig
+    ) -> GPNMSAForMaskedLM:
+        """Take over the weights of a published GPN-MSA model, in evaluation mode.
+
+        Parameters
+        ----------
+        state_dict
+            Weights by the names that transformers' RoFormer has for them.
+        config
+            Sizes, such as :meth:`GPNMSAConfig.from_songlab_config` returns; the number of species cannot be told from weights.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes are not those of such a model.
+        """
+        model = cls(config)
+        pretrained.load_into(
+            model, pretrained.rename_songlab(state_dict, config.num_hidden_layers), place="the state dict"
+        )
+        return model.eval()

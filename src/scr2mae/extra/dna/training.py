@@ -1,0 +1,152 @@
+"""Pretraining with any of the paper's schemes, on the training plan of all modalities."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from scr2mae._schemes import schemes
+from scr2mae.curriculum import Curriculum
+from scr2mae.extra.dna.dataset import WindowDataModule
+from scr2mae.masking import as_ratio_schedule
+from scr2mae.train import LearningRateSchedule, MaskedTrainingPlan, fit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from scr2mae.extra.dna.dataset import MSAWindowDataset
+    from scr2mae.extra.dna.network import GPNMSAForMaskedLM
+    from scr2mae.masking import RatioSchedule
+    from scr2mae.train.history import History
+
+__all__ = ["VALIDATION_RATIOS", "pretrain"]
+
+VALIDATION_RATIOS = (0.05, 0.15, 0.30)
+"""Validation hides these shares of bases whatever the scheme."""
+
+
+def _schedule(
+    model: GPNMSAForMaskedLM, scheme: str, mask_ratio: Any, seed: int
+) -> tuple[RatioSchedule, Curriculum | None]:
+    """Ratio schedule of a run, and the settings of its curriculum."""
+    known = schemes("dna", seed=seed)
+    if scheme not in known:
+        raise ValueError(f"scheme must be one of {list(known)}, got {scheme!r}.")
+    wanted, own = Curriculum.named(known[scheme].curriculum), Curriculum.named(model.config.curriculum)
+    if (wanted is None) != (own is None):
+        raise ValueError(
+            f"Scheme {scheme!r} has curriculum={known[scheme].curriculum!r}, the network has {model.config.curriculum!r}; make it "
+            f"with GPNMSAConfig(curriculum={known[scheme].curriculum!r})."
+        )
+    ratio = known[scheme].mask_ratio if mask_ratio is None else mask_ratio
+    return as_ratio_schedule(ratio, seed=seed) if own is None else own.ratio_schedule(ratio, seed=seed), own
+
+
+def pretrain(
+    model: GPNMSAForMaskedLM,
+    train: MSAWindowDataset,
+    validation: MSAWindowDataset | None = None,
+    *,
+    scheme: str = "r2mae",
+    mask_ratio: float | tuple[float, float] | RatioSchedule | None = None,
+    max_steps: int = 30_000,
+    batch_size: int = 2048,
+    lr: float = 1e-4,
+    weight_decay: float = 0.01,
+    warmup: int | float = 1000,
+    seed: int = 0,
+    validation_ratios: Sequence[float] = VALIDATION_RATIOS,
+    resume: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
+    **trainer_kwargs: Any,
+) -> History:
+    """Train a network to predict hidden human bases.
+
+    Parameters
+    ----------
+    model
+        Trained in place; in evaluation mode afterwards.
+    train
+        Windows that train.
+    validation
+        Windows that validate after each epoch, best without label flipping; None for no validation.
+    scheme
+        One of the eleven names of :func:`scr2mae.schemes` for DNA. Where it has a curriculum the network must have been
+        made with one.
+    mask_ratio
+        Share of bases hidden instead of the scheme's: a number, a pair or a schedule.
+    max_steps
+        Optimiser steps in all, those before ``resume`` counted in.
+    batch_size
+        Windows a mini-batch and device; ``accumulate_grad_batches`` multiplies it.
+    lr, weight_decay
+        Of AdamW.
+    warmup
+        Steps (int), or share of the run (float), over which the learning rate rises before it falls as a cosine.
+    seed
+        Of masks, ratios, dropout and the order of windows.
+    validation_ratios
+        Shares hidden in validation.
+    resume
+        A checkpoint, or the ``checkpoint_dir`` of an earlier run, to go on from.
+    checkpoint_dir
+        Folder that receives a checkpoint after every epoch.
+    trainer_kwargs
+        Further arguments of :func:`scr2mae.train.fit`, such as ``accelerator``, ``early_stopping`` or ``precision``.
+
+    Returns
+    -------
+    Curves: the loss and ratio of every step, and per epoch the mean training loss and the validation loss at each ratio.
+
+    Raises
+    ------
+    ValueError
+        If the scheme is unknown or does not fit the network, species differ in number, or a number is out of range.
+    FileNotFoundError
+        If there is no checkpoint to resume from.
+
+    Notes
+    -----
+    Defaults are those of the paper (appendix C.7), where the batch is 2048 over all devices.
+    """
+    if max_steps < 1 or batch_size < 1:
+        raise ValueError(f"max_steps and batch_size must be at least 1, got {max_steps} and {batch_size}.")
+    for data in (train, validation):
+        if data is not None and data.msa.n_species != model.config.n_species:
+            raise ValueError(
+                f"The network takes {model.config.n_species} species beside the reference, the alignment has {data.msa.n_species}; "
+                f"make it with GPNMSAConfig(n_species={data.msa.n_species})."
+            )
+    schedule, curriculum = _schedule(model, scheme, mask_ratio, seed)
+    plan = MaskedTrainingPlan(
+        model,
+        ratio_schedule=schedule,
+        seed=seed,
+        lr=lr,
+        weight_decay=weight_decay,
+        optimizer="AdamW",
+        learning_rate=LearningRateSchedule("cosine", warmup=warmup),
+        validation_ratios=validation_ratios,
+        gradient_schedule=None if curriculum is None else curriculum.schedule,
+    )
+    datamodule = WindowDataModule(train, validation, batch_size=batch_size, seed=seed)
+    n_batches, n_together = (
+        len(datamodule.train_dataloader()),
+        trainer_kwargs.get("accumulate_grad_batches", 1),
+    )
+    try:
+        fit(
+            plan,
+            datamodule,
+            max_epochs=math.ceil(max_steps / math.ceil(n_batches / n_together)),
+            max_steps=max_steps,
+            n_obs_epoch=len(train),
+            unit="windows",
+            resume=resume,
+            checkpoint_dir=checkpoint_dir,
+            **trainer_kwargs,
+        )
+    finally:
+        model.eval()
+    return plan.history

@@ -1,0 +1,224 @@
+"""Windows of an alignment: where they lie, which are kept, how they are split, and mini-batches of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scr2mae.extra.dna.alphabet import GAP_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scr2mae.extra.dna.alignment import GenomeMSA
+    from scr2mae.extra.dna.tracks import Track
+
+__all__ = ["WindowSplit", "make_windows", "select_windows", "split_windows"]
+
+_COLUMNS = ["chrom", "start", "end", "strand"]
+_ROWS_AT_A_TIME = 1 << 20
+
+
+def _known_so_far(msa: GenomeMSA, chrom: str) -> np.ndarray:
+    """Count known reference bases before each position of a chromosome's span, and in all of it."""
+    first, last = msa.span(chrom)
+    known = [
+        msa.tokens(chrom, start, min(start + _ROWS_AT_A_TIME, last))[:, 0] != GAP_ID
+        for start in range(first, last, _ROWS_AT_A_TIME)
+    ]
+    return np.concatenate([[0], np.cumsum(np.concatenate(known))])
+
+
+def make_windows(
+    msa: GenomeMSA,
+    *,
+    size: int = 128,
+    step: int = 64,
+    both_strands: bool = True,
+    max_unknown: float = 0.0,
+    chroms: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Cut an alignment into windows.
+
+    Parameters
+    ----------
+    msa
+        The alignment.
+    size, step
+        Length of a window, and from the start of one to the next; GPN-MSA has 128 and 64.
+    both_strands
+        Whether each window comes a second time, read from the other strand.
+    max_unknown
+        Largest share of positions of a window whose reference base may be unknown.
+    chroms
+        Which chromosomes; None for all.
+
+    Returns
+    -------
+    Columns ``chrom``, ``start``, ``end`` (0-based, half-open) and ``strand``, one row a window.
+
+    Raises
+    ------
+    KeyError
+        If a chromosome is missing.
+    ValueError
+        If no window fits, or each has too many unknown bases.
+    """
+    if size < 2 or step < 1:
+        raise ValueError(f"Windows need size >= 2 and step >= 1, got size={size} and step={step}.")
+    if not 0 <= max_unknown <= 1:
+        raise ValueError(f"max_unknown must lie in [0, 1], got {max_unknown!r}.")
+    names = msa.chroms if chroms is None else [msa.find_chrom(chrom) for chrom in chroms]
+    spans = {name: msa.span(name) for name in names}
+    longest = max(last - first for first, last in spans.values())
+    if longest < size:
+        raise ValueError(
+            f"Windows of {size} positions are longer than the longest of the chromosomes, {longest}; choose a smaller size."
+        )
+    frames = []
+    for name, (first, last) in spans.items():
+        starts = np.arange(first, last - size + 1, step)
+        before = _known_so_far(msa, name)
+        n_known = before[starts - first + size] - before[starts - first]
+        starts = starts[n_known >= (1 - max_unknown) * size]
+        frames.append(pd.DataFrame({"chrom": name, "start": starts, "end": starts + size, "strand": "+"}))
+    windows = pd.concat(frames, ignore_index=True)
+    if windows.empty:
+        raise ValueError(
+            f"Every window has more than {max_unknown:.0%} unknown reference bases; raise max_unknown or choose other chromosomes."
+        )
+    if not both_strands:
+        return windows
+    return pd.concat([windows, windows.assign(strand="-")], ignore_index=True)
+
+
+def select_windows(
+    windows: pd.DataFrame,
+    conservation: Track,
+    *,
+    top: float = 0.05,
+    random: float = 0.001,
+    quantile: float = 0.75,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Keep the most conserved windows and a few of the others, as GPN-MSA is trained.
+
+    Parameters
+    ----------
+    windows
+        From :func:`make_windows`. Both strands of a place are kept or left together.
+    conservation
+        Such as phastCons.
+    top
+        Share of places kept for their conservation.
+    random
+        Share kept of the others, at random.
+    quantile
+        Of the values in a window, by which it is ranked: the third quartile in the workflow of GPN-MSA. Missing values count as 0.
+    seed
+        Seed of the random choice.
+
+    Returns
+    -------
+    Rows of ``windows``, in their order, with a new index.
+
+    Raises
+    ------
+    ValueError
+        If a share lies outside [0, 1], or nothing is left.
+    """
+    for name, share in (("top", top), ("random", random), ("quantile", quantile)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {share!r}.")
+    place_of_window, places = pd.factorize(pd.MultiIndex.from_frame(windows[_COLUMNS[:3]]))
+    values = np.array(
+        [
+            np.quantile(np.nan_to_num(conservation.values(chrom, start, end)), quantile)
+            for chrom, start, end in places
+        ]
+    )
+    kept = values >= np.quantile(values, 1 - top) if top > 0 else np.zeros(len(values), dtype=bool)
+    others = np.flatnonzero(~kept)
+    drawn = np.random.default_rng(seed).choice(others, size=round(random * len(others)), replace=False)
+    kept[drawn] = True
+    if not kept.any():
+        raise ValueError(
+            f"top={top} and random={random} leave none of {len(values)} windows; raise one of them."
+        )
+    return windows[kept[place_of_window]].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class WindowSplit:
+    """Windows by what they are for; no position is in two of them.
+
+    Attributes
+    ----------
+    train, validation, test
+        Rows of the table that was split.
+    """
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    test: pd.DataFrame
+
+
+def split_windows(
+    windows: pd.DataFrame,
+    *,
+    validation_size: float = 0.1,
+    test_size: float = 0.0,
+    block_size: int = 5000,
+    seed: int = 0,
+) -> WindowSplit:
+    """Split windows by blocks of positions, so that nothing held out overlaps or adjoins much of what trains.
+
+    Parameters
+    ----------
+    windows
+        From :func:`make_windows` or :func:`select_windows`.
+    validation_size, test_size
+        Shares of blocks.
+    block_size
+        Positions a block; blocks start at multiples of it. A window across the border of two blocks of different sides is left out.
+    seed
+        Seed of the choice of blocks.
+
+    Raises
+    ------
+    ValueError
+        If shares are out of range, windows are longer than blocks, or a side that was asked for gets none.
+    """
+    if not validation_size >= 0 or not test_size >= 0 or validation_size + test_size >= 1:
+        raise ValueError(
+            f"validation_size and test_size must be >= 0 and leave something to train, got {validation_size!r} and {test_size!r}."
+        )
+    longest = int((windows["end"] - windows["start"]).max())
+    if longest > block_size:
+        raise ValueError(
+            f"Windows of {longest} positions are longer than block_size={block_size}; choose larger blocks."
+        )
+    chrom = np.unique(windows["chrom"].to_numpy(str), return_inverse=True)[1]
+    ends = np.stack([windows["start"].to_numpy(), windows["end"].to_numpy() - 1], axis=1) // block_size
+    keys = np.stack([np.broadcast_to(chrom[:, None], ends.shape), ends], axis=-1).reshape(-1, 2)
+    blocks, block_of_end = np.unique(keys, axis=0, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(blocks))
+    n_validation, n_test = (
+        0 if size == 0 else max(1, round(size * len(blocks))) for size in (validation_size, test_size)
+    )
+    side = np.zeros(len(blocks), dtype=int)
+    side[order[:n_validation]] = 1
+    side[order[n_validation : n_validation + n_test]] = 2
+    first, last = side[block_of_end.reshape(-1, 2)].T
+    parts = [windows[(first == k) & (last == k)].reset_index(drop=True) for k in range(3)]
+    for name, part, wanted in zip(
+        ("train", "validation", "test"), parts, (1.0, validation_size, test_size), strict=True
+    ):
+        if wanted and part.empty:
+            raise ValueError(
+                f"No windows are left for {name}: {len(blocks)} blocks of {block_size} positions are too few; choose smaller blocks."
+            )
+    return WindowSplit(*parts)
