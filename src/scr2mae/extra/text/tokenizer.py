@@ -1,0 +1,154 @@
+"""Byte-level BPE, trained on the corpus at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scr2mae.extra._require import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["SPECIAL_TOKENS", "BytePairTokenizer"]
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+"""Start, padding, end and separator, unknown, mask."""
+
+_N_BYTES = 256
+
+
+class BytePairTokenizer:
+    """Byte-level byte-pair encoding, as RoBERTa's: any text becomes tokens and comes back unchanged.
+
+    Parameters
+    ----------
+    tokenizer
+        A :class:`tokenizers.Tokenizer` that knows :data:`SPECIAL_TOKENS`, such as the ``tokenizer.json`` of a released
+        RoBERTa.
+
+    Raises
+    ------
+    ValueError
+        If it lacks a special token.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+        if missing := [token for token, i in ids.items() if i is None]:
+            raise ValueError(
+                f"The tokenizer has no {missing}; RoBERTa needs all of {list(SPECIAL_TOKENS)}. "
+                "Train one with BytePairTokenizer.train."
+            )
+        # A corpus that contains the characters "<mask>" means those characters.
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        self.start_id, self.pad_id, self.end_id, self.unknown_id, self.mask_id = ids.values()
+
+    @classmethod
+    def train(
+        cls, documents: Iterable[str], *, vocab_size: int = 50_265, min_frequency: int = 2
+    ) -> BytePairTokenizer:
+        """Learn merges from text.
+
+        Parameters
+        ----------
+        documents
+            Pieces of text; read once, so a generator will do.
+        vocab_size
+            Symbols at most, special tokens and the 256 bytes included; fewer where the text has no more pairs.
+        min_frequency
+            How often a pair must occur to be merged.
+
+        Returns
+        -------
+        The tokenizer; the same text always gives the same.
+
+        Raises
+        ------
+        ValueError
+            If there is no text, or ``vocab_size`` leaves no room for the bytes.
+        """
+        smallest = _N_BYTES + len(SPECIAL_TOKENS)
+        if vocab_size < smallest:
+            raise ValueError(
+                f"vocab_size must be at least {smallest}, the bytes and special tokens, got {vocab_size}."
+            )
+        library = require("tokenizers", extra="text")
+        tokenizer = library.Tokenizer(library.models.BPE())
+        tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = library.decoders.ByteLevel()
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=min_frequency,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        n_characters = 0
+
+        def counted() -> Iterable[str]:
+            nonlocal n_characters
+            for document in documents:
+                n_characters += len(document)
+                yield document
+
+        tokenizer.train_from_iterator(counted(), trainer)
+        if not n_characters:
+            raise ValueError("The corpus is empty: there is no text to learn a tokenizer from.")
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, path: str | Path) -> BytePairTokenizer:
+        """Read a ``tokenizer.json``, or the one in a folder.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        ValueError
+            If the file is damaged or lacks a special token.
+        """
+        file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"No tokenizer at {file}; give a tokenizer.json or a folder with one.")
+        try:
+            tokenizer = require("tokenizers", extra="text").Tokenizer.from_file(str(file))
+        except ImportError:
+            raise
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"{file} is no tokenizer.json, or is damaged: {error}") from error
+        return cls(tokenizer)
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``tokenizer.json``, which ``transformers`` and ``tokenizers`` read."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """Return what :meth:`save` writes."""
+        return str(self.tokenizer.to_str())
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the tokenizer, by which packed text and networks recognise it."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Numbers of :data:`SPECIAL_TOKENS`, in that order."""
+        return self.start_id, self.pad_id, self.end_id, self.unknown_id, self.mask_id
+
+    def __len__(self) -> int:
+        return int(self.tokenizer.get_vocab_size())
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Turn texts into tokens, without special tokens."""
+        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [each.ids for each in encoded]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Turn tokens back into text; special tokens are shown."""
+        return str(self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=False))
