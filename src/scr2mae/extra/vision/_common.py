@@ -1,0 +1,96 @@
+"""What the networks for images share: hiding pixels, the loss they return, random numbers of a step."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scr2mae.masking import draw_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "ImageLoss",
+    "check_images",
+    "decay_groups",
+    "hide_pixels",
+    "masked_mse",
+    "seeded",
+    "step_generator",
+]
+
+
+class ImageLoss(NamedTuple):
+    """What the training plan wants of a mini-batch."""
+
+    loss: Tensor
+    n_obs_minibatch: int
+
+
+def check_images(images: Tensor, *, n_channels: int, divisor: int = 1, size: int | None = None) -> None:
+    """Refuse what a network cannot take.
+
+    Raises
+    ------
+    ValueError
+        If the tensor is no stack of images, or channels, height or width do not fit.
+    """
+    if images.dim() != 4:
+        raise ValueError(
+            f"Images must have shape (n_obs, n_channels, height, width), got {tuple(images.shape)}."
+        )
+    if images.shape[1] != n_channels:
+        raise ValueError(
+            f"The network takes images of {n_channels} channel(s), got {images.shape[1]}; "
+            "build it with n_channels= of the data, or convert the images."
+        )
+    height, width = images.shape[2:]
+    if size is not None and (height, width) != (size, size):
+        raise ValueError(
+            f"The network takes images of {size} x {size} pixels, got {height} x {width}; resize them."
+        )
+    if height % divisor or width % divisor:
+        raise ValueError(
+            f"Height and width must be divisible by {divisor}, got {height} x {width}; resize or pad the images."
+        )
+
+
+def hide_pixels(images: Tensor, ratio: float, *, seed: int, step: int) -> Tensor:
+    """Draw the pixels to hide of each image: boolean, shape (n_obs, 1, height, width), all channels together."""
+    n_obs, _, height, width = images.shape
+    mask = draw_mask(height * width, ratio, seed=seed, step=step, n_obs=n_obs, device=images.device)
+    return mask.view(n_obs, 1, height, width)
+
+
+def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over the hidden pixels; their number does not change its size."""
+    n_channels = target.shape[1]
+    return ((prediction.float() - target.float()).square() * mask).sum() / (mask.sum() * n_channels)
+
+
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Group parameters so that biases and normalisation are not decayed."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def step_generator(*key: int) -> np.random.Generator:
+    """Make the generator of a step: a pure function of the integers given."""
+    return np.random.default_rng([part % 2**63 for part in key])
+
+
+@contextmanager
+def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Make dropout and the like a pure function of seed and step, and leave the global generators as they were."""
+    value = int(step_generator(seed, step).integers(2**63))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(value)
+        yield

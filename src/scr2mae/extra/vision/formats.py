@@ -1,0 +1,182 @@
+"""Formats: MNIST's idx files, CelebA as it is distributed, arrays in ``.npz`` files."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scr2mae.extra.vision.datasets import ImageArray, ImageFiles, ImageFolder
+
+if TYPE_CHECKING:
+    from scr2mae.extra.vision.datasets import Images
+
+__all__ = ["CelebA", "open_images", "read_idx", "read_mnist"]
+
+_IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_MNIST_PREFIX = {"train": "train", "test": "t10k"}
+_CELEBA_SPLITS = {"train": "0", "validation": "1", "test": "2"}
+
+
+class CelebA(ImageFiles):
+    """CelebA as distributed: ``img_align_celeba/``, ``list_attr_celeba.txt`` and ``list_eval_partition.txt``.
+
+    Parameters
+    ----------
+    folder
+        Where the three are.
+    split
+        ``"train"``, ``"validation"`` or ``"test"`` of the official split.
+    size
+        Side of the square that each image becomes (64: inferred).
+
+    Attributes
+    ----------
+    attributes_
+        Names of the 40 attributes; labels are 0 or 1, shape (n_obs, 40).
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If the split is unknown or a table is damaged.
+    """
+
+    def __init__(self, folder: str | Path, split: str = "train", *, size: int = 64) -> None:
+        if split not in _CELEBA_SPLITS:
+            raise ValueError(f"split must be one of {list(_CELEBA_SPLITS)}, got {split!r}.")
+        root = Path(folder)
+        for name in ("img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"):
+            if not (root / name).exists():
+                raise FileNotFoundError(
+                    f"No {name} in {root}; expected CelebA's aligned images and its two tables."
+                )
+        partition = dict(
+            line.split()
+            for line in (root / "list_eval_partition.txt").read_text().splitlines()
+            if line.strip()
+        )
+        count, header, *rows = (root / "list_attr_celeba.txt").read_text().splitlines()
+        self.attributes_ = header.split()
+        table = [row.split() for row in rows if row.strip()]
+        if len(table) != int(count) or any(len(row) != len(self.attributes_) + 1 for row in table):
+            raise ValueError(
+                f"{root / 'list_attr_celeba.txt'} is damaged: it announces {count} images of "
+                f"{len(self.attributes_)} attributes each and has {len(table)} rows."
+            )
+        kept = [row for row in table if partition.get(row[0]) == _CELEBA_SPLITS[split]]
+        if not kept:
+            raise ValueError(f"No image of the {split} split in {root}.")
+        labels = (np.array([row[1:] for row in kept], dtype=np.int64) > 0).astype(np.int64)
+        super().__init__(
+            [root / "img_align_celeba" / row[0] for row in kept], labels, size=size, n_channels=3
+        )
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """Read an array in the idx format of MNIST, gzipped or not.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    The array, in the type and shape that the file states.
+
+    Raises
+    ------
+    ValueError
+        If the file is in another format or its length is not what it states.
+    """
+    content = Path(path).read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
+        raise ValueError(f"{path} is not an idx file: it does not begin as one.")
+    dtype, n_dims = np.dtype(_IDX_TYPES[content[2]]), content[3]
+    start = 4 + 4 * n_dims
+    if len(content) < start:
+        raise ValueError(f"{path} ends within its header.")
+    shape = struct.unpack(f">{n_dims}I", content[4:start])
+    if len(content) - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{path} states the shape {shape}, but holds {len(content) - start} bytes of data.")
+    return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def read_mnist(folder: str | Path, split: str = "train") -> ImageArray:
+    """Read MNIST, or a set in its format, from idx files, gzipped or not.
+
+    Parameters
+    ----------
+    folder
+        Where ``train-images-idx3-ubyte`` and so on are.
+    split
+        ``"train"`` or ``"test"``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If the split is unknown or a file is damaged.
+    """
+    if split not in _MNIST_PREFIX:
+        raise ValueError(f"split must be one of {list(_MNIST_PREFIX)}, got {split!r}.")
+    prefix = _MNIST_PREFIX[split]
+    return ImageArray(
+        *(_find_idx(Path(folder), f"{prefix}-{what}") for what in ("images-idx3", "labels-idx1"))
+    )
+
+
+def _find_idx(folder: Path, stem: str) -> np.ndarray:
+    names = [f"{stem}-ubyte", f"{stem}-ubyte.gz", f"{stem}-ubyte".replace("-idx", ".idx")]
+    for name in names:
+        if (folder / name).is_file():
+            return read_idx(folder / name)
+    raise FileNotFoundError(f"No {names[0]} in {folder}, gzipped or not.")
+
+
+def open_images(path: str | Path, *, split: str = "train", **options: Any) -> Images:
+    """Open images, whatever the format: MNIST's idx files, CelebA, an ``.npz`` file or a folder of image files.
+
+    Parameters
+    ----------
+    path
+        A folder; or an ``.npz`` file with the arrays ``x_train``, ``y_train``, ``x_test``, ``y_test`` (or ``x`` and,
+        with labels, ``y``).
+    split
+        ``"train"``, ``"validation"`` or ``"test"``, where the format has several; of a folder of image files the subfolder
+        of that name, if there is one.
+    options
+        ``size`` and the like for images in files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing that can be read.
+    """
+    place = Path(path)
+    if place.suffix == ".npz":
+        return _read_npz(place, split)
+    if any(place.glob("*-images?idx3-ubyte*")):
+        return read_mnist(place, split)
+    if (place / "list_attr_celeba.txt").is_file():
+        return CelebA(place, split, **options)
+    return ImageFolder(place / split if (place / split).is_dir() else place, **options)
+
+
+def _read_npz(path: Path, split: str) -> ImageArray:
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path}.")
+    with np.load(path) as arrays:
+        names = (f"x_{split}", f"y_{split}") if f"x_{split}" in arrays else ("x", "y")
+        if names[0] not in arrays:
+            raise ValueError(f"{path} has the arrays {sorted(arrays)}; expected 'x_{split}', or 'x'.")
+        return ImageArray(arrays[names[0]], arrays.get(names[1]))

@@ -1,0 +1,227 @@
+"""ViT-MAE of transformers with the masking ratio as an argument of the call."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from scr2mae.extra._require import require
+from scr2mae.extra.vision._common import ImageLoss, check_images, decay_groups
+from scr2mae.extra.vision.vit_config import check_config, sides
+from scr2mae.masking import draw_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import ViTMAEConfig
+
+__all__ = ["R2ViTMAE", "normalise"]
+
+# What ImageNet's pixels are standardised with, in MAE and in the checkpoints of transformers.
+_RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def position_table(width: int, grid: int) -> Tensor:
+    """Sines and cosines of the columns, then of the rows, of a square grid; zero for the class token.
+
+    Returns
+    -------
+    float32, shape (1, grid ** 2 + 1, width).
+    """
+    frequencies = 1e4 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
+    columns = line[None, :, :].expand(grid, grid, -1)
+    rows = line[:, None, :].expand(grid, grid, -1)
+    table = torch.cat([columns, rows], dim=2).flatten(0, 1)  # (grid ** 2, width)
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), table]).float()[None]
+
+
+@torch.no_grad()
+def _initialise(mae: Any) -> None:
+    """Draw weights as He et al. (2022), appendix A.1: Xavier-uniform, tokens normal, fixed positions."""
+    for layer in mae.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    embeddings, decoder = mae.vit.embeddings, mae.decoder
+    nn.init.xavier_uniform_(embeddings.patch_embeddings.projection.weight.flatten(1))
+    nn.init.zeros_(embeddings.patch_embeddings.projection.bias)
+    for token in (embeddings.cls_token, decoder.mask_token):
+        nn.init.normal_(token, std=mae.config.initializer_range)
+    image_size, patch_size = sides(mae.config)
+    grid = image_size // patch_size
+    embeddings.position_embeddings.copy_(position_table(mae.config.hidden_size, grid))
+    decoder.decoder_pos_embed.copy_(position_table(mae.config.decoder_hidden_size, grid))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Standardise pixels in [0, 1] as checkpoints of transformers expect: RGB by ImageNet's, else by 0.5 and 0.5."""
+    if images.shape[1] != 3:
+        return (images - 0.5) / 0.5
+    mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (_RGB_MEAN, _RGB_STD))
+    return (images - mean) / std
+
+
+@contextmanager
+def visible_patches(config: Any, n_patches: int, n_visible: int) -> Iterator[None]:
+    """Let transformers keep ``n_visible`` patches within the block; the configuration is put back as it was."""
+    before = config.mask_ratio
+    # transformers keeps int(n_patches * (1 - mask_ratio)); half a patch more is safe from rounding.
+    config.mask_ratio = 1.0 - (n_visible + 0.5) / n_patches
+    try:
+        yield
+    finally:
+        config.mask_ratio = before
+
+
+def keep_order(n_patches: int, device: torch.device) -> Tensor:
+    """Noise that leaves patches in their order, shape (1, n_patches)."""
+    return torch.arange(n_patches, dtype=torch.float32, device=device)[None]
+
+
+class R2ViTMAE(nn.Module):
+    """ViT-MAE whose masking ratio is an argument of ``forward``.
+
+    Parameters
+    ----------
+    config
+        From :func:`vit_config`, or any other of ViT-MAE; its ``mask_ratio`` is neither read nor left changed.
+
+    Attributes
+    ----------
+    mae
+        The :class:`transformers.ViTMAEForPreTraining`.
+    n_patches, n_latent
+        Patches an image, and width of the embedding.
+
+    Raises
+    ------
+    ValueError
+        If sizes in the configuration do not fit one another.
+    """
+
+    def __init__(self, config: ViTMAEConfig) -> None:
+        super().__init__()
+        check_config(config)
+        self.mae = require("transformers", extra="vision").ViTMAEForPreTraining(config)
+        _initialise(self.mae)
+        self.config = config
+        self.image_size, patch_size = sides(config)
+        self.n_patches = (self.image_size // patch_size) ** 2
+        self.n_latent = config.hidden_size
+
+    def forward(self, images: Tensor, *, ratio: float, seed: int, step: int) -> Any:
+        """Hide patches of each image and predict their pixels.
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        ratio, seed, step
+            As in :func:`scr2mae.masking.draw_mask`; each image has a mask of its own.
+
+        Returns
+        -------
+        Output of transformers: ``loss``, ``logits`` (n_obs, n_patches, pixels of a patch), ``mask`` (1 where hidden).
+        """
+        self._check(images)
+        hidden = draw_mask(
+            self.n_patches, ratio, seed=seed, step=step, n_obs=len(images), device=images.device
+        )
+        n_visible = self.n_patches - min(max(round(ratio * self.n_patches), 1), self.n_patches - 1)
+        # transformers keeps the patches of least noise, in order of noise.
+        noise = hidden * float(self.n_patches) + keep_order(self.n_patches, images.device)
+        with visible_patches(self.config, self.n_patches, n_visible):
+            return self.mae(normalise(images), noise=noise)
+
+    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> ImageLoss:
+        """Hide a share of the patches of each image and score them.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch; ``tensors["image"]`` in [0, 1], shape (n_obs, n_channels, height, width).
+        ratio, seed, step
+            As in :func:`scr2mae.masking.draw_mask`.
+        """
+        images = tensors["image"]
+        return ImageLoss(self(images, ratio=ratio, seed=seed, step=step).loss, len(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the mean over the patches of whole images, shape (n_obs, n_latent)."""
+        self._check(images)
+        noise = keep_order(self.n_patches, images.device).expand(len(images), -1)
+        with visible_patches(self.config, self.n_patches, self.n_patches):
+            states = self.mae.vit(normalise(images), noise=noise).last_hidden_state
+        return states[:, 1:].mean(dim=1)
+
+    def reconstruct(self, images: Tensor, *, ratio: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Return images with hidden patches as predicted, and the mask over pixels (n_obs, 1, height, width).
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        ratio, seed, step
+            As in :func:`scr2mae.masking.draw_mask`.
+
+        Notes
+        -----
+        A network trained on normalised pixels predicts each patch up to its mean and spread, which are taken from the
+        image here, as is usual for showing it.
+        """
+        out = self(images, ratio=ratio, seed=seed, step=step)
+        target = self.mae.patchify(images)
+        predicted = out.logits
+        if self.config.norm_pix_loss:
+            spread = (target.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+            predicted = predicted * spread + target.mean(dim=-1, keepdim=True)
+        hidden = out.mask[..., None].bool().expand_as(target)
+        mask = self.mae.unpatchify(hidden.float())[:, :1].bool()
+        return self.mae.unpatchify(torch.where(hidden, predicted, target)).clamp(0, 1), mask
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Group parameters so that biases and normalisation are not decayed."""
+        return decay_groups(self, weight_decay)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that :class:`transformers.ViTMAEForPreTraining` and :meth:`from_pretrained` load."""
+        self.mae.save_pretrained(folder)
+        size = {"height": self.image_size, "width": self.image_size}
+        rgb = self.config.num_channels == 3
+        processor = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": size,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(_RGB_MEAN) if rgb else [0.5] * self.config.num_channels,
+            "image_std": list(_RGB_STD) if rgb else [0.5] * self.config.num_channels,
+        }
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> R2ViTMAE:
+        """Load a folder, or a checkpoint of the Hugging Face Hub by name, of any ViT-MAE.
+
+        Raises
+        ------
+        OSError
+            If there is none.
+        """
+        transformers = require("transformers", extra="vision")
+        mae = transformers.ViTMAEForPreTraining.from_pretrained(folder)
+        network = cls(mae.config)
+        network.mae.load_state_dict(mae.state_dict())
+        return network.eval()
+
+    def _check(self, images: Tensor) -> None:
+        check_images(images, n_channels=self.config.num_channels, size=self.image_size)
