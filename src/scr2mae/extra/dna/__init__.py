@@ -1,3 +1,47 @@
 """Masked language models of DNA over whole-genome alignments, and scores of variants."""
 
-__all__: list[str] = []
+from scr2mae.extra.dna.alignment import GenomeMSA
+from scr2mae.extra.dna.alphabet import VOCABULARY, encode, reverse_complement
+from scr2mae.extra.dna.config import GPNMSAConfig
+from scr2mae.extra.dna.dataset import MSAWindowDataset, WindowDataModule
+from scr2mae.extra.dna.metrics import variant_metrics
+from scr2mae.extra.dna.network import GPNMSAForMaskedLM, MaskedLMOutput
+from scr2mae.extra.dna.prediction import alignment_log_probs, predict_bases, unigram_log_probs
+from scr2mae.extra.dna.scoring import alignment_scores, score_variants
+from scr2mae.extra.dna.simulate import simulate_alignment
+from scr2mae.extra.dna.tracks import ArrayTrack, BigWigTrack, Track, open_track
+from scr2mae.extra.dna.training import VALIDATION_RATIOS, pretrain
+from scr2mae.extra.dna.variants import STATUSES, check_variants, read_variants
+from scr2mae.extra.dna.windows import WindowSplit, make_windows, select_windows, split_windows
+
+__all__ = [
+    "STATUSES",
+    "VALIDATION_RATIOS",
+    "VOCABULARY",
+    "ArrayTrack",
+    "BigWigTrack",
+    "GPNMSAConfig",
+    "GPNMSAForMaskedLM",
+    "GenomeMSA",
+    "MSAWindowDataset",
+    "MaskedLMOutput",
+    "Track",
+    "WindowDataModule",
+    "WindowSplit",
+    "alignment_log_probs",
+    "alignment_scores",
+    "check_variants",
+    "encode",
+    "make_windows",
+    "open_track",
+    "predict_bases",
+    "pretrain",
+    "read_variants",
+    "reverse_complement",
+    "score_variants",
+    "select_windows",
+    "simulate_alignment",
+    "split_windows",
+    "unigram_log_probs",
+    "variant_metrics",
+]
