@@ -19,7 +19,7 @@ from anndata.tests.helpers import assert_equal
 import scr2mae
 from scr2mae import R2MAEModel
 from scr2mae.cli import COMMANDS, main
-from scr2mae.cli._command import loading
+from scr2mae.cli._command import CommandGroup, loading
 from scr2mae.cli._main import build_parser
 
 TINY = [
@@ -43,6 +43,16 @@ codes = [main(["--help"]), *(main([command.name, "--help"]) for command in COMMA
 heavy = {"torch", "scvi", "lightning", "scanpy", "anndata", "pandas", "numpy", "matplotlib"} & set(sys.modules)
 sys.exit(f"{codes} {heavy}" if any(codes) or heavy else 0)
 """
+
+
+def with_words(commands, before=()):
+    """Every command that does something, with what is typed before its arguments."""
+    for command in commands:
+        words = (*before, command.name)
+        if isinstance(command, CommandGroup):
+            yield from with_words(command.commands, words)
+        else:
+            yield pytest.param(words, command, id=" ".join(words))
 
 
 def options_of(command):
@@ -98,9 +108,9 @@ def test_help_loads_neither_torch_nor_scvi():
         assert f"usage: scr2mae {command.name}" in done.stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_the_examples_in_the_help_are_valid_command_lines(command, capsys):
-    assert main([command.name, "--help"]) == 0
+@pytest.mark.parametrize(("words", "command"), list(with_words(COMMANDS)))
+def test_the_examples_in_the_help_are_valid_command_lines(words, command, capsys):
+    assert main([*words, "--help"]) == 0
     shown = capsys.readouterr().out
     examples = command.examples.strip().splitlines()
     assert examples
@@ -111,9 +121,9 @@ def test_the_examples_in_the_help_are_valid_command_lines(command, capsys):
         assert build_parser().parse_args(arguments).command is command
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_the_guide_has_every_option(command):
-    section = GUIDE.read_text(encoding="utf-8").split(f"## scr2mae {command.name}\n")[1].split("\n## ")[0]
+@pytest.mark.parametrize(("words", "command"), list(with_words(COMMANDS)))
+def test_the_guide_has_every_option(words, command):
+    section = GUIDE.read_text(encoding="utf-8").split(f"## scr2mae {' '.join(words)}\n")[1].split("\n## ")[0]
     assert [option for option in options_of(command) if f"`{option}" not in section] == []
 
 

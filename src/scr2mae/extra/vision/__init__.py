@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scr2mae.extra.vision.classifier import ViTMAEClassifier
     from scr2mae.extra.vision.datasets import ImageArray, ImageFolder
     from scr2mae.extra.vision.embedding import embed, predict_proba
-    from scr2mae.extra.vision.formats import CelebA, open_images, read_idx, read_mnist
+    from scr2mae.extra.vision.formats import CelebA, image_splits, open_images, read_idx, read_mnist
     from scr2mae.extra.vision.heads import AttributeHead, LinearHead
     from scr2mae.extra.vision.mlp import MaskedMLP
     from scr2mae.extra.vision.recipes import RECIPES, PerEpoch, Recipe
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from scr2mae.extra.vision.training import finetune, fit_head, pretrain
     from scr2mae.extra.vision.unet import MaskedUNet
     from scr2mae.extra.vision.vit import R2ViTMAE
-    from scr2mae.extra.vision.vit_config import VIT_PRESETS, vit_config
+    from scr2mae.extra.vision.vit_sizes import VIT_PRESETS, vit_config
 
 _FILES = {
     "augment": ("FinetuneAugment", "PretrainAugment"),
     "classifier": ("ViTMAEClassifier",),
     "datasets": ("ImageArray", "ImageFolder"),
-    "formats": ("CelebA", "open_images", "read_idx", "read_mnist"),
+    "formats": ("CelebA", "image_splits", "open_images", "read_idx", "read_mnist"),
     "heads": ("AttributeHead", "LinearHead"),
     "mlp": ("MaskedMLP",),
     "recipes": ("RECIPES", "PerEpoch", "Recipe"),
@@ -35,7 +35,7 @@ _FILES = {
     "training": ("finetune", "fit_head", "pretrain"),
     "unet": ("MaskedUNet",),
     "vit": ("R2ViTMAE",),
-    "vit_config": ("VIT_PRESETS", "vit_config"),
+    "vit_sizes": ("VIT_PRESETS", "vit_config"),
 }
 _OBJECTS = {name: file for file, names in _FILES.items() for name in names}
 
@@ -58,6 +58,7 @@ __all__ = [
     "embed",
     "finetune",
     "fit_head",
+    "image_splits",
     "load",
     "open_images",
     "predict_proba",

@@ -40,10 +40,7 @@ def check_images(images: Tensor, *, n_channels: int, divisor: int = 1, size: int
     ValueError
         If the tensor is no stack of images, or channels, height or width do not fit.
     """
-    if images.dim() != 4:
-        raise ValueError(
-            f"Images must have shape (n_obs, n_channels, height, width), got {tuple(images.shape)}."
-        )
+    _check_stack(images)
     if images.shape[1] != n_channels:
         raise ValueError(
             f"The network takes images of {n_channels} channel(s), got {images.shape[1]}; "
@@ -60,8 +57,16 @@ def check_images(images: Tensor, *, n_channels: int, divisor: int = 1, size: int
         )
 
 
+def _check_stack(images: Tensor) -> None:
+    if images.dim() != 4:
+        raise ValueError(
+            f"Images must have shape (n_obs, n_channels, height, width), got {tuple(images.shape)}."
+        )
+
+
 def hide_pixels(images: Tensor, ratio: float, *, seed: int, step: int) -> Tensor:
     """Draw the pixels to hide of each image: boolean, shape (n_obs, 1, height, width), all channels together."""
+    _check_stack(images)
     n_obs, _, height, width = images.shape
     mask = draw_mask(height * width, ratio, seed=seed, step=step, n_obs=n_obs, device=images.device)
     return mask.view(n_obs, 1, height, width)

@@ -12,7 +12,7 @@ from scr2mae.extra._require import require
 from scr2mae.extra.vision._common import ImageLoss, check_images, seeded
 from scr2mae.extra.vision.heads import check_classes
 from scr2mae.extra.vision.vit import keep_order, normalise, visible_patches
-from scr2mae.extra.vision.vit_config import check_config, sides
+from scr2mae.extra.vision.vit_sizes import check_config, sides
 
 if TYPE_CHECKING:
     from transformers import ViTMAEConfig

@@ -15,11 +15,12 @@ from scr2mae.extra.vision.datasets import ImageArray, ImageFiles, ImageFolder
 if TYPE_CHECKING:
     from scr2mae.extra.vision.datasets import Images
 
-__all__ = ["CelebA", "open_images", "read_idx", "read_mnist"]
+__all__ = ["CelebA", "image_splits", "open_images", "read_idx", "read_mnist"]
 
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _MNIST_PREFIX = {"train": "train", "test": "t10k"}
 _CELEBA_SPLITS = {"train": "0", "validation": "1", "test": "2"}
+_SPLITS = tuple(_CELEBA_SPLITS)
 
 
 class CelebA(ImageFiles):
@@ -143,7 +144,31 @@ def _find_idx(folder: Path, stem: str) -> np.ndarray:
     raise FileNotFoundError(f"No {names[0]} in {folder}, gzipped or not.")
 
 
-def open_images(path: str | Path, *, split: str = "train", **options: Any) -> Images:
+def image_splits(path: str | Path) -> list[str]:
+    """Name the splits that images come in, of ``train``, ``validation`` and ``test``; empty where they are not split.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise FileNotFoundError(f"No file or folder {place}.")
+    if place.suffix == ".npz":
+        with np.load(place) as arrays:
+            return [split for split in _SPLITS if f"x_{split}" in arrays]
+    if (place / "list_attr_celeba.txt").is_file():
+        return list(_SPLITS)
+    if any(place.glob("*-images?idx3-ubyte*")):
+        return [
+            split for split in _MNIST_PREFIX if any(place.glob(f"{_MNIST_PREFIX[split]}-images?idx3-ubyte*"))
+        ]
+    found = [split for split in _SPLITS if (place / split).is_dir()]
+    return found if "train" in found else []
+
+
+def open_images(path: str | Path, *, split: str | None = None, **options: Any) -> Images:
     """Open images, whatever the format: MNIST's idx files, CelebA, an ``.npz`` file or a folder of image files.
 
     Parameters
@@ -152,31 +177,34 @@ def open_images(path: str | Path, *, split: str = "train", **options: Any) -> Im
         A folder; or an ``.npz`` file with the arrays ``x_train``, ``y_train``, ``x_test``, ``y_test`` (or ``x`` and,
         with labels, ``y``).
     split
-        ``"train"``, ``"validation"`` or ``"test"``, where the format has several; of a folder of image files the subfolder
-        of that name, if there is one.
+        ``"train"``, ``"validation"`` or ``"test"``; a folder of image files is split by subfolders of these names. None
+        takes images that are not split.
     options
-        ``size`` and the like for images in files.
+        ``size`` and the like for images in files; arrays are taken as they are.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing that can be read.
+    ValueError
+        If images are split otherwise, or damaged.
     """
-    place = Path(path)
+    place, splits = Path(path), image_splits(path)
+    if split is None and splits:
+        raise ValueError(f"{place} has the splits {splits}; choose one by split=.")
+    if split is not None and split not in splits:
+        raise ValueError(f"{place} has no {split!r} split; it has {splits or 'images that are not split'}.")
     if place.suffix == ".npz":
-        return _read_npz(place, split)
-    if any(place.glob("*-images?idx3-ubyte*")):
-        return read_mnist(place, split)
+        return _read_npz(place, "" if split is None else f"_{split}")
     if (place / "list_attr_celeba.txt").is_file():
-        return CelebA(place, split, **options)
-    return ImageFolder(place / split if (place / split).is_dir() else place, **options)
+        return CelebA(place, str(split), **options)
+    if splits and not (place / str(split)).is_dir():
+        return read_mnist(place, str(split))
+    return ImageFolder(place if split is None else place / split, **options)
 
 
-def _read_npz(path: Path, split: str) -> ImageArray:
-    if not path.is_file():
-        raise FileNotFoundError(f"No file {path}.")
+def _read_npz(path: Path, suffix: str) -> ImageArray:
     with np.load(path) as arrays:
-        names = (f"x_{split}", f"y_{split}") if f"x_{split}" in arrays else ("x", "y")
-        if names[0] not in arrays:
-            raise ValueError(f"{path} has the arrays {sorted(arrays)}; expected 'x_{split}', or 'x'.")
-        return ImageArray(arrays[names[0]], arrays.get(names[1]))
+        if f"x{suffix}" not in arrays:
+            raise ValueError(f"{path} has the arrays {sorted(arrays)}; expected 'x', or 'x_train'.")
+        return ImageArray(arrays[f"x{suffix}"], arrays.get(f"y{suffix}"))

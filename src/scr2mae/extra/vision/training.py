@@ -271,6 +271,6 @@ def _run(
     )
     if datamodule.validation is None:
         trainer_kwargs.setdefault("limit_val_batches", 0)
-    fit(plan, datamodule, max_epochs=recipe.max_epochs, n_obs_epoch=n_obs, **trainer_kwargs)
+    fit(plan, datamodule, max_epochs=recipe.max_epochs, n_obs_epoch=n_obs, unit="images", **trainer_kwargs)
     network.eval()
     return plan.history

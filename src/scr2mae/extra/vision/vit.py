@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scr2mae.extra._require import require
 from scr2mae.extra.vision._common import ImageLoss, check_images, decay_groups
-from scr2mae.extra.vision.vit_config import check_config, sides
+from scr2mae.extra.vision.vit_sizes import check_config, sides
 from scr2mae.masking import draw_mask
 
 if TYPE_CHECKING:

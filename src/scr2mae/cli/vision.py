@@ -1,0 +1,239 @@
+"""``scr2mae vision``: pretrain on images, fine-tune, probe, embed."""
+
+from __future__ import annotations
+
+import argparse
+
+from scr2mae.cli import _arguments as arguments
+from scr2mae.cli import _vision as run
+from scr2mae.cli._command import Command, CommandGroup
+
+__all__ = ["COMMAND"]
+
+_SCHEMES = ("mae", "mae_low", "mae_high", "mdlm", "dynamic", "r2mae")
+_DATA = "folder of image files (a subfolder a class), of MNIST's idx files or of CelebA, or an .npz file"
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="DATA", type=arguments.path, help=_DATA)
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--image-size",
+        metavar="N",
+        type=arguments.positive_int,
+        help="side that images in files are scaled and cut to (default: 224, CelebA 64; with --model its own)",
+    )
+    group.add_argument("--grey", action="store_true", help="read image files as grey, not RGB")
+    group.add_argument(
+        "--workers",
+        metavar="N",
+        type=arguments.non_negative_int,
+        default=0,
+        help="threads that decode images ahead (default: %(default)s)",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="MODEL/",
+        type=arguments.path,
+        required=True,
+        help="folder of the pretrained network",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    parser.add_argument("-o", "--output", metavar=metavar, type=arguments.path, required=True, help=what)
+    arguments.add_force(parser, "it")
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--validation", metavar="DATA", type=arguments.path, help="images scored after each epoch"
+    )
+    group.add_argument(
+        "--max-epochs",
+        metavar="N",
+        type=arguments.positive_int,
+        help="passes over the images (default: the paper's)",
+    )
+    group.add_argument(
+        "--batch-size", metavar="N", type=arguments.positive_int, help="images a mini-batch and device"
+    )
+    group.add_argument(
+        "--accumulate",
+        metavar="N",
+        type=arguments.positive_int,
+        default=1,
+        help="mini-batches an optimiser step, each with a ratio of its own (default: %(default)s)",
+    )
+    group.add_argument(
+        "--lr", metavar="RATE", type=_positive_float, help="learning rate; of a ViT for 256 images a step"
+    )
+    group.add_argument("--no-augment", action="store_true", help="leave images as they are")
+    group.add_argument(
+        "--seed",
+        metavar="N",
+        type=arguments.non_negative_int,
+        default=0,
+        help="of weights, masks, order and augmentation (default: %(default)s)",
+    )
+    arguments.add_accelerator(group)
+    group.add_argument(
+        "--devices", metavar="N", type=arguments.devices, default="auto", help="how many, or which: 2 or 0,3"
+    )
+    group.add_argument(
+        "--precision",
+        choices=["32-true", "16-mixed", "bf16-mixed"],
+        default="32-true",
+        help="of the arithmetic (default: %(default)s)",
+    )
+    group.add_argument(
+        "--checkpoint-dir",
+        metavar="FOLDER",
+        type=arguments.path,
+        help="save a checkpoint there after every epoch",
+    )
+    group.add_argument(
+        "--resume",
+        metavar="FOLDER",
+        type=arguments.path,
+        help="go on from a checkpoint, or from such a folder",
+    )
+
+
+def _add_pretrain(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    _add_output(parser, "MODEL/", "folder to save the network in")
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--network", choices=["vit", "mlp", "unet"], default="vit", help="which (default: %(default)s)"
+    )
+    group.add_argument(
+        "--preset", choices=["base", "tiny"], default="base", help="size of a ViT (default: %(default)s)"
+    )
+    group.add_argument(
+        "--patch-size",
+        metavar="N",
+        type=arguments.positive_int,
+        default=16,
+        help="of a ViT (default: %(default)s)",
+    )
+    group.add_argument(
+        "--width",
+        metavar="N",
+        type=arguments.positive_int,
+        nargs="+",
+        help="of an MLP, its two hidden layers (default: 512 64); of a U-Net, its base channels (default: 16)",
+    )
+    masks = group.add_mutually_exclusive_group()
+    masks.add_argument(
+        "--scheme",
+        choices=_SCHEMES,
+        default="r2mae",
+        help="of masking, with the paper's ratios (default: %(default)s)",
+    )
+    masks.add_argument(
+        "--mask-ratio",
+        metavar="RATIO",
+        type=arguments.fraction,
+        nargs="+",
+        help="share hidden at a step instead: two numbers for a range, one for a fixed share",
+    )
+    _add_training(parser)
+
+
+def _add_finetune(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    _add_model(parser)
+    _add_output(parser, "MODEL/", "folder to save the classifier in")
+    _add_training(parser)
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    _add_model(parser)
+    group = parser.add_argument_group("probe")
+    group.add_argument(
+        "--test", metavar="DATA", type=arguments.path, help="test images (default: DATA's test split)"
+    )
+    group.add_argument(
+        "--max-epochs", metavar="N", type=arguments.positive_int, default=15, help="(default: 15)"
+    )
+    group.add_argument("--seed", metavar="N", type=arguments.non_negative_int, default=0, help="(default: 0)")
+    arguments.add_accelerator(group)
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    _add_data(parser)
+    _add_model(parser)
+    _add_output(parser, "OUT.npy", "file for the embeddings, a row an image")
+    parser.add_argument("--split", choices=["train", "validation", "test"], help="of DATA, if it is split")
+    arguments.add_accelerator(parser)
+
+
+COMMAND = CommandGroup(
+    name="vision",
+    summary="masked autoencoders of images: pretrain, fine-tune, probe, embed",
+    commands=(
+        Command(
+            name="pretrain",
+            summary="pretrain a network on images",
+            description="Pretrain a ViT-MAE, an MLP or a U-Net on images, with one of the paper's masking schemes.",
+            examples="""
+scr2mae vision pretrain imagenet/train -o vit/ --workers 8 --precision bf16-mixed
+scr2mae vision pretrain photos/ -o vit/ --preset tiny --image-size 64 --patch-size 8 --max-epochs 100
+scr2mae vision pretrain mnist/ -o mlp/ --network mlp --width 512 64 --mask-ratio 0.5
+scr2mae vision pretrain celeba/ -o unet/ --network unet --width 16 --scheme r2mae
+scr2mae vision pretrain photos/ -o vit/ --checkpoint-dir run1/ --resume run1/
+""",
+            add_arguments=_add_pretrain,
+            run=run.pretrain,
+        ),
+        Command(
+            name="finetune",
+            summary="fine-tune a pretrained ViT for classification",
+            description="Train a classifier from a pretrained ViT, all weights of it, on images in subfolders by class.",
+            examples="""
+scr2mae vision finetune imagenet/train --model vit/ -o classifier/ --validation imagenet/val
+""",
+            add_arguments=_add_finetune,
+            run=run.finetune,
+        ),
+        Command(
+            name="probe",
+            summary="score a linear classifier of a network's embeddings",
+            description="Fit a linear classifier to the embeddings of training images and score it on test images.",
+            examples="""
+scr2mae vision probe mnist/ --model mlp/
+scr2mae vision probe photos/train --model vit/ --test photos/test
+""",
+            add_arguments=_add_probe,
+            run=run.probe,
+        ),
+        Command(
+            name="embed",
+            summary="embed images with a pretrained network",
+            description="Embed whole images and write a NumPy array, a row an image.",
+            examples="""
+scr2mae vision embed photos/ --model vit/ -o embeddings.npy
+scr2mae vision embed mnist/ --model mlp/ --split test -o embeddings.npy
+""",
+            add_arguments=_add_embed,
+            run=run.embed,
+        ),
+    ),
+)
+"""``scr2mae vision ...``."""

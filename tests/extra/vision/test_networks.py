@@ -1,0 +1,207 @@
+"""MLP and U-Net: what they hide, score and refuse; heads on their embeddings."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from scr2mae.extra import vision
+from scr2mae.extra.vision._common import hide_pixels, masked_mse, seeded
+
+from .conftest import QUICK, make_images
+
+NETWORKS = {
+    "mlp": lambda: vision.MaskedMLP(n_hidden=32, n_latent=8, image_size=16, n_channels=3),
+    "unet": lambda: vision.MaskedUNet(base_channels=4),
+}
+
+
+@pytest.mark.parametrize(
+    ("n_hidden", "n_latent"), [(h, k) for h in (16, 512) for k in (16, 32, 64, 256, 1024)]
+)
+def test_the_mlp_has_the_layers_of_the_paper(n_hidden, n_latent):
+    network = vision.MaskedMLP(n_hidden=n_hidden, n_latent=n_latent)
+    shapes = [(m.in_features, m.out_features) for m in network.modules() if isinstance(m, nn.Linear)]
+    assert shapes == [(784, n_hidden), (n_hidden, n_latent), (n_latent, 784)]
+    assert [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm1d)] == [
+        n_hidden,
+        n_latent,
+    ]
+
+
+@pytest.mark.parametrize("base", [8, 16, 32])
+def test_the_unet_has_four_levels_each_way_and_doubles_its_channels(base):
+    network = vision.MaskedUNet(base_channels=base)
+    down = [block[0].out_channels for block in network.down]
+    assert down == [base * 2**i for i in range(4)]
+    assert [block[0].in_channels for block in network.up] == [2 * n for n in reversed(down)]
+    assert all(
+        sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in block) == 2 for block in network.up
+    )
+    bottleneck, skips = network.encode(torch.zeros(2, 3, 64, 64))
+    assert bottleneck.shape == (2, 16 * base, 4, 4)
+    assert [skip.shape[2] for skip in skips] == [64, 32, 16, 8]
+    assert network(torch.zeros(2, 3, 64, 48)).shape == (2, 3, 64, 48)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.37, 0.9, 1.0])
+def test_each_image_hides_its_own_rounded_share_in_all_channels(ratio):
+    mask = hide_pixels(torch.zeros(5, 3, 12, 10), ratio, seed=1, step=2)
+    assert mask.shape == (5, 1, 12, 10)
+    assert mask.flatten(1).sum(dim=1).tolist() == [min(max(round(ratio * 120), 1), 119)] * 5
+    assert ratio in (0.0, 1.0) or len({tuple(row.tolist()) for row in mask.flatten(1)}) == 5
+
+
+def test_the_loss_is_the_mean_squared_error_over_hidden_pixels():
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(size=(2, 4, 3, 5, 5)).astype(np.float32)
+    mask = rng.uniform(size=(4, 1, 5, 5)) < 0.4
+    expected = ((a - b) ** 2)[np.broadcast_to(mask, a.shape)].mean()
+    assert masked_mse(torch.tensor(a), torch.tensor(b), torch.tensor(mask)).item() == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("ratio", [0.0, 1e-9, 0.5, 1.0])
+def test_the_loss_and_its_gradient_are_finite_at_every_ratio(name, ratio, images):
+    network = NETWORKS[name]()
+    out = network.masked_loss(images.batch(np.arange(4)), ratio=ratio, seed=0, step=0)
+    out.loss.backward()
+    assert out.n_obs_minibatch == 4
+    assert torch.isfinite(out.loss)
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_gradient_reaches_no_visible_pixel_and_hidden_pixels_are_not_seen(name, images):
+    network = NETWORKS[name]().eval()
+    x = images.batch(np.arange(4))["image"]
+    mask = hide_pixels(x, 0.6, seed=0, step=5)
+    prediction = network(x, mask).detach().requires_grad_()
+    masked_mse(prediction, x, mask).backward()
+    hidden = mask.expand_as(x)
+    assert (prediction.grad[~hidden] == 0).all()
+    assert (prediction.grad[hidden] != 0).all()
+    other = torch.where(hidden, torch.rand_like(x), x)
+    torch.testing.assert_close(network(other, mask), network(x, mask), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_embedding_depends_on_the_image_alone(name, images):
+    network = NETWORKS[name]()
+    together = vision.embed(network, images, batch_size=48)
+    assert together.shape == (48, network.n_latent)
+    np.testing.assert_allclose(vision.embed(network, images, batch_size=5), together, rtol=1e-4, atol=1e-6)
+    assert network.training
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_error_of_uncorrupted_images_is_that_of_the_network_s_output(name, images):
+    network = NETWORKS[name]().eval()
+    x = images.batch(np.arange(6))["image"]
+    with torch.no_grad():
+        expected = [(network(x[i : i + 1]) - x[i : i + 1]).square().mean().item() for i in range(6)]
+    np.testing.assert_allclose(network.reconstruction_error(x), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "message"),
+    [
+        (NETWORKS["unet"], (2, 3, 24, 16), "divisible by 16, got 24 x 16"),
+        (NETWORKS["unet"], (2, 1, 16, 16), r"takes images of 3 channel\(s\), got 1"),
+        (NETWORKS["mlp"], (2, 3, 14, 14), "16 x 16 pixels, got 14 x 14"),
+        (NETWORKS["mlp"], (2, 16, 16), "must have shape"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(make, shape, message):
+    with pytest.raises(ValueError, match=message):
+        make().masked_loss({"image": torch.zeros(shape)}, ratio=0.5, seed=0, step=0)
+
+
+def test_sizes_below_one_are_refused():
+    with pytest.raises(ValueError, match="n_latent must be at least 1"):
+        vision.MaskedMLP(n_latent=0)
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        vision.MaskedUNet(base_channels=0)
+
+
+def test_a_linear_head_learns_separable_classes():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=300)
+    features = rng.normal(size=(300, 5)).astype(np.float32) * 0.1
+    features[:, :3] += 3 * np.eye(3)[labels]
+    torch.manual_seed(0)
+    head = vision.LinearHead(5, 3, normalise=True)
+    vision.fit_head(
+        head, features, labels, recipe=replace(vision.RECIPES["linear"], max_epochs=20, lr=0.05), **QUICK
+    )
+    assert (head.predict(torch.from_numpy(features)).numpy() == labels).mean() > 0.99
+
+
+def test_an_attribute_head_learns_each_attribute_and_its_dropout_is_a_function_of_the_step():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 3)).astype(np.float32)
+    labels = (features > 0).astype(int)
+    torch.manual_seed(0)
+    head = vision.AttributeHead(3, 3, n_hidden=64)
+    recipe = replace(vision.RECIPES["attributes"], max_epochs=30, batch_size=32)
+    vision.fit_head(head, features, labels, recipe=recipe, **QUICK)
+    assert (head.predict(torch.from_numpy(features)).numpy() == labels).mean(axis=0).min() > 0.95
+    batch = {"features": torch.from_numpy(features[:32]), "label": torch.from_numpy(labels[:32])}
+    head.train()
+    state = torch.get_rng_state()
+    losses = [head.masked_loss(batch, ratio=0.0, seed=0, step=step).loss.item() for step in (4, 4, 5)]
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_loss_of_heads_is_the_cross_entropy():
+    features, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    head = vision.LinearHead(4, 3)
+    out = head.masked_loss({"features": features, "label": labels}, ratio=0.0, seed=0, step=0)
+    assert out.loss.item() == pytest.approx(F.cross_entropy(head(features), labels).item())
+    attributes = vision.AttributeHead(4, 2).eval()
+    y = torch.tensor([[0, 1]] * 6)
+    out = attributes.masked_loss({"features": features, "label": y}, ratio=0.0, seed=0, step=0)
+    p = attributes(features).sigmoid()
+    assert out.loss.item() == pytest.approx(-(y * p.log() + (1 - y) * (1 - p).log()).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "message"),
+    [
+        (lambda: vision.LinearHead(4, 3), np.array([0, 1, 3]), "must lie in 0 to 2, got 0 to 3"),
+        (lambda: vision.LinearHead(4, 3), np.array([0, -1, 2]), "must lie in 0 to 2, got -1 to 2"),
+        (lambda: vision.LinearHead(4, 3), np.zeros((3, 2)), r"shape \(n_obs,\)"),
+        (lambda: vision.LinearHead(5, 3), np.array([0, 1, 2]), "width 5, got 4"),
+        (lambda: vision.AttributeHead(4, 2), np.array([[0, 1], [1, 1], [0, -1]]), "must be 0 or 1"),
+        (lambda: vision.AttributeHead(4, 2), np.array([0, 1, 1]), r"shape \(n_obs, 2\)"),
+    ],
+)
+def test_labels_that_do_not_fit_a_head_are_refused(head, labels, message):
+    with pytest.raises(ValueError, match=message):
+        vision.fit_head(head(), np.zeros((3, 4)), labels, **QUICK)
+
+
+def test_features_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        vision.fit_head(vision.LinearHead(2, 2), np.array([[0, np.nan], [1, 1]]), np.array([0, 1]), **QUICK)
+
+
+def test_random_numbers_of_a_step_are_a_function_of_seed_and_step():
+    def draw(seed, step):
+        with seeded(seed, step, torch.device("cpu")):
+            return torch.rand(3).tolist()
+
+    assert draw(1, 2) == draw(1, 2)
+    assert len({tuple(draw(*key)) for key in ((1, 2), (2, 1), (1, 3))}) == 3
+
+
+def test_the_simulated_classes_differ():
+    images, labels = make_images(300)
+    across = images[..., 0].astype(float)[:, 4:8].mean(axis=(1, 2)) - images[..., 0].mean(axis=(1, 2))
+    assert across[labels == 0].mean() > across[labels == 1].mean() + 50
