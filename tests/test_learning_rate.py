@@ -3,9 +3,11 @@
 import math
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
+from scr2mae._batches import BatchLoader
 from scr2mae.masking import FixedRatio
 from scr2mae.train import LearningRateSchedule, MaskedTrainingPlan, fit
 
@@ -77,7 +79,7 @@ class _Rates(pl.Callback):
     def __init__(self):
         self.rates = []
 
-    def on_train_batch_start(self, trainer, *args):
+    def on_train_batch_end(self, trainer, *args):
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
@@ -108,3 +110,66 @@ def test_the_plan_follows_the_schedule_in_every_group_and_decays_only_where_aske
     assert plan.module.decayed.item() == pytest.approx(
         math.prod(1 - 0.1 * 0.1 * schedule(i, 8) for i in range(8)), rel=1e-5
     )
+
+
+class _Stop(pl.Callback):
+    """Save a checkpoint in mid-epoch and break off."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(self.path)
+            raise RuntimeError("killed")
+
+
+class _Line(torch.nn.Module):
+    """A loss that depends on which batch comes when."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.zeros(1))
+
+    def masked_loss(self, tensors, *, ratio, seed, step):
+        loss = ((self.slope - tensors.float()) ** 2).mean()
+        return type("Out", (), {"loss": loss, "n_obs_minibatch": len(tensors)})()
+
+
+class _Shuffled(pl.LightningDataModule):
+    def train_dataloader(self):
+        return BatchLoader(torch.arange(16).__getitem__, np.arange(16), batch_size=2, shuffle=True)
+
+    val_dataloader = train_dataloader
+
+
+def _run(**options):
+    plan = MaskedTrainingPlan(
+        _Line(),
+        ratio_schedule=FixedRatio(0.5),
+        lr=0.1,
+        learning_rate=LearningRateSchedule("linear", warmup=0.2),
+    )
+    run = {"max_epochs": 2, "n_obs_epoch": 16, "accelerator": "cpu", "enable_progress_bar": False, **options}
+    fit(plan, _Shuffled(), **run)
+    return plan
+
+
+def test_with_a_schedule_a_run_broken_off_in_mid_epoch_goes_on_with_the_next_batch(tmp_path):
+    whole = _run()
+    with pytest.raises(RuntimeError, match="killed"):
+        _run(callbacks=[_Stop(tmp_path / "killed.ckpt")])
+    resumed = _run(resume=tmp_path / "killed.ckpt")
+    losses = [plan.history["train_loss_step"]["train_loss_step"].tolist() for plan in (whole, resumed)]
+    assert losses[0] == losses[1]
+    assert torch.equal(whole.module.slope, resumed.module.slope)
+
+
+def test_gradients_can_be_clipped_under_mixed_precision():
+    free, clipped = (
+        _run(precision="bf16-mixed", gradient_clip_val=value, max_epochs=1).module.slope
+        for value in (None, 1e-3)
+    )
+    # Adam forgets the size of all gradients alike, but clipping makes early, larger ones weigh no more.
+    assert torch.isfinite(clipped).all()
+    assert not torch.equal(free, clipped)

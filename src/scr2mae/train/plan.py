@@ -196,7 +196,7 @@ class MaskedTrainingPlan(pl.LightningModule):
             self.record(name, self.current_epoch, value)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser over the parameters that train, and its learning-rate schedule."""
+        """Return the optimiser over the parameters that train."""
         module: Any = self.module
         if self.gradient_schedule is not None:
             module.curriculum.requires_grad_(True)
@@ -209,13 +209,23 @@ class MaskedTrainingPlan(pl.LightningModule):
         for group in groups:
             if "lr_scale" in group:
                 group["lr"] = self.optimizer_kwargs["lr"] * group.pop("lr_scale")
+        for group in groups:
+            group["peak_lr"] = group.setdefault("lr", self.optimizer_kwargs["lr"])
         fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-        optimizer = _OPTIMIZERS[self.optimizer_name](groups, fused=fused, **self.optimizer_kwargs)
+        # A fused optimiser unscales gradients itself, which Lightning cannot clip under mixed precision.
+        fused = fused and not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
+        return _OPTIMIZERS[self.optimizer_name](groups, fused=fused, **self.optimizer_kwargs)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of this optimiser step."""
         if self.learning_rate is None:
-            return optimizer
-        multiplier, total = self.learning_rate, int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: multiplier(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+            return
+        # Not by a scheduler: to make one, the length of the run must be known, and asking for it before a checkpoint is
+        # restored sets up loaders that then start the epoch afresh.
+        total = int(self.trainer.estimated_stepping_batches)
+        multiplier = self.learning_rate(self.trainer.global_step, total)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["peak_lr"] * multiplier
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history with the weights, the epoch that is under way included."""
