@@ -1,0 +1,214 @@
+"""Pretraining by the one plan: every scheme, repeatable, resumed bit for bit, accumulated, in mixed precision, on two ranks."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+import scr2mae
+from scr2mae.extra import text
+from scr2mae.masking import DecayRatio, FixedRatio
+
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+
+
+def assert_same(first, second):
+    """Equal weights and curves, bit for bit."""
+    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert first.history_.keys() == second.history_.keys()
+    for name, curve in first.history_.items():
+        pd.testing.assert_frame_equal(curve, second.history_[name], check_exact=True)
+
+
+class KilledError(Exception):
+    """What ends a run in these tests."""
+
+
+class KillAt(Callback):
+    """Save a checkpoint before a given step and break off there."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            raise KilledError
+
+
+def test_a_network_learns_what_the_language_allows(build, blocks, pretrain):
+    # Words are drawn independently: where each is equally likely, its entropy is what the best network reaches.
+    model = pretrain(build(mask_ratio=0.3), max_epochs=15, lr=1e-2)
+    curve = model.history_["train_loss"]["train_loss"]
+    untrained = math.log(len(model.tokenizer))
+    assert curve.iloc[0] < untrained
+    assert curve.iloc[-1] < 0.6 * untrained
+    losses = text.masked_losses(model, blocks, ratios=(0.15,))
+    assert losses["accuracy"].item() > 0.1
+
+
+@pytest.mark.parametrize("name", list(scr2mae.schemes("text")))
+def test_every_scheme_trains_with_finite_losses_and_its_own_ratios(build, pretrain, blocks, name):
+    scheme = scr2mae.schemes("text", seed=4)[name]
+    model = pretrain(build(mask_ratio=scheme.mask_ratio, curriculum=scheme.curriculum), max_epochs=1, seed=4)
+    n_steps = -(-len(blocks) // 8)
+    losses, ratios = (model.history_[f"{curve}_step"].iloc[:, 0] for curve in ("train_loss", "mask_ratio"))
+    assert len(losses) == n_steps
+    assert losses.map(math.isfinite).all()
+    schedule = model.ratio_schedule(4)
+    assert ratios.tolist() == [schedule(step, n_steps) for step in range(n_steps)]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_the_loss_is_finite_at_the_ends_of_masked_diffusion(build, pretrain, ratio):
+    model = pretrain(build(mask_ratio=FixedRatio(ratio)), max_epochs=1, limit_train_batches=3)
+    assert model.history_["train_loss_step"]["train_loss_step"].map(math.isfinite).all()
+
+
+def test_a_seed_repeats_a_run_whatever_the_global_generator(build, pretrain):
+    torch.manual_seed(0)
+    first = pretrain(build(**DROPOUT), max_epochs=1)
+    torch.manual_seed(99)
+    assert_same(pretrain(build(**DROPOUT), max_epochs=1), first)
+    other = pretrain(build(**DROPOUT), max_epochs=1, seed=1)
+    assert not torch.equal(other.network.lm_head.bias, first.network.lm_head.bias)
+
+
+def test_a_run_broken_off_in_mid_epoch_ends_where_the_unbroken_one_does(build, pretrain, blocks, tmp_path):
+    options = {"accumulate_grad_batches": 2, "validation": blocks}
+    whole = pretrain(build(**DROPOUT, mask_ratio=DecayRatio(0.4, 0.15)), **options)
+    broken = build(**DROPOUT, mask_ratio=DecayRatio(0.4, 0.15))
+    checkpoint = tmp_path / "killed.ckpt"
+    with pytest.raises(KilledError):
+        pretrain(broken, callbacks=[KillAt(7, checkpoint)], **options)
+    resumed = build(**DROPOUT, mask_ratio=DecayRatio(0.4, 0.15))
+    assert_same(pretrain(resumed, resume=checkpoint, **options), whole)
+
+
+def test_checkpoints_are_written_and_gone_on_from(build, pretrain, tmp_path):
+    whole = pretrain(build(), max_epochs=2, learning_rate=None)
+    pretrain(build(), max_epochs=1, learning_rate=None, checkpoint_dir=tmp_path)
+    resumed = pretrain(build(), max_epochs=2, learning_rate=None, resume=tmp_path)
+    assert torch.equal(resumed.network.lm_head.bias, whole.network.lm_head.bias)
+
+
+def test_each_micro_batch_has_a_ratio_of_its_own_and_counts_the_same(build, blocks):
+    lr, half = 1e-3, blocks.tokens[:16]
+    run = {
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "learning_rate": None,
+        "gradient_clip_val": None,
+    }
+    run |= {"weight_decay": 0.0, "lr": lr, "batch_size": 8}
+    model = build(mask_ratio=(0.1, 0.9))
+    expected = build(mask_ratio=(0.1, 0.9)).train()
+    text.pretrain(
+        model, text.TokenBlocks(half, blocks.tokenizer), max_epochs=1, accumulate_grad_batches=2, **run
+    )
+    ratios = model.history_["mask_ratio_step"]["mask_ratio_step"].tolist()
+    assert len(ratios) == 2
+    assert ratios[0] != ratios[1]
+    loader = text.pretraining._loader(text.TokenBlocks(half, blocks.tokenizer), 8, shuffle=True, seed=0)
+    losses = [
+        expected.masked_loss(tokens, ratio=ratio, seed=0, step=step).loss
+        for step, (tokens, ratio) in enumerate(zip(loader, ratios, strict=True))
+    ]
+    (sum(losses) / 2).backward()
+    optimizer = torch.optim.AdamW(expected.parameters(), lr=lr, weight_decay=0.0)
+    optimizer.step()
+    torch.testing.assert_close(model.network.lm_head.bias, expected.network.lm_head.bias)
+
+
+def test_mixed_precision_trains_with_weights_in_float32(build, pretrain):
+    model = pretrain(build(), precision="bf16-mixed", max_epochs=1)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    exact = pretrain(build(), max_epochs=1).history_["train_loss"]["train_loss"].item()
+    assert model.history_["train_loss"]["train_loss"].item() == pytest.approx(exact, rel=0.01)
+
+
+def test_validation_has_the_same_masks_at_every_epoch_and_scheme(build, pretrain, blocks):
+    run = {"validation": blocks, "lr": 1e-30, "weight_decay": 0.0}
+    first = pretrain(build(mask_ratio=0.15), **run).history_
+    second = pretrain(build(mask_ratio=(0.5, 0.9)), **run).history_
+    for ratio in text.VALIDATION_RATIOS:
+        values = [h[f"validation_loss_{ratio:g}"].iloc[:, 0].tolist() for h in (first, second)]
+        assert values[0] == values[1]
+        assert len(set(values[0])) == 1
+
+
+def test_curves_of_a_second_run_continue_those_of_the_first(build, pretrain):
+    model = pretrain(build(), max_epochs=1)
+    n_steps = len(model.history_["train_loss_step"])
+    pretrain(model, max_epochs=1, seed=1)
+    assert model.history_["train_loss_step"].index.tolist() == list(range(2 * n_steps))
+
+
+def test_held_out_losses_are_means_over_tokens_and_rank_a_trained_model_above_an_untrained(
+    build, blocks, pretrain
+):
+    model = build()
+    frame = text.masked_losses(model, blocks, ratios=(0.0, 0.4, 1.0), batch_size=64)
+    assert frame["ratio"].tolist() == [0.0, 0.4, 1.0]
+    total, n = 0.0, 0
+    for step, start in enumerate(range(0, len(blocks), 64)):
+        tokens = torch.from_numpy(blocks.tokens[start : start + 64].astype("int64"))
+        with torch.no_grad():
+            out = model.masked_loss(tokens, ratio=0.4, seed=20_250_922, step=step)
+        total, n = total + float(out.loss) * out.n_scored, n + out.n_scored
+    assert frame["loss"][1] == pytest.approx(total / n)
+    assert frame["n_tokens"][1] == n
+    trained = text.masked_losses(pretrain(model, lr=1e-2), blocks, ratios=(0.4,), batch_size=64)
+    assert trained["loss"].item() < frame["loss"][1]
+
+
+def test_bad_input_is_named(build, pretrain, documents, blocks):
+    other = text.BytePairTokenizer.train(documents, vocab_size=280)
+    with pytest.raises(ValueError, match=r"packed with a tokenizer of 280 tokens that is not the model's"):
+        pretrain(blocks=text.pack(documents, other, length=16))
+    with pytest.raises(ValueError, match="validation was packed"):
+        pretrain(validation=text.pack(documents, other, length=16))
+    with pytest.raises(ValueError, match=r"blocks of 16 tokens and the network positions for 8"):
+        pretrain(build(max_position_embeddings=10))
+    with pytest.raises(ValueError, match="max_epochs must be at least 1"):
+        pretrain(max_epochs=0)
+    with pytest.raises(ValueError, match="lie in"):
+        text.masked_losses(build(), blocks, ratios=(1.5,))
+    with pytest.raises(FileNotFoundError, match="No checkpoint at"):
+        pretrain(resume="nowhere")
+
+
+TWO_RANKS = """
+import json, sys
+from scr2mae.extra import text
+if __name__ == "__main__":
+    blocks = text.TokenBlocks.load(sys.argv[1])
+    model = text.RobertaR2MAE(blocks.tokenizer, size="tiny", hidden_size=16, num_hidden_layers=1, intermediate_size=32)
+    trainer = text.pretrain(model, blocks, batch_size=8, accumulate_grad_batches=1, accelerator="cpu", devices=2,
+                            strategy="ddp", enable_progress_bar=False)
+    first = next(iter(trainer.train_dataloader)).tolist()
+    out = {"ratios": model.history_["mask_ratio_step"]["mask_ratio_step"].tolist(),
+           "weights": model.network.lm_head.bias.tolist(), "world": trainer.world_size, "first": first}
+    with open(f"{sys.argv[2]}/rank{trainer.global_rank}.json", "w") as file:
+        json.dump(out, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_share_ratios_and_weights_and_split_the_text(documents, tokenizer, build, tmp_path):
+    blocks = text.pack(documents, tokenizer, length=16, out=tmp_path / "packed")
+    script = tmp_path / "two_ranks.py"
+    script.write_text(TWO_RANKS)
+    subprocess.run([sys.executable, script, tmp_path / "packed", tmp_path], check=True, timeout=300)
+    one, two = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert one["world"] == 2
+    assert one["weights"] == two["weights"]
+    schedule = build(mask_ratio=(0.15, 0.40)).ratio_schedule(0)
+    assert one["ratios"] == two["ratios"] == [schedule(step, 0) for step in range(-(-len(blocks) // 16))]
+    assert one["first"] != two["first"]
