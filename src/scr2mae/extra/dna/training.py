@@ -77,7 +77,8 @@ def pretrain(
     mask_ratio
         Share of bases hidden instead of the scheme's: a number, a pair or a schedule.
     max_steps
-        Optimiser steps in all, those before ``resume`` counted in.
+        Optimiser steps in all, those before ``resume`` counted in. They are spread over as many epochs as they need, the same
+        number in each, so there may be a few more; an epoch may then leave some windows out, others each time.
     batch_size
         Windows a mini-batch and device; ``accumulate_grad_batches`` multiplies it.
     lr, weight_decay
@@ -130,18 +131,19 @@ def pretrain(
         validation_ratios=validation_ratios,
         gradient_schedule=None if curriculum is None else curriculum.schedule,
     )
+    if validation is None:
+        trainer_kwargs.setdefault("limit_val_batches", 0)
     datamodule = WindowDataModule(train, validation, batch_size=batch_size, seed=seed)
-    n_batches, n_together = (
-        len(datamodule.train_dataloader()),
-        trainer_kwargs.get("accumulate_grad_batches", 1),
-    )
+    n_together = int(trainer_kwargs.get("accumulate_grad_batches", 1))
+    # Lightning takes a finished epoch for a broken one where it is told max_steps, and then skips most of the next.
+    max_epochs = math.ceil(max_steps * n_together / len(datamodule.train_dataloader()))
+    trainer_kwargs.setdefault("limit_train_batches", math.ceil(max_steps / max_epochs) * n_together)
     try:
         fit(
             plan,
             datamodule,
-            max_epochs=math.ceil(max_steps / math.ceil(n_batches / n_together)),
-            max_steps=max_steps,
-            n_obs_epoch=len(train),
+            max_epochs=max_epochs,
+            n_obs_epoch=min(len(train), trainer_kwargs["limit_train_batches"] * batch_size),
             unit="windows",
             resume=resume,
             checkpoint_dir=checkpoint_dir,

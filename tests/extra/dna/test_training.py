@@ -1,0 +1,141 @@
+"""Training: every scheme, what it learns, resume, and what is refused."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import scr2mae
+from scr2mae.curriculum import Curriculum, GradientSchedule
+from scr2mae.extra import dna
+from scr2mae.masking import DiscreteRatio
+
+SCHEMES = scr2mae.schemes("dna")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_trains_with_its_ratios(tiny, dataset, quick, scheme):
+    model = tiny(curriculum=SCHEMES[scheme].curriculum)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    history = dna.pretrain(model, dataset, scheme=scheme, **{**quick, "max_steps": 12})
+    ratios = history["mask_ratio_step"]["mask_ratio_step"].tolist()
+    schedule = SCHEMES[scheme].mask_ratio
+    if scheme.startswith("r2mae_cl"):
+        schedule = Curriculum().ratio_schedule((0.05, 0.30))
+        assert isinstance(schedule, DiscreteRatio)
+        np.testing.assert_allclose(schedule.values, np.linspace(0.05, 0.3, 10))
+    assert ratios == pytest.approx([schedule(step, 12) for step in range(12)])
+    assert np.isfinite(history["train_loss_step"]["train_loss_step"]).all()
+    assert not model.training
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    # softmax does not feel a shift of all keys, so their biases may stay
+    assert moved >= {name for name in before if not name.endswith("key.bias")}
+
+
+def test_the_curriculum_is_frozen_first(tiny, dataset, quick):
+    model = tiny(curriculum=Curriculum(schedule=GradientSchedule(frozen=4, start=4, end=8)))
+    before = {name: p.clone() for name, p in model.curriculum.named_parameters()}
+    dna.pretrain(model, dataset, scheme="r2mae_cl", **quick)
+    assert all(torch.equal(p, before[name]) for name, p in model.curriculum.named_parameters())
+
+
+def test_sixty_four_windows_are_learned_by_heart(tiny, msa, quick):
+    windows = dna.make_windows(msa, size=16, step=16, both_strands=False).iloc[:64]
+    data = dna.MSAWindowDataset(msa, windows)
+    model = tiny(hidden_size=64, num_hidden_layers=1, intermediate_size=128)
+    options = {**quick, "max_steps": 700, "batch_size": 64, "lr": 5e-3, "warmup": 20, "weight_decay": 0.0}
+    dna.pretrain(model, data, mask_ratio=0.1, **options)
+    losses = [
+        float(model.masked_loss(data.batch(np.arange(64)), ratio=0.1, seed=99, step=step).loss.detach())
+        for step in range(5)
+    ]
+    assert np.mean(losses) < 0.03
+
+
+def test_a_resumed_run_ends_with_the_same_weights_bit_by_bit(tiny, dataset, quick, tmp_path):
+    dropout = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
+    options = {**quick, "batch_size": 32, "scheme": "r2mae_cl"}
+    whole = tiny(curriculum="cl", **dropout)
+    kept = dna.pretrain(whole, dataset, **{**options, "max_steps": 12})
+    steps_an_epoch = -(-len(dataset) // 32)
+    assert steps_an_epoch == 4
+
+    class StopError(Exception):
+        pass
+
+    class Breaks(dna.MSAWindowDataset):
+        """Data that fail in the third epoch."""
+
+        n_batches = 0
+
+        def batch(self, indices):
+            self.n_batches += 1
+            if self.n_batches > 9:
+                raise StopError
+            return super().batch(indices)
+
+    broken = tiny(curriculum="cl", **dropout)
+    with pytest.raises(StopError):
+        dna.pretrain(
+            broken,
+            Breaks(dataset.msa, dataset.windows),
+            **{**options, "max_steps": 12},
+            checkpoint_dir=tmp_path,
+        )
+    again = tiny(seed=5, curriculum="cl", **dropout)
+    resumed = dna.pretrain(again, dataset, **{**options, "max_steps": 12}, resume=tmp_path)
+    for name, p in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], p), name
+    for curve, frame in kept.items():
+        assert resumed[curve].equals(frame)
+
+
+def test_validation_has_a_curve_for_each_ratio(tiny, dataset, quick):
+    history = dna.pretrain(tiny(), dataset, dataset, **{**quick, "max_steps": 32})
+    for ratio in dna.VALIDATION_RATIOS:
+        assert len(history[f"validation_loss_{ratio:g}"]) == 2
+    assert history["validation_loss"]["validation_loss"].iloc[-1] < np.log(6)
+
+
+def test_steps_count_optimiser_steps_when_gradients_are_accumulated(tiny, dataset, quick):
+    history = dna.pretrain(tiny(), dataset, **{**quick, "accumulate_grad_batches": 3})
+    assert len(history["train_loss_step"]) == 4 * 3
+
+
+def test_the_progress_bar_counts_windows(tiny, dataset, quick, capsys):
+    dna.pretrain(tiny(), dataset, **{**quick, "max_steps": 16, "enable_progress_bar": True})
+    assert "windows/s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ({}, {"scheme": "bert"}, r"scheme must be one of \['mae', .*got 'bert'"),
+        (
+            {},
+            {"scheme": "cl"},
+            r"Scheme 'cl' has curriculum='cl', the network has None; make it with GPNMSAConfig\(curriculum='cl'\)",
+        ),
+        ({"curriculum": "cl"}, {"scheme": "mae"}, r"Scheme 'mae' has curriculum=None"),
+        ({"n_species": 2}, {}, r"takes 2 species beside the reference, the alignment has 3"),
+        ({}, {"max_steps": 0}, r"max_steps and batch_size must be at least 1"),
+        ({}, {"mask_ratio": 1.5}, r"mask_ratio must lie in \[0, 1\]"),
+        ({}, {"warmup": -1}, r"warmup must be"),
+    ],
+)
+def test_runs_that_cannot_be_are_refused(tiny, dataset, quick, config, options, message):
+    with pytest.raises(ValueError, match=message):
+        dna.pretrain(tiny(**config), dataset, **{**quick, **options})
+
+
+def test_a_missing_checkpoint_is_named(tiny, dataset, quick, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint at"):
+        dna.pretrain(tiny(), dataset, **quick, resume=tmp_path)
+
+
+def test_a_light_import_of_the_package_stays_light():
+    code = "import sys, scr2mae, scr2mae.extra; print({'zarr', 'transformers', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
