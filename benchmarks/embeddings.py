@@ -6,8 +6,9 @@ donor splits, with and without feature scaling; R²MAE and scVI are trained from
 
     python benchmarks/embeddings.py --data DATA -o OUT
 
-DATA holds ``csle_pbmc_44donors.h5ad`` (lupus B and T cells; Nehar-Belaid et al. 2020) and ``kang_pbmc_ctrl_12k.h5ad``
-(PBMC of 8 lupus patients; Kang et al. 2018), raw counts in ``X``, donors in ``obs["donor"]``.
+DATA holds ``csle_pbmc_44donors.h5ad`` (lupus B and T cells; Nehar-Belaid et al. 2020), ``kang_pbmc_ctrl_12k.h5ad``
+(PBMC of 8 lupus patients; Kang et al. 2018) and ``onek1k_40donors_age.h5ad`` (four cell types of 40 donors; Yazar et al.
+2022), raw counts in ``X``, donors in ``obs["donor"]``.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Task:
 TASKS = {
     "csle": Task("csle_pbmc_44donors.h5ad", ("cell_type", "condition"), 22),
     "kang": Task("kang_pbmc_ctrl_12k.h5ad", ("cell_type",), 2),
+    "onek1k": Task("onek1k_40donors_age.h5ad", ("cell_type",), 4),
 }
 
 

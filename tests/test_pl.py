@@ -11,6 +11,7 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 
 from scr2mae import pl
+from scr2mae.pl import _embedding
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def layouts(monkeypatch):
         calls.append(settings)
         return values[:, :2]
 
-    monkeypatch.setattr(pl, "_umap", first_two)
+    monkeypatch.setattr(_embedding, "_umap", first_two)
     return calls
 
 
@@ -264,3 +265,71 @@ def test_without_axes_a_new_figure_is_made_each_time(history, monkeypatch):
     finally:
         plt.close(first.figure)
         plt.close(second.figure)
+
+
+@pytest.fixture
+def weights():
+    """Three genes, two ratios; the first weighs most where most is hidden."""
+    return pd.DataFrame(
+        [[0.5, 2.0], [1.0, 1.0], [1.6, 0.4]], index=list("abc"), columns=pd.Index([0.1, 0.5], name="ratio")
+    )
+
+
+@pytest.fixture
+def curriculum_curves():
+    epochs = pd.Index(range(6), name="epoch")
+    multipliers = [0.0, 0.0, 1.0, 0.5, -0.5, -1.0]
+    values = {
+        f"curriculum_weight_{r}_decile_{d}": [d + i / 10 for i in range(6)]
+        for r in ("0.1", "0.5")
+        for d in (1, 2)
+    }
+    values |= {"curriculum_multiplier": multipliers, "train_loss": [1.0] * 6}
+    return {name: pd.DataFrame({name: column}, index=epochs) for name, column in values.items()}
+
+
+def test_curriculum_weights_are_drawn_as_logarithms_sorted_by_their_tilt(weights, ax):
+    assert pl.curriculum_weights(weights, ax=ax) is ax
+    drawn = ax.images[0].get_array()
+    np.testing.assert_allclose(drawn, np.log2(weights.loc[["c", "b", "a"]]))
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10", "50"]
+
+
+def test_a_weight_of_one_is_white(weights, ax):
+    image = pl.curriculum_weights(weights, ax=ax).images[0]
+    np.testing.assert_allclose(image.cmap(image.norm(0.0))[:3], 1.0, atol=0.04)
+
+
+def test_weights_that_are_not_positive_are_refused(weights):
+    with pytest.raises(ValueError, match=r"positive weights, genes by ratios, got a frame of shape \(3, 2\)"):
+        pl.curriculum_weights(weights - 1.0)
+
+
+def test_the_history_of_a_curriculum_shows_each_decile_at_the_largest_ratio(curriculum_curves, ax):
+    pl.curriculum_history(curriculum_curves, ax=ax)
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 6]
+    assert [list(line.get_ydata()) for line in lines] == [
+        list(curriculum_curves[f"curriculum_weight_0.5_decile_{d}"].iloc[:, 0]) for d in (1, 2)
+    ]
+    assert ax.get_ylabel() == "Mean loss weight, 50 % hidden"
+
+
+def test_the_history_of_a_curriculum_marks_what_is_frozen_and_where_the_gradient_turns(curriculum_curves, ax):
+    pl.curriculum_history(curriculum_curves, ax=ax)
+    (ground,) = ax.patches
+    assert (ground.get_x(), ground.get_x() + ground.get_width()) == (-0.5, 1.5)
+    assert ax.lines[-1].get_xdata()[0] == 3.5
+
+
+def test_a_history_without_a_curriculum_is_refused(history):
+    with pytest.raises(ValueError, match="trained with curriculum='cl' or the like"):
+        pl.curriculum_history(history)
+
+
+def test_a_trained_curriculum_can_be_drawn_from_its_model(adata, ax):
+    from scr2mae import R2MAEModel
+
+    model = R2MAEModel(adata, n_hidden=16, n_latent=4, curriculum="cl")
+    model.train(2, enable_progress_bar=False, accelerator="cpu")
+    assert pl.curriculum_weights(model, ax=ax).images[0].get_array().shape == (adata.n_vars, 10)
+    assert len(pl.curriculum_history(model).lines) >= 10

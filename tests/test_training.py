@@ -282,7 +282,7 @@ def test_two_cells_can_train_and_one_cannot(adata: AnnData, train_tiny: Train) -
 
 
 @pytest.mark.parametrize(
-    ("n_obs", "epochs"), [(1, 100), (1_000, 100), (4_000, 60), (12_000, 20), (10_000_000, 20)]
+    ("n_obs", "epochs"), [(1, 100), (1_000, 100), (8_000, 60), (24_000, 20), (10_000_000, 20)]
 )
 def test_epochs_by_default_fall_with_the_number_of_cells(n_obs: int, epochs: int) -> None:
     assert default_max_epochs(n_obs) == epochs

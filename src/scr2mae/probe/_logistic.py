@@ -8,6 +8,7 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 
 from scr2mae.metrics import balanced_accuracy
 from scr2mae.probe._folds import Float, check_grid, make_folds
@@ -65,6 +66,8 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         self.tol = tol
         self.max_iter = max_iter
 
+    # The products are small: on threads of their own they cost five times the processor time, and more on a busy machine.
+    @threadpool_limits.wrap(limits=1, user_api="blas")
     def fit(self, X: Any, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
         """Choose the penalty and fit on all cells.
 

@@ -1,6 +1,7 @@
 """One training plan for every modality, on Lightning."""
 
 from scr2mae.train import history
+from scr2mae.train.averaging import RunningWeightAverage
 from scr2mae.train.curriculum_log import CurriculumLog, expression_deciles
 from scr2mae.train.learning_rate import LearningRateSchedule
 from scr2mae.train.plan import VALIDATION_RATIOS, MaskedTrainingPlan
@@ -12,6 +13,7 @@ __all__ = [
     "CurriculumLog",
     "LearningRateSchedule",
     "MaskedTrainingPlan",
+    "RunningWeightAverage",
     "TrainingProgress",
     "expression_deciles",
     "fit",

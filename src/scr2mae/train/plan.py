@@ -63,6 +63,8 @@ class MaskedTrainingPlan(pl.LightningModule):
         Of the optimiser.
     learning_rate
         What ``lr`` is multiplied by at each optimiser step; None keeps it constant.
+    averaging
+        Average the weights over this share of the run (:class:`RunningWeightAverage`); None keeps the last ones.
     validation_ratios
         Shares hidden in validation.
     gradient_schedule
@@ -88,6 +90,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         optimizer: str = "Adam",
         betas: tuple[float, float] = (0.9, 0.999),
         learning_rate: LearningRateSchedule | None = None,
+        averaging: float | None = None,
         validation_ratios: Sequence[float] = VALIDATION_RATIOS,
         gradient_schedule: GradientSchedule | None = None,
         before: history.History | None = None,
@@ -104,6 +107,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         self.optimizer_name = optimizer
         self.optimizer_kwargs = {"lr": lr, "weight_decay": weight_decay, "eps": eps, "betas": tuple(betas)}
         self.learning_rate = learning_rate
+        self.averaging = averaging
         self.validation_ratios = tuple(validation_ratios)
         self.gradient_schedule = gradient_schedule
         self.last_multiplier = 0.0

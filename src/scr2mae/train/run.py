@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from scr2mae.train.averaging import RunningWeightAverage
 from scr2mae.train.progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def fit(
     """
     callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
     callbacks += _early_stopping(early_stopping, trainer_kwargs)
+    if plan.averaging is not None:
+        callbacks.append(RunningWeightAverage(plan.averaging))
     if trainer_kwargs.setdefault("enable_progress_bar", True):
         callbacks.append(TrainingProgress(n_obs_epoch, unit=unit))
     if checkpoint_dir is not None:

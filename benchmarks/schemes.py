@@ -1,0 +1,169 @@
+"""All masking schemes on real counts with donors: probe scores, ranks, reconstruction of hidden genes.
+
+    python benchmarks/schemes.py --data DATA -o OUT [--sets csle kang ...]
+
+For each set :func:`scr2mae.benchmark.run` writes its own folder ``OUT/SET``, fit by fit, so that a run that broke off goes on
+where it was. Over the sets: ``ranks.csv`` (mean rank of each scheme among the schemes, by set), ``reconstruction.csv``
+(Pearson by scheme and ratio, minus the best, by set) and the two as one figure, ``schemes.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import pandas as pd
+import scanpy as sc
+
+import scr2mae
+from scr2mae import benchmark
+from scr2mae.benchmark._methods import LABELS
+
+SCHEMES = list(scr2mae.schemes())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A set of counts, what is read from its embeddings, and for how long networks train on it."""
+
+    file: str
+    targets: dict[str, str]
+    n_train_donors: int
+    max_epochs: int | None = None
+    n_top_genes: int | None = None
+    baselines: tuple[str, ...] = ("pca", "scvi")
+    where: dict[str, str] = field(default_factory=dict)
+
+
+SETS = {
+    "csle": Counts(
+        "csle_pbmc_44donors.h5ad",
+        {"cell_type": "classification", "condition": "classification", "age": "regression"},
+        22,
+    ),
+    "ifnb": Counts(
+        "kang_pbmc_ifnb_8donors.h5ad",
+        {"cell_type": "classification"},
+        2,
+        n_top_genes=2000,
+        where={"condition": "ctrl"},
+    ),
+    "pig": Counts("cf_pig_airway_7donors.h5ad", {"cell_type": "classification", "condition": "classification"}, 4),
+    "kang": Counts(
+        "kang_pbmc_ctrl_12k.h5ad", {"cell_type": "classification"}, 2, max_epochs=20, baselines=("pca",)
+    ),
+    "onek1k": Counts(
+        "onek1k_40donors_age.h5ad",
+        {"cell_type": "classification", "age": "regression"},
+        10,
+        max_epochs=20,
+        baselines=("pca",),
+    ),
+}  # fmt: skip
+
+
+def read(counts: Counts, folder: Path) -> ad.AnnData:
+    """Read a set and restrict it to the cells and genes that are used."""
+    adata = ad.read_h5ad(folder / counts.file)
+    for column, value in counts.where.items():
+        adata = adata[(adata.obs[column] == value).to_numpy()].copy()
+    if counts.n_top_genes is not None and adata.n_vars > counts.n_top_genes:
+        logged = sc.pp.log1p(sc.pp.normalize_total(adata, target_sum=1e4, copy=True), copy=True)
+        sc.pp.highly_variable_genes(logged, n_top_genes=counts.n_top_genes)
+        adata = adata[:, logged.var["highly_variable"].to_numpy()].copy()
+    if "age" in counts.targets:
+        adata.obs["age"] = adata.obs["age"].astype(float)
+    return adata
+
+
+def run(name: str, options: argparse.Namespace) -> benchmark.Benchmark:
+    """Benchmark one set."""
+    counts = SETS[name]
+    return benchmark.run(
+        read(counts, options.data),
+        targets=counts.targets,
+        donor_key="donor",
+        methods=[*counts.baselines, *SCHEMES],
+        seeds=range(options.seeds),
+        n_splits=options.splits,
+        n_train_donors=counts.n_train_donors,
+        train_kwargs={} if counts.max_epochs is None else {"max_epochs": counts.max_epochs},
+        accelerator="cpu",
+        out=options.out / name,
+    )
+
+
+def best_of_scalings(result: benchmark.Benchmark) -> pd.DataFrame:
+    """Scores of each method, each column with or without feature scaling, whichever reads better from the method."""
+    tables = [result.table(scale=scale).iloc[:, :-3] for scale in result.scalings]
+    return tables[0].combine(tables[1].loc[tables[0].index], lambda a, b: a.where(a >= b, b))
+
+
+def mean_ranks(results: dict[str, benchmark.Benchmark]) -> pd.DataFrame:
+    """Mean rank over the columns of each set, among the schemes alone; ties take the smallest."""
+    ranks = {
+        name: best_of_scalings(result).loc[SCHEMES].rank(ascending=False, method="min").mean(axis=1)
+        for name, result in results.items()
+    }
+    frame = pd.DataFrame(ranks)
+    return frame.assign(mean=frame.mean(axis=1)).sort_values("mean")
+
+
+def draw(ranks: pd.DataFrame, gaps: pd.DataFrame, path: Path) -> None:
+    """Ranks by set beside the distance from the best reconstruction."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for i, name in enumerate(column for column in ranks if column != "mean"):
+        left.scatter(
+            ranks[name], range(len(ranks)), color=scr2mae.pl.OKABE_ITO[i], marker="o^sPX"[i % 5], s=28, label=name
+        )  # fmt: skip
+    left.scatter(ranks["mean"], range(len(ranks)), color="black", marker="D", s=44, label="mean")
+    left.set_yticks(range(len(ranks)), [LABELS[name] for name in ranks.index])
+    left.invert_yaxis()
+    left.set(xlabel="Mean rank among the schemes (1 is best)")
+    left.legend(frameon=False, fontsize="small", loc="lower right")
+    mean = gaps.groupby("scheme", sort=False).mean(numeric_only=True)
+    scr2mae.pl.benchmark_reconstruction(mean.rename(index=LABELS), ax=right)
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.3)
+    fig.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Run the sets and sum them up."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--splits", type=int, default=5)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    results = {}
+    for name in options.sets:
+        results[name] = run(name, options)
+        table = best_of_scalings(results[name])
+        table.columns = [f"{target}, {metric} ({level})" for target, metric, level in table.columns]
+        print(f"\n{name}\n{table.round(3).to_markdown()}", flush=True)
+    ranks = mean_ranks(results)
+    tables = {name: result.reconstruction().loc[SCHEMES] for name, result in results.items()}
+    gaps = pd.concat(
+        {name: table - table.max() for name, table in tables.items()}, names=["set", "scheme"]
+    ).reset_index()
+    ranks.to_csv(options.out / "ranks.csv")
+    gaps.to_csv(options.out / "reconstruction.csv", index=False)
+    draw(ranks, gaps, options.out / "schemes.png")
+    print(f"\nMean rank among the schemes\n{ranks.round(2).to_markdown()}")
+    print(f"\nReconstruction minus the best\n{gaps.round(4).to_markdown(index=False)}")
+
+
+if __name__ == "__main__":
+    main()

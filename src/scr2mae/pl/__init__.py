@@ -1,0 +1,22 @@
+"""Figures, one function each: every one draws on the Axes it is given and returns them.
+
+Without ``ax`` a new pyplot figure is made, which notebooks show by themselves. With ``ax`` pyplot is not touched.
+Settings of matplotlib are never changed.
+"""
+
+from scr2mae.pl._axes import OKABE_ITO
+from scr2mae.pl._benchmark import benchmark_reconstruction, benchmark_scores
+from scr2mae.pl._curriculum import curriculum_history, curriculum_weights
+from scr2mae.pl._embedding import embedding
+from scr2mae.pl._training import reconstruction, training_curves
+
+__all__ = [
+    "OKABE_ITO",
+    "benchmark_reconstruction",
+    "benchmark_scores",
+    "curriculum_history",
+    "curriculum_weights",
+    "embedding",
+    "reconstruction",
+    "training_curves",
+]
