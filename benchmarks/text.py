@@ -45,7 +45,7 @@ LABELS = {
     "r2mae_cl_k0": "R²MAE + CL (k = 0)",
     NONE: NONE,
 }
-RATIOS = (0.05, 0.15, 0.275, 0.4, 0.6, 0.8, 0.95)
+RATIOS = (0.05, 0.15, 0.275, 0.4, 0.6, 0.8)
 NETWORK: dict[str, Any] = {
     "size": "tiny",
     "hidden_size": 64,
@@ -182,8 +182,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no row after so long")
     parser.add_argument("--vocab-size", type=int, default=1024)
     parser.add_argument("--length", type=int, default=32)
-    parser.add_argument("--held-out-blocks", type=int, default=512)
-    parser.add_argument("--max-epochs", type=int, default=2)
+    parser.add_argument("--held-out-blocks", type=int, default=384)
+    parser.add_argument("--max-epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--fine-tune-epochs", type=int, default=2)

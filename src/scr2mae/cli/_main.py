@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scr2mae import __version__
-from scr2mae.cli import benchmark, demo, embed, probe, train, vision
+from scr2mae.cli import benchmark, demo, embed, probe, text, train, vision
 from scr2mae.cli._command import Command, CommandGroup, UsageError
 
 __all__ = ["COMMANDS", "build_parser", "main"]
@@ -25,6 +25,7 @@ COMMANDS: tuple[Command | CommandGroup, ...] = (
     benchmark.COMMAND,
     demo.COMMAND,
     vision.COMMAND,
+    text.COMMAND,
 )
 """The subcommands, in the order of ``scr2mae --help``. A new one is a file with a ``COMMAND`` and an entry here."""
 
