@@ -86,6 +86,20 @@ def keep_order(n_patches: int, device: torch.device) -> Tensor:
     return torch.arange(n_patches, dtype=torch.float32, device=device)[None]
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Let transformers read and write files in silence."""
+    logging = require("transformers.utils.logging", extra="vision")
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
 class R2ViTMAE(nn.Module):
     """ViT-MAE whose masking ratio is an argument of ``forward``.
 
@@ -193,7 +207,8 @@ class R2ViTMAE(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that :class:`transformers.ViTMAEForPreTraining` and :meth:`from_pretrained` load."""
-        self.mae.save_pretrained(folder)
+        with _no_progress_bars():
+            self.mae.save_pretrained(folder)
         size = {"height": self.image_size, "width": self.image_size}
         rgb = self.config.num_channels == 3
         processor = {
@@ -218,7 +233,8 @@ class R2ViTMAE(nn.Module):
             If there is none.
         """
         transformers = require("transformers", extra="vision")
-        mae = transformers.ViTMAEForPreTraining.from_pretrained(folder)
+        with _no_progress_bars():
+            mae = transformers.ViTMAEForPreTraining.from_pretrained(folder)
         network = cls(mae.config)
         network.mae.load_state_dict(mae.state_dict())
         return network.eval()

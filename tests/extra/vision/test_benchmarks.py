@@ -1,0 +1,103 @@
+"""The benchmark scripts run on generated images, go on where they were stopped, and write what they announce."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from .conftest import make_images
+from .test_datasets import ATTRIBUTES, write_celeba
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a script with arguments, as from the command line."""
+
+    def script(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        pytest.importorskip("matplotlib.pyplot").switch_backend("agg")
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+
+    return script
+
+
+def test_celeba_writes_figures_2b_and_5_to_7_and_goes_on(run, tmp_path, capsys):
+    write_celeba(tmp_path / "celeba", n=14)
+    out = tmp_path / "out"
+    common = ["--data", tmp_path / "celeba", "-o", out, "--epochs", 1, "--head-epochs", 1, "--size", 16]
+    common += ["--base-channels", 16, "--batch-size", 5]
+    run("celeba.py", *common, "--ratios", 0.5)
+    before = pd.read_csv(out / "celeba.csv")
+    run("celeba.py", *common, "--ratios", 0.9, 0.5)
+    frame, table = pd.read_csv(out / "celeba.csv"), pd.read_csv(out / "celeba_attributes.csv")
+    pd.testing.assert_frame_equal(frame.iloc[:1], before)
+    assert frame["ratio"].tolist() == [0.5, 0.9]
+    assert frame["mse_uncorrupted"].between(0, 1).all()
+    assert len(table) == 2 * 40
+    assert set(table["attribute"]) == set(ATTRIBUTES)
+    assert set(table["accuracy"]) <= {0.0, 50.0, 100.0}  # of two test images
+    np.testing.assert_allclose(table.groupby("ratio")["accuracy"].mean(), frame["accuracy"])
+    assert {path.name for path in out.glob("*.png")} == {"figure_2b.png", "figure_6.png"}
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    """An .npz file of RGB images of 16 x 16 pixels."""
+    x, y = make_images(24)
+    np.savez(tmp_path / "images.npz", x_train=x, y_train=y, x_test=x[:10], y_test=y[:10])
+    return tmp_path / "images.npz"
+
+
+def test_figure_2c_fine_tunes_at_each_ratio(run, arrays, tmp_path, capsys):
+    common = ["--data", arrays, "-o", tmp_path, "--presets", "tiny", "--patch-size", 8, "--batch-size", 12]
+    run("vision/figure_2c.py", *common, "--epochs", 1, "--finetune-epochs", 1, "--ratios", 0.5, 0.75)
+    frame = pd.read_csv(tmp_path / "figure_2c.csv")
+    assert frame["ratio"].tolist() == [0.5, 0.75]
+    assert (frame["top5"] == 100).all()  # of three classes
+    assert (tmp_path / "figure_2c.png").stat().st_size > 5000
+
+
+def test_the_comparison_of_schemes_goes_on_where_it_was_stopped(run, arrays, tmp_path, capsys):
+    common = [
+        "--data",
+        arrays,
+        "-o",
+        tmp_path,
+        "--epochs",
+        1,
+        "--head-epochs",
+        2,
+        "--seeds",
+        1,
+        "--batch-size",
+        12,
+    ]
+    run("vision/vit.py", *common, "--schemes", "pixels", "r2mae")
+    run("vision/vit.py", *common, "--schemes", "pixels", "untrained", "r2mae", "mdlm")
+    frame = pd.read_csv(tmp_path / "vit.csv")
+    assert frame["scheme"].tolist() == ["pixels", "r2mae", "untrained", "mdlm"]
+    assert frame["accuracy"].between(0, 100).all()
+    assert frame.set_index("scheme")["loss_0.75"].notna().to_dict() == {
+        "pixels": False,
+        "r2mae": True,
+        "untrained": False,
+        "mdlm": True,
+    }
+
+
+def test_the_mnist_grid_is_cut_by_time_and_goes_on(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(256, size=(60, 28, 28)).astype(np.uint8), rng.integers(10, size=60)
+    np.savez(tmp_path / "mnist.npz", x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
+    common = ["--data", tmp_path / "mnist.npz", "-o", tmp_path, "--quick", "--n-hidden", 16, "--n-latent", 16]
+    run("vision/mnist.py", *common, "--ratios", 0.5)
+    run("vision/mnist.py", *common, "--ratios", 0.1, 0.5)
+    frame = pd.read_csv(tmp_path / "mnist.csv")
+    assert frame["ratio"].tolist() == [0.5, 0.1]
+    assert frame["effective_rank_entropy"].between(0, np.log(16)).all()
+    assert (tmp_path / "mnist.png").stat().st_size > 5000
