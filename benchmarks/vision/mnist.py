@@ -79,11 +79,12 @@ def measure(
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Error above, effective rank below; one line a width of the embedding, mean over seeds."""
+    """Error above, change of the effective rank below; one line a width of the embedding, mean over seeds."""
     fig, axes = plt.subplots(2, 2, figsize=(8.4, 6.4), sharex=True, sharey="row", layout="constrained")
     for column, n_hidden in enumerate(N_HIDDEN):
         for n_latent, rows in frame[frame["n_hidden"] == n_hidden].groupby("n_latent"):
             by = rows.groupby("ratio")[["probe_error", "effective_rank_entropy"]].mean()
+            by["effective_rank_entropy"] -= by["effective_rank_entropy"].iloc[0]
             for row, name in enumerate(by):
                 axes[row, column].plot(
                     by[name], color=COLOURS[n_latent], marker="o", ms=4, label=str(n_latent)
@@ -92,9 +93,11 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         axes[1, column].set_xlabel("Share of pixels hidden in pretraining")
         for ax in axes[:, column]:
             ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("Error of the linear probe (%)")
-    axes[1, 0].set_ylabel("Effective rank (entropy, nats)")
-    axes[0, 0].legend(title="embedding", frameon=False, ncols=2, fontsize=8)
+    axes[0, 0].set(ylabel="Error of the linear probe (%)", yscale="log")
+    axes[0, 0].set_yticks([2, 3, 5, 10, 20], ["2", "3", "5", "10", "20"])
+    axes[0, 0].minorticks_off()
+    axes[1, 0].set_ylabel("Effective rank, change from\nthe smallest ratio (nats)")
+    axes[1, 0].legend(title="embedding", frameon=False, ncols=2, fontsize=8)
     fig.savefig(path, dpi=150)
     plt.close(fig)
 
