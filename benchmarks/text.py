@@ -184,7 +184,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--held-out-blocks", type=int, default=384)
     parser.add_argument("--max-epochs", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--fine-tune-epochs", type=int, default=2)
     parser.add_argument("--fine-tune-lr", type=float, default=1e-3)
