@@ -37,8 +37,8 @@ def curriculum_weights(model_or_frame: R2MAEModel | pd.DataFrame, *, ax: Axes | 
 
     Returns
     -------
-    The Axes. A row a gene, sorted by its weight at the smallest ratio less that at the largest; colours show the binary logarithm of the
-    weight, white at one.
+    The Axes. A row a gene, sorted by how its weight at the largest ratio compares with that at the smallest; colours show
+    the binary logarithm of the weight, white at one, and stop at the most extreme hundredth.
 
     Raises
     ------
@@ -57,11 +57,11 @@ def curriculum_weights(model_or_frame: R2MAEModel | pd.DataFrame, *, ax: Axes | 
     logs = np.log2(frame.to_numpy(dtype=float))
     logs = logs[np.argsort(logs[:, -1] - logs[:, 0], kind="stable")]
     ax = make_axes(ax, width=5.5, height=4.5)
-    bound = max(float(np.abs(logs).max()), 1e-3)
+    bound = max(float(np.quantile(np.abs(logs), 0.99)), 1e-3)
     image = ax.imshow(
         logs, aspect="auto", interpolation="nearest", cmap="RdBu_r", norm=TwoSlopeNorm(0.0, -bound, bound)
     )
-    ax.figure.colorbar(image, ax=ax, label="log2 of the loss weight")
+    ax.figure.colorbar(image, ax=ax, label="log2 of the loss weight", extend="both")
     labels = [f"{100 * value:.3g}" if isinstance(value, float) else str(value) for value in frame.columns]
     ax.set_xticks(range(len(labels)), labels)
     ax.set(xlabel="Genes hidden (%)", ylabel=f"{len(logs):,} genes, sorted", yticks=[])
