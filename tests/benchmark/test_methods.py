@@ -111,3 +111,11 @@ def test_joint_embedding_scvi_is_a_method_where_scvi_has_it(cells):
     if not has:
         with pytest.raises(ValueError, match=r"needs scvi-tools 1\.5 or newer"):
             make_methods(["scvi_joint"], cells, Options())
+
+
+@pytest.mark.skipif("scvi_joint" not in SCVI_CLASSES, reason="JointEmbeddingSCVI came with scvi-tools 1.5")
+def test_joint_embedding_scvi_embeds_all_cells_and_reconstructs(cells, fit_one):
+    got, _ = fit_one(cells, "scvi_joint", ratios=(0.3,), scvi_train_kwargs={"max_epochs": 1})
+    assert got.matrix.shape[0] == cells.n_obs
+    assert np.isfinite(got.matrix).all()
+    assert -1 <= got.reconstruction[0.3] <= 1
