@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scr2mae import __version__
-from scr2mae.cli import benchmark, demo, embed, probe, text, train, vision
+from scr2mae.cli import benchmark, demo, dna, embed, probe, text, train, vision
 from scr2mae.cli._command import Command, CommandGroup, UsageError
 
 __all__ = ["COMMANDS", "build_parser", "main"]
@@ -24,6 +24,7 @@ COMMANDS: tuple[Command | CommandGroup, ...] = (
     probe.COMMAND,
     benchmark.COMMAND,
     demo.COMMAND,
+    dna.COMMAND,
     vision.COMMAND,
     text.COMMAND,
 )

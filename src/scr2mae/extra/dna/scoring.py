@@ -34,7 +34,7 @@ def _report(frame: pd.DataFrame) -> None:
 
 
 def _base_index(column: pd.Series) -> np.ndarray:
-    return column.str.upper().map(BASES.index).to_numpy()
+    return column.str.upper().map(BASES.index).to_numpy(dtype=int)
 
 
 @torch.no_grad()
@@ -115,14 +115,17 @@ def score_variants(
     good = (frame["status"] == "scored").to_numpy()
     chosen = frame[good]
     # Alternatives at one site share the network's passes.
-    site_of_variant, sites = pd.factorize(pd.MultiIndex.from_arrays([chosen["chrom"], chosen["pos"] - 1]))
+    site_index: dict[tuple[str, int], int] = {}
+    places = zip(chosen["chrom"], (chosen["pos"] - 1).tolist(), strict=True)
+    site_of_variant = np.array([site_index.setdefault(place, len(site_index)) for place in places], dtype=int)
+    sites = list(site_index)
     training, before = model.training, model.cos.device
     model.eval().to(torch_device(accelerator, "auto"))
     logits = np.zeros((len(sites), len(BASES)))
     try:
         with tqdm(total=len(sites), desc="Scoring", unit="sites", disable=not progress) as bar:
             for first in range(0, len(sites), batch_size):
-                part = list(sites[first : first + batch_size])
+                part = sites[first : first + batch_size]
                 logits[first : first + len(part)] = _centre_logits(model, msa, part, window_size)
                 bar.update(len(part))
     finally:

@@ -90,7 +90,8 @@ def pretrain(
     validation_ratios
         Shares hidden in validation.
     resume
-        A checkpoint, or the ``checkpoint_dir`` of an earlier run, to go on from.
+        A checkpoint, or the ``checkpoint_dir`` of an earlier run, to go on from, with the ``max_steps`` that it began with, since
+        ratios and the learning rate depend on it.
     checkpoint_dir
         Folder that receives a checkpoint after every epoch.
     trainer_kwargs

@@ -140,10 +140,12 @@ def select_windows(
             for chrom, start, end in places
         ]
     )
-    kept = values >= np.quantile(values, 1 - top) if top > 0 else np.zeros(len(values), dtype=bool)
-    others = np.flatnonzero(~kept)
-    drawn = np.random.default_rng(seed).choice(others, size=round(random * len(others)), replace=False)
-    kept[drawn] = True
+    rng = np.random.default_rng(seed)
+    order = np.lexsort([rng.random(len(values)), -values])  # equals in random order
+    n_top = round(top * len(values))
+    kept = np.zeros(len(values), dtype=bool)
+    kept[order[:n_top]] = True
+    kept[rng.choice(order[n_top:], size=round(random * (len(values) - n_top)), replace=False)] = True
     if not kept.any():
         raise ValueError(
             f"top={top} and random={random} leave none of {len(values)} windows; raise one of them."

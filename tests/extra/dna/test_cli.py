@@ -1,0 +1,192 @@
+"""``scr2mae dna``: from an alignment to a model folder, from variants to a table, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scr2mae.cli import main
+from scr2mae.extra import dna
+
+NETWORK = [
+    "--hidden-size",
+    "32",
+    "--num-hidden-layers",
+    "1",
+    "--num-attention-heads",
+    "4",
+    "--intermediate-size",
+    "32",
+]
+TRAINING = ["--max-steps", "4", "--batch-size", "16", "--warmup", "1", "--lr", "1e-3", "--accelerator", "cpu"]
+WINDOWS = ["--window-size", "32", "--step", "32", "--block-size", "500", "--dropout", "0"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, simulated):
+    """A folder with the simulated alignment as .npy, .maf and Zarr, its conservation and some variants."""
+    pytest.importorskip("zarr")
+    monkeypatch.chdir(tmp_path)
+    msa, track = simulated
+    symbols = msa.get("chr1", 0, 4000)
+    np.save("msa.npy", symbols.view(np.uint8))
+    np.save("phastcons.npy", track.values("chr1", 0, 4000))
+    msa.to_zarr("msa.zarr")
+    lines = ["##maf version=1", "", "a score=0"]
+    for name, column in zip(msa.species, symbols.T, strict=True):
+        text = b"".join(column).decode()
+        lines.append(f"s {name}.chr1 0 {len(text.replace('-', ''))} + 4000 {text}")
+    (tmp_path / "msa.maf").write_text("\n".join(lines) + "\n")
+    rows = [("chr1", pos, symbols[pos - 1, 0].decode(), alt) for pos in (5, 100, 200) for alt in "ACGT"]
+    pd.DataFrame(rows, columns=["chrom", "pos", "ref", "alt"]).to_csv("variants.tsv", sep="\t", index=False)
+    return tmp_path
+
+
+def results(capsys):
+    return dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_network_is_trained_and_scores_variants(folder, capsys):
+    command = ["dna", "train", "msa.zarr", "-o", "model", "-q", *NETWORK, *TRAINING, *WINDOWS]
+    assert main(command) == 0
+    shown = results(capsys)
+    assert shown["model"] == "model"
+    assert shown["steps"] == "4"
+    assert 0 < float(shown["validation_loss"]) < 3
+    config = dna.GPNMSAForMaskedLM.from_pretrained("model").config
+    assert (config.n_species, config.hidden_size, config.curriculum) == (3, 32, None)
+    score = [
+        "dna",
+        "score",
+        "variants.tsv",
+        "--model",
+        "model",
+        "--window-size",
+        "32",
+        "--accelerator",
+        "cpu",
+        "-q",
+    ]
+    for name, options in {
+        "zarr": [], "maf": ["--reference", "reference"], "npy": ["--chrom", "chr1"],
+    }.items():  # fmt: skip
+        assert main([*score, "--alignment", f"msa.{name}", "-o", f"{name}.tsv", *options]) == 0
+        assert results(capsys) == {
+            "output": f"{name}.tsv",
+            "variants": "12",
+            "scored": "6",
+            "not_a_substitution": "3",
+            "off_end": "3",
+        }
+    tables = [pd.read_csv(f"{name}.tsv", sep="\t") for name in ("zarr", "maf", "npy")]
+    assert (tables[0]["score"].notna() == (tables[0]["status"] == "scored")).all()
+    for other in tables[1:]:
+        pd.testing.assert_frame_equal(other, tables[0])
+
+
+def test_without_a_model_species_are_counted(folder, capsys, simulated):
+    assert main(["dna", "score", "variants.tsv", "--alignment", "msa.zarr", "-o", "counts.tsv"]) == 0
+    found = pd.read_csv("counts.tsv", sep="\t")
+    wanted = dna.alignment_scores(simulated[0], dna.read_variants("variants.tsv"))
+    np.testing.assert_allclose(found["score"], wanted["score"], rtol=1e-5)
+
+
+def test_tracks_selection_and_a_curriculum_are_taken(folder, capsys):
+    options = [
+        "--chrom",
+        "chr1",
+        "--phastcons",
+        "phastcons.npy",
+        "--top",
+        "0.5",
+        "--random",
+        "0.1",
+        "--scheme",
+        "r2mae_cl",
+    ]
+    assert (
+        main(
+            [
+                "dna",
+                "train",
+                "msa.npy",
+                "-o",
+                "model",
+                "-q",
+                *options,
+                *NETWORK,
+                *TRAINING,
+                *WINDOWS,
+                "--validation-size",
+                "0",
+            ]
+        )
+        == 0
+    )
+    shown = results(capsys)
+    assert int(shown["windows_train"]) == 2 * (62 + 6)
+    assert "validation_loss" not in shown
+    assert dna.GPNMSAForMaskedLM.from_pretrained("model").config.curriculum.n_ratios == 10
+
+
+def test_a_run_goes_on_from_its_checkpoint(folder, capsys):
+    command = ["dna", "train", "msa.zarr", "-q", *NETWORK, *TRAINING, *WINDOWS, "--checkpoint-dir", "run"]
+    assert main([*command, "-o", "short", "--max-steps", "14"]) == 0
+    n_steps = -(-int(results(capsys)["windows_train"]) // 16)
+    assert n_steps == 14  # one epoch
+    assert main([*command, "-o", "again"]) == 1
+    assert "go on from it with --resume" in capsys.readouterr().err
+    assert main([*command, "-o", "long", "--max-steps", "28", "--resume", "run"]) == 0
+    assert int(results(capsys)["steps"]) == 28
+    assert main([*command, "-o", "over", "--max-steps", "28", "--resume", "run"]) == 1
+    assert "has 2 epochs behind it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "none.zarr", "-o", "m"], 1, "No alignment none.zarr"),
+        (["train", "msa.npy", "-o", "m"], 2, "needs --chrom"),
+        (["train", "msa.zarr", "-o", "m", "--reference", "hg38"], 2, "are for MAF files"),
+        (["train", "msa.zarr", "-o", "m", "--top", "0.05"], 2, "--top ranks windows by --phastcons"),
+        (["train", "msa.zarr", "-o", "m", "--phastcons", "p.wig"], 1, "No track p.wig"),
+        (
+            ["train", "msa.zarr", "-o", "m", "--phastcons", "phastcons.npy"],
+            2,
+            "--phastcons in .npy needs --chrom",
+        ),
+        (["train", "msa.zarr", "-o", "m", "--mask-ratio", "0.5", "0.1"], 2, "a low and a high one"),
+        (["train", "msa.zarr", "-o", "m", "--scheme", "bert"], 2, "invalid choice: 'bert'"),
+        (["train", "msa.zarr", "-o", "m", "--lr", "0"], 2, "expected a number above 0"),
+        (["train", "msa.zarr", "-o", "m", "--resume", "nowhere"], 1, "No checkpoint nowhere"),
+        (["train", "variants.tsv", "-o", "m"], 1, "An alignment is a Zarr group"),
+        (["train", "msa.maf", "-o", "m", "--reference", "hg38"], 1, "No rows of the reference 'hg38'"),
+        (
+            ["train", "msa.zarr", "-o", "m", "--window-size", "5000"],
+            1,
+            "longer than the longest of the chromosomes, 4000",
+        ),
+        (["train", "msa.zarr", "-o", "."], 1, "exists and is not empty"),
+        (["score", "none.tsv", "--alignment", "msa.zarr", "-o", "s.tsv"], 1, "No variants at none.tsv"),
+        (
+            ["score", "variants.tsv", "--alignment", "msa.zarr", "-o", "variants.tsv"],
+            1,
+            "exists; choose another path",
+        ),
+        (
+            ["score", "variants.tsv", "--alignment", "msa.zarr", "-o", "s.tsv", "--model", "."],
+            1,
+            "has no config.json",
+        ),
+        (
+            ["score", "variants.tsv", "--alignment", "bad.npy", "--chrom", "1", "-o", "s.tsv"],
+            1,
+            "damaged or no .npy file",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_leaves_nothing_behind(folder, capsys, arguments, code, message):
+    (folder / "bad.npy").write_bytes(b"nothing")
+    before = {path.name for path in folder.iterdir()}
+    assert main(["dna", *arguments]) == code
+    assert message in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == before
