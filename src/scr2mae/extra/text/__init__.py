@@ -5,7 +5,7 @@ from scr2mae.extra.text.config import SIZES, n_parameters, roberta_config
 from scr2mae.extra.text.corpus import read_documents, stream_documents
 from scr2mae.extra.text.corruption import Corruption, corrupt
 from scr2mae.extra.text.glue import TASKS, GlueTask, LabelledText, average_rank, load_task, read_task
-from scr2mae.extra.text.model import RobertaR2MAE
+from scr2mae.extra.text.model import MaskedLoss, RobertaR2MAE
 from scr2mae.extra.text.packing import TokenBlocks, pack
 from scr2mae.extra.text.pretraining import LEARNING_RATES, VALIDATION_RATIOS, masked_losses, pretrain
 from scr2mae.extra.text.tokenizer import SPECIAL_TOKENS, BytePairTokenizer
@@ -20,6 +20,7 @@ __all__ = [
     "Corruption",
     "GlueTask",
     "LabelledText",
+    "MaskedLoss",
     "RobertaClassifier",
     "RobertaR2MAE",
     "TokenBlocks",

@@ -30,7 +30,7 @@ _COURSE = LearningRateSchedule("linear")
 class RobertaClassifier(nn.Module):
     """A pretrained RoBERTa with a head of classes on its first token.
 
-    ``network`` is a :class:`transformers.RobertaForSequenceClassification`.
+    ``network`` is a ``transformers.RobertaForSequenceClassification``.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ def roberta_config(size: str = "medium", *, vocab_size: int = 50_265, **options:
     vocab_size
         Symbols of the tokenizer.
     options
-        Further arguments of :class:`transformers.RobertaConfig`, which take precedence.
+        Further arguments of ``transformers.RobertaConfig``, which take precedence.
 
     Returns
     -------

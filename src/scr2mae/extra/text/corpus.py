@@ -6,7 +6,7 @@ import gzip
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scr2mae.extra._require import require
+from scr2mae.extra.text._hub import load_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -105,8 +105,7 @@ def stream_documents(
     KeyError
         If there is no such column.
     """
-    datasets = require("datasets", extra="text")
-    for row in datasets.load_dataset(name, config, split=split, streaming=True, **options):
+    for row in load_dataset(name, config, split=split, streaming=True, **options):
         if column not in row:
             raise KeyError(f"{name} has no column {column!r}; choose one of {sorted(row)}.")
         if row[column]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scr2mae.extra._require import require
+from scr2mae.extra.text._hub import load_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -210,7 +210,7 @@ def load_task(task: str, *, split: str | None = None) -> LabelledText:
     """
     layout = _task(task)
     columns = ("premise", "hypothesis") if task == "mnli" else layout.columns
-    rows = require("datasets", extra="text").load_dataset("nyu-mll/glue", task, split=split or layout.split)
+    rows = load_dataset("nyu-mll/glue", task, split=split or layout.split)
     table = [[*(str(row[name]) for name in columns), str(row["label"])] for row in rows]
     return _labelled(table, layout, source=f"{task} on the hub")
 

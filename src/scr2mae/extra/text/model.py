@@ -75,7 +75,7 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 class RobertaR2MAE(nn.Module):
     """RoBERTa as a masked language model, with the share of hidden tokens an argument of each call.
 
-    ``network`` is a :class:`transformers.RobertaForMaskedLM`, whose weights and names are left as they are.
+    ``network`` is a ``transformers.RobertaForMaskedLM``, whose weights and names are left as they are.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class RobertaR2MAE(nn.Module):
     seed
         Seed of the initial weights, and of masks, order and dropout unless a run has its own.
     options
-        Further arguments of :class:`transformers.RobertaConfig`.
+        Further arguments of ``transformers.RobertaConfig``.
 
     Raises
     ------

@@ -25,7 +25,7 @@ class BytePairTokenizer:
     Parameters
     ----------
     tokenizer
-        A :class:`tokenizers.Tokenizer` that knows :data:`SPECIAL_TOKENS`, such as the ``tokenizer.json`` of a released
+        A ``tokenizers.Tokenizer`` that knows :data:`SPECIAL_TOKENS`, such as the ``tokenizer.json`` of a released
         RoBERTa.
 
     Raises
