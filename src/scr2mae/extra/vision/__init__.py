@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scr2mae.extra.vision.augment import FinetuneAugment, PretrainAugment
     from scr2mae.extra.vision.classifier import ViTMAEClassifier
-    from scr2mae.extra.vision.datasets import ImageArray, ImageFolder
+    from scr2mae.extra.vision.datasets import ImageArray, ImageFolder, Images
     from scr2mae.extra.vision.embedding import embed, predict_proba
     from scr2mae.extra.vision.formats import CelebA, image_splits, open_images, read_idx, read_mnist
     from scr2mae.extra.vision.heads import AttributeHead, LinearHead
+    from scr2mae.extra.vision.loaders import Augment
     from scr2mae.extra.vision.mlp import MaskedMLP
     from scr2mae.extra.vision.recipes import RECIPES, PerEpoch, Recipe
     from scr2mae.extra.vision.saving import load, save
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 _FILES = {
     "augment": ("FinetuneAugment", "PretrainAugment"),
     "classifier": ("ViTMAEClassifier",),
-    "datasets": ("ImageArray", "ImageFolder"),
+    "datasets": ("ImageArray", "ImageFolder", "Images"),
+    "loaders": ("Augment",),
     "formats": ("CelebA", "image_splits", "open_images", "read_idx", "read_mnist"),
     "heads": ("AttributeHead", "LinearHead"),
     "mlp": ("MaskedMLP",),
@@ -43,10 +45,12 @@ __all__ = [
     "RECIPES",
     "VIT_PRESETS",
     "AttributeHead",
+    "Augment",
     "CelebA",
     "FinetuneAugment",
     "ImageArray",
     "ImageFolder",
+    "Images",
     "LinearHead",
     "MaskedMLP",
     "MaskedUNet",

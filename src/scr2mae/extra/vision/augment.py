@@ -222,7 +222,7 @@ class FinetuneAugment:
     flip, erasing
         Chances of a flip and of an erased rectangle.
     mixup, cutmix, smoothing
-        As in :func:`mix`.
+        Parameters of the beta distributions of mixup and cutmix, and the share of label mass spread over all classes.
     """
 
     def __init__(

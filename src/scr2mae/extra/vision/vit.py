@@ -111,7 +111,7 @@ class R2ViTMAE(nn.Module):
     Attributes
     ----------
     mae
-        The :class:`transformers.ViTMAEForPreTraining`.
+        The ``ViTMAEForPreTraining`` of transformers.
     n_patches, n_latent
         Patches an image, and width of the embedding.
 
@@ -206,7 +206,7 @@ class R2ViTMAE(nn.Module):
         return decay_groups(self, weight_decay)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that :class:`transformers.ViTMAEForPreTraining` and :meth:`from_pretrained` load."""
+        """Write a folder that ``ViTMAEForPreTraining`` of transformers and :meth:`from_pretrained` load."""
         with _no_progress_bars():
             self.mae.save_pretrained(folder)
         size = {"height": self.image_size, "width": self.image_size}

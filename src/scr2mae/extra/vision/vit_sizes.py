@@ -59,7 +59,7 @@ def vit_config(
 
     Returns
     -------
-    A configuration for :class:`R2ViTMAE`, or for :class:`transformers.ViTMAEForPreTraining`.
+    A configuration for :class:`R2ViTMAE`, or for ``ViTMAEForPreTraining`` of transformers.
 
     Raises
     ------
