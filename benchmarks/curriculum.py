@@ -28,6 +28,7 @@ from scr2mae.module import R2MAEModule
 SCHEMES = ("mae", "r2mae", "cl", "cl_k0", "r2mae_cl", "r2mae_cl_k0")
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7)
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00")
+DASHES = ("-", "-", "--", "-", "-.", ":")
 
 
 def reconstruction(adata: ad.AnnData, options: argparse.Namespace) -> pd.DataFrame:
@@ -52,15 +53,15 @@ def reconstruction(adata: ad.AnnData, options: argparse.Namespace) -> pd.DataFra
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
     """One line a scheme: mean over seeds, bar of one standard deviation."""
-    fig, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for name, colour in zip(SCHEMES, COLOURS, strict=True):
+    fig, ax = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
+    for name, colour, dash in zip(SCHEMES, COLOURS, DASHES, strict=True):
         by = frame[frame["scheme"] == name].groupby("ratio")["pearson"]
         ax.errorbar(
-            by.mean().index, by.mean(), by.std(), color=colour, marker="o", ms=4, capsize=3, label=name
-        )
-    ax.set(xlabel="Share of genes hidden", ylabel="Pearson over hidden genes (held-out cells)")
+            100 * by.mean().index, by.mean(), by.std(), color=colour, linestyle=dash, marker="o", ms=4, capsize=3, label=name
+        )  # fmt: skip
+    ax.set(xlabel="Genes hidden (%)", ylabel="Pearson over hidden genes\n(cells of held-out donors)")
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False, ncols=2)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     fig.savefig(path, dpi=150)
 
 

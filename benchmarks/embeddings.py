@@ -7,8 +7,8 @@ donor splits, with and without feature scaling; R²MAE and scVI are trained from
     python benchmarks/embeddings.py --data DATA -o OUT
 
 DATA holds ``csle_pbmc_44donors.h5ad`` (lupus B and T cells; Nehar-Belaid et al. 2020), ``kang_pbmc_ctrl_12k.h5ad``
-(PBMC of 8 lupus patients; Kang et al. 2018) and ``onek1k_40donors_age.h5ad`` (four cell types of 40 donors; Yazar et al.
-2022), raw counts in ``X``, donors in ``obs["donor"]``.
+(PBMC of 8 lupus patients, 1,287 genes; Kang et al. 2018) and ``kang_pbmc_ifnb_8donors.h5ad`` (a thousand control cells of the same
+study with 9,015 genes), raw counts in ``X``, donors in ``obs["donor"]``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Task:
     file: str
     targets: tuple[str, ...]
     n_train_donors: int
-    max_cells_per_donor: int | None = None
+    condition: str | None = None
 
 
 TASKS = {
     "csle": Task("csle_pbmc_44donors.h5ad", ("cell_type", "condition"), 22),
     "kang": Task("kang_pbmc_ctrl_12k.h5ad", ("cell_type",), 2),
-    "onek1k": Task("onek1k_40donors_age.h5ad", ("cell_type",), 4),
+    "ifnb": Task("kang_pbmc_ifnb_8donors.h5ad", ("cell_type",), 2, condition="ctrl"),
 }
 
 
@@ -98,6 +98,9 @@ def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
     """Embed and probe one data set."""
     task = TASKS[name]
     adata = ad.read_h5ad(options.data / task.file)
+    if task.condition is not None:
+        labelled = adata.obs[list(task.targets)].notna().all(axis=1)
+        adata = adata[((adata.obs["condition"] == task.condition) & labelled).to_numpy()].copy()
     keep = options.out / "embeddings"
     keep.mkdir(parents=True, exist_ok=True)
     targets = dict.fromkeys(task.targets, "classification")

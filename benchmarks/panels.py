@@ -92,7 +92,7 @@ def run(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
         donor_key="donor",
         n_train_donors=counts.n_train_donors,
         n_splits=options.seeds,
-    )
+    )[TARGET]
     rows: list[dict[str, object]] = []
     for seed, split in enumerate(splits):
         on_train = adata.obs["donor"].astype(str).isin(split.train_donors).to_numpy()
