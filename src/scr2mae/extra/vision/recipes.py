@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from scr2mae.train import LearningRateSchedule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scr2mae.masking import RatioSchedule
 
 __all__ = ["RECIPES", "PerEpoch", "Recipe"]
@@ -89,32 +92,34 @@ class Recipe:
         }
 
 
-RECIPES: dict[str, Recipe] = {
-    "mlp": Recipe(max_epochs=15, batch_size=128, lr=3e-3),
-    "unet": Recipe(max_epochs=10, batch_size=256, lr=1e-3),
-    "vit": Recipe(
-        max_epochs=150,
-        batch_size=256,
-        lr=1.5e-4,
-        lr_batch_size=256,
-        optimizer="AdamW",
-        betas=(0.9, 0.95),
-        weight_decay=0.05,
-        warmup_epochs=10,
-        decay="cosine",
-    ),
-    "finetune": Recipe(
-        max_epochs=100,
-        batch_size=256,
-        lr=5e-4,
-        lr_batch_size=256,
-        optimizer="AdamW",
-        weight_decay=0.05,
-        warmup_epochs=5,
-        decay="cosine",
-    ),
-    "linear": Recipe(max_epochs=15, batch_size=128, lr=3e-3),
-    "attributes": Recipe(max_epochs=10, batch_size=256, lr=1e-3),
-}
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "mlp": Recipe(max_epochs=15, batch_size=128, lr=3e-3),
+        "unet": Recipe(max_epochs=10, batch_size=256, lr=1e-3),
+        "vit": Recipe(
+            max_epochs=150,
+            batch_size=256,
+            lr=1.5e-4,
+            lr_batch_size=256,
+            optimizer="AdamW",
+            betas=(0.9, 0.95),
+            weight_decay=0.05,
+            warmup_epochs=10,
+            decay="cosine",
+        ),
+        "finetune": Recipe(
+            max_epochs=100,
+            batch_size=256,
+            lr=5e-4,
+            lr_batch_size=256,
+            optimizer="AdamW",
+            weight_decay=0.05,
+            warmup_epochs=5,
+            decay="cosine",
+        ),
+        "linear": Recipe(max_epochs=15, batch_size=128, lr=3e-3),
+        "attributes": Recipe(max_epochs=10, batch_size=256, lr=1e-3),
+    }
+)
 """The paper's settings by name: ``"mlp"``, ``"unet"`` and ``"vit"`` for pretraining, ``"finetune"`` for a ViT, and
 ``"linear"`` and ``"attributes"`` for heads. Batch sizes of the ViT are inferred; its rates are stated for 256 images."""

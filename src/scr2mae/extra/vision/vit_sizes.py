@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from scr2mae.extra._require import require
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from transformers import ViTMAEConfig
 
 __all__ = ["VIT_PRESETS", "check_config", "sides", "vit_config"]
 
-VIT_PRESETS: dict[str, dict[str, int]] = {
-    "base": {
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "decoder_hidden_size": 512,
-        "decoder_num_hidden_layers": 8,
-        "decoder_num_attention_heads": 16,
-        "decoder_intermediate_size": 2048,
-    },
-    "tiny": {
-        "hidden_size": 192,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 3,
-        "intermediate_size": 768,
-        "decoder_hidden_size": 128,
-        "decoder_num_hidden_layers": 4,
-        "decoder_num_attention_heads": 4,
-        "decoder_intermediate_size": 512,
-    },
-}
+VIT_PRESETS: Mapping[str, dict[str, int]] = MappingProxyType(
+    {
+        "base": {
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "decoder_hidden_size": 512,
+            "decoder_num_hidden_layers": 8,
+            "decoder_num_attention_heads": 16,
+            "decoder_intermediate_size": 2048,
+        },
+        "tiny": {
+            "hidden_size": 192,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 3,
+            "intermediate_size": 768,
+            "decoder_hidden_size": 128,
+            "decoder_num_hidden_layers": 4,
+            "decoder_num_attention_heads": 4,
+            "decoder_intermediate_size": 512,
+        },
+    }
+)
 """Sizes by name: ViT-base with the decoder of MAE, and ViT-tiny with one of a quarter of its width (inferred)."""
 
 
