@@ -15,6 +15,7 @@ def simulate_alignment(
     n_positions: int = 20_000,
     n_species: int = 8,
     *,
+    divergence: tuple[float, float] = (0.2, 0.6),
     conserved: float = 0.2,
     element_length: int = 40,
     gap: float = 0.05,
@@ -24,7 +25,7 @@ def simulate_alignment(
     """Simulate an alignment in which conserved elements change less than what lies between.
 
     Bases follow a Markov chain, so that neighbours tell something of each other. Species i differs from the reference at a share
-    of positions that rises evenly from 0.05 to 0.6 over the species, a fifth of that inside elements; transitions are twice as
+    of positions that rises evenly over the species, a fifth of that inside elements; transitions are twice as
     frequent as each transversion. Gaps come in runs.
 
     Parameters
@@ -33,6 +34,8 @@ def simulate_alignment(
         Length.
     n_species
         Species beside the reference.
+    divergence
+        Share of positions outside elements at which the first and the last species differ from the reference.
     conserved
         Share of positions in elements.
     element_length
@@ -57,6 +60,8 @@ def simulate_alignment(
         raise ValueError(
             f"n_positions >= 2, n_species >= 1 and element_length >= 1 are needed, got {n_positions}, {n_species} and {element_length}."
         )
+    if not 0 <= min(divergence) <= max(divergence) <= 1:
+        raise ValueError(f"divergence must be two shares in [0, 1], got {divergence!r}.")
     if not 0 <= conserved <= 1 or not 0 <= gap < 1:
         raise ValueError(f"conserved must lie in [0, 1] and gap in [0, 1), got {conserved!r} and {gap!r}.")
     rng = np.random.default_rng(seed)
@@ -69,7 +74,7 @@ def simulate_alignment(
     ]
     columns = [reference]
     transition, others = np.array([2, 3, 0, 1]), np.array([[1, 3], [0, 2], [1, 3], [0, 2]])  # A-G, C-T
-    for rate in np.linspace(0.05, 0.6, n_species):
+    for rate in np.linspace(*divergence, n_species):
         changed = rng.random(n_positions) < rate * np.where(inside, 0.2, 1.0)
         kind, which = rng.random(n_positions), rng.integers(2, size=n_positions)
         changes = np.where(kind < 0.5, transition[reference], others[reference, which])
