@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 import scr2mae
-from embeddings import SCORES, TASKS
+from embeddings import SCORES, TASKS, read
 from scr2mae.model import default_max_epochs
 from scr2mae.probe import donor_splits, linear_probe
 
@@ -67,7 +67,7 @@ def embed(adata: ad.AnnData, seed: int, setting: dict[str, dict[str, Any]]) -> n
 def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
     """Probe every setting and seed on one data set."""
     task = TASKS[name]
-    adata = ad.read_h5ad(options.data / task.file)
+    adata = read(task, options.data)
     targets = dict.fromkeys(task.targets, "classification")
     splits = donor_splits(
         adata, targets=targets, donor_key="donor", n_train_donors=task.n_train_donors, n_splits=options.splits

@@ -49,6 +49,15 @@ TASKS = {
 }
 
 
+def read(task: Task, folder: Path) -> ad.AnnData:
+    """Read a set, restricted to the labelled cells of one condition where the task names it."""
+    adata = ad.read_h5ad(folder / task.file)
+    if task.condition is None:
+        return adata
+    labelled = adata.obs[list(task.targets)].notna().all(axis=1)
+    return adata[((adata.obs["condition"] == task.condition) & labelled).to_numpy()].copy()
+
+
 def log_normalised(adata: ad.AnnData) -> ad.AnnData:
     """Return counts per 10,000 on the log scale."""
     out = ad.AnnData(adata.X.copy(), obs=adata.obs, var=adata.var)
@@ -97,10 +106,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
     """Embed and probe one data set."""
     task = TASKS[name]
-    adata = ad.read_h5ad(options.data / task.file)
-    if task.condition is not None:
-        labelled = adata.obs[list(task.targets)].notna().all(axis=1)
-        adata = adata[((adata.obs["condition"] == task.condition) & labelled).to_numpy()].copy()
+    adata = read(task, options.data)
     keep = options.out / "embeddings"
     keep.mkdir(parents=True, exist_ok=True)
     targets = dict.fromkeys(task.targets, "classification")
