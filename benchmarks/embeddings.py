@@ -21,15 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
 
 import scr2mae
+from scr2mae.pl import OKABE_ITO
 from scr2mae.probe import donor_splits, linear_probe
 
 SCORES = ("balanced_accuracy", "macro_f1")
+METHODS = ["R²MAE", "scVI", "PCA"]
+LABELS = {"csle": "cSLE", "kang": "Kang", "ifnb": "Kang, 9,015 genes"}
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,28 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(result)
 
 
+def draw(frame: pd.DataFrame, best: pd.DataFrame, path: Path) -> None:
+    """A panel a task: mean over seeds of each split (dots) and over all (bars), in the better scaling of each method."""
+    rows = frame[(frame["level"] == "cell") & frame["metric"].isin(SCORES)]
+    score = rows.groupby(["data", "target", "method", "scale", "split"])["value"].mean()
+    tasks = list(dict.fromkeys(zip(best["data"], best["target"], strict=True)))
+    fig, axes = plt.subplots(
+        1, len(tasks), figsize=(2.6 * len(tasks), 3.2), layout="constrained", squeeze=False
+    )
+    for ax, (data, target) in zip(axes.flat, tasks, strict=True):
+        chosen = best[(best["data"] == data) & (best["target"] == target)].set_index("method")
+        for i, method in enumerate(m for m in METHODS if m in chosen.index):
+            splits = score.loc[data, target, method, chosen.loc[method, "scale"]]
+            ax.bar(i, splits.mean(), width=0.62, color=OKABE_ITO[i], alpha=0.75)
+            ax.plot(np.full(len(splits), i), splits, "o", color="black", markersize=3, alpha=0.7)
+        ax.set_xticks(range(len(chosen)), [m for m in METHODS if m in chosen.index])
+        low = float(score.loc[data, target].min())
+        ax.set(title=f"{LABELS[data]}\n{target.replace('_', ' ')}", ylim=(max(0.0, low - 0.1), None))
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("Score in held-out donors")
+    fig.savefig(path, dpi=150)
+
+
 def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
     """Embed and probe one data set."""
     task = TASKS[name]
@@ -141,7 +167,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--methods", nargs="+", default=["R²MAE", "scVI", "PCA"])
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--max-epochs", type=int)
@@ -157,6 +183,7 @@ def main() -> None:
     frame.drop(columns=["note"]).to_csv(options.out / "embeddings.csv", index=False)
     result = table(frame)
     result.to_csv(options.out / "embeddings_table.csv", index=False)
+    draw(frame, result, options.out / "embeddings.png")
     print(result.to_markdown(index=False, floatfmt=".3f"))
 
 

@@ -44,7 +44,10 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 default_role = "code"
 nitpicky = True
 nitpick_ignore_regex = [  # private names in annotations, spelled out in the docstrings
-    ("py:class", r"Columns|(history\.)?History|Density|ImageLoss|Kind|LawLike|RobertaConfig|Scheme|ShrunkCovariance|Splits|ViTMAEConfig"),
+    (
+        "py:class",
+        r"Columns|(history\.)?History|Density|ImageLoss|Kind|LawLike|RobertaConfig|Scheme|ShrunkCovariance|Splits|ViTMAEConfig",
+    ),
 ]
 
 # Pages: MyST Markdown whose code cells are executed at every build, so that no output goes stale.
