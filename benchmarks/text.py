@@ -100,7 +100,6 @@ def row(
         sst2["test"],
         seeds=(seed,),
         max_epochs=options.fine_tune_epochs,
-        batch_size=64,
         lr=options.fine_tune_lr,
         learning_rate=LearningRateSchedule("linear", warmup=0.06),
         length=64,
@@ -184,11 +183,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, default=1024)
     parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--held-out-blocks", type=int, default=384)
-    parser.add_argument("--max-epochs", type=int, default=2)
+    parser.add_argument("--max-epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--fine-tune-epochs", type=int, default=2)
-    parser.add_argument("--fine-tune-lr", type=float, default=2e-3)
+    parser.add_argument("--fine-tune-lr", type=float, default=1e-3)
     return parser.parse_args()
 
 
