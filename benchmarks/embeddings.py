@@ -108,7 +108,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, best: pd.DataFrame, path: Path) -> None:
-    """A panel a task: mean over seeds of each split (dots) and over all (bars), in the better scaling of each method."""
+    """A panel a task: each split of donors as a line over the methods, and their mean, in the better scaling of each method."""
     rows = frame[(frame["level"] == "cell") & frame["metric"].isin(SCORES)]
     score = rows.groupby(["data", "target", "method", "scale", "split"])["value"].mean()
     tasks = list(dict.fromkeys(zip(best["data"], best["target"], strict=True)))
@@ -116,14 +116,15 @@ def draw(frame: pd.DataFrame, best: pd.DataFrame, path: Path) -> None:
         1, len(tasks), figsize=(2.6 * len(tasks), 3.2), layout="constrained", squeeze=False
     )
     for ax, (data, target) in zip(axes.flat, tasks, strict=True):
-        chosen = best[(best["data"] == data) & (best["target"] == target)].set_index("method")
-        for i, method in enumerate(m for m in METHODS if m in chosen.index):
-            splits = score.loc[data, target, method, chosen.loc[method, "scale"]]
-            ax.bar(i, splits.mean(), width=0.62, color=OKABE_ITO[i], alpha=0.75)
-            ax.plot(np.full(len(splits), i), splits, "o", color="black", markersize=3, alpha=0.7)
-        ax.set_xticks(range(len(chosen)), [m for m in METHODS if m in chosen.index])
-        low = float(score.loc[data, target].min())
-        ax.set(title=f"{LABELS[data]}\n{target.replace('_', ' ')}", ylim=(max(0.0, low - 0.1), None))
+        scales = best[(best["data"] == data) & (best["target"] == target)].set_index("method")["scale"]
+        names = [method for method in METHODS if method in scales.index]
+        splits = pd.DataFrame({m: score.loc[data, target, m, scales[m]] for m in names})
+        ax.plot(splits.T.to_numpy(), "o-", color="0.65", linewidth=1, markersize=3.5)
+        for i, method in enumerate(names):
+            ax.plot(i, splits[method].mean(), "D", color=OKABE_ITO[i], markersize=9, zorder=3)
+        ax.set_xticks(range(len(names)), names)
+        ax.margins(x=0.2)
+        ax.set_title(f"{LABELS[data]}\n{target.replace('_', ' ')}")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("Score in held-out donors")
     fig.savefig(path, dpi=150)
