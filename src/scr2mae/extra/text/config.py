@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,32 +10,36 @@ import torch
 from scr2mae.extra._require import require
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from transformers import RobertaConfig
 
 __all__ = ["SIZES", "n_parameters", "roberta_config"]
 
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "hidden_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 512,
-        # RoBERTa's 0.02 suits widths near 768; here it would leave attention all but uniform for thousands of steps.
-        "initializer_range": 0.1,
-    },
-    "medium": {
-        "hidden_size": 512,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "intermediate_size": 2048,
-    },
-    "base": {
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-    },
-}
+SIZES: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "tiny": {
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 512,
+            # RoBERTa's 0.02 suits widths near 768; here it would leave attention all but uniform for thousands of steps.
+            "initializer_range": 0.1,
+        },
+        "medium": {
+            "hidden_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "intermediate_size": 2048,
+        },
+        "base": {
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+        },
+    }
+)
 """Widths and depths by name: ``medium`` and ``base`` are the paper's, ``tiny`` trains on a CPU in minutes."""
 
 

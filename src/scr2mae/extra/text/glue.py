@@ -7,6 +7,7 @@ import gzip
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 from scr2mae.extra.text._hub import load_dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["TASKS", "GlueTask", "LabelledText", "average_rank", "load_task", "read_task"]
 
@@ -48,17 +49,19 @@ class GlueTask:
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
-TASKS = {
-    "mnli": GlueTask(
-        ("sentence1", "sentence2"),
-        "gold_label",
-        ("entailment", "neutral", "contradiction"),
-        split="validation_matched",
-    ),
-    "qqp": GlueTask(("question1", "question2"), "is_duplicate", ("0", "1")),
-    "sst2": GlueTask(("sentence",), "label", ("0", "1")),
-    "qnli": GlueTask(("question", "sentence"), "label", _ENTAILMENT),
-}
+TASKS: Mapping[str, GlueTask] = MappingProxyType(
+    {
+        "mnli": GlueTask(
+            ("sentence1", "sentence2"),
+            "gold_label",
+            ("entailment", "neutral", "contradiction"),
+            split="validation_matched",
+        ),
+        "qqp": GlueTask(("question1", "question2"), "is_duplicate", ("0", "1")),
+        "sst2": GlueTask(("sentence",), "label", ("0", "1")),
+        "qnli": GlueTask(("question", "sentence"), "label", _ENTAILMENT),
+    }
+)
 """The four tasks of Table 2 of Dong et al. (2025), with the columns of GLUE's files."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ from scr2mae._batches import BatchLoader
 from scr2mae.train import LearningRateSchedule, MaskedTrainingPlan, fit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from scr2mae.extra.text.model import RobertaR2MAE
@@ -24,7 +25,7 @@ __all__ = ["LEARNING_RATES", "VALIDATION_RATIOS", "masked_losses", "pretrain"]
 VALIDATION_RATIOS = (0.15, 0.275, 0.40)
 """Validation hides these shares whatever the training scheme: the ends of R²MAE's range and its middle."""
 
-LEARNING_RATES = {"tiny": 1e-3, "medium": 7e-4, "base": 3e-4}
+LEARNING_RATES: Mapping[str, float] = MappingProxyType({"tiny": 1e-3, "medium": 7e-4, "base": 3e-4})
 """Peak learning rates by size; medium and base as in the paper."""
 
 _EVALUATION_SEED = 20_250_922
