@@ -1,4 +1,4 @@
-"""Do curricula help or degenerate? Reconstruction of hidden genes and probe scores, scheme by scheme; cost of a step.
+"""Do curricula help or degenerate? Reconstruction of hidden genes, scheme by scheme; cost of a step.
 
     python benchmarks/curriculum.py --data DATA/kang_pbmc_ifnb_8donors.h5ad --donor-key donor -o OUT
 

@@ -206,3 +206,33 @@ def test_the_schemes_are_the_papers_rows():
     assert text["r2mae_cl"] == Scheme(UniformRatio(0.15, 0.40, seed=2), "cl")
     assert not {"cl", "r2mae_dynamic"} & set(scr2mae.schemes("vision"))
     assert scr2mae.schemes(seed=7)["mdlm"].mask_ratio.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"frozen": float("nan")}, "frozen must be a finite number"),
+        ({"frozen": True}, "frozen must be a finite number"),
+        ({"final": 5.0}, "final must be between -1 and 1"),
+    ],
+)
+def test_times_and_multipliers_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GradientSchedule(**arguments)
+
+
+def test_a_share_in_single_precision_is_a_share():
+    schedule = GradientSchedule(frozen=np.float32(0.5), start=0.5, end=1.0)
+    assert schedule.is_frozen(40, 100)
+    assert not schedule.is_frozen(60, 100)
+
+
+def test_a_fall_that_would_end_before_it_starts_is_refused_at_the_first_step():
+    with pytest.raises(ValueError, match="the fall would start at 50 and end at 10"):
+        GradientSchedule(start=50, end=0.1)(0, 100)
+
+
+def test_a_scheme_unpacks_into_its_ratio_and_its_curriculum():
+    ratio, curriculum = scr2mae.schemes()["r2mae_cl"]
+    assert ratio(0, 1) == scr2mae.schemes()["r2mae"].mask_ratio(0, 1)
+    assert curriculum == "cl"

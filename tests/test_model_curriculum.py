@@ -94,3 +94,32 @@ def test_names_choose_the_schedule(name: str, adata: AnnData) -> None:
     assert model.curriculum is not None
     assert model.curriculum.schedule.final == {"cl": -1.0, "cl_k0": 1.0}[name]
     assert model.module.curriculum.n_ratios == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy"),
+    [
+        ({"devices": 2}, "ddp_find_unused_parameters_true"),
+        ({"devices": [0, 1]}, "ddp_find_unused_parameters_true"),
+        ({"devices": 1, "num_nodes": 2}, "ddp_find_unused_parameters_true"),
+        ({"devices": 2, "strategy": "ddp_spawn"}, "ddp_spawn"),
+        ({"devices": 1}, None),
+        ({}, None),
+    ],
+)
+def test_several_processes_allow_for_the_frozen_network(
+    adata: AnnData, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], strategy: str | None
+) -> None:
+    class StopError(Exception):
+        pass
+
+    asked: dict[str, Any] = {}
+
+    def trainer(**kwargs: Any) -> None:
+        asked.update(kwargs)
+        raise StopError
+
+    monkeypatch.setattr("scr2mae.train.run.pl.Trainer", trainer)
+    with pytest.raises(StopError):
+        R2MAEModel(adata, n_hidden=8, n_latent=2, curriculum="cl").train(1, accelerator="cpu", **options)
+    assert asked.get("strategy") == strategy

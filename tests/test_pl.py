@@ -295,6 +295,13 @@ def test_curriculum_weights_are_drawn_as_logarithms_sorted_by_their_tilt(weights
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10", "50"]
 
 
+def test_with_one_ratio_the_columns_are_not_called_ratios(weights, ax):
+    pl.curriculum_weights(weights.set_axis(range(2), axis=1), ax=ax)
+    np.testing.assert_allclose(ax.images[0].get_array(), np.log2(weights))
+    assert ax.get_xlabel() == "Column of weights, the first in use"
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "1"]
+
+
 def test_a_weight_of_one_is_white(weights, ax):
     image = pl.curriculum_weights(weights, ax=ax).images[0]
     np.testing.assert_allclose(image.cmap(image.norm(0.0))[:3], 1.0, atol=0.04)

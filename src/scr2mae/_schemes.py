@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scr2mae.masking import DecayRatio, FixedRatio, MDLMRatio, UniformDecayRatio, UniformRatio
 
@@ -27,8 +27,7 @@ SCHEME_NAMES = (
 )
 
 
-@dataclass(frozen=True)
-class Scheme:
+class Scheme(NamedTuple):
     """A row of the paper's tables.
 
     Attributes

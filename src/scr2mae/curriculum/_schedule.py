@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -62,6 +64,12 @@ class GradientSchedule:
     def __post_init__(self) -> None:
         for name in ("frozen", "start", "end"):
             value = getattr(self, name)
+            if isinstance(value, bool) or not isfinite(value):
+                raise ValueError(
+                    f"{name} must be a finite number of steps or a share of the run, got {value!r}."
+                )
+            if not isinstance(value, Integral):
+                object.__setattr__(self, name, value := float(value))
             if value < 0:
                 raise ValueError(
                     f"{name} must be >= 0, a number of steps or a share of the run; got {value!r}."
@@ -70,6 +78,8 @@ class GradientSchedule:
                 raise ValueError(
                     f"{name} as a share of the run must be <= 1, got {value!r}; pass steps as an int."
                 )
+        if not -1 <= self.final <= 1:
+            raise ValueError(f"final must be between -1 and 1, got {self.final!r}.")
         if isinstance(self.start, float) == isinstance(self.end, float) and self.start > self.end:
             raise ValueError(f"start must come before end, got start={self.start!r}, end={self.end!r}.")
 
@@ -87,12 +97,12 @@ class GradientSchedule:
         """
         if step < 0:
             raise ValueError(f"step must be >= 0, got {step}.")
-        if self.is_frozen(step, total_steps):
-            return 0.0
         start, end = (_steps(value, total_steps) for value in (self.start, self.end))
         if start > end:
             raise ValueError(
                 f"In a run of {total_steps} steps the fall would start at {start:g} and end at {end:g}."
             )
+        if self.is_frozen(step, total_steps):
+            return 0.0
         share = min(max((step - start) / (end - start), 0.0), 1.0) if end > start else float(step >= end)
         return 1.0 + (self.final - 1.0) * share

@@ -37,8 +37,8 @@ def curriculum_weights(model_or_frame: R2MAEModel | pd.DataFrame, *, ax: Axes | 
 
     Returns
     -------
-    The Axes. A row a gene, sorted by how its weight at the largest ratio compares with that at the smallest; colours show
-    the binary logarithm of the weight, white at one, and stop at the most extreme hundredth.
+    The Axes. A row a gene, sorted by how its weight at the largest ratio compares with that at the smallest, or with one fixed
+    ratio by the column that is in use; colours show the binary logarithm of the weight, white at one, and stop at the most extreme hundredth.
 
     Raises
     ------
@@ -55,16 +55,23 @@ def curriculum_weights(model_or_frame: R2MAEModel | pd.DataFrame, *, ax: Axes | 
             f"Expected positive weights, genes by ratios, got a frame of shape {frame.shape} with minimum {frame.min().min()}."
         )
     logs = np.log2(frame.to_numpy(dtype=float))
-    logs = logs[np.argsort(logs[:, -1] - logs[:, 0], kind="stable")]
+    by_ratio = pd.api.types.is_float_dtype(frame.columns.dtype)
+    logs = logs[np.argsort(logs[:, -1] - logs[:, 0] if by_ratio else logs[:, 0], kind="stable")]
     ax = make_axes(ax, width=5.5, height=4.5)
     bound = max(float(np.quantile(np.abs(logs), 0.99)), 1e-3)
     image = ax.imshow(
         logs, aspect="auto", interpolation="nearest", cmap="RdBu_r", norm=TwoSlopeNorm(0.0, -bound, bound)
     )
     ax.figure.colorbar(image, ax=ax, label="log2 of the loss weight", extend="both")
-    labels = [f"{100 * value:.3g}" if isinstance(value, float) else str(value) for value in frame.columns]
-    ax.set_xticks(range(len(labels)), labels)
-    ax.set(xlabel="Genes hidden (%)", ylabel=f"{len(logs):,} genes, sorted", yticks=[])
+    ax.set_xticks(
+        range(len(frame.columns)),
+        [f"{100 * value:.3g}" if by_ratio else str(value) for value in frame.columns],
+    )
+    ax.set(
+        xlabel="Genes hidden (%)" if by_ratio else "Column of weights, the first in use",
+        ylabel=f"{len(logs):,} genes, sorted",
+        yticks=[],
+    )
     return ax
 
 

@@ -97,6 +97,19 @@ def _read_checkpoint(resume: str | Path, plan: MaskedTrainingPlan, max_epochs: i
     return path
 
 
+def _several_devices(
+    devices: int | list[int] | str, accelerator: str, trainer_kwargs: dict[str, Any]
+) -> bool:
+    """Whether training runs in several processes."""
+    if trainer_kwargs.get("num_nodes", 1) > 1:
+        return True
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if devices in ("auto", "-1", -1):
+        return accelerator in ("auto", "gpu", "cuda") and torch.cuda.device_count() > 1
+    return len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and devices > 1
+
+
 def fit(
     plan: MaskedTrainingPlan,
     datamodule: pl.LightningDataModule,
@@ -159,13 +172,16 @@ def fit(
         callbacks.append(ModelCheckpoint(checkpoint_dir, filename="last", enable_version_counter=False))
         trainer_kwargs["enable_checkpointing"] = True
     checkpoint = None if resume is None else _read_checkpoint(resume, plan, max_epochs)
-    defaults = {
+    defaults: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": 1,
     }
+    if plan.gradient_schedule is not None and _several_devices(devices, accelerator, trainer_kwargs):
+        # While its network is frozen, some parameters have no gradient to exchange.
+        defaults["strategy"] = "ddp_find_unused_parameters_true"
     plan.module.train()
     on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet_lightning():
