@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from scr2mae import R2MAEModel
 from scr2mae.curriculum import Curriculum, GradientSchedule
+from scr2mae.module import R2MAEModule
 from scr2mae.train import expression_deciles
 
 Train = Callable[..., R2MAEModel]
@@ -123,3 +124,40 @@ def test_several_processes_allow_for_the_frozen_network(
     with pytest.raises(StopError):
         R2MAEModel(adata, n_hidden=8, n_latent=2, curriculum="cl").train(1, accelerator="cpu", **options)
     assert asked.get("strategy") == strategy
+
+
+def test_each_step_is_weighted_by_the_column_of_its_own_ratio(
+    adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, int]] = []
+    step = R2MAEModule.masked_loss
+
+    def watched(self: R2MAEModule, tensors: Any, **kwargs: Any) -> Any:
+        if kwargs.get("column") is not None:
+            seen.append((kwargs["ratio"], kwargs["column"]))
+        return step(self, tensors, **kwargs)
+
+    monkeypatch.setattr(R2MAEModule, "masked_loss", watched)
+    model = R2MAEModel(adata, n_hidden=8, n_latent=2, curriculum="cl")
+    model.train(20, batch_size=16, accelerator="cpu", enable_progress_bar=False)
+    ratios = np.linspace(0.1, 0.5, 10)
+    assert len({column for _, column in seen}) > 5
+    np.testing.assert_allclose([ratio for ratio, _ in seen], [ratios[column] for _, column in seen])
+
+
+@pytest.mark.parametrize("column", [0, 7])
+def test_the_loss_is_the_mean_of_weight_times_negative_log_likelihood(adata: AnnData, column: int) -> None:
+    module = R2MAEModel(adata, n_hidden=8, n_latent=2, curriculum="cl").module
+    assert module.curriculum is not None
+    torch.nn.init.normal_(module.curriculum.to_ratios.weight, std=20.0)
+    counts = torch.as_tensor(adata.X[:32].toarray(), dtype=torch.float32)
+    tensors = {"X": counts, "batch": torch.zeros(32, 1, dtype=torch.long)}
+    got = module.masked_loss(tensors, ratio=0.3, seed=0, step=0, column=column).loss
+    mask = module.draw_gene_mask(tensors, 0.3, seed=0, step=0)
+    logits = module.generative(module.inference(counts, tensors["batch"], mask=mask)["z"], tensors["batch"])[
+        "logits"
+    ]
+    weights = module.curriculum_weights(tensors)[:, column]
+    nll = module.element_nll(tensors, logits)
+    torch.testing.assert_close(got, (nll * weights)[:, mask].mean())
+    assert (got - nll[:, mask].mean()).abs() > 1e-3

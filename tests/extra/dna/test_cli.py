@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import scr2mae
 from scr2mae.cli import main
 from scr2mae.extra import dna
 
@@ -190,3 +191,9 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing_behind(folder, capsys
     assert main(["dna", *arguments]) == code
     assert message in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} == before
+
+
+def test_the_schemes_to_choose_from_are_those_of_the_package():
+    from scr2mae.cli import dna as command
+
+    assert list(command._SCHEMES) == list(scr2mae.schemes("dna"))
