@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +34,11 @@ class BatchSampler:
         Whether a last batch that leaves a rank fewer than two is dropped (batch normalisation needs two).
     rank, world_size
         This process's number, and how many there are.
+    block
+        Neighbours that stay together when the order is drawn, >= 1; 1 shuffles freely. For observations that are read
+        from a disk.
+    window
+        With blocks: how many of a rank's mini-batches are drawn from blocks that are read together, >= 1.
     """
 
     def __init__(
@@ -44,6 +51,8 @@ class BatchSampler:
         drop_single: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        block: int = 1,
+        window: int = 1,
     ) -> None:
         if batch_size < 1 or (drop_single and batch_size < 2):
             raise ValueError(
@@ -53,6 +62,7 @@ class BatchSampler:
         self.n_obs, self.batch_size = n_obs, batch_size
         self.shuffle, self.seed, self.drop_single = shuffle, seed, drop_single
         self.rank, self.world_size = rank, world_size
+        self.block, self.window = block, window
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -64,10 +74,26 @@ class BatchSampler:
         smallest = 2 if self.drop_single else 1
         return whole + (rest // self.world_size >= smallest)
 
+    def _order(self) -> np.ndarray:
+        """Positions in the order of this epoch, all ranks' together."""
+        if not self.shuffle:
+            return np.arange(self.n_obs)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.block == 1:
+            return rng.permutation(self.n_obs)
+        starts = rng.permutation(-(-self.n_obs // self.block)) * self.block
+        order = (starts[:, None] + np.arange(self.block)).ravel()
+        order = order[order < self.n_obs]
+        share = self.window * self.batch_size
+        n_whole = self.n_obs // (share * self.world_size) * self.world_size
+        whole, rest = order[: n_whole * share], order[n_whole * share :]
+        # Each rank draws its mini-batches of a while from blocks of its own, so that it reads no other.
+        shares = rng.permuted(whole.reshape(n_whole, share), axis=1)
+        shares = shares.reshape(-1, self.world_size, self.window, self.batch_size).swapaxes(1, 2)
+        return np.concatenate([shares.ravel(), rng.permutation(rest)])
+
     def __iter__(self) -> Iterator[np.ndarray]:
-        order = np.arange(self.n_obs)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_obs)
+        order = self._order()
         stride = self.batch_size * self.world_size
         for i in range(len(self)):
             together = order[i * stride : (i + 1) * stride]
@@ -86,6 +112,11 @@ class BatchLoader:
         Positions of the observations to visit.
     batch_size
         Observations a batch and rank.
+    read
+        Where observations are read from a disk: called with the positions of ``window`` mini-batches, in a thread of its
+        own while earlier ones are used, it returns what ``take`` is to be, for places among those positions.
+    window
+        Mini-batches read together.
     sampler_kwargs
         Further arguments of :class:`BatchSampler`.
 
@@ -101,10 +132,13 @@ class BatchLoader:
         indices: np.ndarray,
         *,
         batch_size: int,
+        read: Callable[[np.ndarray], Callable[[np.ndarray], Any]] | None = None,
+        window: int = 1,
         **sampler_kwargs: Any,
     ) -> None:
         self.take, self.indices = take, np.asarray(indices)
-        self.sampler = BatchSampler(len(self.indices), batch_size, **sampler_kwargs)
+        self.read, self.window = read, window
+        self.sampler = BatchSampler(len(self.indices), batch_size, window=window, **sampler_kwargs)
         self.batch_sampler = None  # Lightning looks for it beside ``sampler``
         self._start = self._seen = 0
 
@@ -113,11 +147,26 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Any]:
         start, self._start = self._start, 0
-        for i, where in enumerate(self.sampler):
-            if i < start:
-                continue
-            self._seen = i + 1
-            yield self.take(self.indices[where])
+        wanted = islice((self.indices[where] for where in self.sampler), start, None)
+        batches = map(self.take, wanted) if self.read is None else self._read_ahead(wanted, start)
+        for i, batch in enumerate(batches, start + 1):
+            self._seen = i
+            yield batch
+
+    def _read_ahead(self, wanted: Iterator[np.ndarray], start: int) -> Iterator[Any]:
+        """Read the next window in a thread while this one is used; windows begin where they would without a resume."""
+        read: Any = self.read
+        size = self.window - start % self.window
+        with ThreadPoolExecutor(1, thread_name_prefix="scr2mae-read") as pool:
+            window = list(islice(wanted, size))
+            pending = pool.submit(read, np.concatenate(window)) if window else None
+            while pending is not None:
+                take, current = pending.result(), window
+                window = list(islice(wanted, self.window))
+                pending = pool.submit(read, np.concatenate(window)) if window else None
+                stops = np.cumsum([len(where) for where in current])
+                for where, stop in zip(current, stops, strict=True):
+                    yield take(np.arange(stop - len(where), stop))
 
     def state_dict(self) -> dict[str, int]:
         """Return how far the epoch has come."""

@@ -9,11 +9,13 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
-from scr2mae.data import CellLoader
+from scr2mae._precision import autocast
+from scr2mae.data import CellLoader, dense_tensors, sparse_tensors
 from scr2mae.likelihood import log_mean_of_counts
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
 from scr2mae.module import MEASURED_KEY
+from scr2mae.nn import SparseRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +38,8 @@ __all__ = [
 
 BATCH_SIZE = 2048
 """Cells a mini-batch where nothing is learned: large enough to keep matrix products busy."""
+
+_SPARSE = 0.15  # share of non-zeros up to which multiplying them alone is faster than a dense product
 
 
 def positions(indices: Any, n_obs: int) -> np.ndarray | None:
@@ -101,12 +105,16 @@ def batch_codes(spec: CellSpec, transform_batch: Any) -> list[int | None]:
 
 
 def _batches(
-    module: R2MAEModule, cells: Cells, indices: np.ndarray | None, batch_size: int | None
+    module: R2MAEModule,
+    cells: Cells,
+    indices: np.ndarray | None,
+    batch_size: int | None,
+    make: Any = dense_tensors,
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Mini-batches on the module's device, with the rows of the result that they fill."""
     start = 0
-    for tensors in CellLoader(cells, indices, batch_size=batch_size or BATCH_SIZE):
-        stop = start + len(tensors[REGISTRY_KEYS.X_KEY])
+    for tensors in CellLoader(cells, indices, batch_size=batch_size or BATCH_SIZE, make=make):
+        stop = start + len(tensors[REGISTRY_KEYS.BATCH_KEY])
         yield slice(start, stop), {key: value.to(module.device) for key, value in tensors.items()}
         start = stop
 
@@ -117,14 +125,76 @@ def _n_rows(cells: Cells, indices: np.ndarray | None) -> int:
 
 @torch.inference_mode()
 def latent(
-    module: R2MAEModule, cells: Cells, *, indices: np.ndarray | None = None, batch_size: int | None = None
-) -> np.ndarray:
-    """Embed cells; float32, shape (n_obs, n_latent)."""
+    module: R2MAEModule,
+    cells: Cells,
+    *,
+    indices: np.ndarray | None = None,
+    batch_size: int | None = None,
+    precision: str | int | None = "32-true",
+    out: Any = None,
+) -> Any:
+    """Embed cells; float32, shape (n_obs, n_latent).
+
+    On a CPU the first layer multiplies the non-zero counts alone where they are few.
+
+    Parameters
+    ----------
+    module
+        The network.
+    cells
+        Cells to read.
+    indices, batch_size
+        Which cells, and how many at a time.
+    precision
+        Of the layers before the last, which is always float32: the embedding's digits are those of its spread, not of
+        its mean.
+    out
+        What receives the rows, by slices: an array in memory or on disk; None for a new one.
+
+    Returns
+    -------
+    ``out``.
+    """
     module.eval()
-    out = np.empty((_n_rows(cells, indices), module.to_latent.out_features), dtype=np.float32)
-    for rows, tensors in _batches(module, cells, indices, batch_size):
-        out[rows] = module.inference(**module._get_inference_input(tensors))["z"].float().cpu().numpy()
+    wanted = (_n_rows(cells, indices), module.to_latent.out_features)
+    if out is None:
+        out = np.empty(wanted, dtype=np.float32)
+    elif tuple(out.shape) != wanted:
+        raise ValueError(f"out must have shape {wanted}, cells by latent dimensions; got {tuple(out.shape)}.")
+    embed = _embed_non_zeros if _is_sparse(module, cells) else _embed_dense
+    for rows, z in embed(module, cells, indices, batch_size, precision):
+        out[rows] = z.cpu().numpy()
     return out
+
+
+def _is_sparse(module: R2MAEModule, cells: Cells) -> bool:
+    n_obs, n_vars = cells.counts.shape
+    return module.device.type == "cpu" and cells.counts.nnz <= _SPARSE * n_obs * n_vars
+
+
+def _embed_dense(
+    module: R2MAEModule, cells: Cells, indices: np.ndarray | None, batch_size: int | None, precision: Any
+) -> Iterator[tuple[slice, Tensor]]:
+    for rows, tensors in _batches(module, cells, indices, batch_size):
+        inputs = module._get_inference_input(tensors)
+        counts = inputs.pop("counts")
+        with autocast(precision, module.device):
+            h = module.encoder(counts.float().log1p(), **inputs)
+        yield rows, module.to_latent(h.float())
+
+
+def _embed_non_zeros(
+    module: R2MAEModule, cells: Cells, indices: np.ndarray | None, batch_size: int | None, precision: Any
+) -> Iterator[tuple[slice, Tensor]]:
+    with autocast(precision, module.device):
+        is_reduced = torch.is_autocast_enabled(module.device.type)
+        dtype = torch.get_autocast_dtype(module.device.type) if is_reduced else torch.float32
+    table = module.encoder.table(dtype)
+    for rows, tensors in _batches(module, cells, indices, batch_size, make=sparse_tensors):
+        logged = SparseRows(tensors["columns"], tensors["starts"], tensors["values"].log1p())
+        with autocast(precision, module.device):
+            h = module.encoder.forward_sparse(logged, table, **module._covariates(tensors))
+        yield rows, module.to_latent(h.float())
 
 
 @torch.inference_mode()

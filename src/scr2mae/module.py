@@ -131,7 +131,9 @@ class R2MAEModule(BaseModuleClass):
         self, z: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Decode latent vectors to logits over genes, shape (n_obs, n_vars)."""
-        return {"logits": self.to_logits(self.decoder(z, categories, continuous))}
+        h = self.decoder(z, categories, continuous)
+        # The bias holds most of what tells genes apart: added after the product, it stays float32 under autocast.
+        return {"logits": nn.functional.linear(h, self.to_logits.weight) + self.to_logits.bias}
 
     def element_nll(
         self, tensors: dict[str, Tensor], logits: Tensor, *, genes: Tensor | None = None
@@ -192,7 +194,11 @@ class R2MAEModule(BaseModuleClass):
             raise ValueError(
                 "This network has no curriculum; build the model with curriculum='cl' or the like."
             )
-        return self.curriculum(tensors[REGISTRY_KEYS.X_KEY].float().log1p(), valid=tensors.get(MEASURED_KEY))
+        counts = tensors[REGISTRY_KEYS.X_KEY].float()
+        with torch.autocast(
+            counts.device.type, enabled=False
+        ):  # balancing compares weights that differ little
+            return self.curriculum(counts.log1p(), valid=tensors.get(MEASURED_KEY))
 
     def draw_gene_mask(self, tensors: dict[str, Tensor], ratio: float, *, seed: int, step: int) -> Tensor:
         """Hide ``round(ratio * n)`` of the n measured genes; boolean, shape (n_vars,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,31 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CovariateLinear", "CovariateMLP"]
+__all__ = ["CovariateLinear", "CovariateMLP", "SparseRows"]
+
+
+class SparseRows(NamedTuple):
+    """Rows of a matrix, of which only the non-zeros are held.
+
+    Attributes
+    ----------
+    columns
+        Of each non-zero, row after row; int32 or int64, shape (n_non_zeros,).
+    starts
+        Where each row begins in ``columns``; same type, shape (n_obs,).
+    values
+        float32, shape (n_non_zeros,).
+    """
+
+    columns: Tensor
+    starts: Tensor
+    values: Tensor
+
+    def matmul(self, table: Tensor) -> Tensor:
+        """Multiply by a matrix of shape (n_columns, n_out); the sums are float32 whatever its type."""
+        return nn.functional.embedding_bag(
+            self.columns, table, self.starts, mode="sum", per_sample_weights=self.values.to(table.dtype)
+        ).float()
 
 
 class _CategoryTable(nn.Module):
@@ -74,7 +98,12 @@ class CovariateLinear(nn.Module):
         self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> Tensor:
         """Map ``x`` (n_obs, n_in), codes (n_obs, n_covariates), values (n_obs, n_continuous) to (n_obs, n_out)."""
-        h = self.linear(x)
+        return self.add_covariates(self.linear(x), categories, continuous)
+
+    def add_covariates(
+        self, h: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
+    ) -> Tensor:
+        """Add what covariates contribute to the product with ``x``, shape (n_obs, n_out)."""
         for i, table in self.tables.items():
             if categories is None:
                 raise ValueError("This layer has categorical covariates; pass their codes.")
@@ -125,6 +154,17 @@ class CovariateMLP(nn.Module):
     ) -> Tensor:
         """Map ``x`` (n_obs, n_in) and covariates to (n_obs, n_hidden)."""
         return self.rest(self.first(x, categories, continuous))
+
+    def forward_sparse(
+        self, x: SparseRows, table: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
+    ) -> Tensor:
+        """Do the same for rows of non-zeros, given :meth:`table`."""
+        h = x.matmul(table) + self.first.linear.bias
+        return self.rest(self.first.add_covariates(h, categories, continuous))
+
+    def table(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Weights of the first layer, one row an input, contiguous: (n_in, n_hidden)."""
+        return self.first.linear.weight.detach().to(dtype).T.contiguous()
 
 
 def _norm(n_features: int) -> nn.BatchNorm1d:

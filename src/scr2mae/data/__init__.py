@@ -1,7 +1,8 @@
 """From AnnData to mini-batches: registered fields, counts, splits, loaders."""
 
 from scr2mae.data.cells import MEASURED_COLUMN, Cells, CellSpec, align_genes, read_cells
-from scr2mae.data.loaders import BatchSampler, CellDataModule, CellLoader
+from scr2mae.data.loaders import BatchSampler, CellDataModule, CellLoader, dense_tensors, sparse_tensors
+from scr2mae.data.placement import stays_on_disk
 from scr2mae.data.splits import Split, split_cells
 
 __all__ = [
@@ -13,6 +14,9 @@ __all__ = [
     "Cells",
     "Split",
     "align_genes",
+    "dense_tensors",
     "read_cells",
+    "sparse_tensors",
     "split_cells",
+    "stays_on_disk",
 ]

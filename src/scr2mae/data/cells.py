@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
+from scr2mae.data.backed import BackedCounts, is_streamable
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Cells:
     Attributes
     ----------
     counts
-        CSR float32, shape (n_obs, n_vars), columns in the reference's order.
+        CSR float32, shape (n_obs, n_vars), columns in the reference's order; in memory or on disk.
     measured
         Boolean, shape (n_vars,); None where every gene was measured.
     categories
@@ -99,7 +100,7 @@ class Cells:
         float32, shape (n_obs,), or None for the total count.
     """
 
-    counts: sparse.csr_matrix
+    counts: sparse.csr_matrix | BackedCounts
     measured: np.ndarray | None
     categories: np.ndarray
     continuous: np.ndarray
@@ -110,19 +111,35 @@ class Cells:
         """Number of cells."""
         return self.counts.shape[0]
 
-    def batch(self, indices: np.ndarray) -> dict[str, Any]:
-        """Dense mini-batch of the cells at ``indices``, as NumPy arrays under scvi-tools' keys."""
-        arrays: dict[str, Any] = {
-            REGISTRY_KEYS.X_KEY: self.counts[indices].toarray(),
-            REGISTRY_KEYS.BATCH_KEY: self.categories[indices, :1],
-        }
+    @property
+    def on_disk(self) -> bool:
+        """Whether the counts are read when they are needed."""
+        return isinstance(self.counts, BackedCounts)
+
+    def take(self, where: np.ndarray | slice) -> Cells:
+        """Cells at some positions, with their counts in memory."""
+        return replace(
+            self,
+            counts=self.counts[where],
+            categories=self.categories[where],
+            continuous=self.continuous[where],
+            size_factor=None if self.size_factor is None else self.size_factor[where],
+        )
+
+    def covariates(self, where: np.ndarray | slice) -> dict[str, np.ndarray]:
+        """All but the counts of the cells at some positions, under scvi-tools' keys."""
+        arrays = {REGISTRY_KEYS.BATCH_KEY: self.categories[where, :1]}
         if self.categories.shape[1] > 1:
-            arrays[REGISTRY_KEYS.CAT_COVS_KEY] = self.categories[indices, 1:]
+            arrays[REGISTRY_KEYS.CAT_COVS_KEY] = self.categories[where, 1:]
         if self.continuous.shape[1]:
-            arrays[REGISTRY_KEYS.CONT_COVS_KEY] = self.continuous[indices]
+            arrays[REGISTRY_KEYS.CONT_COVS_KEY] = self.continuous[where]
         if self.size_factor is not None:
-            arrays[REGISTRY_KEYS.SIZE_FACTOR_KEY] = self.size_factor[indices, None]
+            arrays[REGISTRY_KEYS.SIZE_FACTOR_KEY] = self.size_factor[where, None]
         return arrays
+
+    def batch(self, where: np.ndarray | slice) -> dict[str, np.ndarray]:
+        """Dense mini-batch of the cells at some positions, under scvi-tools' keys."""
+        return {REGISTRY_KEYS.X_KEY: self.counts[where].toarray(), **self.covariates(where)}
 
 
 def _strip_versions(names: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -257,23 +274,35 @@ def _numeric(adata: AnnData, key: str) -> np.ndarray:
     return values
 
 
-def _aligned_counts(
-    adata: AnnData, spec: CellSpec, counts: sparse.csr_matrix, *, min_shared: float
-) -> tuple[sparse.csr_matrix, np.ndarray | None]:
-    """Return counts in the reference's gene order, and which genes were measured (None for all)."""
+def _gene_positions(
+    adata: AnnData, spec: CellSpec, *, min_shared: float
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Where the reference's genes are in ``adata`` and which were measured; None and None where both are the same."""
     same = np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names)
     position = np.arange(adata.n_vars) if same else align_genes(adata.var_names, spec.var_names)
     measured = position >= 0
     if MEASURED_COLUMN in adata.var:
         measured &= np.asarray(adata.var[MEASURED_COLUMN], dtype=bool)[position]
     if same and measured.all():
-        return counts, None
+        return None, None
     if not same:
         check_overlap(int(measured.sum()), len(measured), min_shared=min_shared)
-    return reorder_columns(counts, np.where(measured, position, -1)), None if measured.all() else measured
+    return np.where(measured, position, -1), None if measured.all() else measured
 
 
-def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1) -> Cells:
+def _read_counts(
+    adata: AnnData, spec: CellSpec, position: np.ndarray | None, *, on_disk: bool
+) -> sparse.csr_matrix | BackedCounts:
+    """Return counts in the reference's gene order."""
+    stored = get_counts(adata, spec.layer)
+    if on_disk and is_streamable(stored):
+        return BackedCounts(stored, adata, spec.layer, integers=spec.integers, position=position)
+    counts = as_csr(stored)
+    check_counts(counts, adata, spec.layer, integers=spec.integers)
+    return counts if position is None else reorder_columns(counts, position)
+
+
+def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_disk: bool = False) -> Cells:
     """Read an AnnData as a model's registry describes it; neither changes nor registers it.
 
     Parameters
@@ -284,10 +313,12 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1) -> Ce
         The model's specification.
     min_shared
         Smallest share of the reference's genes that must be there.
+    on_disk
+        Leave counts that are on disk there; they are then checked as they are read.
 
     Returns
     -------
-    The cells, counts in memory as CSR.
+    The cells; counts in memory as CSR, or on disk.
 
     Raises
     ------
@@ -297,20 +328,15 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1) -> Ce
         If the counts are no counts, too few genes are shared, or a covariate is missing or unseen.
     """
     check_genes(adata)
-    counts = as_csr(get_counts(adata, spec.layer))
-    check_counts(counts, adata, spec.layer, integers=spec.integers)
-    counts, measured = _aligned_counts(adata, spec, counts, min_shared=min_shared)
+    position, measured = _gene_positions(adata, spec, min_shared=min_shared)
+    counts = _read_counts(adata, spec, position, on_disk=on_disk)
     size_factor = None
     if spec.size_factor_key is not None:
         size_factor = _numeric(adata, spec.size_factor_key)
         if (size_factor <= 0).any():
             raise ValueError(f"adata.obs[{spec.size_factor_key!r}] must be positive.")
-    elif n_empty := int((np.asarray(counts.sum(axis=1)) == 0).sum()):
-        warnings.warn(
-            f"{n_empty} of {adata.n_obs} cells have no counts; their library size is set to 1.",
-            UserWarning,
-            stacklevel=2,
-        )
+    elif not isinstance(counts, BackedCounts):
+        _warn_of_empty_cells(counts)
     codes = [encode_categories(adata, key, categories) for key, categories in spec.categorical]
     continuous = [_numeric(adata, key) for key in spec.continuous]
     return Cells(
@@ -320,3 +346,12 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1) -> Ce
         continuous=np.stack(continuous, axis=1) if continuous else np.zeros((adata.n_obs, 0), np.float32),
         size_factor=size_factor,
     )
+
+
+def _warn_of_empty_cells(counts: sparse.csr_matrix) -> None:
+    if n_empty := int((np.asarray(counts.sum(axis=1)) == 0).sum()):
+        warnings.warn(
+            f"{n_empty} of {counts.shape[0]} cells have no counts; their library size is set to 1.",
+            UserWarning,
+            stacklevel=3,
+        )

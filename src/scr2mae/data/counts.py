@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
@@ -54,7 +55,7 @@ def as_csr(matrix: Any) -> sparse.csr_matrix:
         matrix = matrix.to_memory()
     if sparse.issparse(matrix):
         return sparse.csr_matrix(matrix, dtype=np.float32)
-    if isinstance(matrix, (np.ndarray, h5py.Dataset)):
+    if isinstance(matrix, (np.ndarray, h5py.Dataset, zarr.Array)):
         n_rows = max(1, _BLOCK // matrix.shape[1])
         blocks = [
             sparse.csr_matrix(np.asarray(matrix[i : i + n_rows], dtype=np.float32))
@@ -105,7 +106,12 @@ def _first_bad(values: np.ndarray, *, integers: bool) -> tuple[int, str] | None:
 
 
 def check_counts(
-    counts: sparse.csr_matrix, adata: AnnData, layer: str | None, *, integers: bool = True
+    counts: sparse.csr_matrix,
+    adata: AnnData,
+    layer: str | None,
+    *,
+    integers: bool = True,
+    first_row: int = 0,
 ) -> None:
     """Refuse anything but non-negative, finite and (by default) whole numbers.
 
@@ -119,6 +125,8 @@ def check_counts(
         Which layer they are; None for ``X``.
     integers
         Whether to refuse fractions.
+    first_row
+        The cell of ``adata`` that the first row is.
 
     Raises
     ------
@@ -130,7 +138,7 @@ def check_counts(
         return
     position, kind = found
     row = int(np.searchsorted(counts.indptr, position, side="right")) - 1
-    cell, gene = adata.obs_names[row], adata.var_names[counts.indices[position]]
+    cell, gene = adata.obs_names[first_row + row], adata.var_names[counts.indices[position]]
     place = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     look = [f"layers[{name!r}]" for name in layer_names(adata) if name != layer]
     look += ["adata.raw"] if adata.raw is not None else []

@@ -15,6 +15,7 @@ from scvi.data.fields import (
     NumericalObsField,
 )
 
+from scr2mae.data.backed import BackedCounts, is_streamable
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
 
 if TYPE_CHECKING:
@@ -49,6 +50,15 @@ def _check_covariates(adata: AnnData, categorical: Sequence[str], numeric: Seque
     for key in numeric:
         if adata.obs[key].dtype.kind not in "fiub":
             raise ValueError(f"adata.obs[{key!r}] must be numeric, got {adata.obs[key].dtype}.")
+
+
+def _check_all_counts(counts: Any, adata: AnnData, layer: str | None, *, integers: bool) -> None:
+    """Refuse anything but counts; those on disk are read once, block by block."""
+    if not is_streamable(counts):
+        check_counts(as_csr(counts), adata, layer, integers=integers)
+        return
+    for _ in BackedCounts(counts, adata, layer, integers=integers).blocks():
+        pass
 
 
 def register(
@@ -98,7 +108,7 @@ def register(
         [*([batch_key] if batch_key else []), *categorical],
         [*continuous, *([size_factor] if size_factor else [])],
     )
-    check_counts(as_csr(counts), adata, layer, integers=arguments["check_counts"])
+    _check_all_counts(counts, adata, layer, integers=arguments["check_counts"])
     fields: list[Any] = [
         # is_count_data=True calls code of scvi-tools that fails on sparse arrays; we have checked already.
         LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),

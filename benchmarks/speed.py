@@ -1,0 +1,309 @@
+"""Speed of this package against scVI: training, embedding, memory, time to the first step.
+
+    python benchmarks/speed.py -o OUT [--sizes large small ...] [--rounds 3] [--data FILE.h5ad] [--gpu]
+
+Both sides run in one process on the same counts, genes, threads and batches, by turns, so that what else the machine does
+falls on both; the ratio of each round is taken and their median reported. Memory and time to the first step are measured
+in a process of their own for each side. Counts are drawn to a density unless ``--data`` names a file of raw counts.
+``OUT/speed.csv`` gets every round, ``OUT/speed.md`` the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch.utils.flop_counter import FlopCounterMode
+
+SIDES = ("scr2mae", "scr2mae float32", "scvi")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained on what."""
+
+    n_hidden: int
+    n_latent: int
+    n_layers: int
+    batch_size: int = 400
+    n_vars: int = 5000
+    n_obs: int = 8000
+    density: float = 0.12
+    equal_decoder: bool = False
+
+
+SIZES = {
+    "large": Size(1000, 512, 2),
+    "large, equal decoder": Size(1000, 512, 2, equal_decoder=True),
+    "small": Size(128, 10, 1, n_obs=16_000),
+    "small, equal decoder": Size(128, 10, 1, n_obs=16_000, equal_decoder=True),
+    "defaults": Size(256, 64, 1, batch_size=128, n_vars=2000),
+    "few cells": Size(128, 10, 1, batch_size=128, n_vars=765, n_obs=700, density=0.2),
+}
+GPU_SIZES = {
+    "paper, batch 400": Size(1000, 512, 2, n_obs=2_000_000),
+    "paper, batch 4096": Size(1000, 512, 2, batch_size=4096, n_obs=2_000_000),
+    "small, batch 400": Size(128, 10, 1, n_obs=2_000_000),
+    "small, batch 4096": Size(128, 10, 1, batch_size=4096, n_obs=2_000_000),
+}
+
+
+def draw_counts(size: Size, seed: int = 0) -> ad.AnnData:
+    """Negative binomial counts of a given density, genes of very different means; blocks repeat past 20,000 cells."""
+    rng = np.random.default_rng(seed)
+    rate = rng.lognormal(0.0, 1.5, size.n_vars)
+    low, high = 1e-6, 1e2
+    for _ in range(60):
+        scale = (low * high) ** 0.5
+        low, high = (scale, high) if (1 - np.exp(-rate * scale)).mean() < size.density else (low, scale)
+    n_distinct = min(size.n_obs, 20_000)
+    blocks = []
+    for start in range(0, n_distinct, 1000):
+        depth = rng.gamma(4.0, 0.25, (min(1000, n_distinct - start), 1))
+        blocks.append(sparse.csr_matrix(rng.poisson(scale * rate * depth).astype(np.float32)))
+    blocks *= -(-size.n_obs // n_distinct)
+    return ad.AnnData(sparse.vstack(blocks, format="csr")[: size.n_obs])
+
+
+def read_counts(options: argparse.Namespace, size: Size) -> ad.AnnData:
+    """Counts of a size: drawn, or the first genes and cells of a file."""
+    if options.data is None:
+        return draw_counts(size)
+    adata = ad.read_h5ad(options.data)
+    return ad.AnnData(sparse.csr_matrix(adata.X[: size.n_obs, : size.n_vars], dtype=np.float32))
+
+
+class Clock(pl.Callback):
+    """When each training step ended."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note the time."""
+        if self.device == "gpu":
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+class Side:
+    """A model of one side, trained and asked for embeddings alike."""
+
+    def __init__(self, name: str, adata: ad.AnnData, size: Size, device: str) -> None:
+        self.name, self.size, self.device = name, size, device
+        widths: dict[str, Any] = {
+            "n_hidden": size.n_hidden, "n_latent": size.n_latent, "n_layers": size.n_layers,
+        }  # fmt: skip
+        if name == "scvi":
+            import scvi
+
+            scvi.settings.verbosity = 40
+            adata = adata.copy()
+            scvi.model.SCVI.setup_anndata(adata)
+            self.model: Any = scvi.model.SCVI(adata, **widths)
+        else:
+            import scr2mae
+
+            if size.equal_decoder:
+                widths["n_layers_decoder"] = size.n_layers
+            self.model = scr2mae.R2MAEModel(adata.copy(), **widths)
+        self.precision = "32-true" if name == "scr2mae float32" else "auto"
+
+    def train(self, max_epochs: int = 1) -> tuple[float, float]:
+        """Train; seconds until the first step is done, and cells a second from the third on."""
+        clock = Clock(self.device)
+        kwargs: dict[str, Any] = {} if self.name == "scvi" else {"precision": self.precision}
+        start = time.perf_counter()
+        self.model.train(
+            max_epochs,
+            batch_size=self.size.batch_size,
+            train_size=1.0,
+            accelerator=self.device,
+            callbacks=[clock],
+            enable_progress_bar=False,
+            **kwargs,
+        )
+        times = clock.times
+        steady = times[min(2, len(times) - 2) :]
+        n_seen = self.size.batch_size * (len(steady) - 1)
+        return times[0] - start, n_seen / (steady[-1] - steady[0])
+
+    def embed(self, *, reduced: bool) -> float:
+        """Embed all cells; cells a second."""
+        kwargs = {"precision": "auto"} if reduced else {}
+        start = time.perf_counter()
+        self.model.get_latent_representation(**kwargs)
+        return self.size.n_obs / (time.perf_counter() - start)
+
+    def n_parameters(self) -> int:
+        """Parameters that train."""
+        return sum(p.numel() for p in self.model.module.parameters() if p.requires_grad)
+
+    def mflop(self) -> float:
+        """Million floating-point operations a cell in the matrix products of a step, forward and backward."""
+        module = self.model.module
+        n_obs = min(self.size.batch_size, self.size.n_obs)
+        x = torch.from_numpy(self.model.adata.X[:n_obs].toarray()).to(module.device)
+        tensors = {
+            "X": x,
+            "batch": torch.zeros(n_obs, 1, device=x.device),
+            "labels": torch.zeros(n_obs, 1, device=x.device),
+        }
+        module.train()
+        with FlopCounterMode(display=False) as counter:
+            if self.name == "scvi":
+                loss = module(tensors)[2].loss
+            else:
+                loss = module.masked_loss(tensors, ratio=0.3, seed=0, step=0).loss
+            loss.backward()
+        module.zero_grad(set_to_none=True)
+        module.eval()
+        return counter.get_total_flops() / n_obs / 1e6
+
+
+def measure_alone(options: argparse.Namespace) -> dict[str, float]:
+    """In a process with one side only: seconds to the first step, and memory above what imports take."""
+    size = Size(**json.loads(options.alone_size))
+    adata = read_counts(options, size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    side = Side(options.alone, adata, size, "gpu" if options.gpu else "cpu")
+    built = time.perf_counter() - start
+    first, _ = side.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = {"first_step_s": built + first, "memory_mb": (peak - before) / 1024}
+    if options.gpu:
+        result["device_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return result
+
+
+def alone(name: str, size: Size, options: argparse.Namespace) -> dict[str, float]:
+    """Run :func:`measure_alone` in a new process."""
+    command = [
+        sys.executable,
+        __file__,
+        "-o",
+        str(options.out),
+        "--alone",
+        name,
+        "--alone-size",
+        json.dumps(asdict(size)),
+    ]
+    command += ["--threads", str(options.threads)] + (["--gpu"] if options.gpu else [])
+    command += ["--data", str(options.data)] if options.data else []
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(label: str, size: Size, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All sides by turns; one row a side, round and quantity."""
+    device = "gpu" if options.gpu else "cpu"
+    adata = read_counts(options, size)
+    size = Size(**{**asdict(size), "n_obs": adata.n_obs, "n_vars": adata.n_vars})
+    rows: list[dict[str, Any]] = []
+
+    def add(side: str, quantity: str, value: float, round_: int = 0) -> None:
+        rows.append({"size": label, "side": side, "quantity": quantity, "round": round_, "value": value})
+
+    names = SIDES if device == "cpu" else SIDES[::2]
+    sides = [Side(name, adata, size, device) for name in names]
+    epochs = max(1, -(-options.steps * size.batch_size // size.n_obs))
+    for i in range(options.rounds):
+        for side in sides:
+            add(side.name, "train_cells_s", side.train(epochs)[1], i)
+        for side in sides:
+            add(side.name, "embed_cells_s", side.embed(reduced=side.name == "scr2mae"), i)
+    for side in sides:
+        add(side.name, "parameters", side.n_parameters())
+        add(side.name, "train_mflop_cell", side.mflop())
+    del sides
+    for name in names:
+        for quantity, value in alone(name, size, options).items():
+            add(name, quantity, value)
+    return rows
+
+
+def summarise(rows: pd.DataFrame) -> str:
+    """Tables in Markdown: each quantity by size and side, and ratios to scVI round by round."""
+    parts = []
+    for label, of_size in rows.groupby("size", sort=False):
+        wide = of_size.pivot_table(index=["quantity", "round"], columns="side", values="value", sort=False)
+        lines = {}
+        for quantity, group in wide.groupby(level="quantity", sort=False):
+            lines[quantity] = {name: f"{group[name].median():,.4g}" for name in group}
+            for name in group.columns.drop("scvi"):
+                lines[quantity][f"{name} / scvi"] = f"{(group[name] / group['scvi']).median():.2f}"
+        parts.append(f"**{label}**\n\n{pd.DataFrame(lines).T.to_markdown()}\n")
+    return "\n".join(parts)
+
+
+def machine() -> str:
+    """Processor, versions and date, in a line."""
+    import scvi
+
+    import scr2mae
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":", 1)[1].strip() if lines else name
+    versions = f"scr2mae {scr2mae.__version__}, scvi-tools {scvi.__version__}, torch {torch.__version__}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {torch.get_num_threads()} threads{gpu}; {versions}; Python {platform.python_version()}; {time.strftime('%Y-%m-%d')}"
+
+
+def main() -> None:
+    """Measure the sizes and write the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--sizes", nargs="+", choices=[*SIZES, *GPU_SIZES])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30, help="steps a round, at least")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--alone", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--alone-size", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "scr2mae"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if options.alone:
+        print(json.dumps(measure_alone(options)))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    sizes = GPU_SIZES if options.gpu else SIZES
+    rows: list[dict[str, Any]] = []
+    for label in options.sizes or sizes:
+        rows += measure(label, {**SIZES, **GPU_SIZES}[label], options)
+        frame = pd.DataFrame(rows)
+        frame.to_csv(options.out / "speed.csv", index=False)
+        (options.out / "speed.md").write_text(f"{machine()}\n\n{summarise(frame)}")
+        print(summarise(frame[frame["size"] == label]), flush=True)
+    print(machine())
+
+
+if __name__ == "__main__":
+    main()

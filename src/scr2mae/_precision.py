@@ -1,0 +1,59 @@
+"""Which number formats a device computes in quickly, under Lightning's names for them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+__all__ = ["autocast", "resolve_precision"]
+
+_EMBEDDING = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def resolve_precision(precision: str | int | None, device: torch.device) -> Any:
+    """Choose ``"bf16-mixed"`` where the device multiplies bfloat16 in hardware, for ``"auto"``.
+
+    Parameters
+    ----------
+    precision
+        ``"auto"``, or a value of :class:`lightning.pytorch.Trainer`, returned as it is.
+    device
+        Where the network is.
+
+    Returns
+    -------
+    A value of Lightning's ``precision=``.
+    """
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if _multiplies_bfloat16(device) else "32-true"
+
+
+def autocast(precision: str | int | None, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which a trained network computes in this precision.
+
+    Raises
+    ------
+    ValueError
+        If the precision is not one that embedding knows.
+    """
+    name = str(resolve_precision(precision, device))
+    name = {"32": "32-true", "None": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(name, name)
+    if name not in _EMBEDDING:
+        raise ValueError(f"precision must be 'auto' or one of {list(_EMBEDDING)}, got {precision!r}.")
+    dtype = _EMBEDDING[name]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

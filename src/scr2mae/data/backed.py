@@ -1,0 +1,146 @@
+"""Counts that stay on disk: rows are read when they are needed, many at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import zarr
+from anndata.abc import CSRDataset
+from scipy import sparse
+
+from scr2mae.data.counts import check_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+
+__all__ = ["BackedCounts", "is_streamable"]
+
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 64, 1024
+_NON_ZEROS_A_READ = 1 << 23
+
+
+def is_streamable(matrix: Any) -> bool:
+    """Whether rows can be read from where the matrix is: CSR or dense, HDF5 or zarr."""
+    return isinstance(matrix, (CSRDataset, h5py.Dataset, zarr.Array))
+
+
+class BackedCounts:
+    """Counts on disk that are indexed by row like a CSR matrix, and checked as they are read.
+
+    Parameters
+    ----------
+    matrix
+        CSR or dense, in an HDF5 file or a zarr store; shape (n_obs, n_query_vars).
+    adata
+        Where it comes from: names cells and genes in messages.
+    layer
+        Which layer it is; None for ``X``.
+    integers
+        Whether fractions are refused.
+    position
+        For each gene of the reference its column in ``matrix``, or -1; None where they are the same.
+    """
+
+    def __init__(
+        self,
+        matrix: Any,
+        adata: AnnData,
+        layer: str | None,
+        *,
+        integers: bool,
+        position: np.ndarray | None = None,
+    ) -> None:
+        self._adata, self._layer, self._integers = adata, layer, integers
+        n_obs, n_query_vars = matrix.shape
+        self.position = position
+        self.shape = (n_obs, n_query_vars if position is None else len(position))
+        self._n_query_vars = n_query_vars
+        self._indptr: np.ndarray | None = None
+        if isinstance(matrix, CSRDataset):
+            group = matrix.group
+            self._data, self._indices = group["data"], group["indices"]
+            self._indptr = np.asarray(group["indptr"][:], dtype=np.int64)
+            self.nnz = int(self._indptr[-1])
+        else:
+            self._data, self._indices = matrix, None
+            self.nnz = n_obs * n_query_vars
+        self._column = None if position is None else _columns_of(position, n_query_vars)
+
+    @property
+    def block(self) -> int:
+        """Rows that are best read together: about as many as one chunk of the store holds, 64 to 1024."""
+        chunks = getattr(self._data, "chunks", None)
+        n_values = self._data.shape[0] if chunks is None else chunks[0]
+        rows = n_values if self._indptr is None else n_values * self.shape[0] / max(self.nnz, 1)
+        return int(min(max(rows, _SMALLEST_BLOCK), _LARGEST_BLOCK))
+
+    def _read(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Rows ``start`` to ``stop`` with the columns of the file."""
+        shape = (stop - start, self._n_query_vars)
+        if self._indptr is None or self._indices is None:
+            return sparse.csr_matrix(np.asarray(self._data[start:stop], dtype=np.float32))
+        first, last = int(self._indptr[start]), int(self._indptr[stop])
+        data = np.asarray(self._data[first:last], dtype=np.float32)
+        return sparse.csr_matrix(
+            (data, np.asarray(self._indices[first:last]), self._indptr[start : stop + 1] - first), shape=shape
+        )
+
+    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Read consecutive rows, in the reference's columns.
+
+        Raises
+        ------
+        ValueError
+            If an entry is no count.
+        """
+        counts = self._read(start, stop)
+        check_counts(counts, self._adata, self._layer, integers=self._integers, first_row=start)
+        if self._column is None:
+            return counts
+        column = self._column[counts.indices]
+        kept = column >= 0
+        ends = np.concatenate([[0], np.cumsum(kept)])[counts.indptr]
+        return sparse.csr_matrix((counts.data[kept], column[kept], ends), shape=(stop - start, self.shape[1]))
+
+    def blocks(self) -> Iterator[sparse.csr_matrix]:
+        """Read all rows once, in order, as many at a time as fit in some 64 MB."""
+        a_row = max(self.nnz / max(self.shape[0], 1), 1)
+        n_rows = max(1, int(_NON_ZEROS_A_READ / a_row))
+        for start in range(0, self.shape[0], n_rows):
+            yield self.rows(start, min(start + n_rows, self.shape[0]))
+
+    def __getitem__(self, where: np.ndarray | slice) -> sparse.csr_matrix:
+        """Rows in the order asked for; each run of neighbours is one read."""
+        if isinstance(where, slice):
+            start, stop, step = where.indices(self.shape[0])
+            if step == 1:
+                return self.rows(start, max(start, stop))
+            where = np.arange(start, stop, step)
+        wanted, back = np.unique(where, return_inverse=True)
+        if not len(wanted):
+            return sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)
+        ends = np.flatnonzero(np.diff(wanted) > 1) + 1
+        runs = [self.rows(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, ends)]
+        read = runs[0] if len(runs) == 1 else sparse.vstack(runs, format="csr")
+        return read if np.array_equal(back, np.arange(len(wanted))) else read[back]
+
+    def mean(self, axis: int = 0) -> np.ndarray:
+        """Mean count of each gene; shape (1, n_vars)."""
+        if axis != 0:
+            raise ValueError(f"Counts on disk are averaged over cells, axis=0; got axis={axis}.")
+        total = np.zeros((1, self.shape[1]))
+        for block in self.blocks():
+            total += np.asarray(block.sum(axis=0, dtype=np.float64))
+        return total / max(self.shape[0], 1)
+
+
+def _columns_of(position: np.ndarray, n_query_vars: int) -> np.ndarray:
+    """For each column of the file its gene in the reference, or -1."""
+    column = np.full(n_query_vars, -1, dtype=np.int32)
+    present = np.flatnonzero(position >= 0)
+    column[position[present]] = present
+    return column

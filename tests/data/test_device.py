@@ -1,0 +1,118 @@
+"""Counts on the training device: the same mini-batches as from the host, and what happens when they do not fit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+
+from scr2mae import R2MAEModel
+from scr2mae.data import CellDataModule, Cells, read_cells, split_cells
+from scr2mae.data.device import DeviceCells, to_device
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cells(adata: AnnData, covariates: dict[str, object]) -> Cells:
+    R2MAEModel.setup_anndata(adata, **covariates)
+    cells = read_cells(adata, R2MAEModel(adata, n_hidden=8, n_latent=2).spec)
+    return replace(cells, measured=np.arange(60) != 7, size_factor=np.linspace(1, 2, 120, dtype=np.float32))
+
+
+def fractions(cells: Cells) -> Cells:
+    return replace(cells, counts=cells.counts * np.float32(0.5))
+
+
+def large(cells: Cells) -> Cells:
+    return replace(cells, counts=cells.counts * np.float32(40_001))
+
+
+def with_repeated_entries(cells: Cells) -> Cells:
+    counts = cells.counts.copy()
+    first = slice(*counts.indptr[:2])
+    counts.indices[first] = counts.indices[first.start]
+    return replace(cells, counts=type(counts)((counts.data, counts.indices, counts.indptr), counts.shape))
+
+
+@pytest.mark.parametrize("change", [lambda cells: cells, fractions, large, with_repeated_entries])
+@pytest.mark.parametrize("where", [[0], [5, 4, 5, 119], list(range(120)), []], ids=len)
+def test_batches_made_on_the_device_equal_those_made_by_the_host(
+    cells: Cells, change: object, where: list[int]
+) -> None:
+    cells = change(cells)
+    indices = np.array(where, dtype=np.int64)
+    made = DeviceCells(cells, CPU).batch(indices)
+    host = cells.batch(indices)
+    assert made["measured"].tolist() == cells.measured.tolist()
+    assert set(made) == {*host, "measured"}
+    for key, array in host.items():
+        assert made[key].dtype == torch.from_numpy(array).dtype
+        np.testing.assert_array_equal(made[key].numpy(), array)
+
+
+def test_small_counts_take_two_bytes_and_the_estimate_is_what_they_take(cells: Cells) -> None:
+    plain = replace(cells, measured=None, size_factor=None)
+    assert DeviceCells.estimate(plain) == 2 * plain.counts.nnz + 8 * 121
+    n_covariates = sum(array.nbytes for array in plain.covariates(slice(None)).values())
+    assert DeviceCells(plain, CPU).nbytes == DeviceCells.estimate(plain) + n_covariates
+    assert DeviceCells.estimate(fractions(plain)) == 5 * plain.counts.nnz + 8 * 121
+    assert DeviceCells.estimate(large(plain)) == 5 * plain.counts.nnz + 8 * 121
+
+
+def test_training_from_the_device_gives_the_weights_of_training_from_the_host(adata: AnnData) -> None:
+    def train(counts_on: str) -> R2MAEModel:
+        model = R2MAEModel(adata, n_hidden=16, n_latent=4)
+        model.train(2, batch_size=32, counts_on=counts_on, accelerator="cpu", enable_progress_bar=False)
+        return model
+
+    device, host = train("device"), train("memory")
+    assert device.history["train_loss_step"].equals(host.history["train_loss_step"])
+    for a, b in zip(device.module.state_dict().values(), host.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_does_not_fit_stays_with_the_host_and_the_log_says_so(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("scr2mae.data.device._free_memory", lambda device: 2 * DeviceCells.estimate(cells))
+    with caplog.at_level("INFO", logger="scr2mae"):
+        assert to_device(cells, CPU) is not None
+        assert "they move there" in caplog.text
+        monkeypatch.setattr(
+            "scr2mae.data.device._free_memory", lambda device: 2 * DeviceCells.estimate(cells) - 2
+        )
+        assert to_device(cells, CPU) is None
+        assert "they stay in the host's memory" in caplog.text
+        assert to_device(cells, CPU, required=True) is not None
+
+
+def test_a_device_that_runs_out_of_memory_is_a_warning_and_training_goes_on_from_the_host(
+    adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(self: DeviceCells, cells: Cells, device: torch.device) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    expected = R2MAEModel(adata, n_hidden=8, n_latent=2)
+    options = {"max_epochs": 1, "batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+    expected.train(**options)
+    monkeypatch.setattr(DeviceCells, "__init__", run_out)
+    model = R2MAEModel(adata, n_hidden=8, n_latent=2)
+    with pytest.warns(UserWarning, match=r"cpu ran out of memory for the counts .* counts_on='memory'"):
+        model.train(counts_on="device", **options)
+    assert model.history["train_loss_step"].equals(expected.history["train_loss_step"])
+
+
+def test_the_device_is_given_back_after_training(cells: Cells) -> None:
+    module = CellDataModule(cells, split_cells(120, seed=0), batch_size=16, counts_on="device")
+    loader = module.train_dataloader()
+    assert loader.on_device is module.val_dataloader().on_device
+    module.teardown("fit")
+    assert module._on_device is None
+
+
+@pytest.mark.parametrize("counts_on", ["auto", "memory"])
+def test_without_a_gpu_counts_stay_where_they_are(cells: Cells, counts_on: str) -> None:
+    module = CellDataModule(cells, split_cells(120, seed=0), batch_size=16, counts_on=counts_on)
+    assert module.train_dataloader().on_device is None

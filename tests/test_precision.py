@@ -1,0 +1,109 @@
+"""Number formats: what is chosen, and how little bfloat16 changes."""
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+
+from scr2mae import R2MAEModel
+from scr2mae._precision import autocast, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "expected"),
+    [(False, False, "32-true"), (True, False, "bf16-mixed"), (False, True, "bf16-mixed")],
+)
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, expected: str
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    assert resolve_precision("auto", CPU) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "32-true"), ((8, 0), "bf16-mixed")])
+def test_auto_on_a_gpu_asks_for_its_generation(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", torch.device("cuda", 0)) == expected
+
+
+def test_auto_is_float32_on_other_devices_and_everything_else_is_passed_on() -> None:
+    assert resolve_precision("auto", torch.device("mps")) == "32-true"
+    assert [resolve_precision(p, CPU) for p in (None, 32, "16-mixed")] == [None, 32, "16-mixed"]
+
+
+@pytest.mark.parametrize("precision", ["64-true", "fast", 8])
+def test_a_precision_that_embedding_does_not_know_is_refused(trained: R2MAEModel, precision: object) -> None:
+    with pytest.raises(ValueError, match=r"precision must be 'auto' or one of .*'bf16-mixed'"):
+        trained.get_latent_representation(precision=precision)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.fixture(scope="module")
+def fitted(simulate: object) -> R2MAEModel:
+    model = R2MAEModel(simulate(1000, 400), n_hidden=64, n_latent=8)
+    model.train(
+        6, batch_size=64, precision="32-true", accelerator="cpu", enable_progress_bar=False, train_size=0.9
+    )
+    return model
+
+
+@pytest.mark.parametrize("density_limit", [0.0, 1.0], ids=["dense", "non-zeros alone"])
+def test_an_embedding_in_bfloat16_is_within_three_percent_of_each_dimensions_spread(
+    fitted: R2MAEModel, monkeypatch: pytest.MonkeyPatch, density_limit: float
+) -> None:
+    monkeypatch.setattr("scr2mae.embed._SPARSE", density_limit)
+    exact = fitted.get_latent_representation()
+    rounded = fitted.get_latent_representation(precision="bf16-mixed")
+    assert rounded.dtype == np.float32
+    error = np.sqrt(((rounded - exact) ** 2).mean(axis=0)) / exact.std(axis=0)
+    assert 0 < error.max() < 0.03
+
+
+def test_multiplying_the_non_zeros_alone_gives_the_dense_embedding(
+    train_tiny: object, adata: AnnData, covariates: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = train_tiny(adata, setup=covariates)
+    panel = adata[:, 20:].copy()
+    embedded = {}
+    for limit in (0.0, 1.0):
+        monkeypatch.setattr("scr2mae.embed._SPARSE", limit)
+        embedded[limit] = [
+            model.get_latent_representation(),
+            model.get_latent_representation(panel),
+            model.get_latent_representation(indices=[5, 3, 3, 70]),
+        ]
+    for dense, sparse in zip(embedded[0.0], embedded[1.0], strict=True):
+        np.testing.assert_allclose(sparse, dense, rtol=1e-5, atol=1e-5)
+
+
+def test_training_in_bfloat16_has_the_loss_curve_of_float32(simulate: object) -> None:
+    def curve(precision: str) -> np.ndarray:
+        model = R2MAEModel(simulate(1000, 400), n_hidden=64, n_latent=8)
+        model.train(
+            6,
+            batch_size=64,
+            precision=precision,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            train_size=0.9,
+        )
+        assert {p.dtype for p in model.module.parameters()} == {torch.float32}
+        return model.history["validation_loss"].to_numpy()
+
+    exact, rounded = curve("32-true"), curve("bf16-mixed")
+    assert not np.array_equal(exact, rounded)
+    np.testing.assert_allclose(rounded, exact, rtol=0.005)
+
+
+def test_a_curriculum_balances_in_float32_whatever_the_precision(adata: AnnData) -> None:
+    model = R2MAEModel(adata, n_hidden=8, n_latent=2, curriculum="cl")
+    tensors = {"X": torch.from_numpy(adata.X[:32].toarray())}
+    with autocast("bf16-mixed", CPU):
+        weights = model.module.curriculum_weights(tensors)
+    assert weights.dtype == torch.float32
+    assert torch.equal(weights, model.module.curriculum_weights(tensors))
