@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import zarr
 from scipy import sparse
+
 from speed import Clock, PeakMemory
 
 N_VARS, BATCH_SIZE, N_STEPS, N_EMBEDDED = 2000, 400, 150, 60_000
