@@ -67,7 +67,9 @@ def described_parameters(item: object) -> list[str] | None:
 
 
 def taken_parameters(item: object) -> list[str]:
-    return [name for name in inspect.signature(item).parameters if name not in ("self", "cls")]  # type: ignore[arg-type]
+    names = list(inspect.signature(item).parameters)  # type: ignore[arg-type]
+    is_method = inspect.isfunction(item) and "." in item.__qualname__.rpartition("<locals>.")[2]
+    return names[1:] if is_method and names[:1] in (["self"], ["cls"]) else names
 
 
 def execute(page: Path) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "encode_schedule",
     "read_metadata",
     "read_model",
+    "weights_file",
     "write_model",
 ]
 
@@ -249,8 +250,50 @@ def read_metadata(dir_path: str | Path) -> dict[str, Any]:
     return document
 
 
-def read_model(dir_path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def weights_file(document: dict[str, Any], *, place: str | Path) -> str:
+    """Name of the file of weights that checked metadata point to.
+
+    Parameters
+    ----------
+    document
+        As :func:`read_metadata` returns it.
+    place
+        Where it comes from, for messages.
+
+    Returns
+    -------
+    A plain file name: ``weights-``, the SHA-256 of the content, ``.safetensors``.
+
+    Raises
+    ------
+    ValueError
+        If the name is none that :func:`write_model` gives, or states another hash than the metadata.
+    """
+    name = str(document["weights"]["file"])
+    match = _WEIGHTS.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{place} names {name!r} as weights, which is no file name of a model.")
+    if match[1] != document["weights"]["sha256"]:
+        raise ValueError(f"{place} is damaged: it states another hash than the name of its weights, {name}.")
+    return name
+
+
+def read_model(
+    dir_path: str | Path, *, follow_links: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a model folder: its arrays and its metadata. Nothing is unpickled.
+
+    Parameters
+    ----------
+    dir_path
+        The folder.
+    follow_links
+        Whether the weights may be a symbolic link, as in the cache of ``huggingface_hub``; their hash is checked
+        either way.
+
+    Returns
+    -------
+    Weights and other arrays by name; everything else.
 
     Raises
     ------
@@ -261,19 +304,12 @@ def read_model(dir_path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     """
     folder = Path(dir_path)
     document = read_metadata(folder)
-    name = str(document["weights"]["file"])
-    match = _WEIGHTS.fullmatch(name)
-    if match is None:
-        raise ValueError(f"{folder / _METADATA} names {name!r} as weights, which is no file name of a model.")
-    if match[1] != document["weights"]["sha256"]:
-        raise ValueError(
-            f"{folder / _METADATA} is damaged: it states another hash than the name of its weights, {name}."
-        )
+    name = weights_file(document, place=folder / _METADATA)
     path = folder / name
-    if not path.is_file() or path.is_symlink():
+    if not path.is_file() or (path.is_symlink() and not follow_links):
         raise FileNotFoundError(f"{folder} lacks its weights {name}; restore the folder from a copy.")
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != match[1]:
+    if hashlib.sha256(content).hexdigest() != document["weights"]["sha256"]:
         raise ValueError(
             f"{path} is damaged: its hash is not the one in its name. Restore the folder from a copy."
         )
