@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from scvi.model.base import BaseModelClass
 
-from scr2mae import embed, io, query, saved
+from scr2mae import embed, hub, io, query, saved
 from scr2mae._compat import torch_device
 from scr2mae._precision import resolve_precision
 from scr2mae.curriculum import Curriculum
@@ -705,6 +705,53 @@ class R2MAEModel(BaseModelClass):
         model = saved.restore(cls, *io.read_model(dir_path), adata=adata, place=dir_path)
         model.to_device(torch_device(accelerator, device))
         return model
+
+    def push_to_hub(self, repo: str, **kwargs: Any) -> str:
+        """Upload the model to the Hugging Face hub, with a card; see :func:`scr2mae.hub.push_to_hub`.
+
+        Parameters
+        ----------
+        repo
+            ``"owner/name"``.
+        kwargs
+            ``private``, ``revision``, ``commit_message``, ``license``, ``group_names``, ``card`` and ``token``.
+
+        Returns
+        -------
+        Hash of the commit.
+        """
+        return hub.push_to_hub(self, repo, **kwargs)
+
+    @classmethod
+    def from_hub(cls, repo: str, *, revision: str | None = None, **kwargs: Any) -> R2MAEModel:
+        """Load a model from the Hugging Face hub. Nothing is unpickled; see :func:`scr2mae.hub.from_hub`.
+
+        Parameters
+        ----------
+        repo
+            ``"owner/name"``.
+        revision
+            Branch, tag or commit; None for ``main``.
+        kwargs
+            ``adata``, ``accelerator``, ``device`` and ``token``.
+
+        Returns
+        -------
+        The model, ready to embed.
+        """
+        return hub.from_hub(cls, repo, revision=revision, **kwargs)
+
+    def export_scvi(self, dir_path: str | Path, *, overwrite: bool = False) -> None:
+        """Write ``model.pt``, a pickle in scvi-tools' layout; see :func:`scr2mae.hub.export_scvi`.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that receives the file.
+        overwrite
+            Whether a file that is there is replaced.
+        """
+        hub.export_scvi(self, dir_path, overwrite=overwrite)
 
 
 def default_max_epochs(n_obs: int) -> int:
