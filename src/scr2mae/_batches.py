@@ -66,7 +66,13 @@ class BatchSampler:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Choose the epoch whose order comes next.
+
+        Parameters
+        ----------
+        epoch
+            Number of the epoch, >= 0.
+        """
         self.epoch = epoch
 
     def __len__(self) -> int:

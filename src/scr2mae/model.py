@@ -124,6 +124,10 @@ class R2MAEModel(BaseModelClass):
             Raw counts.
         kwargs
             Further arguments of the class.
+
+        Returns
+        -------
+        The model, not trained yet.
         """
         return cls(adata, **{"n_hidden": 1000, "n_latent": 512, "n_layers": 2, **kwargs})
 
@@ -374,7 +378,13 @@ class R2MAEModel(BaseModelClass):
             self._finish(plan)
 
     def keep_split(self, split: Split) -> None:
-        """Remember which cells train, validate and are left out."""
+        """Remember which cells train, validate and are left out.
+
+        Parameters
+        ----------
+        split
+            Positions of the cells on each side, of the data that the model was made with.
+        """
         self.split_ = split
         self.train_indices_, self.validation_indices_, self.test_indices_ = (
             split.train,
@@ -468,6 +478,8 @@ class R2MAEModel(BaseModelClass):
             If the model is not trained.
         KeyError
             If a gene or a batch is unknown.
+        ValueError
+            If ``library_size`` is another word.
         """
         if isinstance(library_size, str) and library_size not in ("observed", "latent"):
             raise ValueError(f"library_size must be a number, 'observed' or 'latent', got {library_size!r}.")

@@ -85,7 +85,17 @@ class R2MAEModule(BaseModuleClass):
             parameter.requires_grad_(name.endswith(".new"))
 
     def train(self, mode: bool = True) -> R2MAEModule:
-        """Switch to training mode; a query keeps the running statistics of its reference."""
+        """Switch to training mode; a query keeps the running statistics of its reference.
+
+        Parameters
+        ----------
+        mode
+            True for training, False for evaluation.
+
+        Returns
+        -------
+        The module itself.
+        """
         return super().train(mode and not self.is_query)
 
     @staticmethod
@@ -99,7 +109,17 @@ class R2MAEModule(BaseModuleClass):
 
     @staticmethod
     def log_library(tensors: dict[str, Tensor]) -> Tensor:
-        """Log of the size factor where there is one, else of the total count, at least log 1; (n_obs, 1)."""
+        """Log of the size factor where there is one, else of the total count, at least log 1; (n_obs, 1).
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+
+        Returns
+        -------
+        Natural logarithms.
+        """
         size_factor = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
         if size_factor is not None:
             return size_factor.float().log()
@@ -116,7 +136,23 @@ class R2MAEModule(BaseModuleClass):
         *,
         mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Embed cells, with the genes in ``mask`` (n_vars,) hidden; never masks by itself."""
+        """Embed cells, with the genes in ``mask`` (n_vars,) hidden; never masks by itself.
+
+        Parameters
+        ----------
+        counts
+            Raw counts, shape (n_obs, n_vars).
+        categories
+            Codes of batch and covariates, shape (n_obs, n_covariates).
+        continuous
+            Shape (n_obs, n_continuous).
+        mask
+            Boolean, shape (n_vars,); None hides none.
+
+        Returns
+        -------
+        ``{"z": shape (n_obs, n_latent)}``.
+        """
         x = counts.float().log1p()
         if mask is not None:
             x = x * ~mask
@@ -130,7 +166,21 @@ class R2MAEModule(BaseModuleClass):
     def generative(
         self, z: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Decode latent vectors to logits over genes, shape (n_obs, n_vars)."""
+        """Decode latent vectors to logits over genes, shape (n_obs, n_vars).
+
+        Parameters
+        ----------
+        z
+            Embeddings, shape (n_obs, n_latent).
+        categories
+            Codes of batch and covariates, shape (n_obs, n_covariates).
+        continuous
+            Shape (n_obs, n_continuous).
+
+        Returns
+        -------
+        ``{"logits": shape (n_obs, n_vars)}``.
+        """
         h = self.decoder(z, categories, continuous)
         # The bias holds most of what tells genes apart: added after the product, it stays float32 under autocast.
         return {"logits": nn.functional.linear(h, self.to_logits.weight) + self.to_logits.bias}
@@ -177,6 +227,21 @@ class R2MAEModule(BaseModuleClass):
 
         Its size does not depend on how many genes are hidden. ``weights``, of shape (n_vars,) or (n_obs, n_vars),
         multiply each element.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+        inference_outputs, generative_outputs
+            From :meth:`inference` and :meth:`generative`.
+        mask
+            Boolean, shape (n_vars,), the genes to score; None for all measured ones.
+        weights
+            Of each gene, or of each cell's genes.
+
+        Returns
+        -------
+        Mean over cells and genes, in nats a count.
         """
         scored = tensors.get(MEASURED_KEY) if mask is None else mask
         genes = None if scored is None else scored.nonzero().squeeze(1)
@@ -189,19 +254,44 @@ class R2MAEModule(BaseModuleClass):
         """Weights of each gene at each ratio, made from this mini-batch's uncorrupted counts.
 
         Shape (n_vars, n_ratios), or (n_obs, n_vars, n_ratios) with a matrix a cell.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+
+        Returns
+        -------
+        Positive, mean one.
+
+        Raises
+        ------
+        ValueError
+            If the network has no curriculum.
         """
         if self.curriculum is None:
             raise ValueError(
                 "This network has no curriculum; build the model with curriculum='cl' or the like."
             )
         counts = tensors[REGISTRY_KEYS.X_KEY].float()
-        with torch.autocast(
-            counts.device.type, enabled=False
-        ):  # balancing compares weights that differ little
+        # Balancing compares weights that differ little.
+        with torch.autocast(counts.device.type, enabled=False):
             return self.curriculum(counts.log1p(), valid=tensors.get(MEASURED_KEY))
 
     def draw_gene_mask(self, tensors: dict[str, Tensor], ratio: float, *, seed: int, step: int) -> Tensor:
-        """Hide ``round(ratio * n)`` of the n measured genes; boolean, shape (n_vars,)."""
+        """Hide ``round(ratio * n)`` of the n measured genes; boolean, shape (n_vars,).
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch, which says which genes were measured.
+        ratio, seed, step
+            As in :func:`scr2mae.masking.draw_mask`.
+
+        Returns
+        -------
+        True where a gene is hidden.
+        """
         device = tensors[REGISTRY_KEYS.X_KEY].device
         measured = tensors.get(MEASURED_KEY)
         if measured is None:
@@ -232,6 +322,10 @@ class R2MAEModule(BaseModuleClass):
             Column of the curriculum's weights that belongs to the ratio; None scores without weights.
         multiplier
             What the gradient that reaches the curriculum's network is multiplied by.
+
+        Returns
+        -------
+        Mean over cells and hidden genes, in nats a count.
         """
         mask = self.draw_gene_mask(tensors, ratio, seed=seed, step=step)
         weights = None

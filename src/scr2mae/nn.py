@@ -31,7 +31,17 @@ class SparseRows(NamedTuple):
     values: Tensor
 
     def matmul(self, table: Tensor) -> Tensor:
-        """Multiply by a matrix of shape (n_columns, n_out); the sums are float32 whatever its type."""
+        """Multiply by a matrix.
+
+        Parameters
+        ----------
+        table
+            Shape (n_columns, n_out), float32 or bfloat16.
+
+        Returns
+        -------
+        float32, shape (n_obs, n_out).
+        """
         return nn.functional.embedding_bag(
             self.columns, table, self.starts, mode="sum", per_sample_weights=self.values.to(table.dtype)
         ).float()
@@ -97,13 +107,49 @@ class CovariateLinear(nn.Module):
     def forward(
         self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> Tensor:
-        """Map ``x`` (n_obs, n_in), codes (n_obs, n_covariates), values (n_obs, n_continuous) to (n_obs, n_out)."""
+        """Map ``x`` (n_obs, n_in), codes (n_obs, n_covariates), values (n_obs, n_continuous) to (n_obs, n_out).
+
+        Parameters
+        ----------
+        x
+            Shape (n_obs, n_in).
+        categories
+            Codes, shape (n_obs, n_covariates).
+        continuous
+            Shape (n_obs, n_continuous).
+
+        Returns
+        -------
+        Shape (n_obs, n_out).
+
+        Raises
+        ------
+        ValueError
+            If a covariate that the layer has is not passed.
+        """
         return self.add_covariates(self.linear(x), categories, continuous)
 
     def add_covariates(
         self, h: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> Tensor:
-        """Add what covariates contribute to the product with ``x``, shape (n_obs, n_out)."""
+        """Add what covariates contribute to the product with ``x``.
+
+        Parameters
+        ----------
+        h
+            The product, shape (n_obs, n_out).
+        categories, continuous
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Shape (n_obs, n_out).
+
+        Raises
+        ------
+        ValueError
+            If a covariate that the layer has is not passed.
+        """
         for i, table in self.tables.items():
             if categories is None:
                 raise ValueError("This layer has categorical covariates; pass their codes.")
@@ -152,18 +198,54 @@ class CovariateMLP(nn.Module):
     def forward(
         self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> Tensor:
-        """Map ``x`` (n_obs, n_in) and covariates to (n_obs, n_hidden)."""
+        """Map ``x`` (n_obs, n_in) and covariates to (n_obs, n_hidden).
+
+        Parameters
+        ----------
+        x
+            Shape (n_obs, n_in).
+        categories, continuous
+            As in :meth:`CovariateLinear.forward`.
+
+        Returns
+        -------
+        Shape (n_obs, n_hidden).
+        """
         return self.rest(self.first(x, categories, continuous))
 
     def forward_sparse(
         self, x: SparseRows, table: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> Tensor:
-        """Do the same for rows of non-zeros, given :meth:`table`."""
+        """Do the same for rows of which the non-zeros alone are given.
+
+        Parameters
+        ----------
+        x
+            Rows of shape (n_obs, n_in).
+        table
+            What :meth:`table` returns.
+        categories, continuous
+            As in :meth:`CovariateLinear.forward`.
+
+        Returns
+        -------
+        Shape (n_obs, n_hidden).
+        """
         h = x.matmul(table) + self.first.linear.bias
         return self.rest(self.first.add_covariates(h, categories, continuous))
 
     def table(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Weights of the first layer, one row an input, contiguous: (n_in, n_hidden)."""
+        """Return the weights of the first layer, one row an input.
+
+        Parameters
+        ----------
+        dtype
+            What they are rounded to.
+
+        Returns
+        -------
+        Shape (n_in, n_hidden), contiguous.
+        """
         return self.first.linear.weight.detach().to(dtype).T.contiguous()
 
 

@@ -61,7 +61,17 @@ class CellSpec:
 
     @classmethod
     def from_registry(cls, registry: dict[str, Any]) -> CellSpec:
-        """Read the specification from an :class:`scvi.data.AnnDataManager` registry."""
+        """Read the specification from an :class:`scvi.data.AnnDataManager` registry.
+
+        Parameters
+        ----------
+        registry
+            As ``model.registry``.
+
+        Returns
+        -------
+        What the model reads.
+        """
         arguments, fields = registry["setup_args"], registry["field_registries"]
 
         def state(key: str) -> dict[str, Any]:
@@ -117,7 +127,17 @@ class Cells:
         return isinstance(self.counts, BackedCounts)
 
     def take(self, where: np.ndarray | slice) -> Cells:
-        """Cells at some positions, with their counts in memory."""
+        """Cells at some positions, with their counts in memory.
+
+        Parameters
+        ----------
+        where
+            Positions, shape (n,), or a slice.
+
+        Returns
+        -------
+        These cells, in this order.
+        """
         return replace(
             self,
             counts=self.counts[where],
@@ -127,7 +147,17 @@ class Cells:
         )
 
     def covariates(self, where: np.ndarray | slice) -> dict[str, np.ndarray]:
-        """All but the counts of the cells at some positions, under scvi-tools' keys."""
+        """All but the counts of the cells at some positions, under scvi-tools' keys.
+
+        Parameters
+        ----------
+        where
+            Positions, shape (n,), or a slice.
+
+        Returns
+        -------
+        Codes of the batch (n, 1), and further covariates where there are any.
+        """
         arrays = {REGISTRY_KEYS.BATCH_KEY: self.categories[where, :1]}
         if self.categories.shape[1] > 1:
             arrays[REGISTRY_KEYS.CAT_COVS_KEY] = self.categories[where, 1:]
@@ -138,7 +168,17 @@ class Cells:
         return arrays
 
     def batch(self, where: np.ndarray | slice) -> dict[str, np.ndarray]:
-        """Dense mini-batch of the cells at some positions, under scvi-tools' keys."""
+        """Dense mini-batch of the cells at some positions, as NumPy arrays under scvi-tools' keys.
+
+        Parameters
+        ----------
+        where
+            Positions, shape (n,), or a slice.
+
+        Returns
+        -------
+        Counts (n, n_vars), codes of the batch (n, 1), and further covariates where there are any.
+        """
         return {REGISTRY_KEYS.X_KEY: self.counts[where].toarray(), **self.covariates(where)}
 
 

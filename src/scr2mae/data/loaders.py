@@ -26,12 +26,37 @@ CELLS_A_READ = 8192
 
 
 def dense_tensors(cells: Cells, where: np.ndarray) -> dict[str, torch.Tensor]:
-    """Return cells at some positions as one dense mini-batch."""
+    """Make one dense mini-batch of cells.
+
+    Parameters
+    ----------
+    cells
+        Where from.
+    where
+        Their positions, shape (n,).
+
+    Returns
+    -------
+    Tensors under scvi-tools' keys; ``measured`` where genes are absent.
+    """
     return _as_tensors(cells, cells.batch(where))
 
 
 def sparse_tensors(cells: Cells, where: np.ndarray) -> dict[str, torch.Tensor]:
-    """Return cells at some positions with the non-zeros of their counts as ``columns``, ``starts`` and ``values``."""
+    """Make one mini-batch of cells that holds the non-zeros of their counts alone.
+
+    Parameters
+    ----------
+    cells
+        Where from.
+    where
+        Their positions, shape (n,).
+
+    Returns
+    -------
+    As :func:`dense_tensors`, with ``columns``, ``starts`` and ``values`` of a :class:`scr2mae.nn.SparseRows` in place of
+    the counts.
+    """
     counts = cells.counts[where]
     counts.sum_duplicates()
     arrays = {"columns": counts.indices, "starts": counts.indptr[:-1], "values": counts.data}
@@ -90,7 +115,17 @@ class CellLoader(BatchLoader):
         return partial(self.make, self.cells.take(indices))
 
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return the cells at ``indices`` as one mini-batch."""
+        """Return the cells at ``indices`` as one mini-batch.
+
+        Parameters
+        ----------
+        indices
+            Positions of the cells, shape (n,).
+
+        Returns
+        -------
+        Tensors under scvi-tools' keys.
+        """
         if self.on_device is not None:
             return self.on_device.batch(indices)
         return self.make(self.cells, indices)

@@ -18,7 +18,17 @@ __all__ = ["CurriculumLog", "expression_deciles"]
 
 
 def expression_deciles(mean: np.ndarray) -> np.ndarray:
-    """Decile of each gene by mean expression, 0 (lowest) to 9; shape (n_vars,)."""
+    """Decile of each gene by mean expression, 0 (lowest) to 9; shape (n_vars,).
+
+    Parameters
+    ----------
+    mean
+        Mean count of each gene, shape (n_vars,).
+
+    Returns
+    -------
+    Whole numbers; ties in order of position.
+    """
     ranks = np.argsort(np.argsort(mean, kind="stable"), kind="stable")
     return ranks * 10 // max(len(mean), 1)
 

@@ -126,11 +126,29 @@ class MaskedTrainingPlan(pl.LightningModule):
         return history.extend(self.before, frames)
 
     def record(self, name: str, index: int, value: float) -> None:
-        """Add a point to a curve of the history."""
+        """Add a point to a curve of the history.
+
+        Parameters
+        ----------
+        name
+            Name of the curve.
+        index
+            Step or epoch.
+        value
+            The point.
+        """
         self.rows.setdefault(name, []).append((index, value))
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """Return the loss over what is hidden at this step."""
+        """Return the loss over what is hidden at this step.
+
+        Parameters
+        ----------
+        batch
+            A mini-batch, as the network takes it.
+        batch_idx
+            Its number in the epoch.
+        """
         # Mini-batches, not optimiser steps: with accumulated gradients each has a ratio and a mask of its own.
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
         total = int(self.trainer.estimated_stepping_batches) * self.trainer.accumulate_grad_batches
@@ -175,7 +193,15 @@ class MaskedTrainingPlan(pl.LightningModule):
             self.log("train_loss", mean, sync_dist=True)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Score this batch under the same masks at every epoch and for every scheme."""
+        """Score this batch under the same masks at every epoch and for every scheme.
+
+        Parameters
+        ----------
+        batch
+            A mini-batch, as the network takes it.
+        batch_idx
+            Its number.
+        """
         module: Any = self.module
         for ratio in self.validation_ratios:
             out = module.masked_loss(batch, ratio=ratio, seed=_VALIDATION_SEED, step=batch_idx)
