@@ -87,6 +87,11 @@ class GenomeMSA:
     def find_chrom(self, chrom: object) -> str:
         """Return the alignment's own name of a chromosome.
 
+        Parameters
+        ----------
+        chrom
+            Name, with or without ``chr``.
+
         Raises
         ------
         KeyError
@@ -99,7 +104,17 @@ class GenomeMSA:
         raise KeyError(f"No chromosome {name!r} in the alignment; it has {self.chroms[:12]}.")
 
     def span(self, chrom: object) -> tuple[int, int]:
-        """First coordinate of a chromosome that is covered, and the one after the last."""
+        """First coordinate of a chromosome that is covered, and the one after the last.
+
+        Parameters
+        ----------
+        chrom
+            Name, with or without ``chr``.
+
+        Returns
+        -------
+        0-based, half-open.
+        """
         name = self.find_chrom(chrom)
         return self.starts[name], self.starts[name] + int(self._arrays[name].shape[0])
 
@@ -143,7 +158,17 @@ class GenomeMSA:
         return window if strand == "+" else reverse_complement(window)
 
     def tokens(self, chrom: object, start: int, end: int, strand: str = "+") -> np.ndarray:
-        """Read a window as tokens, uint8 of shape (end - start, 1 + n_species); see :meth:`get`."""
+        """Read a window as tokens, uint8 of shape (end - start, 1 + n_species); see :meth:`get`.
+
+        Parameters
+        ----------
+        chrom, start, end, strand
+            As in :meth:`get`.
+
+        Returns
+        -------
+        Codes of ``-ACGT?``, the reference in the first column.
+        """
         return encode(self.get(chrom, start, end, strand))
 
     def to_memory(self) -> GenomeMSA:
@@ -168,6 +193,10 @@ class GenomeMSA:
             arrays' attribute ``start`` are used where they are there.
         chroms
             Which to open; None for all.
+
+        Returns
+        -------
+        The alignment.
 
         Raises
         ------
@@ -248,6 +277,10 @@ class GenomeMSA:
             Coordinate of the first row, 0-based.
         species
             Names of all columns, the reference first.
+
+        Returns
+        -------
+        The alignment.
         """
         return cls({chrom: array}, species=species, starts={chrom: start})
 

@@ -101,6 +101,15 @@ class GPNMSAConfig:
     def from_dict(cls, described: Mapping[str, Any]) -> GPNMSAConfig:
         """Undo :meth:`to_dict`.
 
+        Parameters
+        ----------
+        described
+            Settings by name.
+
+        Returns
+        -------
+        The configuration.
+
         Raises
         ------
         ValueError
@@ -122,6 +131,10 @@ class GPNMSAConfig:
         ----------
         described
             Its content. ``n_aux_features`` is five a species; keys that do not touch the network are left out.
+
+        Returns
+        -------
+        The configuration of the same network.
 
         Raises
         ------

@@ -135,7 +135,17 @@ class GPNMSAForMaskedLM(nn.Module):
         return input_ids.new_empty(*input_ids.shape, 0) if aux_features is None else aux_features
 
     def embed(self, input_ids: Tensor, aux_features: Tensor | None) -> Tensor:
-        """One-hot input (n_obs, n_positions, hidden_size) of tokens and of other species' tokens."""
+        """One-hot input (n_obs, n_positions, hidden_size) of tokens and of other species' tokens.
+
+        Parameters
+        ----------
+        input_ids, aux_features
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Zeros and ones, padded with zeros to the width.
+        """
         aux_features = self._check_inputs(input_ids, aux_features)
         n_symbols = len(VOCABULARY)
         offsets = n_symbols + (n_symbols - 1) * torch.arange(aux_features.shape[-1], device=input_ids.device)
@@ -146,7 +156,17 @@ class GPNMSAForMaskedLM(nn.Module):
     def encode(
         self, input_ids: Tensor, aux_features: Tensor | None = None, *, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Last states (n_obs, n_positions, hidden_size); see :meth:`forward`."""
+        """Last states (n_obs, n_positions, hidden_size); see :meth:`forward`.
+
+        Parameters
+        ----------
+        input_ids, aux_features, attention_mask
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        States of the last layer.
+        """
         h = self.embed(input_ids, aux_features)
         n_positions = input_ids.shape[1]
         attended = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
@@ -155,7 +175,17 @@ class GPNMSAForMaskedLM(nn.Module):
         return h
 
     def predict(self, hidden: Tensor) -> Tensor:
-        """Logits (..., 6) of states (..., hidden_size)."""
+        """Logits (..., 6) of states (..., hidden_size).
+
+        Parameters
+        ----------
+        hidden
+            States, shape (..., hidden_size).
+
+        Returns
+        -------
+        Logits of each symbol of ``VOCABULARY``.
+        """
         return self.head_decoder(self.head_norm(F.gelu(self.head_dense(hidden))))
 
     def forward(
@@ -182,6 +212,10 @@ class GPNMSAForMaskedLM(nn.Module):
             Tokens to predict, -100 where nothing is scored; shape (n_obs, n_positions).
         loss_weight, curriculum_weight
             Weights of each element, of the same shape. The former are divided by their sum over what is scored.
+
+        Returns
+        -------
+        Logits, shape (n_obs, n_positions, 6), the states, and the loss where there are labels.
 
         Raises
         ------
@@ -226,6 +260,10 @@ class GPNMSAForMaskedLM(nn.Module):
         multiplier
             What the gradient that reaches the curriculum's network is multiplied by.
 
+        Returns
+        -------
+        Loss, and the number of windows that it is a mean over.
+
         Raises
         ------
         ValueError
@@ -253,13 +291,37 @@ class GPNMSAForMaskedLM(nn.Module):
         """Weights (n_tokens, n_ratios) of hidden tokens' states (n_tokens, hidden_size), mean one.
 
         The states are detached, so that the reversed gradient never reaches the backbone (inferred).
+
+        Parameters
+        ----------
+        hidden
+            States of hidden tokens, shape (n_tokens, hidden_size).
+
+        Returns
+        -------
+        Shape (n_tokens, n_ratios), mean one.
+
+        Raises
+        ------
+        ValueError
+            If the network has no curriculum.
         """
         if self.curriculum is None:
             raise ValueError("This network has no curriculum; give its GPNMSAConfig curriculum=Curriculum().")
         return self.curriculum(hidden.detach().float())
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Weights with decay; biases and normalisations without, as GPN-MSA is trained."""
+        """Weights with decay; biases and normalisations without, as GPN-MSA is trained.
+
+        Parameters
+        ----------
+        weight_decay
+            Decay of the first group.
+
+        Returns
+        -------
+        Two groups, for an optimiser.
+        """
         decayed = [p for p in self.parameters() if p.dim() >= 2]
         others = [p for p in self.parameters() if p.dim() < 2]
         return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -290,6 +352,10 @@ class GPNMSAForMaskedLM(nn.Module):
         folder
             Folder of the model.
 
+        Returns
+        -------
+        The network.
+
         Raises
         ------
         FileNotFoundError
@@ -314,6 +380,10 @@ class GPNMSAForMaskedLM(nn.Module):
             Weights by the names that transformers' RoFormer has for them.
         config
             Sizes, such as :meth:`GPNMSAConfig.from_songlab_config` returns; the number of species cannot be told from weights.
+
+        Returns
+        -------
+        The network.
 
         Raises
         ------

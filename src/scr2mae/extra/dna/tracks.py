@@ -18,7 +18,15 @@ class Track(Protocol):
     """A number a position."""
 
     def values(self, chrom: object, start: int, end: int) -> np.ndarray:
-        """Return float32 of shape (end - start,), NaN where there is none; coordinates are 0-based, half-open."""
+        """Return float32 of shape (end - start,), NaN where there is none; coordinates are 0-based, half-open.
+
+        Parameters
+        ----------
+        chrom
+            Name, with or without ``chr``.
+        start, end
+            0-based, half-open.
+        """
         ...
 
 
@@ -186,6 +194,10 @@ def open_track(path: str | Path, *, chrom: str | None = None, start: int = 0) ->
         ``.bw`` or ``.bigWig`` (needs pyBigWig), ``.wig`` or ``.wig.gz``, or ``.npy`` with one value a position of one chromosome.
     chrom, start
         For ``.npy``: the chromosome, and the coordinate of the first value, 0-based.
+
+    Returns
+    -------
+    The track.
 
     Raises
     ------

@@ -189,6 +189,10 @@ def split_windows(
     seed
         Seed of the choice of blocks.
 
+    Returns
+    -------
+    Windows of each side.
+
     Raises
     ------
     ValueError
