@@ -3,11 +3,14 @@
 import ast
 import importlib
 import inspect
+import pkgutil
 import re
 import runpy
+import textwrap
 import tomllib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -34,35 +37,52 @@ def public_names(module: ModuleType) -> set[str]:
     return {name for name in module.__all__ if not inspect.ismodule(getattr(module, name))}
 
 
-def public_callables() -> Iterator[tuple[str, object]]:
-    """Every public function, class and method that is documented as this package's own."""
-    for module_name in API:
+def own_methods(item: type) -> Iterator[tuple[str, object]]:
+    """Public methods and properties that a class of this package defines itself."""
+    for attribute, value in sorted(vars(item).items()):
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        if (
+            not attribute.startswith("_")
+            and inspect.isfunction(function)
+            and function.__module__.startswith("scr2mae")
+        ):
+            yield attribute, value if isinstance(value, property) else function
+
+
+def public_callables(modules: Iterable[str]) -> Iterator[tuple[str, object]]:
+    """Every function, class, method and property that the ``__all__`` of some modules leads to."""
+    for module_name in modules:
         module = importlib.import_module(module_name)
         for name in sorted(public_names(module)):
             item = getattr(module, name)
             if inspect.isfunction(item) or inspect.isclass(item):
                 yield f"{module_name}.{name}", item
             if inspect.isclass(item):
-                for attribute, value in sorted(vars(item).items()):
-                    function = getattr(value, "__func__", value)
-                    if inspect.isfunction(function) and not attribute.startswith("_"):
-                        yield f"{module_name}.{name}.{attribute}", function
+                for attribute, value in own_methods(item):
+                    yield f"{module_name}.{name}.{attribute}", value
 
 
-CALLABLES = dict(public_callables())
-FUNCTIONS = sorted(
-    name for name, item in CALLABLES.items() if inspect.isfunction(item) and name.rpartition(".")[0] in API
+MODULES = sorted(
+    info.name
+    for info in pkgutil.walk_packages(scr2mae.__path__, "scr2mae.")
+    if not info.name.endswith("__main__")
 )
 
 
-def described_parameters(item: object) -> list[str] | None:
-    """Names in the Parameters section of a docstring, in order; None where there is no such section."""
-    section = re.search(
-        r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-{3,}$|\Z)", inspect.getdoc(item) or "", re.M | re.S
+def section(item: object, title: str) -> str | None:
+    """Body of a section of a docstring, or None."""
+    found = re.search(
+        rf"^{title}\n-+\n(.*?)(?=^\w[^\n]*\n-{{3,}}$|\Z)", inspect.getdoc(item) or "", re.M | re.S
     )
-    if section is None:
+    return None if found is None else found[1]
+
+
+def described_parameters(item: object, title: str = "Parameters") -> list[str] | None:
+    """Names in a section of a docstring, in order; None where there is no such section."""
+    body = section(item, title)
+    if body is None:
         return None
-    heads = re.findall(r"^[*\w][^\n]*$", section[1], re.M)
+    heads = re.findall(r"^[*\w][^\n]*$", body, re.M)
     return [name.strip().lstrip("*") for head in heads for name in head.partition(":")[0].split(",")]
 
 
@@ -70,6 +90,59 @@ def taken_parameters(item: object) -> list[str]:
     names = list(inspect.signature(item).parameters)  # type: ignore[arg-type]
     is_method = inspect.isfunction(item) and "." in item.__qualname__.rpartition("<locals>.")[2]
     return names[1:] if is_method and names[:1] in (["self"], ["cls"]) else names
+
+
+@cache
+def statements(function: object) -> list[ast.AST]:
+    """What a function's body is made of, without the functions and classes inside it."""
+    found = []
+    waiting = list(ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].body)  # type: ignore[arg-type, attr-defined]
+    while waiting:
+        node = waiting.pop()
+        found.append(node)
+        if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+            waiting.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def raised_errors(function: object) -> set[str]:
+    """Classes that a ``raise`` in the body names."""
+    raised = (node.exc for node in statements(function) if isinstance(node, ast.Raise))
+    names = {ast.unparse(error.func) for error in raised if isinstance(error, ast.Call)}
+    return {name.rpartition(".")[2] for name in names}
+
+
+def gives_a_value(function: object) -> bool:
+    nodes = statements(function)
+    if any(isinstance(node, ast.Yield | ast.YieldFrom) for node in nodes):
+        return True
+    values = [node.value for node in nodes if isinstance(node, ast.Return)]
+    return any(value is not None and ast.unparse(value) != "None" for value in values)
+
+
+def is_hook(function: object) -> bool:
+    """Whether a method takes what a third party's method of that name takes, and is described there."""
+    owner = getattr(importlib.import_module(function.__module__), function.__qualname__.partition(".")[0])
+    bases = owner.__mro__[1:] if inspect.isclass(owner) else ()
+    theirs = [
+        vars(base).get(function.__name__) for base in bases if not base.__module__.startswith("scr2mae")
+    ]
+    return any(inspect.isfunction(f) and taken_parameters(f) == taken_parameters(function) for f in theirs)
+
+
+def gaps(function: object) -> list[str]:
+    """Say what the docstring of a function lacks."""
+    found = []
+    doc = inspect.getdoc(function) or ""
+    if taken_parameters(function):
+        if section(function, "Parameters") is None:
+            found.append("Parameters")
+        if gives_a_value(function) and not (
+            doc.startswith("Return ") or section(function, "Returns") or section(function, "Yields")
+        ):
+            found.append("Returns")
+    errors = set(re.findall(r"^(\w+)$", section(function, "Raises") or "", re.M))
+    return found + sorted(raised_errors(function) - errors - {"NotImplementedError"})
 
 
 def execute(page: Path) -> None:
@@ -109,20 +182,35 @@ def test_the_api_page_has_every_public_module():
     assert with_objects <= set(API)
 
 
-@pytest.mark.parametrize("name", CALLABLES)
-def test_a_docstring_describes_just_the_parameters_there_are(name):
-    item = CALLABLES[name]
-    assert inspect.getdoc(item)
-    described = described_parameters(item)
-    if described is not None:
-        assert sorted(described) == sorted(taken_parameters(item))
+@pytest.mark.parametrize("module", MODULES)
+def test_everything_public_has_a_docstring(module):
+    named = public_callables([module]) if hasattr(importlib.import_module(module), "__all__") else ()
+    assert [name for name, item in named if not item.__doc__] == []
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_of_several_arguments_describes_them_or_says_where(name):
-    item = CALLABLES[name]
-    if len(taken_parameters(item)) > 2:
-        assert described_parameters(item) or re.search(r"\bsee `", inspect.getdoc(item))
+@pytest.mark.parametrize("module", sorted(API))
+def test_a_docstring_describes_just_the_parameters_there_are(module):
+    for name, item in public_callables([module]):
+        described = described_parameters(item)
+        if described is not None:
+            assert sorted(described) == sorted(taken_parameters(item)), name
+
+
+@pytest.mark.parametrize("module", sorted(API))
+def test_a_class_describes_what_it_takes_or_holds(module):
+    for name, item in public_callables([module]):
+        if (
+            inspect.isclass(item)
+            and not getattr(item, "_is_protocol", False)
+            and not inspect.isabstract(item)
+        ):
+            assert described_parameters(item) or described_parameters(item, "Attributes"), name
+
+
+@pytest.mark.parametrize("module", sorted(API))
+def test_a_docstring_has_its_sections(module):
+    functions = {name: item for name, item in public_callables([module]) if inspect.isfunction(item)}
+    assert {name: gaps(item) for name, item in functions.items() if not is_hook(item) and gaps(item)} == {}
 
 
 def test_the_check_of_docstrings_sees_a_missing_parameter():
@@ -142,6 +230,24 @@ def test_the_check_of_docstrings_sees_a_missing_parameter():
 
     assert described_parameters(function) == ["first", "second"]
     assert taken_parameters(function) == ["first", "second", "third"]
+
+
+def test_the_check_of_docstrings_sees_missing_sections():
+    def function(first):
+        """Do something."""
+
+        def inner():
+            raise KeyError(first)
+
+        if first:
+            raise ValueError(inner)
+        return first
+
+    assert gaps(function) == ["Parameters", "Returns", "ValueError"]
+    function.__doc__ = (
+        "Return it.\n\nParameters\n----------\nfirst\n    It.\n\nRaises\n------\nValueError\n    If it is."
+    )
+    assert gaps(function) == []
 
 
 def test_the_inventories_are_what_their_script_writes():

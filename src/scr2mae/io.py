@@ -74,7 +74,17 @@ def _decode(value: dict[str, Any]) -> Any:
 
 
 def encode_schedule(mask_ratio: Any) -> Any:
-    """Describe a ``mask_ratio`` argument in JSON; None for a callable of the user's own, which cannot be."""
+    """Describe a ``mask_ratio`` argument in JSON; None for a callable of the user's own, which cannot be.
+
+    Parameters
+    ----------
+    mask_ratio
+        A float, a pair or a schedule of :mod:`scr2mae.masking`.
+
+    Returns
+    -------
+    A number, a list or a dictionary.
+    """
     if isinstance(mask_ratio, (int, float)):
         return float(mask_ratio)
     if isinstance(mask_ratio, (tuple, list)):
@@ -86,6 +96,15 @@ def encode_schedule(mask_ratio: Any) -> Any:
 
 def decode_schedule(described: Any) -> Any:
     """Undo :func:`encode_schedule`.
+
+    Parameters
+    ----------
+    described
+        As :func:`encode_schedule` returns it.
+
+    Returns
+    -------
+    A float, a pair or a schedule, as the ``mask_ratio`` argument takes it.
 
     Raises
     ------
@@ -208,6 +227,15 @@ def write_model(
 
 def read_metadata(dir_path: str | Path) -> dict[str, Any]:
     """Read and check ``model.json`` of a model folder.
+
+    Parameters
+    ----------
+    dir_path
+        The folder.
+
+    Returns
+    -------
+    The document, lists of arrays turned back into arrays.
 
     Raises
     ------

@@ -221,7 +221,13 @@ class DiscreteRatio:
             raise ValueError(f"values must increase strictly, got {self.values}.")
 
     def index(self, step: int) -> int:
-        """Return the position in ``values`` of the ratio drawn for ``step``."""
+        """Return the position in ``values`` of the ratio drawn for ``step``.
+
+        Parameters
+        ----------
+        step
+            Optimiser step, >= 0.
+        """
         return int(_uniform(self.seed, step) * len(self.values))
 
     def __call__(self, step: int, total_steps: int) -> float:

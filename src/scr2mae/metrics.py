@@ -38,7 +38,15 @@ def _matrix(X: ArrayLike) -> NDArray[np.float64]:
 
 
 class EffectiveRank(NamedTuple):
-    """Spread of a matrix over its singular directions."""
+    """Spread of a matrix over its singular directions.
+
+    Attributes
+    ----------
+    entropy
+        Of the sum-normalised singular values, nats.
+    rank
+        Its exponential, between 1 and the number of directions.
+    """
 
     entropy: float
     rank: float

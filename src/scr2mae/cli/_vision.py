@@ -107,6 +107,7 @@ def _build(args: argparse.Namespace, images: Images) -> Any:
 
 
 def pretrain(args: argparse.Namespace) -> str:
+    """Pretrain on images, a share of each hidden."""
     ratios, sizes = args.mask_ratio, args.width
     if ratios and (len(ratios) > 2 or ratios != sorted(ratios)):
         raise UsageError("--mask-ratio takes one number, or a low and a high one")
@@ -135,6 +136,7 @@ def pretrain(args: argparse.Namespace) -> str:
 
 
 def finetune(args: argparse.Namespace) -> str:
+    """Fine-tune a pretrained ViT-MAE on labelled images."""
     _check_training(args)
     with loading():
         import torch
@@ -207,6 +209,7 @@ def _device(accelerator: str) -> str:
 
 
 def probe(args: argparse.Namespace) -> str:
+    """Fit a head on the embeddings of a network that stays as it is."""
     _check_exists(args.input)
     with loading():
         import torch
@@ -242,6 +245,7 @@ def probe(args: argparse.Namespace) -> str:
 
 
 def embed(args: argparse.Namespace) -> str:
+    """Write the embedding of each image to a file."""
     _check_exists(args.input)
     check_free(args.output, folder=False, force=args.force)
     check_writable(args.output.parent)

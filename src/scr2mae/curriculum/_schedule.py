@@ -25,7 +25,15 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, multiplier: float) -> Tensor:
-    """Return ``x`` itself, whose gradient is multiplied on the way back."""
+    """Return ``x`` itself, whose gradient is multiplied on the way back.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+    multiplier
+        Factor of the gradient; a negative one turns learning into unlearning.
+    """
     return _ScaleGradient.apply(x, multiplier)
 
 
@@ -84,7 +92,17 @@ class GradientSchedule:
             raise ValueError(f"start must come before end, got start={self.start!r}, end={self.end!r}.")
 
     def is_frozen(self, step: int, total_steps: int) -> bool:
-        """Whether the network does not learn yet."""
+        """Whether the network does not learn yet.
+
+        Parameters
+        ----------
+        step, total_steps
+            Optimiser step, and the number of them in the whole run.
+
+        Returns
+        -------
+        True in the first steps of a run.
+        """
         return step < _steps(self.frozen, total_steps)
 
     def __call__(self, step: int, total_steps: int) -> float:

@@ -54,13 +54,33 @@ class Curriculum:
 
     @classmethod
     def from_dict(cls, described: dict[str, Any] | None) -> Curriculum | None:
-        """Undo :func:`dataclasses.asdict`; None stays None."""
+        """Undo :func:`dataclasses.asdict`; None stays None.
+
+        Parameters
+        ----------
+        described
+            Settings by name, or None.
+
+        Returns
+        -------
+        The settings, or None.
+        """
         if described is None:
             return None
         return cls(**{**described, "schedule": GradientSchedule(**described["schedule"])})
 
     def for_cells(self, n_vars: int) -> CurriculumWeights:
-        """Build the weight network for cells of ``n_vars`` genes."""
+        """Build the weight network for cells of ``n_vars`` genes.
+
+        Parameters
+        ----------
+        n_vars
+            Number of genes.
+
+        Returns
+        -------
+        A network that maps log counts, shape ``(n_obs, n_vars)``, to weights of mean one.
+        """
         return CurriculumWeights(
             n_vars,
             self.n_ratios,
@@ -80,6 +100,10 @@ class Curriculum:
             :class:`~scr2mae.masking.DiscreteRatio` of ``n_ratios`` values.
         seed
             Seed of the sequence of ratios.
+
+        Returns
+        -------
+        A schedule whose every ratio has a column of weights.
 
         Raises
         ------
@@ -109,6 +133,10 @@ class Curriculum:
         ----------
         curriculum
             ``"cl"`` (from easy to hard), ``"cl_k0"`` (easy throughout), settings, or None.
+
+        Returns
+        -------
+        The settings; None without a curriculum.
 
         Raises
         ------

@@ -80,6 +80,10 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         groups
             Donor of each cell, shape ``(n_obs,)``: cells of a donor share a fold.
 
+        Returns
+        -------
+        The probe itself.
+
         Raises
         ------
         ValueError
@@ -123,19 +127,49 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         return np.array(scores)
 
     def decision_function(self, X: Any) -> Float:
-        """Logits, shape ``(n_obs, n_classes)``, or of the second class, shape ``(n_obs,)``, with two."""
+        """Logits, shape ``(n_obs, n_classes)``, or of the second class, shape ``(n_obs,)``, with two.
+
+        Parameters
+        ----------
+        X
+            Features, shape ``(n_obs, n_features)``, dense or sparse.
+
+        Returns
+        -------
+        Logits, float64.
+        """
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
         raw = np.asarray(X @ self.coef_.T) + self.intercept_
         return raw[:, 0] if len(self.classes_) == 2 else raw
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Predict the most probable class, shape ``(n_obs,)``."""
+        """Predict the most probable class, shape ``(n_obs,)``.
+
+        Parameters
+        ----------
+        X
+            Features, shape ``(n_obs, n_features)``, dense or sparse.
+
+        Returns
+        -------
+        Entries of ``classes_``.
+        """
         raw = self.decision_function(X)
         return self.classes_[(raw > 0).astype(np.intp) if raw.ndim == 1 else raw.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> Float:
-        """Predict class probabilities, shape ``(n_obs, n_classes)``."""
+        """Predict class probabilities, shape ``(n_obs, n_classes)``.
+
+        Parameters
+        ----------
+        X
+            Features, shape ``(n_obs, n_features)``, dense or sparse.
+
+        Returns
+        -------
+        Rows sum to one; columns as in ``classes_``.
+        """
         raw = self.decision_function(X)
         if raw.ndim == 1:
             raw = np.column_stack([-raw / 2, raw / 2])

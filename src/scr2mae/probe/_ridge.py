@@ -66,6 +66,10 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
             Donor of each cell, shape ``(n_obs,)``: cells of a donor share a fold. Without it folds are
             contiguous runs of cells.
 
+        Returns
+        -------
+        The probe itself.
+
         Raises
         ------
         ValueError
@@ -123,7 +127,17 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
         return solve
 
     def predict(self, X: Any) -> Float:
-        """Predict targets, shape ``(n_obs,)`` or ``(n_obs, n_targets)``."""
+        """Predict targets, shape ``(n_obs,)`` or ``(n_obs, n_targets)``.
+
+        Parameters
+        ----------
+        X
+            Features, shape ``(n_obs, n_features)``, dense or sparse.
+
+        Returns
+        -------
+        In the units of the targets that were fitted.
+        """
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
         return np.asarray(X @ self.coef_.T) + self.intercept_

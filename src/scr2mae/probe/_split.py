@@ -116,6 +116,15 @@ class DonorSplit:
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Self:
         """Rebuild a split from :meth:`to_manifest`.
 
+        Parameters
+        ----------
+        manifest
+            As :meth:`to_manifest` returns it, or read from JSON.
+
+        Returns
+        -------
+        The same split.
+
         Raises
         ------
         ValueError
@@ -134,14 +143,30 @@ class DonorSplit:
         return split
 
     def write(self, path: str | Path) -> None:
-        """Write the manifest as JSON."""
+        """Write the manifest as JSON.
+
+        Parameters
+        ----------
+        path
+            File to write; one that is there is replaced.
+        """
         Path(path).write_text(
             json.dumps(self.to_manifest(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a manifest that :meth:`write` wrote; raises as :meth:`from_manifest` does."""
+        """Read a manifest that :meth:`write` wrote; raises as :meth:`from_manifest` does.
+
+        Parameters
+        ----------
+        path
+            A JSON file.
+
+        Returns
+        -------
+        The split.
+        """
         return cls.from_manifest(json.loads(Path(path).read_text(encoding="utf-8")))
 
 

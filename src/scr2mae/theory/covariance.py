@@ -111,7 +111,13 @@ class Covariance:
 
 
 def isotropic_covariance(n_features: int) -> Covariance:
-    """Return the identity (figure 1A)."""
+    """Return the identity (figure 1A).
+
+    Parameters
+    ----------
+    n_features
+        Number of covariates.
+    """
     return Covariance(np.eye(n_features), name="isotropic")
 
 
@@ -163,6 +169,17 @@ def spiked_covariance(
 
 def haar_orthogonal(n_features: int, *, seed: int | np.random.Generator = 0) -> NDArray[np.float64]:
     """Draw an orthogonal matrix from the Haar measure.
+
+    Parameters
+    ----------
+    n_features
+        Side of the matrix.
+    seed
+        Seed, or a generator to draw from.
+
+    Returns
+    -------
+    Shape ``(n_features, n_features)``, float64.
 
     Notes
     -----

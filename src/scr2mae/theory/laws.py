@@ -52,12 +52,25 @@ class RatioLaw:
 
     @classmethod
     def fixed(cls, ratio: float) -> RatioLaw:
-        """Return the law of one ratio."""
+        """Return the law of one ratio.
+
+        Parameters
+        ----------
+        ratio
+            Within (0, 1).
+        """
         return cls.uniform(ratio, ratio)
 
     @classmethod
     def uniform(cls, low: float, high: float, *, n_nodes: int = 16) -> RatioLaw:
         """Return the uniform law on [low, high], on Gauss-Legendre nodes.
+
+        Parameters
+        ----------
+        low, high
+            Ends of the range.
+        n_nodes
+            Nodes of the quadrature, >= 1.
 
         Raises
         ------
@@ -77,7 +90,15 @@ class RatioLaw:
 
     @classmethod
     def discrete(cls, ratios: ArrayLike, weights: ArrayLike | None = None) -> RatioLaw:
-        """Return the law on finitely many ratios, equally likely unless `weights` says otherwise."""
+        """Return the law on finitely many ratios, equally likely unless `weights` says otherwise.
+
+        Parameters
+        ----------
+        ratios
+            Within (0, 1), shape ``(n_ratios,)``.
+        weights
+            Non-negative, of the same shape, summing to one.
+        """
         nodes = np.atleast_1d(np.asarray(ratios, dtype=np.float64))
         if weights is None:
             weights = np.full(nodes.shape, 1 / max(nodes.size, 1))
@@ -121,7 +142,17 @@ class RatioLaw:
         return float(self.nodes @ self.weights)
 
     def sample(self, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Turn draws from U(0, 1) into ratios of the same shape by inverting the distribution function."""
+        """Turn draws from U(0, 1) into ratios of the same shape by inverting the distribution function.
+
+        Parameters
+        ----------
+        uniforms
+            Within [0, 1), any shape.
+
+        Returns
+        -------
+        Ratios, same shape.
+        """
         if self.bounds is not None:
             low, high = self.bounds
             return low + (high - low) * uniforms

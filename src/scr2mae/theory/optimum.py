@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
 
 class OptimalRatio(NamedTuple):
-    """A minimiser of the risk over the masking ratio."""
+    """A minimiser of the risk over the masking ratio.
+
+    Attributes
+    ----------
+    ratio
+        The masking ratio, within (0, 1).
+    risk
+        Test risk there, in squared units of the target.
+    """
 
     ratio: float
     risk: float

@@ -97,7 +97,17 @@ class MaskProfile:
         return float(self.ratios[low]), float(self.ratios[high])
 
     def advice(self, *, tolerance: float = 0.05) -> str:
-        """Say which range the profile favours, in which regime, and what that rests on."""
+        """Say which range the profile favours, in which regime, and what that rests on.
+
+        Parameters
+        ----------
+        tolerance
+            As in :meth:`favoured_range`.
+
+        Returns
+        -------
+        A few sentences, for people.
+        """
         low, high = self.favoured_range(tolerance=tolerance)
         best = int(self.pooled_risk.argmin())
         spread = np.quantile(self.optimal_ratio, [0.25, 0.75])

@@ -204,6 +204,19 @@ def general_risk(
 ) -> NDArray[np.float64]:
     """Test risk for any covariance and signal, at fixed masking ratios; see `general_terms`.
 
+    Parameters
+    ----------
+    p
+        Masking ratios in (0, 1), any shape.
+    gamma
+        Covariates per row, d/n, > 0.
+    covariance
+        Population covariance, shape ``(n_features, n_features)``.
+    beta
+        Signal, shape ``(n_features,)``.
+    noise_variance
+        Variance of the noise, >= 0.
+
     Returns
     -------
     Risks with the shape of `p`.

@@ -11,7 +11,15 @@ if TYPE_CHECKING:
 
 
 class EffectiveRank(NamedTuple):
-    """Entropy of the sum-normalised singular values, in nats, and its exponential."""
+    """Spread of a matrix over its singular directions.
+
+    Attributes
+    ----------
+    entropy
+        Of the sum-normalised singular values, nats.
+    rank
+        Its exponential, between 1 and the number of directions.
+    """
 
     entropy: float
     rank: float

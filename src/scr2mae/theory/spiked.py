@@ -140,6 +140,15 @@ def spiked_risk(
 ) -> NDArray[np.float64]:
     """Limiting test risk of the spiked model (Corollary 1); see `spiked_terms`.
 
+    Parameters
+    ----------
+    p
+        Masking ratios in (0, 1), any shape.
+    gamma, spike, alignment, signal
+        As in `spiked_terms`.
+    noise_variance
+        Variance of the noise, >= 0.
+
     Returns
     -------
     Risks with the shape of `p`.

@@ -64,7 +64,13 @@ class RobertaClassifier(nn.Module):
         self.network.roberta.load_state_dict(pretrained.network.roberta.state_dict())
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits of classes, shape ``(n_obs, n_classes)``."""
+        """Return logits of classes, shape ``(n_obs, n_classes)``.
+
+        Parameters
+        ----------
+        tokens
+            Numbers of tokens, shape ``(n_obs, length)``, padded.
+        """
         attention_mask = (tokens != self.tokenizer.pad_id).long()
         return self.network(tokens, attention_mask=attention_mask).logits
 
@@ -100,7 +106,13 @@ class RobertaClassifier(nn.Module):
         return MaskedLoss(nn.functional.cross_entropy(logits, labels), len(tokens), n_correct, len(tokens))
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the optimiser's groups: matrices decay, biases and normalisation do not."""
+        """Return the optimiser's groups: matrices decay, biases and normalisation do not.
+
+        Parameters
+        ----------
+        weight_decay
+            Decay of the matrices.
+        """
         return decay_groups(self, weight_decay)
 
     @torch.no_grad()

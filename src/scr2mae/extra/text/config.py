@@ -85,7 +85,17 @@ def roberta_config(size: str = "medium", *, vocab_size: int = 50_265, **options:
 
 
 def n_parameters(config: RobertaConfig) -> int:
-    """Count the parameters of the masked language model of a configuration, without memory for them."""
+    """Count the parameters of the masked language model of a configuration, without memory for them.
+
+    Parameters
+    ----------
+    config
+        A configuration of ``transformers``.
+
+    Returns
+    -------
+    Number of weights, shared ones counted once.
+    """
     network_class = require("transformers", extra="text").RobertaForMaskedLM
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in network_class(config).parameters())

@@ -149,7 +149,13 @@ class RobertaR2MAE(nn.Module):
         )
 
     def ratio_schedule(self, seed: int) -> RatioSchedule:
-        """Return the schedule of ratios for a run of this seed."""
+        """Return the schedule of ratios for a run of this seed.
+
+        Parameters
+        ----------
+        seed
+            Seed of the sequence of ratios.
+        """
         if self.curriculum_settings is not None:
             return self.curriculum_settings.ratio_schedule(self.mask_ratio, seed=seed)
         return as_ratio_schedule(self.mask_ratio, seed=seed)
@@ -160,7 +166,13 @@ class RobertaR2MAE(nn.Module):
         return int(self.network.config.max_position_embeddings) - int(self.network.config.pad_token_id) - 1
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the last hidden states, shape ``(n_obs, length, hidden_size)``; masks nothing by itself."""
+        """Return the last hidden states, shape ``(n_obs, length, hidden_size)``; masks nothing by itself.
+
+        Parameters
+        ----------
+        tokens
+            Numbers of tokens, shape ``(n_obs, length)``.
+        """
         return self.network.roberta(
             tokens, attention_mask=(tokens != self.tokenizer.pad_id).long()
         ).last_hidden_state
@@ -205,7 +217,13 @@ class RobertaR2MAE(nn.Module):
         return MaskedLoss(nll.mean(), len(tokens), n_correct, len(nll))
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the optimiser's groups: matrices decay, biases and normalisation do not."""
+        """Return the optimiser's groups: matrices decay, biases and normalisation do not.
+
+        Parameters
+        ----------
+        weight_decay
+            Decay of the matrices.
+        """
         return decay_groups(self, weight_decay)
 
     def save(self, dir_path: str | Path, *, overwrite: bool = False) -> None:
@@ -228,6 +246,15 @@ class RobertaR2MAE(nn.Module):
     @classmethod
     def load(cls, dir_path: str | Path) -> RobertaR2MAE:
         """Read a model that :meth:`save` wrote; nothing is unpickled.
+
+        Parameters
+        ----------
+        dir_path
+            Its folder.
+
+        Returns
+        -------
+        The model.
 
         Raises
         ------

@@ -64,6 +64,15 @@ class TokenBlocks:
     def load(cls, dir_path: str | Path) -> TokenBlocks:
         """Map the blocks that :func:`pack` wrote to a folder; they stay on disk.
 
+        Parameters
+        ----------
+        dir_path
+            The folder.
+
+        Returns
+        -------
+        The blocks.
+
         Raises
         ------
         FileNotFoundError

@@ -105,6 +105,15 @@ class BytePairTokenizer:
     def load(cls, path: str | Path) -> BytePairTokenizer:
         """Read a ``tokenizer.json``, or the one in a folder.
 
+        Parameters
+        ----------
+        path
+            A file, or a folder that holds it.
+
+        Returns
+        -------
+        The tokenizer.
+
         Raises
         ------
         FileNotFoundError
@@ -124,7 +133,13 @@ class BytePairTokenizer:
         return cls(tokenizer)
 
     def save(self, path: str | Path) -> None:
-        """Write a ``tokenizer.json``, which ``transformers`` and ``tokenizers`` read."""
+        """Write a ``tokenizer.json``, which ``transformers`` and ``tokenizers`` read.
+
+        Parameters
+        ----------
+        path
+            File to write.
+        """
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
@@ -145,10 +160,30 @@ class BytePairTokenizer:
         return int(self.tokenizer.get_vocab_size())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Turn texts into tokens, without special tokens."""
+        """Turn texts into tokens, without special tokens.
+
+        Parameters
+        ----------
+        texts
+            Any Unicode.
+
+        Returns
+        -------
+        Numbers of tokens, one list a text.
+        """
         encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Turn tokens back into text; special tokens are shown."""
+        """Turn tokens back into text; special tokens are shown.
+
+        Parameters
+        ----------
+        tokens
+            Numbers of tokens.
+
+        Returns
+        -------
+        Text.
+        """
         return str(self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=False))

@@ -120,6 +120,10 @@ class ViTMAEClassifier(nn.Module):
             Number of classes.
         kwargs
             Further arguments of the class.
+
+        Returns
+        -------
+        A classifier whose head is new.
         """
         classifier = cls(network.config, n_classes, **kwargs)
         weights = network.mae.vit.state_dict()
@@ -128,7 +132,13 @@ class ViTMAEClassifier(nn.Module):
         return classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, shape (n_obs, n_classes), of images in [0, 1], shape (n_obs, n_channels, height, width)."""
+        """Return logits, shape (n_obs, n_classes), of images in [0, 1], shape (n_obs, n_channels, height, width).
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        """
         check_images(images, n_channels=self.config.num_channels, size=self.image_size)
         noise = keep_order(self.n_patches, images.device).expand(len(images), -1)
         with visible_patches(self.config, self.n_patches, self.n_patches):
@@ -155,11 +165,27 @@ class ViTMAEClassifier(nn.Module):
         return ImageLoss(F.cross_entropy(logits, labels, label_smoothing=smoothing), len(images))
 
     def check_labels(self, labels: Tensor) -> None:
-        """Refuse labels that are no classes of this classifier."""
+        """Refuse labels that are no classes of this classifier.
+
+        Parameters
+        ----------
+        labels
+            Shape (n_obs,).
+        """
         check_classes(labels, self.n_classes)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Group parameters by layer, each with its share of the learning rate; biases and norms are not decayed."""
+        """Group parameters by layer, each with its share of the learning rate; biases and norms are not decayed.
+
+        Parameters
+        ----------
+        weight_decay
+            Decay of the matrices.
+
+        Returns
+        -------
+        Groups for an optimiser, with a factor of the learning rate each.
+        """
         n_layers = len(self.encoder.layers)
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
         for name, parameter in self.named_parameters():

@@ -31,7 +31,13 @@ class Images(Protocol):
         ...
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return ``"image"``, float32 in [0, 1], shape (n, n_channels, height, width), and maybe ``"label"``."""
+        """Return ``"image"``, float32 in [0, 1], shape (n, n_channels, height, width), and maybe ``"label"``.
+
+        Parameters
+        ----------
+        indices
+            Positions of the images, shape (n,).
+        """
         ...
 
 
@@ -77,7 +83,13 @@ class ImageArray:
         return len(self.images)
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return the images at ``indices``, in [0, 1], and their labels."""
+        """Return the images at ``indices``, in [0, 1], and their labels.
+
+        Parameters
+        ----------
+        indices
+            Positions of the images, shape (n,).
+        """
         where = torch.from_numpy(np.asarray(indices))
         images = self.images[where]
         tensors = {"image": images if images.is_floating_point() else images.float() / 255}

@@ -121,6 +121,10 @@ def read_mnist(folder: str | Path, split: str = "train") -> ImageArray:
     split
         ``"train"`` or ``"test"``.
 
+    Returns
+    -------
+    Images of shape (n_obs, 1, height, width), with labels.
+
     Raises
     ------
     FileNotFoundError
@@ -146,6 +150,15 @@ def _find_idx(folder: Path, stem: str) -> np.ndarray:
 
 def image_splits(path: str | Path) -> list[str]:
     """Name the splits that images come in, of ``train``, ``validation`` and ``test``; empty where they are not split.
+
+    Parameters
+    ----------
+    path
+        As in :func:`open_images`.
+
+    Returns
+    -------
+    Names of splits.
 
     Raises
     ------
@@ -181,6 +194,10 @@ def open_images(path: str | Path, *, split: str | None = None, **options: Any) -
         takes images that are not split.
     options
         ``size`` and the like for images in files; arrays are taken as they are.
+
+    Returns
+    -------
+    The images, read when they are asked for if they are in files.
 
     Raises
     ------

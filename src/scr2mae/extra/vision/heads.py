@@ -39,7 +39,13 @@ class LinearHead(nn.Module):
         self.linear = nn.Linear(n_in, n_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits, shape (n_obs, n_classes), of embeddings, shape (n_obs, n_in)."""
+        """Return logits, shape (n_obs, n_classes), of embeddings, shape (n_obs, n_in).
+
+        Parameters
+        ----------
+        features
+            Embeddings, shape (n_obs, n_in).
+        """
         return self.linear(self.norm(features))
 
     def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> ImageLoss:
@@ -56,12 +62,24 @@ class LinearHead(nn.Module):
         return ImageLoss(F.cross_entropy(logits, tensors["label"]), len(logits))
 
     def check_labels(self, labels: Tensor) -> None:
-        """Refuse labels that are no classes of this head."""
+        """Refuse labels that are no classes of this head.
+
+        Parameters
+        ----------
+        labels
+            Shape (n_obs,).
+        """
         check_classes(labels, self.n_classes)
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
-        """Return the likeliest class of each observation, shape (n_obs,)."""
+        """Return the likeliest class of each observation, shape (n_obs,).
+
+        Parameters
+        ----------
+        features
+            Embeddings, shape (n_obs, n_in).
+        """
         return self(features).argmax(dim=1)
 
 
@@ -96,7 +114,13 @@ class AttributeHead(nn.Module):
         self.outputs = nn.Linear(n_hidden, n_attributes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits, shape (n_obs, n_attributes), of embeddings, shape (n_obs, n_in)."""
+        """Return logits, shape (n_obs, n_attributes), of embeddings, shape (n_obs, n_in).
+
+        Parameters
+        ----------
+        features
+            Embeddings, shape (n_obs, n_in).
+        """
         return self.outputs(self.shared(features))
 
     def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> ImageLoss:
@@ -119,7 +143,18 @@ class AttributeHead(nn.Module):
         return ImageLoss(loss, len(logits))
 
     def check_labels(self, labels: Tensor) -> None:
-        """Refuse labels that are no attributes of this head."""
+        """Refuse labels that are no attributes of this head.
+
+        Parameters
+        ----------
+        labels
+            Shape (n_obs, n_attributes).
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit or a value is neither 0 nor 1.
+        """
         if labels.dim() != 2 or labels.shape[1] != self.n_attributes:
             raise ValueError(
                 f"Attributes must have shape (n_obs, {self.n_attributes}), got {tuple(labels.shape)}."
@@ -129,7 +164,13 @@ class AttributeHead(nn.Module):
 
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
-        """Return the likelier value of each attribute, 0 or 1, shape (n_obs, n_attributes)."""
+        """Return the likelier value of each attribute, 0 or 1, shape (n_obs, n_attributes).
+
+        Parameters
+        ----------
+        features
+            Embeddings, shape (n_obs, n_in).
+        """
         return (self(features) > 0).long()
 
 

@@ -52,12 +52,30 @@ class MaskedMLP(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(n_latent, n_pixels), nn.Sigmoid())
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the activations of the second hidden layer, shape (n_obs, n_latent)."""
+        """Return the activations of the second hidden layer, shape (n_obs, n_latent).
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        """
         check_images(images, n_channels=self.n_channels, size=self.image_size)
         return self.encoder(images.flatten(1))
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Reconstruct images, shape as theirs, with the pixels in ``mask`` (n_obs, 1, height, width) set to zero."""
+        """Reconstruct images, shape as theirs, with the pixels in ``mask`` (n_obs, 1, height, width) set to zero.
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        mask
+            Boolean, shape (n_obs, 1, height, width), True where a pixel is hidden; None hides none.
+
+        Returns
+        -------
+        In [0, 1], same shape.
+        """
         seen = images if mask is None else images.masked_fill(mask, 0.0)
         return self.decoder(self.embed(seen)).view_as(images)
 
@@ -70,6 +88,10 @@ class MaskedMLP(nn.Module):
             A mini-batch; ``tensors["image"]`` in [0, 1], shape (n_obs, n_channels, height, width).
         ratio, seed, step
             As in :func:`scr2mae.masking.draw_mask`.
+
+        Returns
+        -------
+        Mean squared error over the hidden pixels.
         """
         images = tensors["image"]
         mask = hide_pixels(images, ratio, seed=seed, step=step)
@@ -77,5 +99,11 @@ class MaskedMLP(nn.Module):
 
     @torch.no_grad()
     def reconstruction_error(self, images: Tensor) -> Tensor:
-        """Return the mean squared error of each uncorrupted image, shape (n_obs,)."""
+        """Return the mean squared error of each uncorrupted image, shape (n_obs,).
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        """
         return (self(images) - images).square().flatten(1).mean(dim=1)

@@ -64,7 +64,13 @@ class MaskedUNet(nn.Module):
         self.output = nn.Sequential(nn.Conv2d(base_channels, n_channels, 1), nn.Sigmoid())
 
     def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the bottleneck, shape (n_obs, n_latent, height / 16, width / 16), and what is passed across."""
+        """Return the bottleneck, shape (n_obs, n_latent, height / 16, width / 16), and what is passed across.
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        """
         check_images(images, n_channels=self.n_channels, divisor=2**_N_LEVELS)
         skips = []
         h = images
@@ -75,11 +81,29 @@ class MaskedUNet(nn.Module):
         return self.bottleneck(h), skips
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the bottleneck averaged over positions, shape (n_obs, n_latent)."""
+        """Return the bottleneck averaged over positions, shape (n_obs, n_latent).
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        """
         return self.encode(images)[0].mean(dim=(2, 3))
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Reconstruct images, shape as theirs, with the pixels in ``mask`` (n_obs, 1, height, width) set to zero."""
+        """Reconstruct images, shape as theirs, with the pixels in ``mask`` (n_obs, 1, height, width) set to zero.
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        mask
+            Boolean, shape (n_obs, 1, height, width), True where a pixel is hidden; None hides none.
+
+        Returns
+        -------
+        Same shape.
+        """
         h, skips = self.encode(images if mask is None else images.masked_fill(mask, 0.0))
         for upsample, block, skip in zip(self.upsample, self.up, reversed(skips), strict=True):
             h = block(torch.cat([upsample(h), skip], dim=1))
@@ -94,6 +118,10 @@ class MaskedUNet(nn.Module):
             A mini-batch; ``tensors["image"]`` in [0, 1], shape (n_obs, n_channels, height, width).
         ratio, seed, step
             As in :func:`scr2mae.masking.draw_mask`.
+
+        Returns
+        -------
+        Mean squared error over the hidden pixels.
         """
         images = tensors["image"]
         mask = hide_pixels(images, ratio, seed=seed, step=step)
@@ -101,5 +129,11 @@ class MaskedUNet(nn.Module):
 
     @torch.no_grad()
     def reconstruction_error(self, images: Tensor) -> Tensor:
-        """Return the mean squared error of each uncorrupted image, shape (n_obs,)."""
+        """Return the mean squared error of each uncorrupted image, shape (n_obs,).
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        """
         return (self(images) - images).square().flatten(1).mean(dim=1)

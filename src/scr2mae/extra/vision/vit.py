@@ -164,12 +164,22 @@ class R2ViTMAE(nn.Module):
             A mini-batch; ``tensors["image"]`` in [0, 1], shape (n_obs, n_channels, height, width).
         ratio, seed, step
             As in :func:`scr2mae.masking.draw_mask`.
+
+        Returns
+        -------
+        Mean squared error over the hidden patches.
         """
         images = tensors["image"]
         return ImageLoss(self(images, ratio=ratio, seed=seed, step=step).loss, len(images))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the mean over the patches of whole images, shape (n_obs, n_latent)."""
+        """Return the mean over the patches of whole images, shape (n_obs, n_latent).
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        """
         self._check(images)
         noise = keep_order(self.n_patches, images.device).expand(len(images), -1)
         with visible_patches(self.config, self.n_patches, self.n_patches):
@@ -202,11 +212,27 @@ class R2ViTMAE(nn.Module):
         return self.mae.unpatchify(torch.where(hidden, predicted, target)).clamp(0, 1), mask
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Group parameters so that biases and normalisation are not decayed."""
+        """Group parameters so that biases and normalisation are not decayed.
+
+        Parameters
+        ----------
+        weight_decay
+            Decay of the matrices.
+
+        Returns
+        -------
+        Two groups, for an optimiser.
+        """
         return decay_groups(self, weight_decay)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that ``ViTMAEForPreTraining`` of transformers and :meth:`from_pretrained` load."""
+        """Write a folder that ``ViTMAEForPreTraining`` of transformers and :meth:`from_pretrained` load.
+
+        Parameters
+        ----------
+        folder
+            Folder to make.
+        """
         with _no_progress_bars():
             self.mae.save_pretrained(folder)
         size = {"height": self.image_size, "width": self.image_size}
@@ -226,6 +252,15 @@ class R2ViTMAE(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> R2ViTMAE:
         """Load a folder, or a checkpoint of the Hugging Face Hub by name, of any ViT-MAE.
+
+        Parameters
+        ----------
+        folder
+            A folder, or a name on the hub.
+
+        Returns
+        -------
+        The network.
 
         Raises
         ------
