@@ -168,6 +168,26 @@ def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
         plt.close("all")
 
 
+def test_the_readme_runs_on_a_file_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("neighbors", "umap"):  # Scanpy's part of it takes longer than ours
+        monkeypatch.setattr(
+            f"scanpy.{'pp' if name == 'neighbors' else 'tl'}.{name}", lambda *args, **kwargs: None
+        )
+    cells = scr2mae.datasets.simulate_donors(n_donors=8, n_cells_per_donor=12, n_genes=60, disease_effect=2.0)
+    cells.var_names = ["CD3E", "NKG7", *cells.var_names[2:]]
+    cells.write_h5ad("cells.h5ad")
+    namespace: dict[str, object] = {"query": cells[:, ::2].copy()}
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
+    )
+    for block in blocks:
+        exec(block, namespace)
+    assert (tmp_path / "model" / "model.json").is_file()
+    assert namespace["scores"]["value"].max() > 0.8
+    assert namespace["imputed"].shape == (96, 2)
+
+
 @pytest.mark.parametrize("module", sorted(API))
 def test_the_api_page_lists_every_public_object(module):
     listed = API[module]

@@ -86,6 +86,15 @@ def schemes(domain: str = "single_cell", *, seed: int = 0) -> dict[str, Scheme]:
     -----
     Dong et al. (2025), Tables 1 to 4 and 6; the reading of R²MAE + Dynamic is inferred, and so are the curricula and
     R²MAE + Dynamic for text, which the paper has for cells and DNA only.
+
+    Examples
+    --------
+    >>> import scr2mae
+    >>> scr2mae.schemes("vision")["r2mae"].mask_ratio
+    UniformRatio(low=0.6, high=0.9, seed=0)
+    >>> ratio, curriculum = scr2mae.schemes()["r2mae_cl"]
+    >>> curriculum
+    'cl'
     """
     if domain not in _DOMAINS:
         raise ValueError(f"domain must be one of {list(_DOMAINS)}, got {domain!r}.")

@@ -139,6 +139,15 @@ def nb_log_prob(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
     Inputs are read as float32 whatever the autocast dtype. For counts and means up to 1e6 and theta from
     1e-4 to 1e8, value and gradients agree with the float64 formula to ``1e-5 (1 + |true value|)``; on MPS
     devices, which lack float64, large counts are less exact.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scr2mae.likelihood import nb_log_prob
+    >>> counts = torch.arange(500.0)
+    >>> log_prob = nb_log_prob(counts, torch.full_like(counts, 2.0).log(), torch.tensor(3.0).log())
+    >>> round(log_prob.exp().sum().item(), 3)
+    1.0
     """
     return _NegativeBinomial.apply(counts.float(), log_mean.float(), log_theta.float())
 

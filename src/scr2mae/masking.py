@@ -112,6 +112,15 @@ class UniformRatio:
         Ends of the range, ``0 <= low <= high <= 1``.
     seed
         Seed of the sequence of ratios.
+
+    Examples
+    --------
+    >>> from scr2mae.masking import UniformRatio
+    >>> ratio = UniformRatio(0.1, 0.5, seed=0)
+    >>> 0.1 <= ratio(3, 100) <= 0.5
+    True
+    >>> ratio(3, 100) == UniformRatio(0.1, 0.5, seed=0)(3, 100)  # of seed and step alone
+    True
     """
 
     low: float = 0.1
@@ -151,6 +160,12 @@ class DecayRatio:
     ----------
     high, low
         Ratio at the first and at the last step.
+
+    Examples
+    --------
+    >>> from scr2mae.masking import DecayRatio
+    >>> [round(DecayRatio(0.5, 0.1)(step, 5), 2) for step in range(5)]
+    [0.5, 0.4, 0.3, 0.2, 0.1]
     """
 
     high: float = 0.5
@@ -255,6 +270,14 @@ def as_ratio_schedule(mask_ratio: float | Sequence[float] | RatioSchedule, *, se
         If a ratio lies outside [0, 1] or a pair is in the wrong order.
     TypeError
         If the argument is none of the three.
+
+    Examples
+    --------
+    >>> from scr2mae.masking import as_ratio_schedule
+    >>> as_ratio_schedule(0.25)
+    FixedRatio(ratio=0.25)
+    >>> as_ratio_schedule((0.1, 0.5), seed=3)
+    UniformRatio(low=0.1, high=0.5, seed=3)
     """
     if isinstance(mask_ratio, (int, float)) and not isinstance(mask_ratio, bool):
         return FixedRatio(float(mask_ratio))
@@ -326,6 +349,15 @@ def draw_mask(
     -----
     Items are ranked by SplitMix64 words keyed by ``(seed, step)``; the smallest are hidden, so
     the masks of one step are nested in the ratio. The first observation's mask is the one drawn without ``n_obs``.
+
+    Examples
+    --------
+    >>> from scr2mae.masking import draw_mask
+    >>> light, heavy = (draw_mask(100, ratio, seed=0, step=7) for ratio in (0.2, 0.5))
+    >>> int(light.sum()), int(heavy.sum())
+    (20, 50)
+    >>> bool((heavy | ~light).all())  # nested
+    True
     """
     if n < 2:
         raise ValueError(f"A mask needs at least two items, one to hide and one to see; got n={n}.")

@@ -90,6 +90,12 @@ def macro_f1(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     -----
     scikit-learn averages over the union of true and predicted labels by default. Here a class that no test
     cell carries is not averaged over: with donors held out it may be missing for no fault of the embedding.
+
+    Examples
+    --------
+    >>> from scr2mae.metrics import macro_f1
+    >>> round(macro_f1(["T", "T", "B", "B"], ["T", "T", "B", "T"]), 3)
+    0.733
     """
     y_true, y_pred = _column(y_true), _column(y_pred)
     labels = np.unique(y_true)
@@ -185,6 +191,13 @@ def effective_rank(X: ArrayLike) -> EffectiveRank:
     Notes
     -----
     Roy and Vetterli (2007), the measure of Dong et al. (2025), who report the entropy itself.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scr2mae.metrics import effective_rank
+    >>> round(effective_rank(np.eye(4)).rank, 6)
+    4.0
     """
     values = np.linalg.svd(_matrix(X), compute_uv=False)
     if values[0] == 0:

@@ -66,9 +66,14 @@ class R2MAEModel(BaseModelClass):
 
     Examples
     --------
-    >>> model = scr2mae.R2MAEModel(adata)  # doctest: +SKIP
-    >>> model.train()  # doctest: +SKIP
-    >>> adata.obsm["X_r2mae"] = model.get_latent_representation()  # doctest: +SKIP
+    >>> import scr2mae
+    >>> adata = scr2mae.datasets.simulate_donors(n_donors=6, n_cells_per_donor=20, n_genes=100)
+    >>> scr2mae.R2MAEModel.setup_anndata(adata, batch_key="batch", donor_key="donor")
+    >>> model = scr2mae.R2MAEModel(adata, n_hidden=16, n_latent=4)
+    >>> model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    >>> adata.obsm["X_r2mae"] = model.get_latent_representation()
+    >>> adata.obsm["X_r2mae"].shape
+    (120, 4)
     """
 
     _module_cls = R2MAEModule

@@ -34,6 +34,14 @@ def sinkhorn(weights: Tensor, *, n_iter: int = 5, valid: Tensor | None = None) -
     Notes
     -----
     Sinkhorn-Knopp scaling in the log domain, as in appendix A.3 of Dong et al. (2025).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scr2mae.curriculum import sinkhorn
+    >>> balanced = sinkhorn(torch.rand(6, 3) + 0.1, n_iter=20)
+    >>> torch.allclose(balanced.sum(0), torch.tensor(6.0)), torch.allclose(balanced.sum(1), torch.tensor(3.0), atol=1e-3)
+    (True, True)
     """
     if n_iter < 1:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}.")

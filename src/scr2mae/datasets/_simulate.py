@@ -96,6 +96,15 @@ def simulate_donors(
     ------
     ValueError
         If an argument is out of its range.
+
+    Examples
+    --------
+    >>> import scr2mae
+    >>> adata = scr2mae.datasets.simulate_donors(n_donors=4, n_cells_per_donor=10, n_genes=50)
+    >>> adata.shape
+    (40, 50)
+    >>> sorted(adata.obs["donor"].unique())
+    ['donor0', 'donor1', 'donor2', 'donor3']
     """
     arguments = dict(locals())  # first of all, so that it holds the arguments and nothing else
     _check_arguments(arguments)

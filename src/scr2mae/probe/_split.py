@@ -199,6 +199,13 @@ def donor_split(
     ------
     ValueError
         If there are not two donors, a donor is missing, or ``n_train_donors`` is out of range.
+
+    Examples
+    --------
+    >>> from scr2mae.probe import donor_split
+    >>> split = donor_split(["a", "a", "b", "c", "d"], n_train_donors=2, seed=0)
+    >>> len(split.train_donors), len(split.test_donors)
+    (2, 2)
     """
     column = pd.Series(np.asarray(donors))
     if n_missing := int(column.isna().sum()):

@@ -56,6 +56,15 @@ def optimal_ratio(
     ------
     ValueError
         If the bounds do not satisfy ``0 < low < high < 1``.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from scr2mae.theory import optimal_ratio, spiked_risk
+    >>> risk = partial(spiked_risk, gamma=2.0, spike=20.0, alignment=0.9, noise_variance=0.1)
+    >>> best = optimal_ratio(risk, gamma=2.0)
+    >>> bool(best.risk <= risk(0.5)) and 0 < best.ratio < 1
+    True
     """
     low, high = bounds
     if not 0 < low < high < 1:

@@ -55,6 +55,13 @@ def simulate_alignment(
     ------
     ValueError
         If a size or share is out of range.
+
+    Examples
+    --------
+    >>> from scr2mae.extra.dna import simulate_alignment
+    >>> alignment, conservation = simulate_alignment(1000, 3)
+    >>> alignment.tokens("chr1", 0, 128).shape
+    (128, 4)
     """
     if n_positions < 2 or n_species < 1 or element_length < 1:
         raise ValueError(

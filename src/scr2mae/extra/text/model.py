@@ -106,9 +106,12 @@ class RobertaR2MAE(nn.Module):
 
     Examples
     --------
-    >>> tokenizer = BytePairTokenizer.train(documents, vocab_size=8000)
+    >>> from scr2mae.extra.text import BytePairTokenizer, RobertaR2MAE, pack, pretrain
+    >>> documents = ["the cell divides and the cell rests"] * 40
+    >>> tokenizer = BytePairTokenizer.train(documents, vocab_size=280)
     >>> model = RobertaR2MAE(tokenizer, size="tiny", mask_ratio=(0.15, 0.40))
-    >>> pretrain(model, pack(documents, tokenizer), max_epochs=3)
+    >>> blocks = pack(documents, tokenizer, length=16)
+    >>> trainer = pretrain(model, blocks, max_epochs=1, batch_size=16, accelerator="cpu", enable_progress_bar=False)
     """
 
     def __init__(

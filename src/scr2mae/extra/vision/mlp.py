@@ -31,6 +31,14 @@ class MaskedMLP(nn.Module):
     -----
     Dong et al. (2025), appendix C.3: batch normalisation and ReLU after each hidden layer, sigmoid at the output, mean
     squared error over hidden pixels. Hidden pixels are set to zero and each image has a mask of its own (both inferred).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scr2mae.extra.vision import MaskedMLP
+    >>> network = MaskedMLP(n_hidden=16, n_latent=8)
+    >>> network.embed(torch.rand(4, 1, 28, 28)).shape
+    torch.Size([4, 8])
     """
 
     def __init__(
