@@ -36,8 +36,9 @@ lint: $(VENV)/.stamp-lint ## check style, types, import layers and spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html
+docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html and check its links
 	$(ONE_THREAD) $(BIN)/sphinx-build -W -n --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
 
 test-tutorials: $(VENV)/.stamp-tutorials ## execute the tutorials
 	$(ONE_THREAD) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tutorials
@@ -46,7 +47,7 @@ test-latest: $(LATEST)/.stamp-test ## run the tests with a newer Python and the 
 	$(ONE_THREAD) $(LATEST)/bin/python -m pytest -n $(WORKERS) $(TESTS)
 
 clean: ## remove what the other commands made, environments included
-	rm -rf $(VENV) $(LATEST) demo dist build docs/_build docs/jupyter_execute .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(LATEST) demo dist build docs/_build docs/tutorials/*.ipynb docs/jupyter_execute .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis .coverage htmlcov
 
 # Debian splits ensurepip off its Python: where `venv` finds none, the pip outside puts one inside.

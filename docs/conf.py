@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import runpy
+import shutil
 import textwrap
 from itertools import chain
 from pathlib import Path
@@ -50,10 +51,16 @@ nitpick_ignore_regex = [  # private names in annotations, spelled out in the doc
     ),
 ]
 
+# Tutorials: the notebooks with the outputs that are stored in them; `make test-tutorials` executes them. They are copied,
+# for Sphinx reads no page from outside its folder.
+for notebook in sorted((HERE.parent / "tutorials").glob("*.ipynb")):
+    shutil.copy2(notebook, HERE / "tutorials" / notebook.name)
+
 # Pages: MyST Markdown whose code cells are executed at every build, so that no output goes stale.
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
+nb_execution_excludepatterns = ["tutorials/*"]
 nb_execution_in_temp = True
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True

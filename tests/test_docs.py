@@ -293,7 +293,14 @@ def test_the_inventories_are_what_their_script_writes():
 def test_llms_txt_links_to_pages_that_exist():
     links = re.findall(r"\]\(([\w/]+)\.html\)", (DOCS / "llms.txt").read_text(encoding="utf-8"))
     assert len(links) > 5
-    assert [link for link in links if not (DOCS / f"{link}.md").is_file()] == []
+    sources = [DOCS / f"{link}.md" for link in links]
+    notebooks = [ROOT / f"{link}.ipynb" for link in links]  # Sphinx sees a copy of the folder
+    assert [p for p, n in zip(sources, notebooks, strict=True) if not p.is_file() and not n.is_file()] == []
+
+
+def test_llms_txt_lists_every_tutorial():
+    text = (DOCS / "llms.txt").read_text(encoding="utf-8")
+    assert all(f"tutorials/{path.stem}.html" in text for path in (ROOT / "tutorials").glob("*.ipynb"))
 
 
 def test_every_benchmark_script_is_on_the_page_of_scripts():
@@ -302,6 +309,55 @@ def test_every_benchmark_script_is_on_the_page_of_scripts():
     assert set(re.findall(r"`(benchmarks/[\w/]+\.py)`", page)) == {
         name for name in scripts if "common" not in name
     }
+
+
+def test_the_check_of_links_finds_missing_pages_anchors_and_images(tmp_path, capsys):
+    script = runpy.run_path(str(DOCS / "check_links.py"))
+    assert script["main"]([str(tmp_path)]) == 2
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "page.html").write_text('<h1 id="top">x</h1><a href="../index.html#here">up</a>')
+    good = '<p id="here"><a href="sub/page.html#top"></a><a href="#here"></a><a href="#"></a><a href="https://a.b/c"></a>'
+    (tmp_path / "index.html").write_text(good)
+    (tmp_path / "llms.txt").write_text("[page](sub/page.html)")
+    assert script["main"]([str(tmp_path)]) == 0
+    bad = '<a href="sub/page.html#no"></a><a href="gone.html"></a><img src="gone.png"><a href="#no"></a>'
+    (tmp_path / "index.html").write_text(good + bad)
+    (tmp_path / "llms.txt").write_text("[page](gone.html)")
+    assert script["broken_links"](tmp_path) == [
+        "index.html -> sub/page.html#no",
+        "index.html -> gone.html",
+        "index.html -> gone.png",
+        "index.html -> #no",
+        "llms.txt -> gone.html",
+    ]
+    capsys.readouterr()
+    assert script["main"]([str(tmp_path)]) == 1
+    assert "gone.png" in capsys.readouterr().out
+
+
+def test_every_script_that_a_page_names_is_there():
+    pages = [
+        *DOCS.rglob("*.md"),
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "tutorials").glob("*.md"),
+    ]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"benchmarks/[\w/]+\.py", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    assert sorted(name for name in named if not (ROOT / name).is_file()) == []
+
+
+def test_the_page_on_reproducing_has_a_row_for_every_table_and_figure():
+    page = (DOCS / "guide" / "reproducing.md").read_text(encoding="utf-8")
+    tables = " ".join(re.findall(r"^\| Tables? ([\d and]+)", page, re.M))
+    figures = " ".join(re.findall(r"^\| Figures? ([\dA-G andto]+)", page, re.M))
+    assert set(re.findall(r"\d", tables)) == set("123456789")
+    named = ["1A", "1B to 1D", "1E", "1F", "1G and 4", "2A and 2D", "2B and 5 to 7", "2C", "3"]
+    assert [name for name in named if not re.search(rf"\b{name}\b", figures)] == []
 
 
 def canonical(requirement: str) -> str:
