@@ -41,7 +41,9 @@ def is_local(link: str) -> bool:
 def broken_links(root: Path) -> list[str]:
     """Return ``page -> link`` of every link inside the site that leads nowhere, in pages and in ``llms.txt``."""
     root = root.resolve()
-    pages = {path: Page(path.read_text(encoding="utf-8")) for path in sorted(root.rglob("*.html"))}
+    # What a theme keeps in _static are no pages.
+    found = [path for path in sorted(root.rglob("*.html")) if path.relative_to(root).parts[0] != "_static"]
+    pages = {path: Page(path.read_text(encoding="utf-8")) for path in found}
     links = [(path, link) for path, page in pages.items() for link in page.links]
     llms = root / "llms.txt"
     if llms.is_file():

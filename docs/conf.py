@@ -6,11 +6,13 @@ import ast
 import inspect
 import runpy
 import shutil
+import struct
 import textwrap
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docutils import nodes
 from sphinx.ext.intersphinx import InventoryAdapter, resolve_reference_any_inventory
 from sphinx.ext.napoleon.docstring import NumpyDocstring
 from sphinx.util.inspect import TypeAliasForwardRef
@@ -18,12 +20,13 @@ from sphinx.util.inspect import TypeAliasForwardRef
 import scr2mae
 
 if TYPE_CHECKING:
-    from docutils.nodes import TextElement, reference
+    from docutils.nodes import Element, TextElement, reference
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
 HERE = Path(__file__).parent
+_WIDE = 1.9  # width over height from which a figure is wide
 
 project = "scr2mae"
 author = "scr2mae developers"
@@ -47,7 +50,7 @@ nitpicky = True
 nitpick_ignore_regex = [  # private names in annotations, spelled out in the docstrings
     (
         "py:class",
-        r"(scr2mae\._batches\.)?BatchLoader|(scr2mae\.extra\.vision\.datasets\.)?ImageFiles|lightning\..*\.WeightAveraging|Columns|(history\.)?History|Density|ImageLoss|Kind|LawLike|RobertaConfig|Scheme|ShrunkCovariance|Splits|ViTMAEConfig",
+        r"(scr2mae\._batches\.)?BatchLoader|(scr2mae\.extra\.vision\.datasets\.)?ImageFiles|lightning\..*\.WeightAveraging|Columns|Float|(history\.)?History|Density|ImageLoss|Kind|LawLike|RobertaConfig|Scheme|ShrunkCovariance|Splits|ViTMAEConfig",
     ),
 ]
 
@@ -178,7 +181,18 @@ def _resolve_short_name(
     return resolve_reference_any_inventory(env, False, node, contnode)
 
 
+def _mark_wide_images(app: Sphinx, doctree: Element, docname: str) -> None:
+    """Give wide figures a class of their own: on a phone they scroll, for shrunk their text cannot be read."""
+    for image in doctree.findall(nodes.image):
+        path = Path(app.srcdir, image["uri"])
+        if path.suffix == ".png" and path.is_file():
+            width, height = struct.unpack(">II", path.read_bytes()[16:24])
+            if width > _WIDE * height:
+                image["classes"].append("wide")
+
+
 def setup(app: Sphinx) -> None:
-    """Register the two handlers, before autodoc reads signatures and after intersphinx gave up."""
+    """Register the handlers: before autodoc reads signatures, after intersphinx gave up, before pages are written."""
+    app.connect("doctree-resolved", _mark_wide_images)
     app.connect("autodoc-before-process-signature", _annotations_as_written)
     app.connect("missing-reference", _resolve_short_name, priority=600)

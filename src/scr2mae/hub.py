@@ -262,7 +262,7 @@ def export_scvi(model: R2MAEModel, dir_path: str | Path, *, overwrite: bool = Fa
 
     Notes
     -----
-    Keys and their meaning are those of :meth:`scvi.model.base.BaseModelClass.save` in scvi-tools 1.4:
+    Keys and their meaning are those of ``scvi.model.base.BaseModelClass.save`` in scvi-tools 1.4:
     ``model_state_dict``, ``var_names`` and ``attr_dict``, the last with the registry and the arguments of the class.
     Use :meth:`scr2mae.R2MAEModel.save` for everything else: a pickle can run code when it is opened.
     """
