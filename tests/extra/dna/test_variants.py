@@ -77,6 +77,42 @@ def test_parquet_is_read_where_its_reader_is(tmp_path, monkeypatch):
     assert read.to_numpy().tolist() == [["1", 5, "A", "C", False]]
 
 
+def test_a_parquet_file_is_read(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame = table(["1", 5, "A", "C"], ["X", 6, "C", "T"]).assign(
+        label=["Pathogenic", "Common"], consequence="5'UTR"
+    )
+    frame = frame.astype({"chrom": "category", "pos": "uint32"})
+    frame.to_parquet(tmp_path / "v.parquet")
+    read = dna.read_variants(tmp_path / "v.parquet")
+    assert read.to_numpy().tolist() == [["1", 5, "A", "C", True, "5'UTR"], ["X", 6, "C", "T", False, "5'UTR"]]
+    (tmp_path / "v.parquet").write_bytes(b"PAR1 and nothing")
+    with pytest.raises(ValueError, match=r"v.parquet is damaged or no Parquet file"):
+        dna.read_variants(tmp_path / "v.parquet")
+
+
+def test_parquet_without_its_reader_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "v.parquet").touch()
+
+    def absent(path):
+        raise ImportError("Unable to find a usable engine")
+
+    monkeypatch.setattr(pd, "read_parquet", absent)
+    with pytest.raises(ImportError, match=r"pip install pyarrow"):
+        dna.read_variants(tmp_path / "v.parquet")
+
+
+@pytest.mark.parametrize("name", ["v.vcf.gz", "v.tsv.gz"])
+def test_damaged_gzip_files_are_named(tmp_path, name):
+    content = VCF if name == "v.vcf.gz" else "chrom\tpos\tref\talt\n" + "1\t5\tA\tC\n" * 500
+    damaged = bytearray(gzip.compress(content.encode()))
+    damaged[30:40] = b"0123456789"
+    for stored in (gzip.compress(content.encode())[:-12], bytes(damaged), content.encode()):
+        (tmp_path / name).write_bytes(stored)
+        with pytest.raises(ValueError, match=rf"{name} is truncated or damaged"):
+            dna.read_variants(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -90,7 +126,11 @@ def test_parquet_is_read_where_its_reader_is(tmp_path, monkeypatch):
             "chrom,pos,ref,alt\n1,0,A,C\n",
             r"no whole number of at least 1: .*0.* \(positions are 1-based\)",
         ),
-        ("v.csv", "chrom,pos,ref,alt,label\n1,2,A,C,maybe\n", r"Labels must be 0 and 1.*got \['maybe'\]"),
+        (
+            "v.csv",
+            "chrom,pos,ref,alt,label\n1,2,A,C,maybe\n",
+            r"Labels must be 0 and 1.*got \['maybe'\]. Leave such variants out",
+        ),
         ("v.vcf", "1\t101\trs1\tA\n", r"line 1: expected CHROM, POS, ID, REF and ALT"),
         ("v.bed", "1\t2\n", r"Variants are read from .vcf, .tsv.*got v.bed"),
     ],
@@ -142,6 +182,8 @@ def test_a_table_for_another_genome_is_refused(small):
         dna.check_variants(small, table())
     with pytest.raises(ValueError, match=r"lacks the columns \['alt'\]"):
         dna.check_variants(small, table(["1", 5, "A", "C"]).drop(columns="alt"))
+    with pytest.raises(TypeError, match=r"Variants are a table .* got str; read a file with read_variants"):
+        dna.check_variants(small, "variants.vcf")
 
 
 # --- scores of a network
@@ -362,6 +404,8 @@ def test_a_class_of_one_kind_has_no_scores():
         ([1, 0], [np.nan, 1.0], {}, r"1 of 2 scores are NaN; pass the variants whose status is 'scored'"),
         ([1, 0], [1.0, 2.0], {"max_fpr": 0}, r"max_fpr must lie in \(0, 1\]"),
         ([1, 0], [1.0, 2.0], {"groups": ["a"]}, r"groups must have the length of y, 2, got 1"),
+        ([1, 0], [1.0, 2.0], {"groups": ["a", "all"]}, r"A class is called 'all'"),
+        ([True, None], [1.0, 2.0], {}, r"y must hold 0 and 1 or booleans, got \[True, None\]"),
     ],
 )
 def test_metrics_of_nonsense_are_refused(y, score, options, message):

@@ -10,6 +10,7 @@ import numpy as np
 
 from scr2mae.extra._require import require
 from scr2mae.extra.dna.alphabet import encode, reverse_complement
+from scr2mae.extra.dna.chromosomes import find_chrom
 from scr2mae.extra.dna.maf import read_maf
 
 if TYPE_CHECKING:
@@ -97,11 +98,10 @@ class GenomeMSA:
         KeyError
             If there is none of that name, with or without ``chr``.
         """
-        name = str(chrom)
-        for candidate in (name, f"chr{name}", name.removeprefix("chr")):
-            if candidate in self._arrays:
-                return candidate
-        raise KeyError(f"No chromosome {name!r} in the alignment; it has {self.chroms[:12]}.")
+        found = find_chrom(chrom, self._arrays)
+        if found is None:
+            raise KeyError(f"No chromosome {str(chrom)!r} in the alignment; it has {self.chroms[:12]}.")
+        return found
 
     def span(self, chrom: object) -> tuple[int, int]:
         """First coordinate of a chromosome that is covered, and the one after the last.
@@ -192,7 +192,7 @@ class GenomeMSA:
             Folder, or ``.zip`` file, such as the published alignments of GPN-MSA come in. The group's attribute ``species`` and the
             arrays' attribute ``start`` are used where they are there.
         chroms
-            Which to open; None for all.
+            Which to open, with or without ``chr``; None for all.
 
         Returns
         -------
@@ -221,7 +221,7 @@ class GenomeMSA:
             raise ValueError(f"{path} is no Zarr group that can be read: {error}") from error
         if not present:
             raise ValueError(f"{path} holds no arrays; expected a Zarr group with one array a chromosome.")
-        wanted = present if chroms is None else [str(chrom) for chrom in chroms]
+        wanted = present if chroms is None else [find_chrom(chrom, present) or str(chrom) for chrom in chroms]
         if absent := [chrom for chrom in wanted if chrom not in present]:
             raise KeyError(f"No chromosome {absent} in {path}; it has {present[:12]}.")
         arrays = {chrom: group[chrom] for chrom in wanted}
@@ -302,9 +302,10 @@ class GenomeMSA:
         reference
             Assembly whose coordinates count, such as ``"hg38"``; None for that of the first row.
         species
-            The other assemblies, in the order of columns; None for all, as they first appear.
+            The other assemblies, in the order of columns; None for all, as they first appear, which differs from file to file.
+            For a trained network give its ``species_``.
         chroms
-            Chromosomes of the reference to read; None for all.
+            Chromosomes of the reference to read, with or without ``chr``; None for all.
 
         Returns
         -------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scr2mae.extra.dna.alphabet import reverse_complement
+from scr2mae.extra.dna.chromosomes import find_chrom
+from scr2mae.extra.dna.text_files import open_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -73,33 +74,29 @@ def _check_block(rows: list[_Row], path: Path) -> list[_Row]:
 
 def _blocks(path: Path) -> Iterator[list[_Row]]:
     """Yield the rows of each block."""
-    opener = gzip.open if path.suffix == ".gz" else open
     rows: list[_Row] = []
     inside, line, number = False, "", 0
-    with opener(path, "rt", encoding="ascii", errors="replace") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if number == 1 and not line.startswith("##maf"):
-                    raise ValueError(
-                        f"{path} is no MAF file: its first line is {line[:40]!r}, not '##maf ...'."
-                    )
-                kind = line[:1]
-                if kind == "s" and inside:
-                    rows.append(_parse_row(line, number, path))
-                elif kind == "s":
-                    raise ValueError(
-                        f"{path}, line {number}: an 's' line outside a block (no 'a' line before it)."
-                    )
-                elif kind == "a" or not line.strip():
-                    if rows:
-                        yield _check_block(rows, path)
-                    rows, inside = [], kind == "a"
-        except EOFError as error:
-            raise ValueError(f"{path} is truncated: {error}") from error
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1 and not line.startswith("##maf"):
+                raise ValueError(f"{path} is no MAF file: its first line is {line[:40]!r}, not '##maf ...'.")
+            kind = line[:1]
+            if kind == "s" and inside:
+                rows.append(_parse_row(line, number, path))
+            elif kind == "s":
+                raise ValueError(
+                    f"{path}, line {number}: an 's' line outside a block (no 'a' line before it)."
+                )
+            elif kind == "a" or not line.strip():
+                if rows:
+                    yield _check_block(rows, path)
+                rows, inside = [], kind == "a"
     if number == 0:
         raise ValueError(f"{path} is empty.")
     if not line.endswith("\n"):
-        raise ValueError(f"{path} is truncated: its last line, {number}, has no end.")
+        raise ValueError(
+            f"{path} is truncated: its last line, {number}, has no end. If nothing is missing, add a line break there."
+        )
     if inside and not rows:
         raise ValueError(f"{path} is truncated: it ends with the 'a' line of a block without rows.")
     if rows:
@@ -130,20 +127,20 @@ def read_maf(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No MAF file {path}.")
-    wanted = None if chroms is None else {str(chrom) for chrom in chroms}
+    wanted = None if chroms is None else [str(chrom) for chrom in chroms]
     pieces: dict[str, list[tuple[int, dict[str, np.ndarray]]]] = defaultdict(list)
     seen: dict[str, None] = {}
     for rows in _blocks(path):
         reference = reference or rows[0].species
         seen.update(dict.fromkeys(row.species for row in rows))
         own = next((row for row in rows if row.species == reference), None)
-        if own is not None and own.size and (wanted is None or own.chrom in wanted):
+        if own is not None and own.size and (wanted is None or find_chrom(own.chrom, wanted)):
             pieces[own.chrom].append(_forward(rows, own))
     if reference is None:
         raise ValueError(f"{path} has no blocks.")
     if reference not in seen:
         raise KeyError(f"No rows of the reference {reference!r} in {path}; it has {list(seen)[:12]}.")
-    if absent := sorted((wanted or set(pieces)) - set(pieces)):
+    if absent := [chrom for chrom in wanted or () if find_chrom(chrom, pieces) is None]:
         raise KeyError(f"No blocks of {absent} in {path}; {reference} has {sorted(pieces)[:12]}.")
     others = [name for name in seen if name != reference] if species is None else [str(n) for n in species]
     if absent := [name for name in others if name not in seen]:

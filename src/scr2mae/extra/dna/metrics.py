@@ -45,7 +45,7 @@ def variant_metrics(
     Raises
     ------
     ValueError
-        If lengths differ, ``y`` is not binary, or a score is missing.
+        If lengths differ, ``y`` is not binary, a score is missing, or a class is called ``"all"``.
     """
     y, score = np.asarray(y), np.asarray(score, dtype=float)
     if y.ndim != 1 or y.shape != score.shape:
@@ -53,7 +53,7 @@ def variant_metrics(
     if not len(y):
         raise ValueError("There are no variants.")
     if not np.isin(y, (0, 1)).all():
-        raise ValueError(f"y must hold 0 and 1 or booleans, got {np.unique(y)[:6].tolist()}.")
+        raise ValueError(f"y must hold 0 and 1 or booleans, got {pd.unique(y)[:6].tolist()}.")
     if n_missing := int(np.isnan(score).sum()):
         raise ValueError(
             f"{n_missing} of {len(score)} scores are NaN; pass the variants whose status is 'scored'."
@@ -66,6 +66,10 @@ def variant_metrics(
         labels = pd.Series(np.asarray(groups, dtype=object))
         if len(labels) != len(y):
             raise ValueError(f"groups must have the length of y, {len(y)}, got {len(labels)}.")
+        if (labels == "all").any():
+            raise ValueError(
+                "A class is called 'all', which is the name of the row of all variants; rename it."
+            )
         for name in sorted(labels.dropna().unique(), key=str):
             inside = (labels == name).to_numpy()
             if shared_negatives:

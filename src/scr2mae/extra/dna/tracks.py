@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
+import math
+import os
+from array import array as packed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from scr2mae.extra.dna.chromosomes import find_chrom
+from scr2mae.extra.dna.text_files import open_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,11 +33,6 @@ class Track(Protocol):
             0-based, half-open.
         """
         ...
-
-
-def _candidates(chrom: object) -> tuple[str, str, str]:
-    name = str(chrom)
-    return name, f"chr{name}", name.removeprefix("chr")
 
 
 class ArrayTrack:
@@ -73,7 +73,7 @@ class ArrayTrack:
         KeyError
             If there is no such chromosome.
         """
-        name = next((name for name in _candidates(chrom) if name in self.arrays), None)
+        name = find_chrom(chrom, self.arrays)
         if name is None:
             raise KeyError(f"No chromosome {chrom!r} in the track; it has {list(self.arrays)[:12]}.")
         array, first = self.arrays[name], self.starts[name]
@@ -98,19 +98,43 @@ class BigWigTrack:
         If pyBigWig is not installed.
     FileNotFoundError
         If there is no such file.
+    ValueError
+        If it is damaged or no bigWig file.
+
+    Notes
+    -----
+    Every process opens the file for itself: one handle has one place in the file, which processes would move for each other.
     """
 
     def __init__(self, path: str | Path) -> None:
         try:
-            import pyBigWig
+            import pyBigWig  # noqa: F401
         except ModuleNotFoundError as error:
             raise ImportError(
                 "Reading bigWig needs pyBigWig; pip install pyBigWig installs it. Wig and npy files need nothing more."
             ) from error
         if not Path(path).is_file():
             raise FileNotFoundError(f"No bigWig file {path}.")
-        self._file: Any = pyBigWig.open(str(path))
-        self._lengths: dict[str, int] = dict(self._file.chroms())
+        self._path = str(path)
+        self._file: Any = None
+        self._process = -1
+        self._lengths: dict[str, int] = dict(self._open().chroms())
+
+    def _open(self) -> Any:
+        import pyBigWig
+
+        if self._process != os.getpid():
+            wanted = "is damaged or no bigWig file."
+            try:
+                self._file, self._process = pyBigWig.open(self._path), os.getpid()
+            except RuntimeError as error:
+                raise ValueError(f"{self._path} {wanted}") from error
+            if not self._file.isBigWig():
+                raise ValueError(f"{self._path} {wanted}")
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_process": -1}
 
     def values(self, chrom: object, start: int, end: int) -> np.ndarray:
         """Return float32 of shape (end - start,), NaN where there is none.
@@ -127,13 +151,13 @@ class BigWigTrack:
         KeyError
             If there is no such chromosome.
         """
-        name = next((name for name in _candidates(chrom) if name in self._lengths), None)
+        name = find_chrom(chrom, self._lengths)
         if name is None:
             raise KeyError(f"No chromosome {chrom!r} in the track; it has {list(self._lengths)[:12]}.")
         found = np.full(end - start, np.nan, dtype=np.float32)
         low, high = max(start, 0), min(end, self._lengths[name])
         if low < high:
-            found[low - start : high - start] = self._file.values(name, low, high, numpy=True)
+            found[low - start : high - start] = self._open().values(name, low, high)
         return found
 
 
@@ -146,13 +170,22 @@ def _number(text: str, place: str) -> float:
         ) from None
 
 
+def _whole(text: str, place: str) -> int:
+    """Take a position, step or span."""
+    value = _number(text, place)
+    if not math.isfinite(value) or value < 1 or value % 1:
+        raise ValueError(
+            f"{place}: positions, steps and spans are whole numbers of at least 1, got {text.strip()[:40]!r}."
+        )
+    return int(value)
+
+
 def _read_wig(path: Path) -> ArrayTrack:
     """Read fixedStep and variableStep sections."""
-    positions: dict[str, list[int]] = {}
-    numbers: dict[str, list[float]] = {}
+    positions: dict[str, packed[int]] = {}
+    numbers: dict[str, packed[float]] = {}
     kind, chrom, position, step, width = "", "", 0, 1, 1
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="ascii", errors="replace") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             parts, place = line.split(), f"{path}, line {number}"
             if not parts or parts[0] in ("track", "browser") or parts[0].startswith("#"):
@@ -162,26 +195,27 @@ def _read_wig(path: Path) -> ArrayTrack:
                 kind, chrom = parts[0], options.get("chrom", "")
                 if not chrom or (kind == "fixedStep" and "start" not in options):
                     raise ValueError(f"{place}: {kind} lacks chrom= or start=.")
-                position = int(_number(options.get("start", "1"), place)) - 1
-                step, width = (int(_number(options.get(name, "1"), place)) for name in ("step", "span"))
+                position = _whole(options.get("start", "1"), place) - 1
+                step, width = (_whole(options.get(name, "1"), place) for name in ("step", "span"))
                 continue
             if len(parts) != (1 if kind == "fixedStep" else 2) or not kind:
                 raise ValueError(
                     f"{place}: {line.strip()[:40]!r} does not belong in a {kind or 'wig'} section."
                 )
             if kind == "variableStep":
-                position = int(_number(parts[0], place)) - 1
+                position = _whole(parts[0], place) - 1
             value = _number(parts[-1], place)
-            positions.setdefault(chrom, []).extend(range(position, position + width))
-            numbers.setdefault(chrom, []).extend([value] * width)
+            positions.setdefault(chrom, packed("q")).extend(range(position, position + width))
+            numbers.setdefault(chrom, packed("f")).extend([value] * width)
             position += step
     if not positions:
         raise ValueError(f"{path} holds no values; expected fixedStep or variableStep sections.")
     arrays, starts = {}, {}
-    for name, where in positions.items():
-        starts[name] = min(where)
-        arrays[name] = np.full(max(where) + 1 - starts[name], np.nan, dtype=np.float32)
-        arrays[name][np.asarray(where) - starts[name]] = numbers[name]
+    for name, stored in positions.items():
+        where = np.frombuffer(stored, dtype=np.int64)
+        starts[name] = int(where.min())
+        arrays[name] = np.full(where.max() + 1 - starts[name], np.nan, dtype=np.float32)
+        arrays[name][where - starts[name]] = np.frombuffer(numbers[name], dtype=np.float32)
     return ArrayTrack(arrays, starts=starts)
 
 
@@ -219,5 +253,8 @@ def open_track(path: str | Path, *, chrom: str | None = None, start: int = 0) ->
     if suffix == ".npy":
         if chrom is None:
             raise ValueError("A .npy track needs chrom=, the chromosome that its values are of.")
-        return ArrayTrack({chrom: np.load(path, allow_pickle=False)}, starts={chrom: start})
+        try:
+            return ArrayTrack({chrom: np.load(path, allow_pickle=False)}, starts={chrom: start})
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is no .npy file of one number a position: {error}") from error
     raise ValueError(f"A track is a .bw, .bigWig, .wig, .wig.gz or .npy file, got {path.name}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scr2mae.extra.dna.alphabet import BASES
+from scr2mae.extra.dna.text_files import naming_damage, open_text
 
 if TYPE_CHECKING:
     from scr2mae.extra.dna.alignment import GenomeMSA
@@ -27,8 +27,7 @@ _NEGATIVE = {"0", "0.0", "false", "benign", "likely_benign", "common", "neutral"
 def _read_vcf(path: Path) -> pd.DataFrame:
     """Read the first five columns; a line with several alternatives becomes several rows."""
     rows: list[tuple[str, int, str, str, str]] = []
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8", errors="replace") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if line.startswith("#") or not line.strip():
                 continue
@@ -42,12 +41,24 @@ def _read_vcf(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["chrom", "pos", "id", "ref", "alt"])
 
 
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except ImportError as error:
+        raise ImportError(
+            "Reading Parquet needs pyarrow; pip install pyarrow installs it. VCF, TSV and CSV need nothing more."
+        ) from error
+    except (ValueError, OSError) as error:  # pyarrow's own errors derive from these
+        raise ValueError(f"{path} is damaged or no Parquet file: {error}") from error
+
+
 def _labels(column: pd.Series) -> pd.Series:
     """Labels as booleans, from 0 and 1 or from words."""
     words = column.astype(str).str.strip().str.lower().str.replace(" ", "_")
     if unknown := sorted(set(words) - _POSITIVE - _NEGATIVE):
         raise ValueError(
-            f"Labels must be 0 and 1, or such words as Pathogenic, Benign and Common; got {unknown[:6]}."
+            f"Labels must be 0 and 1, or such words as Pathogenic, Benign and Common; got {unknown[:6]}. Leave such variants out, or "
+            "rename the column to score them without labels."
         )
     return words.isin(_POSITIVE)
 
@@ -70,8 +81,10 @@ def read_variants(path: str | Path) -> pd.DataFrame:
     ------
     FileNotFoundError
         If there is no such file.
+    ImportError
+        If the file is Parquet and pyarrow is not installed.
     ValueError
-        If the file is of another kind, lacks columns, holds positions or labels that are none, or no variants.
+        If the file is damaged or of another kind, lacks columns, holds positions or labels that are none, or no variants.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,11 +94,12 @@ def read_variants(path: str | Path) -> pd.DataFrame:
         frame = _read_vcf(path)
     elif kind in (".tsv", ".txt", ".csv"):
         try:
-            frame = pd.read_csv(path, sep="," if kind == ".csv" else "\t", dtype={"chrom": str})
+            with naming_damage(path):
+                frame = pd.read_csv(path, sep="," if kind == ".csv" else "\t", dtype={"chrom": str})
         except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no table of variants: {error}") from error
     elif kind == ".parquet":
-        frame = pd.read_parquet(path)
+        frame = _read_parquet(path)
     else:
         raise ValueError(
             f"Variants are read from .vcf, .tsv, .txt, .csv (or .gz of them) and .parquet, got {path.name}."
@@ -98,6 +112,10 @@ def read_variants(path: str | Path) -> pd.DataFrame:
 
 def _checked(variants: pd.DataFrame, place: str) -> pd.DataFrame:
     """Return a copy with clean columns, or say what is wrong."""
+    if not isinstance(variants, pd.DataFrame):
+        raise TypeError(
+            f"Variants are a table (pandas.DataFrame), got {type(variants).__name__}; read a file with read_variants."
+        )
     if missing := [name for name in _NEEDED if name not in variants]:
         raise ValueError(
             f"{place} lacks the columns {missing}; it has {list(map(str, variants.columns))[:12]}."
@@ -125,7 +143,7 @@ def check_variants(msa: GenomeMSA, variants: pd.DataFrame, *, window_size: int =
     msa
         The alignment.
     variants
-        Columns ``chrom``, ``pos`` (1-based), ``ref`` and ``alt``; others are kept.
+        Columns ``chrom``, ``pos`` (1-based), ``ref`` and ``alt``; others are kept, but for ``status``.
     window_size
         Positions around the variant that are needed: half before, the others from it on.
 

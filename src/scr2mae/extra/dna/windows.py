@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scr2mae.extra.dna.alphabet import GAP_ID
+from scr2mae.extra.dna.alphabet import GAP_ID, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ def _known_so_far(msa: GenomeMSA, chrom: str) -> np.ndarray:
     """Count known reference bases before each position of a chromosome's span, and in all of it."""
     first, last = msa.span(chrom)
     known = [
-        msa.tokens(chrom, start, min(start + _ROWS_AT_A_TIME, last))[:, 0] != GAP_ID
+        encode(msa.get(chrom, start, min(start + _ROWS_AT_A_TIME, last))[:, 0]) != GAP_ID
         for start in range(first, last, _ROWS_AT_A_TIME)
     ]
     return np.concatenate([[0], np.cumsum(np.concatenate(known))])
