@@ -494,3 +494,35 @@ def test_windows_beyond_the_longest_are_refused(tiny):
         ValueError, match=r"Windows of 65 positions are longer than max_position_embeddings=64"
     ):
         tiny()(human, others)
+
+
+@pytest.mark.parametrize(
+    ("human", "others", "message"),
+    [
+        (6, 1, r"input_ids must hold tokens from 0 to 5 \(of '-ACGT\?'\), got 1 to 6"),
+        (1, 5, r"aux_features must hold tokens from 0 to 4 \(of '-ACGT'\), got 1 to 5"),
+        (1, -1, r"aux_features must hold tokens from 0 to 4 .* got -1 to 1"),
+    ],
+)
+def test_tokens_of_another_alphabet_are_refused(tiny, human, others, message):
+    """Else they would light the channel of another symbol or species."""
+    tokens, species = torch.ones(1, 8, dtype=torch.long), torch.ones(1, 8, 3, dtype=torch.long)
+    tokens[0, 3], species[0, 3, 1] = human, others
+    with pytest.raises(ValueError, match=message):
+        tiny()(tokens, species)
+
+
+def test_inputs_of_another_shape_or_kind_are_refused(tiny):
+    human, others = windows()
+    with pytest.raises(ValueError, match=r"n_positions, n_species\); got \(4, 16\) and \(4, 15, 3\)"):
+        tiny()(human, others[:, 1:])
+    with pytest.raises(TypeError, match=r"input_ids must hold whole numbers.*torch.float32"):
+        tiny()(human.float(), others)
+
+
+def test_the_names_of_the_species_come_back_with_the_weights(tiny, tmp_path):
+    model = tiny()
+    for species in (None, ("a", "b", "c")):
+        model.species_ = species
+        model.save_pretrained(tmp_path, overwrite=True)
+        assert dna.GPNMSAForMaskedLM.from_pretrained(tmp_path).species_ == species

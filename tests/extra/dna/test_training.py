@@ -4,12 +4,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import scr2mae
 from scr2mae.curriculum import Curriculum, GradientSchedule
 from scr2mae.extra import dna
+from scr2mae.extra.dna import training
 from scr2mae.masking import DiscreteRatio
 
 SCHEMES = scr2mae.schemes("dna")
@@ -107,6 +109,56 @@ def test_steps_count_optimiser_steps_when_gradients_are_accumulated(tiny, datase
 def test_the_progress_bar_counts_windows(tiny, dataset, quick, capsys):
     dna.pretrain(tiny(), dataset, **{**quick, "max_steps": 16, "enable_progress_bar": True})
     assert "windows/s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_as_many_steps_are_made_on_any_number_of_devices(tiny, dataset, quick, monkeypatch, devices):
+    """125 windows by eight are 16, 8 and 6 mini-batches for one, two and three devices."""
+    asked = {}
+    monkeypatch.setattr(training, "fit", lambda plan, datamodule, **options: asked.update(options))
+    dna.pretrain(tiny(), dataset, **{**quick, "max_steps": 40, "devices": devices})
+    n_batches = {1: 16, 2: 8, 3: 6}[devices]
+    assert asked["limit_train_batches"] <= n_batches
+    assert 40 <= asked["max_epochs"] * asked["limit_train_batches"] < 40 + asked["max_epochs"]
+    assert asked["n_obs_epoch"] == min(125, asked["limit_train_batches"] * 8 * devices)
+
+
+def test_fewer_windows_than_devices_are_refused(tiny, dataset, quick):
+    few = dna.MSAWindowDataset(dataset.msa, dataset.windows.iloc[:2])
+    with pytest.raises(ValueError, match=r"2 windows for 3 devices; train on fewer"):
+        dna.pretrain(tiny(), few, **{**quick, "devices": 3})
+
+
+def test_a_network_knows_its_species_and_refuses_them_in_another_order(tiny, dataset, quick):
+    msa, model = dataset.msa, tiny()
+    dna.pretrain(model, dataset, **{**quick, "max_steps": 1})
+    assert model.species_ == msa.species[1:] == ("species1", "species2", "species3")
+    turned = dna.GenomeMSA.from_numpy(
+        msa.get("chr1", 0, 4000)[:, [0, 1, 3, 2]], chrom="chr1", species=["reference", "species1", "species3", "species2"],
+    )  # fmt: skip
+    data = dna.MSAWindowDataset(turned, dataset.windows)
+    variants = pd.DataFrame({"chrom": ["chr1"], "pos": [500], "ref": ["A"], "alt": ["C"]})
+    for use in (
+        lambda: dna.pretrain(model, data, **quick),
+        lambda: dna.predict_bases(model, data, accelerator="cpu"),
+        lambda: dna.score_variants(model, turned, variants, window_size=16),
+    ):
+        with pytest.raises(
+            ValueError, match=r"Species 2 of the alignment is 'species3', .* trained with 'species2'"
+        ):
+            use()
+    unnamed = dna.GenomeMSA.from_numpy(turned.get("chr1", 0, 4000), chrom="chr1")
+    scored = dna.score_variants(model, unnamed, variants, window_size=16, accelerator="cpu", progress=False)
+    assert len(scored) == 1
+
+
+def test_windows_longer_than_the_network_takes_are_refused(tiny, msa, quick):
+    data = dna.MSAWindowDataset(msa, dna.make_windows(msa, size=65, step=65))
+    message = r"Windows of 65 positions are longer than max_position_embeddings=64"
+    with pytest.raises(ValueError, match=message):
+        dna.pretrain(tiny(), data, **quick)
+    with pytest.raises(ValueError, match=message):
+        dna.predict_bases(tiny(), data, accelerator="cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Windows, their choice and split, and mini-batches of them."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -188,12 +190,26 @@ def test_conservation_beyond_the_border_of_a_window_counts():
             r"leave the alignment, which covers c:0-10",
         ),
         (lambda w: w.assign(chrom="d"), KeyError, r"No chromosome 'd'"),
+        (lambda w: w.assign(strand=["+", "."]), ValueError, r"strand must be '\+' or '-', got \['.'\]"),
+        (lambda w: w.assign(end=w["start"]), ValueError, r"start < end, got a length of 0"),
     ],
 )
 def test_tables_of_windows_that_do_not_fit_are_refused(change, error, message):
     windows = pd.DataFrame({"chrom": "c", "start": [0, 5], "end": [4, 9], "strand": "+"})
     with pytest.raises(error, match=message):
         dna.MSAWindowDataset(alignment(), change(windows))
+
+
+def test_tracks_of_another_place_are_found_before_training(caplog):
+    msa = alignment("ACGTACGTAC")
+    windows = dna.make_windows(msa, size=4, step=2)
+    with pytest.raises(KeyError, match=r"No chromosome 'c' in the track; it has \['d'\]"):
+        dna.MSAWindowDataset(msa, windows, phylop=dna.ArrayTrack({"d": np.zeros(10)}))
+    with caplog.at_level(logging.WARNING, logger="scr2mae"):
+        dna.MSAWindowDataset(msa, windows, phastcons=dna.ArrayTrack({"c": np.zeros(10)}, starts={"c": 9}))
+        assert not caplog.records
+        dna.MSAWindowDataset(msa, windows, phastcons=dna.ArrayTrack({"c": np.zeros(10)}, starts={"c": 10}))
+    assert "phastCons has no value in any of 8 windows" in caplog.text
 
 
 @pytest.mark.parametrize(

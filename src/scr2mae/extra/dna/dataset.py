@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MSAWindowDataset", "WindowDataModule"]
 
+logger = logging.getLogger(__name__)
+
 _SMOOTHING = 3  # positions on either side
 _LOWER_CASE = ord("a")
+_N_LOOKED_AT = 50  # windows in which a track is looked for
 
 
 def _smoothed(track: Track, chrom: str, start: int, end: int) -> np.ndarray:
@@ -53,9 +57,11 @@ class MSAWindowDataset:
     Raises
     ------
     ValueError
-        If the table of windows is empty or lacks columns, lengths differ, or a number is out of range.
-    IndexError, KeyError
+        If the table of windows is empty or lacks columns, lengths differ, a strand is neither, or a number is out of range.
+    IndexError
         If a window leaves the alignment.
+    KeyError
+        If a chromosome is not in the alignment, or not in a track.
 
     Notes
     -----
@@ -80,6 +86,10 @@ class MSAWindowDataset:
         lengths = np.unique(windows["end"] - windows["start"])
         if len(lengths) > 1:
             raise ValueError(f"All windows must have the same length, got {lengths[:5].tolist()}.")
+        if lengths[0] < 1:
+            raise ValueError(f"Windows need start < end, got a length of {lengths[0]}.")
+        if wrong := sorted(set(windows["strand"]) - {"+", "-"}, key=str):
+            raise ValueError(f"strand must be '+' or '-', got {wrong[:5]}.")
         if not repeat_weight > 0:
             raise ValueError(
                 f"repeat_weight must be positive, got {repeat_weight!r}; 1 weighs repeats like all else."
@@ -98,6 +108,23 @@ class MSAWindowDataset:
             first, last = msa.span(chrom)
             if places["start"].min() < first or places["end"].max() > last:
                 raise IndexError(f"Some windows leave the alignment, which covers {chrom}:{first}-{last}.")
+        for name, track in (("phyloP", phylop), ("phastCons", phastcons)):
+            if track is not None:
+                self._check_track(name, track)
+
+    def _check_track(self, name: str, track: Track) -> None:
+        """Warn of a track without values where the windows are, which makes all of them weigh the same."""
+        for chrom, start, end in (
+            self.windows.groupby("chrom", sort=False)[["start", "end"]].first().itertuples()
+        ):
+            track.values(chrom, start, end)
+        looked_at = np.unique(np.linspace(0, len(self) - 1, _N_LOOKED_AT).astype(int))
+        if all(np.isnan(track.values(*self._places[i][:3])).all() for i in looked_at):
+            logger.warning(
+                "%s has no value in any of %d windows that were looked at; has it the coordinates of the alignment?",
+                name,
+                len(looked_at),
+            )
 
     def __len__(self) -> int:
         return len(self._places)

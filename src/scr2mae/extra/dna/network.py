@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from scr2mae.curriculum import Curriculum, CurriculumWeights, scale_gradient
 from scr2mae.extra.dna import pretrained
 from scr2mae.extra.dna.alphabet import VOCABULARY
+from scr2mae.extra.dna.compatibility import check_window
 from scr2mae.extra.dna.corruption import IGNORED, corrupt, draw_base_mask, flip_labels
 from scr2mae.extra.dna.layers import EncoderLayer, rotary_tables
 from scr2mae.masking import draw_integers
@@ -67,6 +68,20 @@ def _weighted_mean(loss: Tensor, loss_weight: Tensor | None, curriculum_weight: 
     return (weighted * loss_weight).sum() / loss_weight.sum().clamp(min=1e-12)
 
 
+def _check_tokens(tokens: Tensor, n_symbols: int, name: str) -> None:
+    """Refuse what would light the channel of another symbol or species."""
+    if tokens.is_floating_point():
+        raise TypeError(f"{name} must hold whole numbers, tokens as encode() makes them; got {tokens.dtype}.")
+    if tokens.is_meta or not tokens.numel():
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= n_symbols:
+        raise ValueError(
+            f"{name} must hold tokens from 0 to {n_symbols - 1} (of {VOCABULARY[:n_symbols]!r}), got {low} to {high}; make them with "
+            "GenomeMSA.tokens or encode."
+        )
+
+
 @contextmanager
 def _seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Make dropout a function of seed and step, so that a resumed run drops what it would have dropped."""
@@ -88,6 +103,12 @@ class GPNMSAForMaskedLM(nn.Module):
     seed
         Seed of the first weights.
 
+    Attributes
+    ----------
+    species_
+        Names of the species it was trained with, in the order of their columns; None before training, or if the alignment had no names. Saved
+        with the weights.
+
     Notes
     -----
     The network of GPN-MSA (Benegas et al. 2025), as Dong et al. (2025), appendix C.7, train it.
@@ -96,6 +117,7 @@ class GPNMSAForMaskedLM(nn.Module):
     def __init__(self, config: GPNMSAConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.species_: tuple[str, ...] | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             width = config.hidden_size
@@ -128,10 +150,12 @@ class GPNMSAForMaskedLM(nn.Module):
                 f"This network takes {self.config.n_species} species beside the human column, aux_features has {n_species}; "
                 "choose the alignment, or the columns of it, that the network was made for."
             )
-        if input_ids.shape[1] > self.config.max_position_embeddings:
+        if aux_features is not None and aux_features.shape[:2] != input_ids.shape:
             raise ValueError(
-                f"Windows of {input_ids.shape[1]} positions are longer than max_position_embeddings={self.config.max_position_embeddings}."
+                "input_ids must have shape (n_obs, n_positions) and aux_features (n_obs, n_positions, n_species); got "
+                f"{tuple(input_ids.shape)} and {tuple(aux_features.shape)}."
             )
+        check_window(self, input_ids.shape[1])
         return input_ids.new_empty(*input_ids.shape, 0) if aux_features is None else aux_features
 
     def embed(self, input_ids: Tensor, aux_features: Tensor | None) -> Tensor:
@@ -220,8 +244,11 @@ class GPNMSAForMaskedLM(nn.Module):
         Raises
         ------
         ValueError
-            If the number of species is not the network's, or a window is too long.
+            If the number of species is not the network's, a window is too long, or a token is not in the alphabet.
         """
+        _check_tokens(input_ids, len(VOCABULARY), "input_ids")
+        if aux_features is not None:
+            _check_tokens(aux_features, len(VOCABULARY) - 1, "aux_features")
         hidden = self.encode(input_ids, aux_features, attention_mask=attention_mask)
         logits = self.predict(hidden)
         if labels is None:
@@ -341,11 +368,11 @@ class GPNMSAForMaskedLM(nn.Module):
         FileExistsError
             If the folder is not empty and ``overwrite`` is False.
         """
-        pretrained.write(folder, self.state_dict(), self.config, overwrite=overwrite)
+        pretrained.write(folder, self.state_dict(), self.config, species=self.species_, overwrite=overwrite)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GPNMSAForMaskedLM:
-        """Read what :meth:`save_pretrained` wrote, in evaluation mode. Nothing is unpickled.
+        """Read what :meth:`save_pretrained` wrote, in evaluation mode; nothing is unpickled.
 
         Parameters
         ----------
@@ -363,9 +390,10 @@ class GPNMSAForMaskedLM(nn.Module):
         ValueError
             If a file is damaged, or weights and configuration do not fit.
         """
-        state, config = pretrained.read(folder)
+        state, config, species = pretrained.read(folder)
         model = cls(config)
         pretrained.load_into(model, state, place=str(folder))
+        model.species_ = species
         return model.eval()
 
     @classmethod

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scr2mae._compat import torch_device
 from scr2mae.extra.dna.alphabet import BASES, GAP_ID, MASK_ID, VOCABULARY
+from scr2mae.extra.dna.compatibility import check_species, check_window
 
 if TYPE_CHECKING:
     from scr2mae.extra.dna.dataset import MSAWindowDataset
@@ -71,10 +72,12 @@ def predict_bases(
     Raises
     ------
     ValueError
-        If the ratio is out of range or species differ in number.
+        If the ratio is out of range, species differ in number, name or order, or windows are longer than the network takes.
     """
     if not 0 < ratio <= 0.5:
         raise ValueError(f"ratio must lie in (0, 0.5], got {ratio!r}.")
+    check_species(model, data.msa)
+    check_window(model, data.window_size)
     n_folds = round(1 / ratio)
     training, before = model.training, model.cos.device
     model.eval().to(torch_device(accelerator, "auto"))

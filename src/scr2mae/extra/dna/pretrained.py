@@ -53,8 +53,15 @@ def _write_file(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def write(folder: str | Path, state: Mapping[str, Tensor], config: GPNMSAConfig, *, overwrite: bool) -> None:
-    """Write weights and configuration.
+def write(
+    folder: str | Path,
+    state: Mapping[str, Tensor],
+    config: GPNMSAConfig,
+    *,
+    species: tuple[str, ...] | None,
+    overwrite: bool,
+) -> None:
+    """Write weights, configuration and the names of the species.
 
     Raises
     ------
@@ -71,7 +78,9 @@ def write(folder: str | Path, state: Mapping[str, Tensor], config: GPNMSAConfig,
             f"{folder} exists and is not empty; choose another folder or pass overwrite=True."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"format": _FORMAT, "schema_version": _SCHEMA_VERSION, "config": config.to_dict()}
+    document = {
+        "format": _FORMAT, "schema_version": _SCHEMA_VERSION, "config": config.to_dict(), "species": species,
+    }  # fmt: skip
     _write_file(
         folder / _WEIGHTS,
         safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in state.items()}),
@@ -79,8 +88,8 @@ def write(folder: str | Path, state: Mapping[str, Tensor], config: GPNMSAConfig,
     _write_file(folder / _CONFIG, json.dumps(document, indent=1).encode())
 
 
-def read(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig]:
-    """Read weights and configuration.
+def read(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig, tuple[str, ...] | None]:
+    """Read weights, configuration and the names of the species.
 
     Raises
     ------
@@ -115,7 +124,8 @@ def read(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig]:
         raise ValueError(
             f"{folder / _WEIGHTS} is damaged: {error}. Restore the folder from a copy."
         ) from error
-    return state, GPNMSAConfig.from_dict(document["config"])
+    species = document.get("species")
+    return state, GPNMSAConfig.from_dict(document["config"]), None if species is None else tuple(species)
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, place: str) -> None:

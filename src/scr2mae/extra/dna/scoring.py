@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from scr2mae._compat import torch_device
 from scr2mae.extra.dna.alphabet import BASES, MASK_ID, VOCABULARY, encode, reverse_complement
+from scr2mae.extra.dna.compatibility import check_species
 from scr2mae.extra.dna.variants import check_variants
 
 if TYPE_CHECKING:
@@ -92,19 +93,17 @@ def score_variants(
     Returns
     -------
     The table with ``score``, NaN where there is none, and ``status``, which says why (see :func:`check_variants`). How many have none
-    is logged as a warning.
+    is logged as a warning. Columns of these names that were there are replaced.
 
     Raises
     ------
     ValueError
-        If the table is empty or lacks columns, species differ in number, or the window is longer than the network takes.
+        If the table is empty or lacks columns, species differ in number, name or order, or the window is longer than the
+        network takes.
     KeyError
         If no variant lies on a chromosome of the alignment.
     """
-    if msa.n_species != model.config.n_species:
-        raise ValueError(
-            f"The network takes {model.config.n_species} species beside the reference, the alignment has {msa.n_species}."
-        )
+    check_species(model, msa)
     if not 2 <= window_size <= model.config.max_position_embeddings:
         raise ValueError(
             f"window_size must lie between 2 and the network's max_position_embeddings={model.config.max_position_embeddings}, "

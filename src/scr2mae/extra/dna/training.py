@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
+
+from scr2mae._batches import BatchSampler
 from scr2mae._schemes import schemes
 from scr2mae.curriculum import Curriculum
+from scr2mae.extra.dna.compatibility import check_species, check_window
 from scr2mae.extra.dna.dataset import WindowDataModule
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.train import LearningRateSchedule, MaskedTrainingPlan, fit
+from scr2mae.train.run import _quiet_lightning as quiet_lightning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +48,21 @@ def _schedule(
     return as_ratio_schedule(ratio, seed=seed) if own is None else own.ratio_schedule(ratio, seed=seed), own
 
 
+def _n_processes(trainer_kwargs: dict[str, Any]) -> int:
+    """In how many processes Lightning will train, each with its share of the windows."""
+    names = ("accelerator", "devices", "num_nodes")
+    wanted = {name: trainer_kwargs[name] for name in names if name in trainer_kwargs}
+    with quiet_lightning():
+        trainer = pl.Trainer(
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **wanted,
+        )
+    return int(trainer.num_devices * trainer.num_nodes)
+
+
 def pretrain(
     model: GPNMSAForMaskedLM,
     train: MSAWindowDataset,
@@ -66,7 +86,7 @@ def pretrain(
     Parameters
     ----------
     model
-        Trained in place; in evaluation mode afterwards.
+        Trained in place; in evaluation mode afterwards, and with the names of the alignment's species in ``species_``.
     train
         Windows that train.
     validation
@@ -104,7 +124,8 @@ def pretrain(
     Raises
     ------
     ValueError
-        If the scheme is unknown or does not fit the network, species differ in number, or a number is out of range.
+        If the scheme is unknown or does not fit the network, species differ in number, name or order, windows are too long, or a
+        number is out of range.
     FileNotFoundError
         If there is no checkpoint to resume from.
 
@@ -115,11 +136,9 @@ def pretrain(
     if max_steps < 1 or batch_size < 1:
         raise ValueError(f"max_steps and batch_size must be at least 1, got {max_steps} and {batch_size}.")
     for data in (train, validation):
-        if data is not None and data.msa.n_species != model.config.n_species:
-            raise ValueError(
-                f"The network takes {model.config.n_species} species beside the reference, the alignment has {data.msa.n_species}; "
-                f"make it with GPNMSAConfig(n_species={data.msa.n_species})."
-            )
+        if data is not None:
+            check_species(model, data.msa)
+            check_window(model, data.window_size)
     schedule, curriculum = _schedule(model, scheme, mask_ratio, seed)
     plan = MaskedTrainingPlan(
         model,
@@ -136,15 +155,19 @@ def pretrain(
         trainer_kwargs.setdefault("limit_val_batches", 0)
     datamodule = WindowDataModule(train, validation, batch_size=batch_size, seed=seed)
     n_together = int(trainer_kwargs.get("accumulate_grad_batches", 1))
+    n_processes = _n_processes(trainer_kwargs)
+    n_batches = len(BatchSampler(len(train), batch_size, world_size=n_processes))
+    if not n_batches:
+        raise ValueError(f"There are {len(train)} windows for {n_processes} devices; train on fewer devices.")
     # Lightning takes a finished epoch for a broken one where it is told max_steps, and then skips most of the next.
-    max_epochs = math.ceil(max_steps * n_together / len(datamodule.train_dataloader()))
+    max_epochs = math.ceil(max_steps * n_together / n_batches)
     trainer_kwargs.setdefault("limit_train_batches", math.ceil(max_steps / max_epochs) * n_together)
     try:
         fit(
             plan,
             datamodule,
             max_epochs=max_epochs,
-            n_obs_epoch=min(len(train), trainer_kwargs["limit_train_batches"] * batch_size),
+            n_obs_epoch=min(len(train), trainer_kwargs["limit_train_batches"] * batch_size * n_processes),
             unit="windows",
             resume=resume,
             checkpoint_dir=checkpoint_dir,
@@ -152,4 +175,6 @@ def pretrain(
         )
     finally:
         model.eval()
+    if train.msa.species is not None:
+        model.species_ = train.msa.species[1:]
     return plan.history
