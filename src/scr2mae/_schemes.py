@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from scr2mae._domains import DOMAINS, SCHEME_NAMES, scheme_names
 from scr2mae.masking import DecayRatio, FixedRatio, MDLMRatio, UniformDecayRatio, UniformRatio
 
 if TYPE_CHECKING:
     from scr2mae.masking import RatioSchedule
 
 __all__ = ["SCHEME_NAMES", "Scheme", "schemes"]
-
-SCHEME_NAMES = (
-    "mae",
-    "mae_low",
-    "mae_high",
-    "mdlm",
-    "dynamic",
-    "r2mae",
-    "r2mae_dynamic",
-    "cl",
-    "cl_k0",
-    "r2mae_cl",
-    "r2mae_cl_k0",
-)
 
 
 class Scheme(NamedTuple):
@@ -40,26 +26,6 @@ class Scheme(NamedTuple):
 
     mask_ratio: RatioSchedule
     curriculum: str | None = None
-
-
-@dataclass(frozen=True)
-class _Domain:
-    """Range of R²MAE; fixed ratios; whether R²MAE + Dynamic and the curricula exist."""
-
-    low: float
-    high: float
-    default: float
-    fixed_low: float | None
-    fixed_high: float
-    combinations: bool
-
-
-_DOMAINS = {
-    "single_cell": _Domain(0.1, 0.5, 0.25, 0.10, 0.50, True),
-    "dna": _Domain(0.05, 0.30, 0.15, 0.05, 0.30, True),
-    "vision": _Domain(0.6, 0.9, 0.75, 0.5, 0.9, False),
-    "text": _Domain(0.15, 0.40, 0.15, None, 0.40, True),
-}
 
 
 def schemes(domain: str = "single_cell", *, seed: int = 0) -> dict[str, Scheme]:
@@ -96,9 +62,9 @@ def schemes(domain: str = "single_cell", *, seed: int = 0) -> dict[str, Scheme]:
     >>> curriculum
     'cl'
     """
-    if domain not in _DOMAINS:
-        raise ValueError(f"domain must be one of {list(_DOMAINS)}, got {domain!r}.")
-    d = _DOMAINS[domain]
+    if domain not in DOMAINS:
+        raise ValueError(f"domain must be one of {list(DOMAINS)}, got {domain!r}.")
+    d = DOMAINS[domain]
     default, uniform = FixedRatio(d.default), UniformRatio(d.low, d.high, seed=seed)
     rows = {
         "mae": Scheme(default),
@@ -114,4 +80,4 @@ def schemes(domain: str = "single_cell", *, seed: int = 0) -> dict[str, Scheme]:
         for name in ("cl", "cl_k0"):
             rows[name] = Scheme(default, name)
             rows[f"r2mae_{name}"] = Scheme(uniform, name)
-    return {name: rows[name] for name in SCHEME_NAMES if name in rows}
+    return {name: rows[name] for name in scheme_names(domain)}

@@ -5,14 +5,24 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from scr2mae._domains import scheme_names
+
 __all__ = [
     "add_accelerator",
+    "add_accumulate",
+    "add_checkpoints",
+    "add_compute",
     "add_force",
+    "add_mask_ratio",
+    "add_output",
+    "add_scheme",
+    "add_seed",
     "devices",
     "fraction",
     "non_negative_int",
     "obsm_key",
     "path",
+    "positive_float",
     "positive_int",
 ]
 
@@ -57,6 +67,17 @@ def fraction(text: str) -> float:
     return value
 
 
+def positive_float(text: str) -> float:
+    """Take a finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
 def devices(text: str) -> int | list[int] | str:
     """Take ``auto``, a number of devices, or the devices themselves with commas between (``0,2`` or ``1,``)."""
     try:
@@ -91,3 +112,71 @@ def add_accelerator(parser: argparse._ActionsContainer) -> None:
 def add_force(parser: argparse._ActionsContainer, what: str) -> None:
     """Add ``--force``."""
     parser.add_argument("--force", action="store_true", help=f"replace {what} if there already")
+
+
+def add_output(parser: argparse._ActionsContainer, metavar: str, what: str) -> None:
+    """Add ``-o`` and ``--output``."""
+    parser.add_argument("-o", "--output", metavar=metavar, type=path, required=True, help=what)
+
+
+def add_scheme(group: argparse._ActionsContainer, domain: str) -> None:
+    """Add ``--scheme``, with the schemes that a domain has."""
+    group.add_argument(
+        "--scheme",
+        choices=scheme_names(domain),
+        default="r2mae",
+        help="of masking, with the paper's ratios (default: %(default)s)",
+    )
+
+
+def add_mask_ratio(group: argparse._ActionsContainer, what: str) -> None:
+    """Add ``--mask-ratio``; ``_training.mask_ratio`` reads it."""
+    group.add_argument(
+        "--mask-ratio",
+        metavar="RATIO",
+        type=fraction,
+        nargs="+",
+        help=f"share of {what} hidden instead of the scheme's: two numbers for a range (R²MAE), one for a fixed share",
+    )
+
+
+def add_seed(group: argparse._ActionsContainer, what: str) -> None:
+    """Add ``--seed``."""
+    group.add_argument(
+        "--seed", metavar="N", type=non_negative_int, default=0, help=f"of {what} (default: %(default)s)"
+    )
+
+
+def add_accumulate(group: argparse._ActionsContainer, *, default: int = 1) -> None:
+    """Add ``--accumulate``."""
+    group.add_argument(
+        "--accumulate",
+        metavar="N",
+        type=positive_int,
+        default=default,
+        help="mini-batches an optimiser step, each with a ratio of its own (default: %(default)s)",
+    )
+
+
+def add_compute(group: argparse._ActionsContainer) -> None:
+    """Add ``--accelerator``, ``--devices`` and ``--precision``."""
+    add_accelerator(group)
+    group.add_argument(
+        "--devices", metavar="N", type=devices, default="auto", help="how many, or which: 2 or 0,3"
+    )
+    group.add_argument(
+        "--precision",
+        choices=["32-true", "16-mixed", "bf16-mixed"],
+        default="32-true",
+        help="of the arithmetic (default: %(default)s)",
+    )
+
+
+def add_checkpoints(group: argparse._ActionsContainer) -> None:
+    """Add ``--checkpoint-dir`` and ``--resume``; ``_training.check_checkpoints`` checks them."""
+    group.add_argument(
+        "--checkpoint-dir", metavar="FOLDER", type=path, help="save a checkpoint there after every epoch"
+    )
+    group.add_argument(
+        "--resume", metavar="FOLDER", type=path, help="go on from a checkpoint, or from such a folder"
+    )

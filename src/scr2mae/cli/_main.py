@@ -134,6 +134,9 @@ def _one_line(error: Exception) -> str:
         textwrap.shorten(str(text), _LONGEST_MESSAGE, placeholder=" ... (--debug shows the rest)")
         or "no message"
     )
+    # The import system names the module that it did not find; without one the message says what to install.
+    if isinstance(error, ImportError) and error.name is None:
+        return line
     # Lightning's exception for settings that do not go together has no base class of its own.
     if isinstance(error, _EXPECTED) or type(error).__name__ == "MisconfigurationException":
         return line

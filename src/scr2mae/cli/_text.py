@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scr2mae.cli._command import UsageError, loading
 from scr2mae.cli._files import check_free, check_writable, replacing
+from scr2mae.cli._training import check_checkpoints, mask_ratio, trainer_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,21 +68,12 @@ def pack(args: argparse.Namespace) -> str:
 
 def _check_pretrain(args: argparse.Namespace) -> None:
     """Refuse whatever would stop the run later, before anything heavy is loaded."""
-    ratios = args.mask_ratio
-    if ratios is not None and (len(ratios) > 2 or ratios != sorted(ratios)):
-        raise UsageError(
-            f"--mask-ratio takes one number, or a low and a high one; got {' '.join(map(str, ratios))}"
-        )
-    if ratios is not None and args.scheme != "r2mae":
+    if mask_ratio(args) is not None and args.scheme != "r2mae":
         raise UsageError("--mask-ratio stands in place of --scheme; give one of the two")
-    _check_exists(args.input, args.validation, args.resume)
+    _check_exists(args.input, args.validation)
     check_free(args.output, folder=True, force=args.force)
     check_writable(args.output)
-    if args.checkpoint_dir is not None:
-        check_writable(args.checkpoint_dir)
-        last = args.checkpoint_dir / "last.ckpt"
-        if last.exists() and args.resume is None and not args.force:
-            raise FileExistsError(f"{last} exists; go on from it with --resume, or replace it with --force.")
+    check_checkpoints(args)
 
 
 def pretrain(args: argparse.Namespace) -> str:
@@ -94,13 +86,11 @@ def pretrain(args: argparse.Namespace) -> str:
     blocks = text.TokenBlocks.load(args.input)
     validation = None if args.validation is None else text.TokenBlocks.load(args.validation)
     scheme = schemes("text", seed=args.seed)[args.scheme]
-    mask_ratio: Any = scheme.mask_ratio
-    if args.mask_ratio is not None:
-        mask_ratio = args.mask_ratio[0] if len(args.mask_ratio) == 1 else tuple(args.mask_ratio)
+    ratio = mask_ratio(args)
     model = text.RobertaR2MAE(
         blocks.tokenizer,
         size=args.size,
-        mask_ratio=mask_ratio,
+        mask_ratio=scheme.mask_ratio if ratio is None else ratio,
         curriculum=scheme.curriculum,
         seed=args.seed,
     )
@@ -110,14 +100,8 @@ def pretrain(args: argparse.Namespace) -> str:
         validation=validation,
         max_epochs=args.max_epochs,
         batch_size=args.batch_size,
-        accumulate_grad_batches=args.accumulate,
         lr=args.lr,
-        accelerator=args.accelerator,
-        devices=args.devices,
-        precision=args.precision,
-        resume=args.resume,
-        checkpoint_dir=args.checkpoint_dir,
-        enable_progress_bar=not args.quiet,
+        **trainer_options(args),
     )
     if not trainer.is_global_zero:
         return ""  # one of several processes writes

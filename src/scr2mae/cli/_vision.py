@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scr2mae.cli._command import UsageError, loading
 from scr2mae.cli._files import check_free, check_writable, replacing
+from scr2mae.cli._training import check_checkpoints, mask_ratio, trainer_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,15 +27,7 @@ def _check_training(args: argparse.Namespace) -> None:
         raise UsageError("--batch-size must be at least 2")
     check_free(args.output, folder=True, force=args.force)
     check_writable(args.output)
-    if args.resume is not None and not (args.resume / "last.ckpt").is_file() and not args.resume.is_file():
-        raise FileNotFoundError(
-            f"No checkpoint {args.resume}; give a .ckpt file or an earlier --checkpoint-dir."
-        )
-    if args.checkpoint_dir is not None:
-        check_writable(args.checkpoint_dir)
-        last = args.checkpoint_dir / "last.ckpt"
-        if last.exists() and args.resume is None and not args.force:
-            raise FileExistsError(f"{last} exists; go on from it with --resume, or replace it with --force.")
+    check_checkpoints(args)
 
 
 def _check_exists(place: Path) -> None:
@@ -61,17 +54,7 @@ def _open(
 
 
 def _train_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "seed": args.seed,
-        "n_workers": args.workers,
-        "accelerator": args.accelerator,
-        "devices": args.devices,
-        "precision": args.precision,
-        "accumulate_grad_batches": args.accumulate,
-        "checkpoint_dir": args.checkpoint_dir,
-        "resume": args.resume,
-        "enable_progress_bar": not args.quiet,
-    }
+    return {"seed": args.seed, "n_workers": args.workers, **trainer_options(args)}
 
 
 def _recipe(args: argparse.Namespace, name: str) -> Any:
@@ -108,9 +91,7 @@ def _build(args: argparse.Namespace, images: Images) -> Any:
 
 def pretrain(args: argparse.Namespace) -> str:
     """Pretrain on images, a share of each hidden."""
-    ratios, sizes = args.mask_ratio, args.width
-    if ratios and (len(ratios) > 2 or ratios != sorted(ratios)):
-        raise UsageError("--mask-ratio takes one number, or a low and a high one")
+    ratio, sizes = mask_ratio(args), args.width
     if sizes and len(sizes) != {"mlp": 2, "unet": 1, "vit": 0}[args.network]:
         raise UsageError("--width takes two numbers for an MLP, one for a U-Net and none for a ViT")
     _check_training(args)
@@ -126,7 +107,7 @@ def pretrain(args: argparse.Namespace) -> str:
     history = vision.pretrain(
         network,
         images,
-        mask_ratio=scheme if not ratios else ratios[0] if len(ratios) == 1 else ratios,
+        mask_ratio=scheme if ratio is None else ratio,
         recipe=_recipe(args, args.network),
         validation=None if args.validation is None else _open(args, args.validation, "validation", "test"),
         augment=None if args.no_augment or args.network != "vit" else vision.PretrainAugment(),

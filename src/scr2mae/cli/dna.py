@@ -10,20 +10,7 @@ from scr2mae.cli._command import Command, CommandGroup
 
 __all__ = ["COMMAND"]
 
-_SCHEMES = (
-    "mae", "mae_low", "mae_high", "mdlm", "dynamic", "r2mae", "r2mae_dynamic", "cl", "cl_k0", "r2mae_cl", "r2mae_cl_k0",
-)  # fmt: skip
-_ALIGNMENT = "Zarr group (one array a chromosome), .maf, .maf.gz, or .npy of one chromosome (see --chrom)"
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
+_ALIGNMENT = "Zarr group (one array a chromosome), .maf, .maf.gz, or .npy of one chromosome (give --chrom)"
 
 
 def _add_alignment(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +24,14 @@ def _add_alignment(parser: argparse.ArgumentParser) -> None:
         "--species",
         metavar="NAME",
         nargs="+",
-        help="for MAF: the other assemblies, in the order of the network's columns (default: all)",
+        help="for MAF: the other assemblies, in the order of the network's columns (default: all, or those of --model)",
     )
-    group.add_argument("--chrom", metavar="NAME", help="for .npy: the chromosome")
+    group.add_argument(
+        "--chrom",
+        metavar="NAME",
+        nargs="+",
+        help="chromosomes to read (default: all); for .npy, alignment or track, the one that it is of",
+    )
     group.add_argument(
         "--start",
         metavar="N",
@@ -51,14 +43,7 @@ def _add_alignment(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="ALIGNMENT", type=arguments.path, help=_ALIGNMENT)
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="MODEL/",
-        type=arguments.path,
-        required=True,
-        help="folder to save the network in",
-    )
+    arguments.add_output(parser, "MODEL/", "folder to save the network in")
     arguments.add_force(parser, "the network")
     _add_alignment(parser)
     _add_windows(parser.add_argument_group("windows"))
@@ -106,7 +91,7 @@ def _add_windows(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--repeat-weight",
         metavar="WEIGHT",
-        type=_positive_float,
+        type=arguments.positive_float,
         default=0.1,
         help="weight of lower-case bases (default: %(default)s)",
     )
@@ -150,16 +135,8 @@ def _add_network(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--scheme", choices=_SCHEMES, default="r2mae", help="of masking (default: %(default)s)"
-    )
-    group.add_argument(
-        "--mask-ratio",
-        metavar="RATIO",
-        type=arguments.fraction,
-        nargs="+",
-        help="share hidden instead of the scheme's: one number, or a low and a high one",
-    )
+    arguments.add_scheme(group, "dna")
+    arguments.add_mask_ratio(group, "human bases")
     group.add_argument(
         "--max-steps", metavar="N", type=arguments.positive_int, default=30_000, help="(default: %(default)s)"
     )
@@ -170,8 +147,9 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         default=2048,
         help="windows a mini-batch and device (default: %(default)s)",
     )
+    arguments.add_accumulate(group)
     group.add_argument(
-        "--lr", metavar="RATE", type=_positive_float, default=1e-4, help="(default: %(default)s)"
+        "--lr", metavar="RATE", type=arguments.positive_float, default=1e-4, help="(default: %(default)s)"
     )
     group.add_argument(
         "--warmup",
@@ -180,35 +158,9 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         default=1000,
         help="steps over which the rate rises (default: %(default)s)",
     )
-    group.add_argument(
-        "--seed",
-        metavar="N",
-        type=arguments.non_negative_int,
-        default=0,
-        help="of weights, masks, split and order (default: %(default)s)",
-    )
-    arguments.add_accelerator(group)
-    group.add_argument(
-        "--devices", metavar="N", type=arguments.devices, default="auto", help="how many, or which: 2 or 0,3"
-    )
-    group.add_argument(
-        "--precision",
-        choices=["32-true", "16-mixed", "bf16-mixed"],
-        default="32-true",
-        help="of the arithmetic (default: %(default)s)",
-    )
-    group.add_argument(
-        "--checkpoint-dir",
-        metavar="FOLDER",
-        type=arguments.path,
-        help="save a checkpoint there after every epoch",
-    )
-    group.add_argument(
-        "--resume",
-        metavar="FOLDER",
-        type=arguments.path,
-        help="go on from a checkpoint, or from such a folder",
-    )
+    arguments.add_seed(group, "weights, masks, split and order")
+    arguments.add_compute(group)
+    arguments.add_checkpoints(group)
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
@@ -227,9 +179,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
         type=arguments.path,
         help="folder of the network; without, species are counted",
     )
-    parser.add_argument(
-        "-o", "--output", metavar="OUT.tsv", type=arguments.path, required=True, help="table to write"
-    )
+    arguments.add_output(parser, "OUT.tsv", "table to write")
     parser.add_argument(
         "--window-size",
         metavar="N",
@@ -258,6 +208,7 @@ _TRAIN = Command(
     ),
     examples="""
 scr2mae dna train 89.zarr -o model/ --phastcons phastCons.bw --phylop phyloP.bw --top 0.05 --devices 4 --batch-size 512
+scr2mae dna train 89.zarr -o model/ --chrom 20 21 22 --batch-size 256 --accumulate 8 --precision bf16-mixed
 scr2mae dna train chr22.maf.gz -o model/ --reference hg38 --hidden-size 64 --num-hidden-layers 2 --num-attention-heads 4
 scr2mae dna train chr22.npy -o model/ --chrom chr22 --scheme r2mae_cl --checkpoint-dir run1/ --resume run1/
 """,

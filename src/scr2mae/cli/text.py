@@ -10,47 +10,16 @@ from scr2mae.cli._command import Command, CommandGroup
 
 __all__ = ["COMMAND"]
 
-# The names of schemes("text"), of the sizes and of the tasks, without loading PyTorch; a test compares.
-SCHEMES = (
-    *("mae", "mae_high", "mdlm", "dynamic", "r2mae", "r2mae_dynamic"),
-    *("cl", "cl_k0", "r2mae_cl", "r2mae_cl_k0"),
-)
+# The names of the sizes and of the tasks, without loading PyTorch; a test compares.
 SIZES = ("tiny", "medium", "base")
 TASKS = ("mnli", "qqp", "sst2", "qnli")
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
-
-
-def _add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
-    parser.add_argument("-o", "--output", metavar=metavar, type=arguments.path, required=True, help=what)
-
-
-def _add_device(group: argparse._ArgumentGroup) -> None:
-    arguments.add_accelerator(group)
-    group.add_argument(
-        "--devices", metavar="N", type=arguments.devices, default="auto", help="how many, or which: 2 or 0,3"
-    )
-    group.add_argument(
-        "--precision",
-        choices=["32-true", "16-mixed", "bf16-mixed"],
-        default="32-true",
-        help="of the arithmetic (default: %(default)s)",
-    )
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input", metavar="TEXT", type=arguments.path, nargs="*", help="UTF-8 text files, .gz or not"
     )
-    _add_output(parser, "PACKED/", "folder to write the packed text to")
+    arguments.add_output(parser, "PACKED/", "folder to write the packed text to")
     parser.add_argument(
         "--unit",
         choices=["line", "paragraph", "file"],
@@ -98,27 +67,13 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input", metavar="PACKED/", type=arguments.path, help="text packed by scr2mae text pack"
     )
-    _add_output(parser, "MODEL/", "folder to save the model in, which transformers reads too")
+    arguments.add_output(parser, "MODEL/", "folder to save the model in, which transformers reads too")
     arguments.add_force(parser, "the model")
     network = parser.add_argument_group("network and scheme")
     network.add_argument("--size", choices=SIZES, default="medium", help="of RoBERTa (default: %(default)s)")
-    network.add_argument(
-        "--scheme", choices=SCHEMES, default="r2mae", help="of masking (default: %(default)s)"
-    )
-    network.add_argument(
-        "--mask-ratio",
-        metavar="RATIO",
-        type=arguments.fraction,
-        nargs="+",
-        help="share of tokens hidden, in place of a scheme: two numbers for a range (R²MAE), one for a fixed share",
-    )
-    network.add_argument(
-        "--seed",
-        metavar="N",
-        type=arguments.non_negative_int,
-        default=0,
-        help="of weights, masks, order and dropout (default: %(default)s)",
-    )
+    arguments.add_scheme(network, "text")
+    arguments.add_mask_ratio(network, "tokens")
+    arguments.add_seed(network, "weights, masks, order and dropout")
     training = parser.add_argument_group("training")
     training.add_argument(
         "--validation", metavar="PACKED/", type=arguments.path, help="held-out text, scored after each epoch"
@@ -137,29 +92,15 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
         default=256,
         help="blocks a micro-batch and device, each with a ratio of its own (default: %(default)s)",
     )
+    arguments.add_accumulate(training, default=8)
     training.add_argument(
-        "--accumulate",
-        metavar="N",
-        type=arguments.positive_int,
-        default=8,
-        help="micro-batches an optimiser step (default: %(default)s)",
+        "--lr",
+        metavar="RATE",
+        type=arguments.positive_float,
+        help="peak learning rate (default: the paper's for the size)",
     )
-    training.add_argument(
-        "--lr", metavar="RATE", type=_positive, help="peak learning rate (default: the paper's for the size)"
-    )
-    _add_device(training)
-    training.add_argument(
-        "--checkpoint-dir",
-        metavar="FOLDER",
-        type=arguments.path,
-        help="save a checkpoint there after every epoch",
-    )
-    training.add_argument(
-        "--resume",
-        metavar="FOLDER",
-        type=arguments.path,
-        help="go on from a checkpoint, or from such a folder",
-    )
+    arguments.add_compute(training)
+    arguments.add_checkpoints(training)
 
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
@@ -197,7 +138,7 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test", metavar="TABLE", type=arguments.path, help="table to score on, labelled and held out"
     )
-    _add_output(parser, "OUT.csv", "file for the accuracy of every seed")
+    arguments.add_output(parser, "OUT.csv", "file for the accuracy of every seed")
     arguments.add_force(parser, "OUT.csv")
     parser.add_argument(
         "--name", metavar="NAME", help="of the method in OUT.csv (default: that of the folder)"
@@ -224,9 +165,13 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
             help=f"{what} (default: %(default)s)",
         )
     training.add_argument(
-        "--lr", metavar="RATE", type=_positive, default=2e-5, help="learning rate (default: %(default)s)"
+        "--lr",
+        metavar="RATE",
+        type=arguments.positive_float,
+        default=2e-5,
+        help="learning rate (default: %(default)s)",
     )
-    _add_device(training)
+    arguments.add_compute(training)
 
 
 def _add_rank(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,6 @@ from scr2mae.cli._command import Command, CommandGroup
 
 __all__ = ["COMMAND"]
 
-_SCHEMES = ("mae", "mae_low", "mae_high", "mdlm", "dynamic", "r2mae")
 _DATA = "folder of image files (a subfolder a class), of MNIST's idx files or of CelebA, or an .npz file"
 
 
@@ -44,18 +43,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
-    parser.add_argument("-o", "--output", metavar=metavar, type=arguments.path, required=True, help=what)
+    arguments.add_output(parser, metavar, what)
     arguments.add_force(parser, "it")
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -72,46 +61,17 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-size", metavar="N", type=arguments.positive_int, help="images a mini-batch and device"
     )
+    arguments.add_accumulate(group)
     group.add_argument(
-        "--accumulate",
-        metavar="N",
-        type=arguments.positive_int,
-        default=1,
-        help="mini-batches an optimiser step, each with a ratio of its own (default: %(default)s)",
-    )
-    group.add_argument(
-        "--lr", metavar="RATE", type=_positive_float, help="learning rate; of a ViT for 256 images a step"
+        "--lr",
+        metavar="RATE",
+        type=arguments.positive_float,
+        help="learning rate; of a ViT for 256 images a step",
     )
     group.add_argument("--no-augment", action="store_true", help="leave images as they are")
-    group.add_argument(
-        "--seed",
-        metavar="N",
-        type=arguments.non_negative_int,
-        default=0,
-        help="of weights, masks, order and augmentation (default: %(default)s)",
-    )
-    arguments.add_accelerator(group)
-    group.add_argument(
-        "--devices", metavar="N", type=arguments.devices, default="auto", help="how many, or which: 2 or 0,3"
-    )
-    group.add_argument(
-        "--precision",
-        choices=["32-true", "16-mixed", "bf16-mixed"],
-        default="32-true",
-        help="of the arithmetic (default: %(default)s)",
-    )
-    group.add_argument(
-        "--checkpoint-dir",
-        metavar="FOLDER",
-        type=arguments.path,
-        help="save a checkpoint there after every epoch",
-    )
-    group.add_argument(
-        "--resume",
-        metavar="FOLDER",
-        type=arguments.path,
-        help="go on from a checkpoint, or from such a folder",
-    )
+    arguments.add_seed(group, "weights, masks, order and augmentation")
+    arguments.add_compute(group)
+    arguments.add_checkpoints(group)
 
 
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:
@@ -139,19 +99,8 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
         help="of an MLP, its two hidden layers (default: 512 64); of a U-Net, its base channels (default: 16)",
     )
     masks = group.add_mutually_exclusive_group()
-    masks.add_argument(
-        "--scheme",
-        choices=_SCHEMES,
-        default="r2mae",
-        help="of masking, with the paper's ratios (default: %(default)s)",
-    )
-    masks.add_argument(
-        "--mask-ratio",
-        metavar="RATIO",
-        type=arguments.fraction,
-        nargs="+",
-        help="share hidden at a step instead: two numbers for a range, one for a fixed share",
-    )
+    arguments.add_scheme(masks, "vision")
+    arguments.add_mask_ratio(masks, "an image")
     _add_training(parser)
 
 

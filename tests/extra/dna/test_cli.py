@@ -1,10 +1,14 @@
 """``scr2mae dna``: from an alignment to a model folder, from variants to a table, and what is refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import scr2mae
+from scr2mae._domains import scheme_names
 from scr2mae.cli import main
 from scr2mae.extra import dna
 
@@ -147,6 +151,8 @@ def test_a_run_goes_on_from_its_checkpoint(folder, capsys):
     [
         (["train", "none.zarr", "-o", "m"], 1, "No alignment none.zarr"),
         (["train", "msa.npy", "-o", "m"], 2, "needs --chrom"),
+        (["train", "msa.npy", "-o", "m", "--chrom", "1", "2"], 2, "needs --chrom"),
+        (["train", "msa.zarr", "-o", "m", "--start", "5"], 2, "--start is for .npy files"),
         (["train", "msa.zarr", "-o", "m", "--reference", "hg38"], 2, "are for MAF files"),
         (["train", "msa.zarr", "-o", "m", "--top", "0.05"], 2, "--top ranks windows by --phastcons"),
         (["train", "msa.zarr", "-o", "m", "--phastcons", "p.wig"], 1, "No track p.wig"),
@@ -193,7 +199,74 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing_behind(folder, capsys
     assert {path.name for path in folder.iterdir()} == before
 
 
-def test_the_schemes_to_choose_from_are_those_of_the_package():
-    from scr2mae.cli import dna as command
+@pytest.mark.parametrize("domain", ["single_cell", "dna", "vision", "text"])
+def test_the_schemes_to_choose_from_are_those_of_the_package(domain):
+    assert list(scheme_names(domain)) == list(scr2mae.schemes(domain))
 
-    assert list(command._SCHEMES) == list(scr2mae.schemes("dna"))
+
+def test_the_help_loads_no_torch():
+    code = "import sys; from scr2mae.cli import main; main(['dna', 'train', '--help']); print(sorted({'torch', 'lightning', 'pandas'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in scheme_names("dna"))
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_only_the_score_is_rounded(folder, simulated):
+    frame = dna.read_variants("variants.tsv").assign(frequency=0.123456789012, place=12345678.0)
+    frame.to_csv("long.tsv", sep="\t", index=False)
+    assert main(["dna", "score", "long.tsv", "--alignment", "msa.zarr", "-o", "s.tsv", "-q"]) == 0
+    found = pd.read_csv("s.tsv", sep="\t")
+    assert set(found["frequency"]) == {0.123456789012}
+    assert set(found["place"]) == {12345678.0}
+    wanted = dna.alignment_scores(simulated[0], frame)["score"]
+    np.testing.assert_allclose(found["score"], wanted, rtol=1e-5)
+
+
+def test_a_maf_file_with_species_in_another_order_is_read_in_that_of_the_network(folder, capsys, simulated):
+    command = ["dna", "train", "msa.maf", "-o", "model", "-q", *NETWORK, *TRAINING, *WINDOWS]
+    assert main(command) == 0
+    text = (folder / "msa.maf").read_text().splitlines()
+    (folder / "turned.maf").write_text("\n".join([*text[:4], *text[:3:-1]]) + "\n")
+    score = [
+        "dna",
+        "score",
+        "variants.tsv",
+        "--model",
+        "model",
+        "--window-size",
+        "32",
+        "--accelerator",
+        "cpu",
+        "-q",
+    ]
+    for name in ("msa", "turned"):
+        assert main([*score, "--alignment", f"{name}.maf", "-o", f"{name}.tsv"]) == 0
+    assert (folder / "msa.tsv").read_text() == (folder / "turned.tsv").read_text()
+    msa = dna.GenomeMSA.from_maf("turned.maf")
+    assert msa.species == ("reference", "species3", "species2", "species1")
+    msa.to_zarr("turned.zarr")
+    assert main([*score, "--alignment", "turned.zarr", "-o", "zarr.tsv"]) == 1
+    assert "Species 1 of the alignment is 'species3'" in capsys.readouterr().err
+
+
+def test_chromosomes_are_chosen_and_gradients_accumulated(folder, capsys):
+    symbols = np.load("msa.npy")
+    dna.GenomeMSA({"chr1": symbols, "chr2": symbols}).to_zarr("two.zarr")
+    command = ["dna", "train", "two.zarr", "-q", *NETWORK, *TRAINING, *WINDOWS, "--validation-size", "0"]
+    counts = {}
+    for name, options in {"both": [], "one": ["--chrom", "2", "--accumulate", "3"]}.items():
+        assert main([*command, "-o", name, *options]) == 0
+        shown = results(capsys)
+        counts[name] = int(shown["windows_train"])
+        assert shown["steps"] == "4"
+    assert counts["both"] == 2 * counts["one"]
+    assert main([*command, "-o", "none", "--chrom", "7"]) == 1
+    assert "No chromosome ['7'] in two.zarr" in capsys.readouterr().err
+
+
+def test_a_missing_dependency_is_no_defect(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    assert main(["dna", "train", "msa.zarr", "-o", "model"]) == 1
+    err = capsys.readouterr().err
+    assert "needs zarr; pip install 'scr2mae[dna]' installs it." in err
+    assert "defect" not in err

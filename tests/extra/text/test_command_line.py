@@ -30,7 +30,6 @@ def folder(tmp_path, monkeypatch, documents, build, tokenizer):
 
 
 def test_choices_are_those_of_the_package():
-    assert list(command.SCHEMES) == list(scr2mae.schemes("text"))
     assert list(command.SIZES) == list(text.SIZES)
     assert list(command.TASKS) == list(text.TASKS)
 
