@@ -4,7 +4,8 @@
     python benchmarks/dna.py --data DATA -o OUT --alignments ENr334 chr1 --schemes mae r2mae
 
 ``DATA`` holds three arrays cut from public alignments (see ``docs/benchmarks/dna.md``). Blocks of positions are held out, the same for
-all schemes and seeds. Finished runs are kept in ``OUT/dna_runs.csv`` and not made again; ``OUT/dna.csv`` and ``OUT/dna.png`` are their summary.
+all schemes and seeds. Finished runs are kept in ``OUT/dna_runs.csv`` and not made again; ``OUT/dna.csv``, ``OUT/dna.md``
+and ``OUT/dna.png`` are their summary.
 """
 
 from __future__ import annotations
@@ -227,6 +228,38 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     return table.assign(n_seeds=runs.groupby(["alignment", "scheme"], sort=False).size()).reset_index()
 
 
+def markdown(runs: pd.DataFrame) -> str:
+    """Tables of ``docs/benchmarks/dna.md``: mean over seeds, standard deviation in brackets."""
+    columns = {
+        "loss": "loss",
+        "loss_conserved": "loss, conserved",
+        "accuracy": "accuracy",
+        "accuracy_conserved": "accuracy, conserved",
+        "substitution_auroc": "substitutions, AUROC",
+    }
+    tables = []
+    for name in (name for name in SOURCES if name in set(runs["alignment"])):
+        part = runs[runs["alignment"] == name].reindex(
+            columns=[*runs.columns, *columns.keys() - runs.columns]
+        )
+        kept = [column for column in columns if part[column].notna().any()]
+        lines = [f"| `{name}` | seeds | {' | '.join(columns[column] for column in kept)} |"]
+        lines.append("|---" * (2 + len(kept)) + "|")
+        for scheme in (*BASELINES, *scr2mae.schemes("dna")):
+            if not (scores := part.loc[part["scheme"] == scheme, kept]).empty:
+                first = [scheme, ""] if scheme in BASELINES else [f"`{scheme}`", str(len(scores))]
+                lines.append(f"| {' | '.join([*first, *(cell(scores[column]) for column in kept)])} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables) + "\n"
+
+
+def cell(scores: pd.Series) -> str:
+    """Mean and standard deviation of some seeds."""
+    if scores.isna().any():
+        return ""
+    return f"{scores.mean():.4f}" + (f" ({scores.std():.4f})" if len(scores) > 1 else "")
+
+
 def draw(runs: pd.DataFrame, path: Path) -> None:
     """Loss of every run, scheme by scheme, one panel an alignment; lines for the baselines."""
     names = [name for name in SOURCES if name in set(runs["alignment"])]
@@ -286,6 +319,7 @@ def main() -> None:
     runs.to_csv(path, index=False)
     table = summarise(runs)
     table.to_csv(options.out / "dna.csv", index=False, float_format="%.4f")
+    (options.out / "dna.md").write_text(markdown(runs), encoding="utf-8")
     draw(runs, options.out / "dna.png")
     print(table.round(4).to_string(index=False))
 
