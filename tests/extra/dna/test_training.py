@@ -47,7 +47,7 @@ def test_sixty_four_windows_are_learned_by_heart(tiny, msa, quick):
     windows = dna.make_windows(msa, size=16, step=16, both_strands=False).iloc[:64]
     data = dna.MSAWindowDataset(msa, windows)
     model = tiny(hidden_size=64, num_hidden_layers=1, intermediate_size=128)
-    options = {**quick, "max_steps": 900, "batch_size": 64, "lr": 5e-3, "warmup": 20, "weight_decay": 0.0}
+    options = {**quick, "max_steps": 600, "batch_size": 64, "lr": 8e-3, "warmup": 20, "weight_decay": 0.0}
     dna.pretrain(model, data, mask_ratio=0.1, **options)
     losses = [
         float(model.masked_loss(data.batch(np.arange(64)), ratio=0.1, seed=99, step=step).loss.detach())
