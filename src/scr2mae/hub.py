@@ -71,7 +71,7 @@ def _clear_errors(repo: str, revision: str) -> Iterator[None]:
             ) from error
         raise
     # The base of every error of the HTTP library, whichever one this version of huggingface_hub uses.
-    except errors.HfHubHTTPError.__bases__[0] as error:
+    except errors.HfHubHTTPError.__bases__[0] as error:  # type: ignore[misc]
         raise ConnectionError(f"The hub could not be reached: {error}") from error
 
 
