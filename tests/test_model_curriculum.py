@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from lightning.pytorch.strategies import DDPStrategy
 
 from scr2mae import R2MAEModel
 from scr2mae.curriculum import Curriculum, GradientSchedule
@@ -98,19 +99,30 @@ def test_names_choose_the_schedule(name: str, adata: AnnData) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "strategy"),
-    [
-        ({"devices": 2}, "ddp_find_unused_parameters_true"),
-        ({"devices": [0, 1]}, "ddp_find_unused_parameters_true"),
-        ({"devices": 1, "num_nodes": 2}, "ddp_find_unused_parameters_true"),
-        ({"devices": 2, "strategy": "ddp_spawn"}, "ddp_spawn"),
-        ({"devices": 1}, None),
-        ({}, None),
-    ],
+    "options", [{"devices": 2}, {"devices": [0, 1]}, {"devices": 1, "num_nodes": 2}], ids=str
 )
+@pytest.mark.parametrize("curriculum", ["cl", None])
 def test_several_processes_allow_for_the_frozen_network(
+    adata: AnnData, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], curriculum: str | None
+) -> None:
+    asked = _trainer_options(adata, monkeypatch, curriculum, options)
+    assert isinstance(asked["strategy"], DDPStrategy)
+    assert asked["strategy"]._ddp_kwargs["find_unused_parameters"] == (curriculum is not None)
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy"),
+    [({"devices": 2, "strategy": "fsdp"}, "fsdp"), ({"devices": 1}, None), ({}, None)],
+)
+def test_a_strategy_of_one_s_own_is_kept_and_one_process_needs_none(
     adata: AnnData, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], strategy: str | None
 ) -> None:
+    assert _trainer_options(adata, monkeypatch, "cl", options).get("strategy") == strategy
+
+
+def _trainer_options(
+    adata: AnnData, monkeypatch: pytest.MonkeyPatch, curriculum: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
     class StopError(Exception):
         pass
 
@@ -121,9 +133,10 @@ def test_several_processes_allow_for_the_frozen_network(
         raise StopError
 
     monkeypatch.setattr("scr2mae.train.run.pl.Trainer", trainer)
+    model = R2MAEModel(adata, n_hidden=8, n_latent=2, curriculum=curriculum)
     with pytest.raises(StopError):
-        R2MAEModel(adata, n_hidden=8, n_latent=2, curriculum="cl").train(1, accelerator="cpu", **options)
-    assert asked.get("strategy") == strategy
+        model.train(1, accelerator="cpu", **options)
+    return asked
 
 
 def test_each_step_is_weighted_by_the_column_of_its_own_ratio(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 
 from scr2mae import masking
@@ -178,7 +179,8 @@ def write_model(
     """Write a model folder.
 
     The weights go into a file named by their hash; one atomic rename of ``model.json``, which names that file, makes
-    the new model the current one; only then are the old weights removed.
+    the new model the current one; only then are the old weights removed. Where several processes have trained together,
+    the first one writes and the others return at once.
 
     Parameters
     ----------
@@ -198,6 +200,12 @@ def write_model(
     NotADirectoryError
         If the path is a file.
     """
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_rank()
+    ):
+        return
     folder = Path(dir_path)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; a model is saved as a folder. Choose another path.")

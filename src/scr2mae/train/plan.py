@@ -125,6 +125,11 @@ class MaskedTrainingPlan(pl.LightningModule):
             frames[name] = pd.DataFrame({name: [value for _, value in rows]}, index=index)
         return history.extend(self.before, frames)
 
+    @property
+    def last_loss(self) -> torch.Tensor:
+        """Loss of the last step, on its device; what is written into it enters the history."""
+        return self._steps[-1][2]
+
     def record(self, name: str, index: int, value: float) -> None:
         """Add a point to a curve of the history.
 

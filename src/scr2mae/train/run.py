@@ -6,18 +6,20 @@ import logging
 import signal
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins import CheckpointIO
 
 from scr2mae.train.averaging import RunningWeightAverage
+from scr2mae.train.checkpoints import RunRecord, StepCheckpoint, WholeFileIO, describe_run, find_checkpoint
 from scr2mae.train.progress import TrainingProgress
+from scr2mae.train.ranks import RankAverages, data_parallel_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from scr2mae.train.plan import MaskedTrainingPlan
 
@@ -69,45 +71,24 @@ def _early_stopping(early_stopping: bool, kwargs: dict[str, Any]) -> list[Callba
     return [EarlyStopping(**{"monitor": "validation_loss", "patience": 45, "mode": "min", **options})]
 
 
-def _read_checkpoint(resume: str | Path, plan: MaskedTrainingPlan, max_epochs: int) -> Path:
-    """Find a checkpoint and check that it belongs to this plan and leaves something to do."""
-    path = Path(resume)
-    path = path / "last.ckpt" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"No checkpoint at {path}; pass the .ckpt file, or the folder given as checkpoint_dir to the run to go on with."
-        )
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        shapes = {name: tuple(t.shape) for name, t in kept["state_dict"].items()}
-        done = int(kept["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-        kept["scr2mae_history"]
-    except Exception as error:
+def _checkpoints(
+    folder: str | Path | None, every_n_steps: int | None, kwargs: dict[str, Any]
+) -> list[Callback]:
+    """Write ``last.ckpt`` after each epoch, and every so many steps if wanted; make the trainer write whole files."""
+    if every_n_steps is not None and (folder is None or every_n_steps < 1):
         raise ValueError(
-            f"{path} is no checkpoint of this package, or is damaged: {str(error)[:200]}"
-        ) from error
-    if shapes != {name: tuple(t.shape) for name, t in plan.state_dict().items()}:
-        raise ValueError(
-            f"{path} is the checkpoint of a model of another shape; build the model as it was built then."
+            f"checkpoint_every_n_steps must be at least 1 and needs checkpoint_dir, got {every_n_steps!r} and {folder!r}."
         )
-    if done >= max_epochs:
-        raise ValueError(
-            f"{path} has {done} epochs behind it; max_epochs counts them in and must be larger, got {max_epochs}."
-        )
-    return path
-
-
-def _several_devices(
-    devices: int | list[int] | str, accelerator: str, trainer_kwargs: dict[str, Any]
-) -> bool:
-    """Whether training runs in several processes."""
-    if trainer_kwargs.get("num_nodes", 1) > 1:
-        return True
-    if isinstance(devices, str) and devices.isdigit():
-        devices = int(devices)
-    if devices in ("auto", "-1", -1):
-        return accelerator in ("auto", "gpu", "cuda") and torch.cuda.device_count() > 1
-    return len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and devices > 1
+    plugins = kwargs.pop("plugins", None) or []
+    plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeFileIO())
+    kwargs["plugins"] = plugins
+    if folder is None:
+        return []
+    kwargs["enable_checkpointing"] = True
+    callbacks: list[Callback] = [ModelCheckpoint(folder, filename="last", enable_version_counter=False)]
+    return callbacks if every_n_steps is None else [*callbacks, StepCheckpoint(folder, every_n_steps)]
 
 
 def fit(
@@ -122,6 +103,7 @@ def fit(
     early_stopping: bool = False,
     resume: str | Path | None = None,
     checkpoint_dir: str | Path | None = None,
+    checkpoint_every_n_steps: int | None = None,
     **trainer_kwargs: Any,
 ) -> pl.Trainer:
     """Train a plan with Lightning.
@@ -139,13 +121,16 @@ def fit(
     unit
         What the progress bar calls them.
     accelerator, devices
-        As in :class:`lightning.pytorch.Trainer`.
+        As in :class:`lightning.pytorch.Trainer`; with ``"auto"`` under torchrun, as many devices as it has started
+        processes. Several devices train in parallel, each on its share of every mini-batch.
     early_stopping
         Stop when ``validation_loss`` no longer falls; ``early_stopping_patience=`` and the like set the details.
     resume
         A checkpoint, or the ``checkpoint_dir`` of an earlier run, to go on from.
     checkpoint_dir
         Folder that receives ``last.ckpt`` after every epoch.
+    checkpoint_every_n_steps
+        Replace it every so many optimiser steps too, for long epochs.
     trainer_kwargs
         Further arguments of :class:`lightning.pytorch.Trainer`.
 
@@ -158,20 +143,20 @@ def fit(
     FileNotFoundError
         If there is no checkpoint to resume from.
     ValueError
-        If the checkpoint is damaged, of another model, or already at ``max_epochs``.
+        If the checkpoint is damaged, of another model or run (data, split, seed, masking, optimiser, batch size, number
+        of processes), or already at ``max_epochs``; if torchrun has started another number of processes.
     KeyboardInterrupt
         If training was interrupted; the plan's network keeps the weights it had.
     """
     callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
+    callbacks.insert(0, RankAverages())  # before whatever looks at the running statistics
     callbacks += _early_stopping(early_stopping, trainer_kwargs)
     if plan.averaging is not None:
         callbacks.append(RunningWeightAverage(plan.averaging))
     if trainer_kwargs.setdefault("enable_progress_bar", True):
         callbacks.append(TrainingProgress(n_obs_epoch, unit=unit))
-    if checkpoint_dir is not None:
-        callbacks.append(ModelCheckpoint(checkpoint_dir, filename="last", enable_version_counter=False))
-        trainer_kwargs["enable_checkpointing"] = True
-    checkpoint = None if resume is None else _read_checkpoint(resume, plan, max_epochs)
+    record = RunRecord()
+    callbacks += [record, *_checkpoints(checkpoint_dir, checkpoint_every_n_steps, trainer_kwargs)]
     defaults: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
@@ -179,19 +164,23 @@ def fit(
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": 1,
     }
-    if plan.gradient_schedule is not None and _several_devices(devices, accelerator, trainer_kwargs):
-        # While its network is frozen, some parameters have no gradient to exchange.
-        defaults["strategy"] = "ddp_find_unused_parameters_true"
+    parallel = data_parallel_options(plan, devices=devices, accelerator=accelerator, given=trainer_kwargs)
+    if plan.gradient_schedule is not None:
+        # Parameters that are frozen when the processes are joined would never be exchanged.
+        plan.module.curriculum.requires_grad_(True)
     plan.module.train()
     on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet_lightning():
         trainer = pl.Trainer(
             max_epochs=max_epochs,
             accelerator=accelerator,
-            devices=devices,
             callbacks=callbacks,
-            **{**defaults, **trainer_kwargs},
+            **{**defaults, **trainer_kwargs, **parallel},
         )
+        record.described = describe_run(plan, datamodule, n_processes=trainer.world_size)
+        checkpoint = None
+        if resume is not None:
+            checkpoint = find_checkpoint(resume, plan, record.described, max_epochs=max_epochs)
         try:
             trainer.fit(plan, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:
