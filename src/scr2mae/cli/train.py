@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,14 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     )
     arguments.add_accelerator(group)
     group.add_argument(
-        "--devices", metavar="N", type=arguments.devices, default="auto", help="how many, or which: 2 or 0,3"
+        "--devices",
+        metavar="N",
+        type=arguments.devices,
+        default="auto",
+        help="how many on each machine, or which: 2 or 0,3; each trains on --batch-size cells at a time",
+    )
+    group.add_argument(
+        "--nodes", metavar="M", type=arguments.positive_int, help="machines that train together (default: 1)"
     )
     group.add_argument(
         "--precision",
@@ -131,6 +139,12 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         metavar="FOLDER",
         type=arguments.path,
         help="save a checkpoint there after every epoch",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        metavar="STEPS",
+        type=arguments.positive_int,
+        help="and every so many steps within an epoch",
     )
     group.add_argument(
         "--resume",
@@ -151,6 +165,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--train-size must be above 0")
     if args.early_stopping and args.train_size == 1:
         raise UsageError("--early-stopping needs validation cells; lower --train-size")
+    if args.checkpoint_every is not None and args.checkpoint_dir is None:
+        raise UsageError("--checkpoint-every needs --checkpoint-dir")
     check_input_file(args.input)
     check_free(args.output, folder=True, force=args.force)
     check_writable(args.output)
@@ -184,8 +200,13 @@ def _last_checkpoint(place: Path, *, wanted: bool = False) -> Path | None:
 def _run(args: argparse.Namespace) -> str:
     _check(args)
     with loading():
+        from lightning.pytorch.utilities import rank_zero_only
+
         from scr2mae.model import R2MAEModel
 
+    if getattr(rank_zero_only, "rank", 0):  # the first of several processes speaks for all
+        logging.getLogger("scr2mae").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
     adata = read_anndata(args.input)
     logger.info("Read %d cells and %d genes from %s.", adata.n_obs, adata.n_vars, args.input)
     R2MAEModel.setup_anndata(
@@ -213,8 +234,12 @@ def _run(args: argparse.Namespace) -> str:
 
 
 def _train_options(args: argparse.Namespace) -> dict[str, Any]:
-    options: dict[str, Any] = {} if args.batch_size is None else {"batch_size": args.batch_size}
-    return options | {
+    given = {
+        "batch_size": args.batch_size,
+        "num_nodes": args.nodes,
+        "checkpoint_every_n_steps": args.checkpoint_every,
+    }
+    return {name: value for name, value in given.items() if value is not None} | {
         "max_epochs": args.max_epochs,
         "accelerator": args.accelerator,
         "devices": args.devices,
@@ -251,6 +276,7 @@ scr2mae train counts.h5ad -o model/ --layer counts --batch-key batch --donor-key
 scr2mae train counts.h5ad -o model/ --mask-ratio 0.25 --n-hidden 1000 --n-latent 512
 scr2mae train counts.h5ad -o model/ --checkpoint-dir run1/
 scr2mae train counts.h5ad -o model/ --checkpoint-dir run1/ --resume run1/
+scr2mae train counts.h5ad -o model/ --devices 4
 """,
     add_arguments=_add_arguments,
     run=_run,
