@@ -411,7 +411,8 @@ def test_options_of_training_reach_the_trainer(counts, monkeypatch):
     assert seen == {
         "accelerator": "auto",
         "devices": [0, 1],
-        "precision": "32-true",
+        "precision": "auto",
+        "counts_on": "auto",
         "train_size": 0.9,
         "split_key": None,
         "early_stopping": True,

@@ -130,9 +130,15 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--precision",
-        choices=["32-true", "16-mixed", "bf16-mixed"],
-        default="32-true",
-        help="of the arithmetic (default: %(default)s)",
+        choices=["auto", "32-true", "16-mixed", "bf16-mixed"],
+        default="auto",
+        help="of the arithmetic; auto is bf16-mixed where the processor does that in hardware (default: %(default)s)",
+    )
+    group.add_argument(
+        "--counts-on",
+        choices=["auto", "device", "memory", "disk"],
+        default="auto",
+        help="where the counts are meanwhile (default: the first of these where they fit)",
     )
     group.add_argument(
         "--checkpoint-dir",
@@ -207,7 +213,7 @@ def _run(args: argparse.Namespace) -> str:
     if getattr(rank_zero_only, "rank", 0):  # the first of several processes speaks for all
         logging.getLogger("scr2mae").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
-    adata = read_anndata(args.input)
+    adata = read_anndata(args.input, backed="r")
     logger.info("Read %d cells and %d genes from %s.", adata.n_obs, adata.n_vars, args.input)
     R2MAEModel.setup_anndata(
         adata,
@@ -244,6 +250,7 @@ def _train_options(args: argparse.Namespace) -> dict[str, Any]:
         "accelerator": args.accelerator,
         "devices": args.devices,
         "precision": args.precision,
+        "counts_on": args.counts_on,
         "train_size": args.train_size,
         "split_key": False if args.split_cells else args.split_key,
         "early_stopping": args.early_stopping,

@@ -34,7 +34,7 @@ class WholeFileIO(TorchCheckpointIO):
     ) -> None:
         """Write beside the old checkpoint, then take its name."""
         if storage_options is not None or "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
+            super().save_checkpoint(checkpoint, str(path), storage_options)
             return
         whole = Path(path)
         whole.parent.mkdir(parents=True, exist_ok=True)
