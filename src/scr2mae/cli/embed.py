@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ from scr2mae.cli._command import Command, loading
 from scr2mae.cli._files import check_free, check_input_file, check_writable, read_anndata, replacing
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Iterator
+
+    import h5py
 
 __all__ = ["COMMAND"]
 
@@ -36,6 +39,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="name of the embedding in obsm (default: %(default)s)",
     )
     parser.add_argument("--batch-size", metavar="N", type=arguments.positive_int, help="cells at a time")
+    parser.add_argument(
+        "--precision",
+        choices=["32-true", "bf16-mixed", "auto"],
+        default="32-true",
+        help="of the arithmetic; auto is bf16-mixed where the processor does that in hardware (default: %(default)s)",
+    )
     arguments.add_accelerator(parser)
     arguments.add_force(parser, "OUT.h5ad, or an embedding of this name in IN.h5ad,")
 
@@ -55,20 +64,24 @@ def _run(args: argparse.Namespace) -> str:
                 f"{args.input} has {args.key!r} in obsm already; choose another --key or pass --force."
             )
         logger.info("Embedding %d cells of %s.", adata.n_obs, args.input)
-        embedded = model.get_latent_representation(adata, batch_size=args.batch_size)
+        shape = adata.n_obs, model.init_params_["n_latent"]
+        with replacing(args.output) as part:
+            # A copy of the file keeps all that is in it, in the very encoding it was written in.
+            shutil.copyfile(args.input, part)
+            with _new_obsm(part, args.key, shape) as rows:
+                model.get_latent_representation(
+                    adata, batch_size=args.batch_size, precision=args.precision, out=rows
+                )
     finally:
         adata.file.close()
-    with replacing(args.output) as part:
-        # A copy of the file keeps all that is in it, in the very encoding it was written in.
-        shutil.copyfile(args.input, part)
-        _write_obsm(part, args.key, embedded)
-    n_obs, n_latent = embedded.shape
-    return f"output\t{args.output}\nkey\t{args.key}\ncells\t{n_obs}\ndimensions\t{n_latent}"
+    return f"output\t{args.output}\nkey\t{args.key}\ncells\t{shape[0]}\ndimensions\t{shape[1]}"
 
 
-def _write_obsm(path: Path, key: str, values: np.ndarray) -> None:
-    """Put an array into ``obsm`` of an AnnData file, in place of one of that name."""
+@contextmanager
+def _new_obsm(path: Path, key: str, shape: tuple[int, int]) -> Iterator[h5py.Dataset]:
+    """Make an array of ``obsm`` in an AnnData file, in place of one of that name, to be filled row by row."""
     import h5py
+    import numpy as np
     from anndata.io import write_elem
 
     with h5py.File(path, "r+") as file:
@@ -80,7 +93,15 @@ def _write_obsm(path: Path, key: str, values: np.ndarray) -> None:
                 "The input was written by an AnnData before 0.7, which cannot be added to; "
                 "read it and write it again with a newer one."
             )
-        write_elem(group, key, values)
+        # Of no rows at first: the element is as anndata writes it, and is as long as the cells only on disk.
+        write_elem(
+            group,
+            key,
+            np.zeros((0, shape[1]), dtype=np.float32),
+            dataset_kwargs={"maxshape": shape, "chunks": True},
+        )
+        group[key].resize(shape[0], axis=0)
+        yield group[key]
 
 
 COMMAND = Command(
