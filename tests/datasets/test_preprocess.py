@@ -120,16 +120,16 @@ def test_genes_that_never_vary_are_not_kept(atlas_like, caplog):
     assert "Only 40 genes vary, fewer than n_top_genes=60" in caplog.text
 
 
-def test_values_that_are_no_counts_are_named_by_cell_and_column(atlas_like):
+def test_values_that_are_no_counts_are_named_by_cell_and_gene(atlas_like):
     first = atlas_like.obs_names[5]  # the cells before it have no count in X
     with pytest.raises(
-        ValueError, match=f"Raw counts are whole and not negative, got .* in cell '{first}' and column"
+        ValueError, match=f"Raw counts are whole and not negative, got .* in cell '{first}' and gene"
     ):
         datasets.preprocess(AnnData(X=atlas_like.X, obs=atlas_like.obs), n_top_genes=60)
     for bad in (-1.0, np.nan, np.inf, 0.5):
         X = np.ones((4, 3))
         X[2, 1] = bad
-        with pytest.raises(ValueError, match=f"got {bad} in cell '2' and column 1"):
+        with pytest.raises(ValueError, match=f"got {bad} in cell '2' and gene '1'"):
             datasets.highly_variable_genes(AnnData(X=X), chunk_size=2)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,11 @@ import pandas as pd
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
+from scr2mae._genes import align_genes
 from scr2mae.data.backed import BackedCounts, is_streamable
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
 
 __all__ = ["MEASURED_COLUMN", "CellSpec", "Cells", "align_genes", "encode_categories", "read_cells"]
@@ -27,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 MEASURED_COLUMN = "scr2mae_measured"
 """Column of ``adata.var``: False where a gene panel lacks a gene of the reference."""
-
-_ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
 
 
 @dataclass(frozen=True)
@@ -180,48 +176,6 @@ class Cells:
         Counts (n, n_vars), codes of the batch (n, 1), and further covariates where there are any.
         """
         return {REGISTRY_KEYS.X_KEY: self.counts[where].toarray(), **self.covariates(where)}
-
-
-def _strip_versions(names: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Drop the version of Ensembl ids, ``ENSG00000141510.18`` to ``ENSG00000141510``."""
-    return np.array([_ENSEMBL_VERSION.sub(r"\1", str(name)) for name in names], dtype=object)
-
-
-def align_genes(names: Sequence[str] | np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Find the reference's genes by name, Ensembl versions aside.
-
-    Parameters
-    ----------
-    names
-        Gene names of a query, unique.
-    reference
-        Gene names of the reference, shape (n_vars,).
-
-    Returns
-    -------
-    For each reference gene its position in ``names``, -1 where it is absent; int64, shape (n_vars,).
-
-    Raises
-    ------
-    ValueError
-        If two of the query's genes are versions of one reference gene.
-    """
-    exact = pd.Index(np.asarray(names, dtype=object))
-    position = exact.get_indexer(pd.Index(reference.astype(object)))
-    open_reference = np.flatnonzero(position < 0)
-    open_names = np.setdiff1d(np.arange(len(exact)), position)
-    stripped = pd.Index(_strip_versions(exact[open_names]))
-    wanted = pd.Index(_strip_versions(reference[open_reference]))
-    twice = {*stripped[stripped.duplicated()], *wanted[wanted.duplicated()]} & set(stripped) & set(wanted)
-    if twice:
-        raise ValueError(
-            f"{sorted(twice)[:5]} occur in several versions, so they cannot be matched by name; keep one of each."
-        )
-    wanted_known = ~wanted.duplicated()
-    found = stripped[~stripped.duplicated()].get_indexer(wanted[wanted_known])
-    kept = open_names[~stripped.duplicated()]
-    position[open_reference[wanted_known]] = np.where(found >= 0, kept[found], -1) if len(kept) else -1
-    return position
 
 
 def check_overlap(n_shared: int, n_vars: int, *, min_shared: float) -> None:

@@ -141,9 +141,17 @@ def highly_variable_genes(
         library = np.concatenate([np.asarray(block.sum(1)).ravel() for block in sizes])
         target_sum = float(np.median(library[library > 0])) if library.any() else 1.0
     blocks = _blocks(
-        counts, chunk_size, "highly variable genes", progressbar, check=True, obs_names=adata.obs_names
+        counts, chunk_size, "highly variable genes", progressbar, obs_names=adata.obs_names, genes=var.index
     )
-    mean, variance, n_cells = _moments(blocks, counts.shape, target_sum)
+    return rank_genes(
+        *moments(blocks, counts.shape, target_sum), n_top_genes=n_top_genes, var_names=var.index
+    )
+
+
+def rank_genes(
+    mean: np.ndarray, variance: np.ndarray, n_cells: np.ndarray, *, n_top_genes: int, var_names: pd.Index
+) -> pd.DataFrame:
+    """Rank genes by what `moments` has found; the table that `highly_variable_genes` returns."""
     table = _seurat_dispersions(mean, variance)
     ranked = np.argsort(-table["dispersions_norm"].to_numpy(), kind="stable")  # NaN comes last
     n_rankable = int(table["dispersions_norm"].notna().sum())
@@ -151,9 +159,9 @@ def highly_variable_genes(
         logger.warning(
             "Only %d genes vary, fewer than n_top_genes=%d; keeping those.", n_rankable, n_top_genes
         )
-    marked = np.zeros(len(var), dtype=bool)
+    marked = np.zeros(len(var_names), dtype=bool)
     marked[ranked[: min(n_top_genes, n_rankable)]] = True
-    return table.assign(highly_variable=marked, n_cells=n_cells).set_index(var.index)
+    return table.assign(highly_variable=marked, n_cells=n_cells).set_index(var_names)
 
 
 def _counts_and_var(adata: AnnData, layer: str | None) -> tuple[Any, pd.DataFrame]:
@@ -188,33 +196,47 @@ def _blocks(
     description: str,
     progressbar: bool,
     *,
-    check: bool = False,
     obs_names: pd.Index | None = None,
+    genes: pd.Index | None = None,
 ) -> Iterator[sp.csr_matrix]:
+    """Read blocks of cells, each value checked where the names of cells and genes are given."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     starts = range(0, counts.shape[0], chunk_size)
     for start in tqdm(starts, desc=description, unit="block", disable=None if progressbar else True):
-        block = sp.csr_matrix(counts[start : start + chunk_size], dtype=np.float64)
-        block.sum_duplicates()
-        block.eliminate_zeros()
-        if check and obs_names is not None:
-            _check_counts(block, obs_names[start : start + chunk_size])
+        block = read_block(counts, start, start + chunk_size)
+        if obs_names is not None and genes is not None:
+            check_counts(block, obs_names[start : start + chunk_size], genes)
         yield block
 
 
-def _check_counts(block: sp.csr_matrix, obs_names: pd.Index) -> None:
+def read_block(counts: Any, start: int, stop: int) -> sp.csr_matrix:
+    """Read cells ``start`` to ``stop`` as CSR, float64, without stored zeros or entries given twice."""
+    block = sp.csr_matrix(counts[start:stop], dtype=np.float64)
+    block.sum_duplicates()
+    block.eliminate_zeros()
+    return block
+
+
+def check_counts(block: sp.csr_matrix, obs_names: pd.Index, var_names: pd.Index) -> None:
+    """Refuse what is no raw count, naming the first such cell and gene.
+
+    Raises
+    ------
+    ValueError
+        If a value is negative, fractional or not finite.
+    """
     wrong = ~(np.isfinite(block.data) & (block.data > 0) & (block.data == np.floor(block.data)))
     if wrong.any():
         first = int(wrong.argmax())
         cell = obs_names[int(np.searchsorted(block.indptr, first, side="right")) - 1]
         raise ValueError(
-            f"Raw counts are whole and not negative, got {block.data[first]} in cell {cell!r} and column "
-            f"{block.indices[first]}. Counts are usually in adata.raw or adata.layers['counts']; pass layer=."
+            f"Raw counts are whole and not negative, got {block.data[first]} in cell {cell!r} and gene "
+            f"{var_names[block.indices[first]]!r}. Counts are usually in adata.raw or adata.layers['counts']; pass layer=."
         )
 
 
-def _moments(
+def moments(
     blocks: Iterator[sp.csr_matrix], shape: tuple[int, int], target_sum: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and variance per gene of the scaled counts, and the cells in which each is detected."""
