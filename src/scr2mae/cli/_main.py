@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scr2mae import __version__
-from scr2mae.cli import benchmark, demo, dna, embed, probe, text, train, vision
+from scr2mae.cli import benchmark, demo, dna, embed, prepare, probe, text, train, vision
 from scr2mae.cli._command import Command, CommandGroup, UsageError
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
 COMMANDS: tuple[Command | CommandGroup, ...] = (
+    prepare.COMMAND,
     train.COMMAND,
     embed.COMMAND,
     probe.COMMAND,

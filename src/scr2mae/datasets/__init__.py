@@ -6,6 +6,7 @@ Importing this package touches no network; only `fetch`, `hlca` and `sea_ad` eve
 from scr2mae.datasets._atlas import Atlas, hlca, load_atlas, sea_ad
 from scr2mae.datasets._download import fetch
 from scr2mae.datasets._pbmc import pbmc68k, recover_counts
+from scr2mae.datasets._prepare import prepare
 from scr2mae.datasets._preprocess import highly_variable_genes, preprocess
 from scr2mae.datasets._simulate import simulate_donors
 
@@ -16,6 +17,7 @@ __all__ = [
     "hlca",
     "load_atlas",
     "pbmc68k",
+    "prepare",
     "preprocess",
     "recover_counts",
     "sea_ad",

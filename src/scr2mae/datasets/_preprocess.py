@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-_STATISTICS = ("means", "dispersions", "dispersions_norm")
+STATISTICS = ("means", "dispersions", "dispersions_norm")
 
 
 def preprocess(
@@ -84,7 +84,7 @@ def preprocess(
         X=X,
         obs=adata.obs.loc[kept].copy(),
         # by position, since gene names may repeat
-        var=var.iloc[genes].assign(**{name: ranking[name].to_numpy()[genes] for name in _STATISTICS}),
+        var=var.iloc[genes].assign(**{name: ranking[name].to_numpy()[genes] for name in STATISTICS}),
         obsm={key: value[kept] for key, value in adata.obsm.items()},
     )
 
