@@ -110,21 +110,23 @@ def report_genes(sources: Sequence[Source], columns: Sequence[np.ndarray], join:
         )
 
 
-def join_obs(sources: Sequence[Source], file_key: str | None) -> pd.DataFrame:
-    """Cells of all files in the order they are read."""
-    tables, labels = [source.obs for source in sources], [source.label for source in sources]
+def join_obs(sources: Sequence[Source], file_key: str | None) -> tuple[pd.DataFrame, int]:
+    """Read the cells of all files, in the order of the files.
+
+    Returns
+    -------
+    The table, with a column of the files' labels where ``file_key`` is given; and how many names were changed
+    because they occur more than once.
+    """
+    tables, labels = [source.read_obs() for source in sources], [source.label for source in sources]
     obs = concat_tables(tables, labels, what="obs")
     obs.index, n_renamed = unique_names(tables, labels)
-    if n_renamed:
-        logger.warning(
-            "%d names of cells occur more than once; they got that of their file as suffix.", n_renamed
-        )
     if file_key is not None:
         if file_key in obs:
             raise ValueError(f"obs has a column {file_key!r} already; choose another file_key, or None.")
         codes = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         obs[file_key] = pd.Categorical.from_codes(codes, categories=pd.Index(labels))
-    return obs
+    return obs, n_renamed
 
 
 def join_var(sources: Sequence[Source], names: pd.Index, columns: Sequence[np.ndarray]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -122,28 +122,36 @@ def prepare(
     target = Path(output).resolve()  # through a link, what it names is written
     check_output(target, inputs, overwrite=overwrite)
     with open_sources(inputs, layer=layer) as sources:
+        n_obs = sum(source.n_obs for source in sources)
         names, columns = align_sources(sources, join=join)
         report_genes(sources, columns, join)
-        obs, var = join_obs(sources, file_key), join_var(sources, names, columns)
+        _, n_renamed = join_obs(sources, file_key)  # fails early; read again when memory is free of counts
+        if n_renamed:
+            logger.warning(
+                "%d names of cells occur more than once; they get their file as suffix.", n_renamed
+            )
         max_nnz = max(1, int(memory_limit / _BLOCK_BYTES))
         blocks = _blocks(sources, columns, max_nnz, "check and rank", progressbar, check=True)
-        var, genes = _select_genes(blocks, len(obs), var, n_top_genes, target_sum)
+        var = join_var(sources, names, columns)
+        var, genes = _select_genes(blocks, n_obs, var, n_top_genes, target_sum)
         n_values = int(var.pop("n_cells").sum())
-        spilled = RowShuffle.bytes_needed(len(obs), n_values, len(genes))
+        spilled = RowShuffle.bytes_needed(n_obs, n_values, len(genes))
         check_space(target.parent, spilled + n_values * bytes_per_value(target))
-        record = _record(
-            sources, seed=seed, layer=layer, join=join, min_genes=min_genes, target_sum=target_sum
-        )
-        tables = {"obs": obs, "var": var, "uns": {"scr2mae_store": record}}
+        settings = {"seed": seed, "join": join, "min_genes": min_genes, "target_sum": target_sum}
+        record = _record(sources, layer=layer, n_top_genes=n_top_genes, **settings)
         with work_folder(target) as folder:
             n_buckets = max(1, math.ceil(n_values * _BUCKET_BYTES / memory_limit))
             shuffle = RowShuffle(folder, n_buckets=n_buckets, n_vars=len(genes))
             columns = [column[genes] for column in columns]
             _spill(_blocks(sources, columns, max_nnz, "copy", progressbar), shuffle, min_genes, seed)
             part = folder / f"store{target.suffix}"
-            n_kept = _write(part, shuffle, tables, chunk_size, progressbar)
+            with create_group(part) as group:
+                buckets = _progress(shuffle, progressbar)
+                order = write_counts(group, buckets, n_vars=len(genes), chunk_size=chunk_size)
+                obs = join_obs(sources, file_key)[0].iloc[order]
+                write_tables(group, obs=obs, var=var, uns={"scr2mae_store": record})
             publish(part, target)
-    logger.info("Wrote %d of %d cells and %d genes to %s.", n_kept, len(obs), len(genes), output)
+    logger.info("Wrote %d of %d cells and %d genes to %s.", len(order), n_obs, len(genes), output)
     return Path(output)
 
 
@@ -193,9 +201,13 @@ def _blocks(
 
 def _check_block(source: Source, start: int, block: sp.csr_matrix) -> None:
     try:
-        check_counts(block, source.obs.index[start : start + block.shape[0]], source.var.index)
-    except ValueError as error:
-        raise ValueError(f"{source.path}: {error}") from error
+        check_counts(block, pd.RangeIndex(block.shape[0]), source.var.index)
+    except ValueError:  # names of cells are read only when one must be named
+        names = source.read_obs().index[start : start + block.shape[0]]
+        try:
+            check_counts(block, names, source.var.index)
+        except ValueError as error:
+            raise ValueError(f"{source.path}: {error}") from None
 
 
 def _select_genes(
@@ -228,30 +240,28 @@ def _spill(
         raise ValueError(f"No cell has {min_genes} of the {shuffle.n_vars} genes detected; lower min_genes.")
 
 
-def _write(
-    part: Path, shuffle: RowShuffle, tables: dict[str, Any], chunk_size: int, progressbar: bool
-) -> int:
-    """Write the store from the buckets; returns the number of its cells."""
-    buckets = tqdm(
+def _progress(shuffle: RowShuffle, progressbar: bool) -> Iterable[tuple[sp.csr_matrix, np.ndarray]]:
+    """Read the buckets, with a progress bar."""
+    return tqdm(
         shuffle.sorted_buckets(),
         desc="write",
         unit="bucket",
         total=shuffle.n_buckets,
         disable=None if progressbar else True,
     )
-    with create_group(part) as group:
-        order = write_counts(group, buckets, n_vars=shuffle.n_vars, chunk_size=chunk_size)
-        write_tables(group, **{**tables, "obs": tables["obs"].iloc[order]})
-    return len(order)
 
 
-def _record(sources: Sequence[Source], *, layer: str | None, **settings: Any) -> dict[str, Any]:
-    """Say what the store is made of, in kinds that every anndata can write."""
+def _record(
+    sources: Sequence[Source], *, layer: str | None, n_top_genes: int | None, **settings: Any
+) -> dict[str, Any]:
+    """Say what the store is made of, in kinds that every anndata can write; what is None is left out."""
     record = {
         "sources": np.array([source.path.name for source in sources], dtype=object),
         "n_obs": np.array([source.n_obs for source in sources]),
         "scr2mae_version": version("scr2mae"),
         "anndata_version": version("anndata"),
+        "layer": layer,
+        "n_top_genes": n_top_genes,
         **settings,
     }
-    return record if layer is None else {**record, "layer": layer}
+    return {key: value for key, value in record.items() if value is not None}

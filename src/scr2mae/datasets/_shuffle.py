@@ -91,9 +91,10 @@ class RowShuffle:
         """
         for number, path in enumerate(self._files):
             if self.n_obs[number]:
-                rows, positions = self._read(number)
+                bucket = self._read(number)
                 path.unlink()
-                yield rows, positions
+                yield bucket
+                del bucket  # before the next one is read
 
     def _read(self, number: int) -> tuple[sp.csr_matrix, np.ndarray]:
         n_obs, nnz = int(self.n_obs[number]), int(self.nnz[number])

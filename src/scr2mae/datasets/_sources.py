@@ -29,22 +29,27 @@ class Source:
         Where it is.
     label
         Short name, unique among the files.
+    group
+        The file or folder, open.
     element
         The counts as stored: an array, or the group of a sparse matrix.
-    obs, var
-        Cells, and the genes of the counts.
+    n_obs
+        Number of cells.
+    var
+        Genes of the counts.
     """
 
     path: Path
     label: str
+    group: Any
     element: Any
-    obs: pd.DataFrame
+    n_obs: int
     var: pd.DataFrame
 
-    @property
-    def n_obs(self) -> int:
-        """Number of cells."""
-        return len(self.obs)
+    def read_obs(self) -> pd.DataFrame:
+        """Read the table of cells, which is not kept: names of cells take more room than a block of counts."""
+        obs = read_frame(self.group, "obs", path=self.path)
+        return obs.set_axis(obs.index.astype(str))
 
     def blocks(self, max_nnz: int) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Read the counts in blocks of whole cells with at most ``max_nnz`` stored values, or one cell.
@@ -115,16 +120,17 @@ def _open(path: Path, label: str, layer: str | None, stack: ExitStack) -> Source
     if hasattr(group, "close"):  # a file; folders need no closing
         stack.callback(group.close)
     element, genes = _find_counts(group, path, layer)
-    obs, var = read_frame(group, "obs", path=path), read_frame(group, genes, path=path)
-    _check_shape(element, path, len(obs), len(var))
-    obs.index, var.index = obs.index.astype(str), var.index.astype(str)
+    var = read_frame(group, genes, path=path)
+    var.index = var.index.astype(str)
+    n_obs = len(read_frame(group, "obs", path=path))
+    _check_shape(element, path, n_obs, len(var))
     if not var.index.is_unique:
         repeated = var.index[var.index.duplicated()].unique()[:5].tolist()
         raise ValueError(
             f"Gene names must be unique, but {repeated} occur more than once in {path}; "
             "call adata.var_names_make_unique() and write it again."
         )
-    return Source(path=path, label=label, element=element, obs=obs, var=var)
+    return Source(path=path, label=label, group=group, element=element, n_obs=n_obs, var=var)
 
 
 def _find_counts(group: Any, path: Path, layer: str | None) -> tuple[Any, str]:

@@ -185,6 +185,7 @@ def write_counts(
     for rows, numbers in buckets:
         matrix.append(rows)
         positions.append(numbers)
+        del rows  # before the next ones are read
     return np.concatenate(positions)
 
 
