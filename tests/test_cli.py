@@ -21,6 +21,7 @@ from scr2mae import R2MAEModel
 from scr2mae.cli import COMMANDS, main
 from scr2mae.cli._command import CommandGroup, loading
 from scr2mae.cli._main import build_parser
+from scr2mae.data import open_store
 
 TINY = [
     "--n-hidden",
@@ -200,7 +201,7 @@ def test_devices_are_a_number_or_positions(text, value):
     ("line", "message"),
     [
         ("train none.h5ad -o model", "No file none.h5ad."),
-        ("train . -o model", ". is a folder; expected an .h5ad file."),
+        ("train . -o model", ". is a folder without a zarr store"),
         (
             "train notes.txt -o model",
             "notes.txt is not an HDF5 file; expected an AnnData written by write_h5ad.",
@@ -396,6 +397,26 @@ def test_every_option_reaches_the_model(counts, capsys):
 def test_donors_are_kept_whole_unless_cells_are_asked_for(counts, options, key):
     assert main(["train", "counts.h5ad", "-o", "model", "-q", "--donor-key", "donor", *options, *TINY]) == 0
     assert R2MAEModel.load("model").split_.key == key
+
+
+def test_a_store_is_trained_on_and_embedded_like_the_file_it_was_made_from(counts, capsys):
+    assert main(["prepare", "counts.h5ad", "-o", "store.zarr", "--n-top-genes", "60", "-q"]) == 0
+    store = open_store("store.zarr")
+    in_memory = AnnData(store.X[:], obs=store.obs, var=store.var)
+    in_memory.write_h5ad("store.h5ad")
+    for source in ("store.zarr", "store.h5ad"):
+        assert main(["train", source, "-o", f"model_of_{source}", *TINY, "--counts-on", "auto", "-q"]) == 0
+        assert main(["embed", source, "--model", f"model_of_{source}", "-o", f"{source}.embedded.h5ad"]) == 0
+    from_store, from_file = (anndata.read_h5ad(f"store.{kind}.embedded.h5ad") for kind in ("zarr", "h5ad"))
+    np.testing.assert_array_equal(from_store.obsm["X_r2mae"], from_file.obsm["X_r2mae"])
+    assert from_store.obs.equals(from_file.obs)
+    assert from_store.n_vars == 0
+
+
+def test_a_folder_that_is_no_store_is_refused_by_name(folder, capsys):
+    (folder / "other").mkdir()
+    assert main(["train", "other", "-o", "model"]) == 1
+    assert "other is a folder without a zarr store; expected an .h5ad file" in capsys.readouterr().err
 
 
 def test_options_of_training_reach_the_trainer(counts, monkeypatch):

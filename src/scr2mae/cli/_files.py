@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["check_free", "check_input_file", "check_writable", "read_anndata", "replacing"]
+__all__ = [
+    "check_counts",
+    "check_free",
+    "check_input_file",
+    "check_writable",
+    "open_counts",
+    "read_anndata",
+    "replacing",
+]
 
 
 def check_input_file(path: Path) -> None:
@@ -37,6 +45,41 @@ def check_input_file(path: Path) -> None:
         pass
     if not h5py.is_hdf5(path):
         raise ValueError(f"{path} is not an HDF5 file; expected an AnnData written by write_h5ad.")
+
+
+def check_counts(path: Path) -> None:
+    """Refuse what is neither an HDF5 file nor a zarr store.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing.
+    IsADirectoryError
+        If it is a folder of another kind.
+    ValueError
+        If it is a file of another kind.
+    """
+    if not path.is_dir():
+        check_input_file(path)
+    elif not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+        raise IsADirectoryError(
+            f"{path} is a folder without a zarr store; expected an .h5ad file or a .zarr store."
+        )
+
+
+def open_counts(path: Path) -> AnnData:
+    """Open a file or a store of cells, counts left on disk.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged or holds something else.
+    """
+    if not path.is_dir():
+        return read_anndata(path, backed="r")
+    from scr2mae.data import open_store
+
+    return open_store(path)
 
 
 def read_anndata(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from scr2mae.cli import _arguments as arguments
 from scr2mae.cli._command import Command, loading
-from scr2mae.cli._files import check_free, check_input_file, check_writable, read_anndata, replacing
+from scr2mae.cli._files import check_counts, check_free, check_writable, open_counts, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import h5py
+    from anndata import AnnData
 
 __all__ = ["COMMAND"]
 
@@ -24,7 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN.h5ad", type=arguments.path, help="AnnData with raw counts")
+    parser.add_argument(
+        "input",
+        metavar="IN",
+        type=arguments.path,
+        help="AnnData with raw counts: an .h5ad file or a .zarr store",
+    )
     parser.add_argument(
         "--model", metavar="MODEL/", type=arguments.path, required=True, help="folder of the model"
     )
@@ -50,14 +56,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> str:
-    check_input_file(args.input)
+    check_counts(args.input)
     check_free(args.output, folder=False, force=args.force)
     check_writable(args.output.parent)
     with loading():
         from scr2mae.model import R2MAEModel
 
     model = R2MAEModel.load(args.model, accelerator=args.accelerator)
-    adata = read_anndata(args.input, backed="r")
+    adata = open_counts(args.input)
     try:
         if args.key in adata.obsm and not args.force:
             raise FileExistsError(
@@ -66,15 +72,25 @@ def _run(args: argparse.Namespace) -> str:
         logger.info("Embedding %d cells of %s.", adata.n_obs, args.input)
         shape = adata.n_obs, model.init_params_["n_latent"]
         with replacing(args.output) as part:
-            # A copy of the file keeps all that is in it, in the very encoding it was written in.
-            shutil.copyfile(args.input, part)
+            _copy_all_but_store(args.input, part, adata)
             with _new_obsm(part, args.key, shape) as rows:
                 model.get_latent_representation(
                     adata, batch_size=args.batch_size, precision=args.precision, out=rows
                 )
     finally:
-        adata.file.close()
+        if adata.isbacked:
+            adata.file.close()
     return f"output\t{args.output}\nkey\t{args.key}\ncells\t{shape[0]}\ndimensions\t{shape[1]}"
+
+
+def _copy_all_but_store(source: Path, target: Path, adata: AnnData) -> None:
+    """Copy a file whole, with all that is in it in the very encoding it was written in; of a store the cells' table."""
+    if source.is_file():
+        shutil.copyfile(source, target)
+        return
+    from anndata import AnnData
+
+    AnnData(obs=adata.obs).write_h5ad(target)
 
 
 @contextmanager
@@ -109,7 +125,8 @@ COMMAND = Command(
     summary="embed cells with a trained model",
     description=(
         "Copy an AnnData file and add the embedding of its cells to obsm. Genes are matched by name;\n"
-        "those that the file lacks are treated as masked."
+        "those that the file lacks are treated as masked. From a .zarr store the output has the table of\n"
+        "cells and the embedding, not the counts."
     ),
     examples="""
 scr2mae embed counts.h5ad --model model/ -o embedded.h5ad

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scr2mae.cli import _arguments as arguments
 from scr2mae.cli._command import Command, UsageError, loading
-from scr2mae.cli._files import check_free, check_input_file, check_writable, read_anndata
+from scr2mae.cli._files import check_counts, check_free, check_writable, open_counts
 
 if TYPE_CHECKING:
     from scr2mae.model import R2MAEModel
@@ -24,7 +24,12 @@ _SIZES = ("n_hidden", "n_latent", "n_layers")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN.h5ad", type=arguments.path, help="AnnData with raw counts")
+    parser.add_argument(
+        "input",
+        metavar="IN",
+        type=arguments.path,
+        help="AnnData with raw counts: an .h5ad file or a .zarr store",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -173,7 +178,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--early-stopping needs validation cells; lower --train-size")
     if args.checkpoint_every is not None and args.checkpoint_dir is None:
         raise UsageError("--checkpoint-every needs --checkpoint-dir")
-    check_input_file(args.input)
+    check_counts(args.input)
     check_free(args.output, folder=True, force=args.force)
     check_writable(args.output)
     if args.resume is not None:
@@ -213,7 +218,7 @@ def _run(args: argparse.Namespace) -> str:
     if getattr(rank_zero_only, "rank", 0):  # the first of several processes speaks for all
         logging.getLogger("scr2mae").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
-    adata = read_anndata(args.input, backed="r")
+    adata = open_counts(args.input)
     logger.info("Read %d cells and %d genes from %s.", adata.n_obs, adata.n_vars, args.input)
     R2MAEModel.setup_anndata(
         adata,
