@@ -48,14 +48,14 @@ def whole(simulated):
 
 @pytest.fixture
 def files(folder, whole):
-    """Three files in three containers, genes in three orders."""
+    """Three files, sparse and dense, genes in three orders."""
     orders = (slice(None), slice(None, None, -1), np.roll(np.arange(whole.n_vars), 7))
     first, second, third = (whole[300 * i : 300 * (i + 1), order].copy() for i, order in enumerate(orders))
     first.write_h5ad("a.h5ad")
     second.X = second.X.toarray()
     second.write_h5ad("b.h5ad")
-    write_zarr(third, "c.zarr")
-    return ["a.h5ad", "b.h5ad", "c.zarr"]
+    third.write_h5ad("c.h5ad")
+    return ["a.h5ad", "b.h5ad", "c.h5ad"]
 
 
 def read(path):
@@ -72,6 +72,9 @@ def entries(folder):
 @pytest.mark.parametrize("output", ["store.zarr", "store.h5ad"])
 @pytest.mark.parametrize("memory_limit", [1e6, 2.5e8])
 def test_the_store_is_the_preprocessed_concatenation_in_another_order(files, whole, output, memory_limit):
+    if output.endswith(".zarr"):
+        write_zarr(read(files[2]), "c.zarr")
+        files[2] = "c.zarr"
     path = datasets.prepare(
         files, output, n_top_genes=80, memory_limit=memory_limit, chunk_size=5000, **QUIET
     )
@@ -89,7 +92,7 @@ def test_the_store_is_the_preprocessed_concatenation_in_another_order(files, who
 
 def test_all_genes_can_be_kept_and_poor_cells_dropped(files, whole):
     floor = int(np.median(np.diff(whole.X.indptr)))
-    store = read(datasets.prepare(files, "store.zarr", n_top_genes=None, min_genes=floor, **QUIET))
+    store = read(datasets.prepare(files, "store.h5ad", n_top_genes=None, min_genes=floor, **QUIET))
     rich = whole[np.diff(whole.X.indptr) >= floor]
     assert 0 < rich.n_obs < whole.n_obs
     assert sorted(store.obs_names) == sorted(rich.obs_names)
@@ -108,8 +111,8 @@ def test_counts_come_from_the_layer_or_from_raw_before_x(folder, whole):
 
 
 def test_the_record_says_how_the_store_was_made(files):
-    datasets.prepare(files, "store.zarr", n_top_genes=80, seed=3, **QUIET)
-    record = read("store.zarr").uns["scr2mae_store"]
+    datasets.prepare(files, "store.h5ad", n_top_genes=80, seed=3, **QUIET)
+    record = read("store.h5ad").uns["scr2mae_store"]
     assert list(record["sources"]) == files
     assert list(record["n_obs"]) == [300, 300, 300]
     assert (int(record["seed"]), int(record["n_top_genes"]), record["join"]) == (3, 80, "inner")
@@ -132,7 +135,7 @@ def test_the_order_depends_on_the_seed_alone(files):
         return list(
             read(
                 datasets.prepare(
-                    files, "s.zarr", n_top_genes=80, seed=seed, overwrite=True, **QUIET, **options
+                    files, "s.h5ad", n_top_genes=80, seed=seed, overwrite=True, **QUIET, **options
                 )
             ).obs_names
         )
@@ -144,7 +147,7 @@ def test_the_order_depends_on_the_seed_alone(files):
 
 
 def test_cells_of_every_file_are_spread_over_the_whole_store(files, whole):
-    store = read(datasets.prepare(files, "store.zarr", n_top_genes=80, memory_limit=1e6, **QUIET))
+    store = read(datasets.prepare(files, "store.h5ad", n_top_genes=80, memory_limit=1e6, **QUIET))
     position = pd.Series(np.arange(store.n_obs), index=store.obs_names)[whole.obs_names].to_numpy()
     counts = np.histogram2d(np.arange(whole.n_obs), position, bins=6)[0]
     assert stats.chisquare(counts.ravel()).pvalue > 1e-4
@@ -196,7 +199,7 @@ def test_columns_are_united_and_missing_where_a_file_has_none(folder):
         empty=[np.nan] * n,
     )
     two = _small(
-        "ab", prefix="d", kind=["z"] * n, grade=one.obs["grade"].to_numpy(), empty=["text", "more"] * 3
+        "ab", prefix="d", kind=["z"] * n, grade=pd.Categorical(one.obs["grade"]), empty=["text", "more"] * 3
     )
     one.write_h5ad("one.h5ad")
     two.write_h5ad("two.h5ad")
@@ -290,7 +293,7 @@ def test_outputs_that_cannot_be_made_are_refused_before_any_work(files, folder, 
     monkeypatch.setattr(_prepare, "open_sources", lambda *args, **kwargs: pytest.fail("work has started"))
     (folder / "home.zarr").mkdir()
     (folder / "home.zarr" / "letter").touch()
-    shutil.copytree("c.zarr", "there.zarr")
+    shutil.copy("a.h5ad", "there.h5ad")
     for output, overwrite, error, message in (
         ("store", False, ValueError, "must end in .zarr .* or .h5ad"),
         ("no/store.zarr", False, FileNotFoundError, "No folder .*no to write store.zarr in"),
@@ -403,11 +406,11 @@ def test_memory_does_not_grow_with_the_counts(folder):
 
 def test_the_command_writes_what_the_function_does(files, capsys):
     options = ["--n-top-genes", "80", "--seed", "4", "--memory-limit", "0.001", "-q"]
-    assert main(["prepare", *files, "-o", "cli.zarr", *options]) == 0
-    assert capsys.readouterr().out == "output\tcli.zarr\nfiles\t3\ncells\t900\ngenes\t80\n"
-    ours, theirs = read("cli.zarr"), read(datasets.prepare(files, "s.zarr", n_top_genes=80, seed=4, **QUIET))
+    assert main(["prepare", *files, "-o", "cli.h5ad", *options]) == 0
+    assert capsys.readouterr().out == "output\tcli.h5ad\nfiles\t3\ncells\t900\ngenes\t80\n"
+    ours, theirs = read("cli.h5ad"), read(datasets.prepare(files, "s.h5ad", n_top_genes=80, seed=4, **QUIET))
     assert list(ours.obs_names) == list(theirs.obs_names)
     assert (ours.X != theirs.X).nnz == 0
-    assert main(["prepare", *files, "-o", "cli.zarr", *options]) == 1
-    assert "cli.zarr exists" in capsys.readouterr().err
-    assert main(["prepare", *files, "-o", "cli.zarr", *options, "--force"]) == 0
+    assert main(["prepare", *files, "-o", "cli.h5ad", *options]) == 1
+    assert "cli.h5ad exists" in capsys.readouterr().err
+    assert main(["prepare", *files, "-o", "cli.h5ad", *options, "--force"]) == 0

@@ -35,7 +35,7 @@ __all__ = ["prepare"]
 logger = logging.getLogger(__name__)
 
 # Bytes that a value takes at the peak: of a block with its copies in float64, of a bucket with its sorted copy.
-_BLOCK_BYTES, _BUCKET_BYTES = 64, 32
+_BLOCK_BYTES, _BUCKET_BYTES = 64, 64
 
 
 def prepare(
@@ -125,7 +125,7 @@ def prepare(
         n_obs = sum(source.n_obs for source in sources)
         names, columns = align_sources(sources, join=join)
         report_genes(sources, columns, join)
-        _, n_renamed = join_obs(sources, file_key)  # fails early; read again when memory is free of counts
+        n_renamed = join_obs(sources, file_key)[1]  # fails early; read again when memory is free of counts
         if n_renamed:
             logger.warning(
                 "%d names of cells occur more than once; they get their file as suffix.", n_renamed
@@ -219,7 +219,7 @@ def _select_genes(
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Annotation of the genes kept, with their statistics and ``n_cells``, and their positions."""
     found = moments((block for _, block in blocks), (n_obs, len(var)), target_sum)
-    ranking = rank_genes(*found, n_top_genes=n_top_genes or len(var), var_names=var.index)
+    ranking = rank_genes(*found, n_top_genes=n_top_genes or 1, var_names=var.index)
     genes = np.arange(len(var)) if n_top_genes is None else np.flatnonzero(ranking["highly_variable"])
     if not len(genes):
         raise ValueError("No gene varies between cells; expected counts in which some do.")
