@@ -119,10 +119,9 @@ def lose_a_rank(folder: Path, counts: Path) -> None:
 
 def command(folder: Path) -> None:
     """Train by the command line in processes that Lightning starts, then lose one."""
-    os.chdir(folder)
-    code = main(
-        ["train", "counts.h5ad", "-o", "model", "--devices", "2", "--batch-size", str(BATCH_SIZE), *COMMAND]
-    )
+    # No change of folder: the other process starts here again, and a relative PYTHONPATH must still hold.
+    paths = [str(folder / "counts.h5ad"), "-o", str(folder / "model")]
+    code = main(["train", *paths, "--devices", "2", "--batch-size", str(BATCH_SIZE), *COMMAND])
     sys.stdout.flush()
     if code:
         sys.exit(code)

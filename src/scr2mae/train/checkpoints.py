@@ -30,7 +30,7 @@ class WholeFileIO(TorchCheckpointIO):
     """Write checkpoints so that whoever is killed while writing leaves the one before."""
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Write beside the old checkpoint, then take its name."""
         if storage_options is not None or "://" in str(path):
