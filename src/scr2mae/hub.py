@@ -42,6 +42,8 @@ def _clear_errors(repo: str, revision: str) -> Iterator[None]:
     require("huggingface_hub", extra="hub")
     from huggingface_hub import errors
 
+    # The base of every error of the HTTP library, whichever one this version of huggingface_hub uses.
+    http_error: Any = errors.HfHubHTTPError.__bases__[0]
     try:
         yield
     except errors.HFValidationError as error:
@@ -70,8 +72,7 @@ def _clear_errors(repo: str, revision: str) -> Iterator[None]:
                 f"The hub refused access to {repo}; pass token= with the right to it, or run 'hf auth login'."
             ) from error
         raise
-    # The base of every error of the HTTP library, whichever one this version of huggingface_hub uses.
-    except errors.HfHubHTTPError.__bases__[0] as error:  # type: ignore[misc]
+    except http_error as error:
         raise ConnectionError(f"The hub could not be reached: {error}") from error
 
 
