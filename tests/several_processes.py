@@ -48,7 +48,13 @@ def fit(counts: Path, *, curriculum: Curriculum | None = None, **options: Any) -
     adata = anndata.read_h5ad(counts)
     R2MAEModel.setup_anndata(adata, donor_key="donor")
     model = R2MAEModel(adata, n_hidden=16, n_latent=4, curriculum=curriculum)
-    quick = {"max_epochs": 3, "batch_size": BATCH_SIZE, "accelerator": "cpu", "enable_progress_bar": False}
+    quick = {
+        "max_epochs": 3,
+        "batch_size": BATCH_SIZE,
+        "accelerator": "cpu",
+        "precision": "32-true",
+        "enable_progress_bar": False,
+    }
     model.train(**{**quick, **options})
     return model
 
