@@ -25,6 +25,8 @@ from scr2mae import benchmark
 from scr2mae.benchmark._methods import LABELS
 
 SCHEMES = list(scr2mae.schemes())
+LOWEST_DRAWN = -0.05
+"""Reconstructions further behind the best than this would hide the others' differences; the table has them."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def mean_ranks(results: dict[str, benchmark.Benchmark]) -> pd.DataFrame:
 
 def draw(ranks: pd.DataFrame, gaps: pd.DataFrame, path: Path) -> None:
     """Ranks by set beside the distance from the best reconstruction."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(13, 4.4), layout="constrained")
     for i, name in enumerate(column for column in ranks if column != "mean"):
         left.scatter(
             ranks[name], range(len(ranks)), color=scr2mae.pl.OKABE_ITO[i], marker="o^sPX"[i % 5], s=28, label=name
@@ -125,9 +127,10 @@ def draw(ranks: pd.DataFrame, gaps: pd.DataFrame, path: Path) -> None:
     left.set_yticks(range(len(ranks)), [LABELS[name] for name in ranks.index])
     left.invert_yaxis()
     left.set(xlabel="Mean rank among the schemes (1 is best)")
-    left.legend(frameon=False, fontsize="small", loc="lower right")
+    left.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     mean = gaps.groupby("scheme", sort=False).mean(numeric_only=True)
     scr2mae.pl.benchmark_reconstruction(mean.rename(index=LABELS), ax=right)
+    right.set_ylim(bottom=LOWEST_DRAWN)
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 """Small counts and small models, shared by the tests of the main class."""
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -57,6 +58,15 @@ def _simulate(
 def simulate() -> Callable[..., AnnData]:
     """Return the simulation: ``simulate(n_obs, n_vars, seed=, batches=)``."""
     return _simulate
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """Scripts of benchmarks, which some tests run in this process, quieten the package for good."""
+    package = logging.getLogger("scr2mae")
+    level = package.level
+    yield
+    package.setLevel(level)
 
 
 @pytest.fixture

@@ -40,6 +40,8 @@ COMMAND = [
     "cpu",
     "--donor-key",
     "donor",
+    "--precision",
+    "32-true",
 ]
 
 

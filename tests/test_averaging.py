@@ -62,7 +62,7 @@ def train(watch, *, averaging, max_epochs=1):
 def reference(steps, *, share):
     average = None
     for t, step in enumerate(steps, start=1):
-        apart = max(1, min(8, int(share * t / 10)))
+        apart = max(1, min(8, int(share * t / 4)))
         if (t - 1) % apart == 0:
             now = {name: value.double() for name, value in step.items()}
             weight = min(1.0, apart / (share * t))
@@ -83,10 +83,10 @@ def test_what_remains_is_the_average_of_the_steps(share):
 
 
 def test_a_share_of_one_is_the_mean_of_all_steps_while_each_is_taken():
-    watch = _Watch(stop_at=19)
+    watch = _Watch(stop_at=8)
     with pytest.raises(KeyboardInterrupt):
         train(watch, averaging=1.0)
-    mean = torch.stack([step["weight"] for step in watch.steps[:18]]).double().mean(dim=0)
+    mean = torch.stack([step["weight"] for step in watch.steps[:7]]).double().mean(dim=0)
     torch.testing.assert_close(watch.plan.module.weight.detach().double(), mean, rtol=1e-5, atol=1e-7)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["RunningWeightAverage"]
 
 _MOST_STEPS_APART = 8  # reading and writing all weights at each step would cost a tenth of it on a CPU
-_UPDATES_A_MEMORY = 10
+_UPDATES_A_MEMORY = 4
 
 
 class RunningWeightAverage(WeightAveraging):

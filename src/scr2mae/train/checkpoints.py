@@ -143,10 +143,10 @@ def describe_run(plan: MaskedTrainingPlan, datamodule: Any, *, n_processes: int)
     optimizer = ", ".join(f"{name}={value}" for name, value in plan.optimizer_kwargs.items())
     described = {
         "seed": str(plan.mask_seed),
-        "mask_ratio": _named(plan.ratio_schedule),
+        # A schedule by the epoch knows how many there are; a run may be made longer.
+        "mask_ratio": _named(getattr(plan.ratio_schedule, "schedule", plan.ratio_schedule)),
         "curriculum": _named(plan.gradient_schedule),
         "optimizer": f"{plan.optimizer_name}({optimizer})",
-        "learning_rate": _named(plan.learning_rate),
         "averaging": str(plan.averaging),
         "processes": str(n_processes),
     }
