@@ -137,7 +137,7 @@ def main() -> None:
         rows.append(measure(setting, options.rounds))
         frame = pd.DataFrame(rows)
         frame.to_csv(options.out / "cost_model.csv", index=False)
-    table = frame.round(1).to_markdown(index=False)
+    table = frame.round(2).to_markdown(index=False)
     (options.out / "cost_model.md").write_text(table + "\n")
     print(table)
 

@@ -130,7 +130,7 @@ def draw(ranks: pd.DataFrame, gaps: pd.DataFrame, path: Path) -> None:
     left.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     mean = gaps.groupby("scheme", sort=False).mean(numeric_only=True)
     scr2mae.pl.benchmark_reconstruction(mean.rename(index=LABELS), ax=right)
-    right.set_ylim(bottom=LOWEST_DRAWN)
+    right.set_ylim(LOWEST_DRAWN, 0.005)
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.3)
