@@ -18,6 +18,7 @@ _OBJECTS = {"R2MAEModel": "scr2mae.model", "schemes": "scr2mae._schemes"}
 _MODULES = (
     "benchmark",
     "curriculum",
+    "data",
     "datasets",
     "extra",
     "likelihood",
