@@ -33,7 +33,7 @@ def open_store(path: str | os.PathLike[str], *, obsm_keys: Sequence[str] = ()) -
     Returns
     -------
     AnnData with ``X`` and the layers on disk, ``obs``, ``var`` and ``uns`` in memory, and neither ``raw`` nor
-    pairwise arrays. ``X`` is a :class:`anndata.abc.CSRDataset`, or the array of h5py or zarr where the counts are
+    pairwise arrays. ``X`` is a ``anndata.abc.CSRDataset``, or the array of h5py or zarr where the counts are
     stored dense. ``adata[rows]`` reads those rows alone; an h5ad file stays open as long as the object lives.
 
     Raises
