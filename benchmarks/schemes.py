@@ -118,7 +118,7 @@ def mean_ranks(results: dict[str, benchmark.Benchmark]) -> pd.DataFrame:
 
 def draw(ranks: pd.DataFrame, gaps: pd.DataFrame, path: Path) -> None:
     """Ranks by set beside the distance from the best reconstruction."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(13, 4.4), layout="constrained")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
     for i, name in enumerate(column for column in ranks if column != "mean"):
         left.scatter(
             ranks[name], range(len(ranks)), color=scr2mae.pl.OKABE_ITO[i], marker="o^sPX"[i % 5], s=28, label=name
