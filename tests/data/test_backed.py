@@ -108,9 +108,45 @@ def test_nothing_is_read_whole(backed: AnnData, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("scr2mae.data.loaders.CELLS_A_READ", 20)
     monkeypatch.setattr("scr2mae.data.backed._LARGEST_BLOCK", 5)
     monkeypatch.setattr("scr2mae.data.backed._SMALLEST_BLOCK", 5)
+    monkeypatch.setattr(BackedCounts, "_rows_a_read", 20)
     model.train(1, batch_size=10, counts_on="disk", accelerator="cpu", enable_progress_bar=False)
     assert model.get_latent_representation(batch_size=10).shape == (120, 2)
     assert 0 < most <= 20
+
+
+def test_scattered_cells_are_read_a_chunk_at_a_time_not_one_by_one(
+    adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = zarr.open_group(tmp_path / "cells.zarr", mode="w", zarr_format=3)
+    nnz_a_row = adata.X.nnz / adata.n_obs
+    ad.io.write_elem(group, "X", adata.X, dataset_kwargs={"chunks": (int(10 * nnz_a_row),), "shards": None})
+    stored = AnnData(ad.io.sparse_dataset(group["X"]), obs=adata.obs, var=adata.var)
+    spans: list[tuple[int, int]] = []
+    read = BackedCounts._read
+
+    def watch(self: BackedCounts, start: int, stop: int) -> sp.csr_matrix:
+        spans.append((start, stop))
+        return read(self, start, stop)
+
+    monkeypatch.setattr(BackedCounts, "_read", watch)
+    # every fourth cell, then a stretch of three chunks with none
+    where = np.r_[0:40:4, 75:120:4]
+    rows = of(stored)[where]
+    assert spans == [(0, 37), (75, 120)]
+    np.testing.assert_array_equal(rows.toarray(), adata.X[where].toarray())
+
+    spans.clear()
+    monkeypatch.setattr(BackedCounts, "_rows_a_read", 20)
+    np.testing.assert_array_equal(of(stored)[where].toarray(), adata.X[where].toarray())
+    assert max(stop - start for start, stop in spans) <= 20
+
+
+def test_a_scattered_cell_that_holds_no_count_is_named(adata: AnnData, tmp_path: Path) -> None:
+    adata.X[77, int(adata.X[77].indices[0])] = 1.5
+    rows = of(on_disk(adata, tmp_path, "zarr"))
+    assert rows[np.array([70, 76, 80])].shape == (3, 60)
+    with pytest.raises(ValueError, match="cell 'cell77'"):
+        rows[np.array([70, 77, 80])]
 
 
 def test_training_from_disk_gives_the_losses_and_weights_of_training_in_memory(

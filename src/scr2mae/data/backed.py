@@ -71,11 +71,17 @@ class BackedCounts:
         self._column = None if position is None else _columns_of(position, n_query_vars)
 
     @property
+    def _rows_a_chunk(self) -> float | None:
+        """Rows that one chunk of the store holds, about; None where it is in one piece."""
+        chunks = getattr(self._data, "chunks", None)
+        if chunks is None:
+            return None
+        return float(chunks[0] if self._indptr is None else chunks[0] * self.shape[0] / max(self.nnz, 1))
+
+    @property
     def block(self) -> int:
         """Rows that are best read together: about as many as one chunk of the store holds, 64 to 1024."""
-        chunks = getattr(self._data, "chunks", None)
-        n_values = self._data.shape[0] if chunks is None else chunks[0]
-        rows = n_values if self._indptr is None else n_values * self.shape[0] / max(self.nnz, 1)
+        rows = self._rows_a_chunk or self.shape[0]
         return int(min(max(rows, _SMALLEST_BLOCK), _LARGEST_BLOCK))
 
     def _read(self, start: int, stop: int) -> sparse.csr_matrix:
@@ -97,24 +103,40 @@ class BackedCounts:
         ValueError
             If an entry is no count.
         """
-        counts = self._read(start, stop)
-        check_counts(counts, self._adata, self._layer, integers=self._integers, first_row=start)
+        return self._checked(self._read(start, stop), np.arange(start, stop))
+
+    def _checked(self, counts: sparse.csr_matrix, where: np.ndarray) -> sparse.csr_matrix:
+        """Refuse what is no count in the rows ``where``, and bring the columns in the reference's order."""
+        check_counts(counts, self._adata, self._layer, integers=self._integers, rows=where)
         if self._column is None:
             return counts
         column = self._column[counts.indices]
         kept = column >= 0
         ends = np.concatenate([[0], np.cumsum(kept)])[counts.indptr]
-        return sparse.csr_matrix((counts.data[kept], column[kept], ends), shape=(stop - start, self.shape[1]))
+        return sparse.csr_matrix((counts.data[kept], column[kept], ends), shape=(len(where), self.shape[1]))
+
+    @property
+    def _rows_a_read(self) -> int:
+        return max(1, int(_NON_ZEROS_A_READ * self.shape[0] / max(self.nnz, 1)))
+
+    def _runs(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
+        """Cut increasing positions where a whole chunk can be left out, and where a read would grow too large."""
+        # Rows between two others cost less to read and drop than their chunk costs to be read twice.
+        gap = 1 + (self._rows_a_chunk or 0)
+        for near in np.split(wanted, np.flatnonzero(np.diff(wanted) > gap) + 1):
+            while len(near):
+                n = int(np.searchsorted(near, near[0] + self._rows_a_read))
+                yield near[:n]
+                near = near[n:]
 
     def blocks(self) -> Iterator[sparse.csr_matrix]:
         """Read all rows once, in order, as many at a time as fit in some 64 MB."""
-        a_row = max(self.nnz / max(self.shape[0], 1), 1)
-        n_rows = max(1, int(_NON_ZEROS_A_READ / a_row))
+        n_rows = self._rows_a_read
         for start in range(0, self.shape[0], n_rows):
             yield self.rows(start, min(start + n_rows, self.shape[0]))
 
     def __getitem__(self, where: np.ndarray | slice) -> sparse.csr_matrix:
-        """Rows in the order asked for; each run of neighbours is one read."""
+        """Rows in the order asked for; neighbours are read together, and so are those with less than a chunk between them."""
         if isinstance(where, slice):
             start, stop, step = where.indices(self.shape[0])
             if step == 1:
@@ -123,8 +145,10 @@ class BackedCounts:
         wanted, back = np.unique(where, return_inverse=True)
         if not len(wanted):
             return sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)
-        ends = np.flatnonzero(np.diff(wanted) > 1) + 1
-        runs = [self.rows(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, ends)]
+        runs = []
+        for run in self._runs(wanted):
+            counts = self._read(int(run[0]), int(run[-1]) + 1)
+            runs.append(self._checked(counts if len(run) == counts.shape[0] else counts[run - run[0]], run))
         read = runs[0] if len(runs) == 1 else sparse.vstack(runs, format="csr")
         return read if np.array_equal(back, np.arange(len(wanted))) else read[back]
 

@@ -111,7 +111,7 @@ def check_counts(
     layer: str | None,
     *,
     integers: bool = True,
-    first_row: int = 0,
+    rows: np.ndarray | None = None,
 ) -> None:
     """Refuse anything but non-negative, finite and (by default) whole numbers.
 
@@ -125,8 +125,8 @@ def check_counts(
         Which layer they are; None for ``X``.
     integers
         Whether to refuse fractions.
-    first_row
-        The cell of ``adata`` that the first row is.
+    rows
+        The cells of ``adata`` that they are, shape (n_obs,); None for all, in their order.
 
     Raises
     ------
@@ -138,7 +138,10 @@ def check_counts(
         return
     position, kind = found
     row = int(np.searchsorted(counts.indptr, position, side="right")) - 1
-    cell, gene = adata.obs_names[first_row + row], adata.var_names[counts.indices[position]]
+    cell, gene = (
+        adata.obs_names[row if rows is None else rows[row]],
+        adata.var_names[counts.indices[position]],
+    )
     place = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     look = [f"layers[{name!r}]" for name in layer_names(adata) if name != layer]
     look += ["adata.raw"] if adata.raw is not None else []
