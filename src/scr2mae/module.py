@@ -71,6 +71,7 @@ class R2MAEModule(BaseModuleClass):
             "n_continuous": n_continuous,
         }
         self.encoder = CovariateMLP(n_vars, n_hidden, n_layers, **covariates)
+        self.n_latent = n_latent
         self.to_latent = nn.Linear(n_hidden, n_latent)
         self.decoder = CovariateMLP(n_latent, n_hidden, n_layers_decoder, **covariates)
         self.to_logits = nn.Linear(n_hidden, n_vars)
