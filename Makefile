@@ -78,5 +78,5 @@ $(LATEST)/bin/python:
 	$(call make_venv,$(PYTHON_LATEST),PYTHON_LATEST,$(LATEST))
 
 $(LATEST)/.stamp-test: pyproject.toml | $(LATEST)/bin/python
-	$(LATEST)/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[test]"
+	$(LATEST)/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[test]" annbatch
 	touch $@

@@ -149,10 +149,12 @@ def test_a_grown_network_embeds_the_reference_bit_for_bit_and_trains_new_rows_on
     )
 
 
-def test_a_size_factor_replaces_the_library():
+def test_a_size_factor_replaces_the_library_of_a_model_that_uses_one():
     tensors = _tensors()
     given = {**tensors, REGISTRY_KEYS.SIZE_FACTOR_KEY: torch.full((12, 1), 3.0)}
-    assert torch.equal(R2MAEModule.log_library(given), torch.full((12, 1), 3.0).log())
-    torch.testing.assert_close(R2MAEModule.log_library(tensors).exp(), tensors["X"].sum(1, keepdim=True))
+    counts = tensors["X"].sum(1, keepdim=True)
+    assert torch.equal(_module(use_size_factor=True).log_library(given), torch.full((12, 1), 3.0).log())
+    torch.testing.assert_close(_module().log_library(given).exp(), counts)
+    torch.testing.assert_close(_module().log_library(tensors).exp(), counts)
     empty = {"X": torch.zeros(2, N_VARS)}
-    assert torch.equal(R2MAEModule.log_library(empty), torch.zeros(2, 1))
+    assert torch.equal(_module().log_library(empty), torch.zeros(2, 1))

@@ -15,6 +15,7 @@ from scr2mae._compat import torch_device
 from scr2mae._precision import resolve_precision
 from scr2mae.curriculum import Curriculum
 from scr2mae.data import CellDataModule, CellSpec, Split, read_cells, split_cells, stays_on_disk
+from scr2mae.data.foreign import check_data_module
 from scr2mae.data.setup import make_actual, register
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.module import R2MAEModule
@@ -210,6 +211,7 @@ class R2MAEModel(BaseModelClass):
                 n_categories=[len(categories) for _, categories in spec.categorical],
                 n_new_categories=self.n_new_categories_,
                 n_continuous=len(spec.continuous),
+                use_size_factor=spec.size_factor_key is not None,
                 curriculum=self.curriculum,
                 **options,
             ).eval()
@@ -312,7 +314,8 @@ class R2MAEModel(BaseModelClass):
         datasplitter_kwargs
             ``shuffle`` and ``external_indexing`` of :func:`scr2mae.data.split_cells`.
         datamodule
-            Lightning data module that yields mini-batches under scvi-tools' keys, in place of the model's data.
+            Lightning data module that yields mini-batches under scvi-tools' keys, such as those of ``scvi.dataloaders``,
+            in place of the model's data: the model's genes in its order, batches numbered as the model numbers them.
         trainer_kwargs
             Further arguments of :class:`lightning.pytorch.Trainer`, such as ``logger``.
 
@@ -355,6 +358,7 @@ class R2MAEModel(BaseModelClass):
                     CurriculumLog(expression_deciles(np.asarray(cells.counts.mean(axis=0)).ravel()))
                 )
         else:
+            check_data_module(datamodule, self.spec)
             n_obs = int(getattr(datamodule, "n_obs", 0))
         plan = MaskedTrainingPlan(
             self.module,

@@ -46,6 +46,8 @@ class R2MAEModule(BaseModuleClass):
         How many of them came with a query (see :meth:`R2MAEModel.load_query_data`).
     n_continuous
         Number of continuous covariates.
+    use_size_factor
+        Whether a size factor in the mini-batch replaces the total count. Data modules of scvi-tools send one unasked.
     curriculum
         Settings of learned loss weights, or None for equal weights.
     """
@@ -61,10 +63,12 @@ class R2MAEModule(BaseModuleClass):
         n_categories: Sequence[int] = (),
         n_new_categories: Sequence[int] | None = None,
         n_continuous: int = 0,
+        use_size_factor: bool = False,
         curriculum: Curriculum | None = None,
     ) -> None:
         super().__init__()
         self.n_vars = n_vars
+        self.use_size_factor = use_size_factor
         covariates: dict[str, Any] = {
             "n_categories": n_categories,
             "n_new_categories": n_new_categories,
@@ -108,9 +112,8 @@ class R2MAEModule(BaseModuleClass):
             "continuous": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
         }
 
-    @staticmethod
-    def log_library(tensors: dict[str, Tensor]) -> Tensor:
-        """Log of the size factor where there is one, else of the total count, at least log 1; (n_obs, 1).
+    def log_library(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Log of the size factor if the model uses one, else of the total count, at least log 1; (n_obs, 1).
 
         Parameters
         ----------
@@ -121,9 +124,8 @@ class R2MAEModule(BaseModuleClass):
         -------
         Natural logarithms.
         """
-        size_factor = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
-        if size_factor is not None:
-            return size_factor.float().log()
+        if self.use_size_factor:
+            return tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].float().log()
         return tensors[REGISTRY_KEYS.X_KEY].float().sum(dim=1, keepdim=True).clamp(min=1.0).log()
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **_: Any) -> dict[str, Any]:

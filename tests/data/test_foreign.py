@@ -1,0 +1,107 @@
+"""Data modules that are not ours: scvi-tools' for annbatch, and what any of them may send."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from anndata import AnnData
+
+from scr2mae import R2MAEModel
+from scr2mae.data import CellDataModule, CellSpec, split_cells
+from scr2mae.data.foreign import check_data_module
+
+
+class AsScviSendsThem(CellDataModule):
+    """Our mini-batches with what scvi-tools' data modules add to them unasked."""
+
+    def on_after_batch_transfer(
+        self, batch: dict[str, torch.Tensor], dataloader_idx: int
+    ) -> dict[str, torch.Tensor]:
+        tensors = dict(super().on_after_batch_transfer(batch, dataloader_idx))
+        n_obs = len(tensors["batch"])
+        size = torch.linspace(0.5, 2, n_obs)[:, None]
+        return {
+            **tensors,
+            "size_factor": size,
+            "labels": torch.zeros(n_obs, 1),
+            "sample": torch.ones(n_obs, 1),
+        }
+
+
+def test_a_size_factor_that_nobody_registered_changes_nothing(adata: AnnData) -> None:
+    def train(kind: type[CellDataModule]) -> R2MAEModel:
+        model = R2MAEModel(adata, n_hidden=16, n_latent=4)
+        cells = model._cells(None)
+        model.train(
+            2,
+            datamodule=kind(cells, split_cells(120), batch_size=32, seed=0),
+            accelerator="cpu",
+            enable_progress_bar=False,
+        )
+        return model
+
+    ours, theirs = train(CellDataModule), train(AsScviSendsThem)
+    torch.testing.assert_close(ours.module.state_dict(), theirs.module.state_dict(), rtol=0, atol=0)
+
+
+@pytest.fixture
+def spec(adata: AnnData) -> CellSpec:
+    return R2MAEModel(adata).spec
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ({"n_vars": 59}, r"yields 59 genes, but the model has 60; give it the model's genes"),
+        ({"n_batch": 3}, r"knows 3 batch\(es\), the model \d"),
+        ({"batch_labels": np.array(["z", "a"])}, r"numbers the batches \['z', 'a'\], the model \["),
+    ],
+)
+def test_a_data_module_of_other_genes_or_batches_is_refused_before_training(
+    says: dict[str, object], message: str, spec: CellSpec, adata: AnnData
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_data_module(SimpleNamespace(**says), spec)
+    model = R2MAEModel(adata, n_hidden=4, n_latent=2)
+    with pytest.raises(ValueError, match=message):
+        model.train(1, datamodule=SimpleNamespace(**says))
+    assert not model.is_trained_
+
+
+def test_a_data_module_that_says_nothing_or_fits_is_taken(spec: CellSpec) -> None:
+    check_data_module(SimpleNamespace(), spec)
+    labels = spec.categorical[0][1]
+    fits = SimpleNamespace(n_vars=60, n_batch=len(labels), batch_labels=labels)
+    check_data_module(fits, spec)
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_training_from_annbatch_learns_what_training_from_memory_does(adata: AnnData, tmp_path: Path) -> None:
+    annbatch = pytest.importorskip("annbatch")
+    dataloaders = pytest.importorskip("scvi.dataloaders")
+    if not hasattr(dataloaders, "AnnbatchDataModule"):
+        pytest.skip("this scvi-tools has no data module for annbatch")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    collection = annbatch.DatasetCollection(zarr.open(tmp_path / "collection.zarr", mode="w"))
+    collection.add_adatas([tmp_path / "cells.h5ad"])
+    sizes = {"chunk_size": 8, "preload_nchunks": 4}
+    sampler = annbatch.samplers.RandomSampler(batch_size=32, **sizes)
+    loader = annbatch.Loader(batch_sampler=sampler, preload_to_gpu=False)
+    loader.use_collection(collection)
+    spec = R2MAEModel(adata).spec
+    own = dataloaders.AnnbatchDataModule(
+        loader, batch_key=spec.categorical[0][0], preload_to_gpu=False, **sizes
+    )
+    own.set_split(train_size=0.8, batch_size=32)
+
+    def train(**kwargs: object) -> R2MAEModel:
+        model = R2MAEModel(adata, n_hidden=16, n_latent=4)
+        model.train(4, accelerator="cpu", enable_progress_bar=False, **kwargs)
+        return model
+
+    theirs = train(datamodule=own).history_["train_loss"]["train_loss"]
+    ours = train(train_size=0.8, batch_size=32).history_["train_loss"]["train_loss"]
+    np.testing.assert_allclose(theirs, ours, rtol=0.1)
