@@ -48,6 +48,13 @@ def test_a_size_factor_that_nobody_registered_changes_nothing(adata: AnnData) ->
 
 
 @pytest.fixture
+def adata(adata: AnnData) -> AnnData:
+    adata.obs["plate"] = np.where(np.arange(adata.n_obs) % 3, "b", "a")
+    R2MAEModel.setup_anndata(adata, batch_key="plate")
+    return adata
+
+
+@pytest.fixture
 def spec(adata: AnnData) -> CellSpec:
     return R2MAEModel(adata).spec
 
@@ -56,8 +63,8 @@ def spec(adata: AnnData) -> CellSpec:
     ("says", "message"),
     [
         ({"n_vars": 59}, r"yields 59 genes, but the model has 60; give it the model's genes"),
-        ({"n_batch": 3}, r"knows 3 batch\(es\), the model \d"),
-        ({"batch_labels": np.array(["z", "a"])}, r"numbers the batches \['z', 'a'\], the model \["),
+        ({"n_batch": 3}, r"knows 3 batch\(es\), the model 2 \(column 'plate' of obs\)"),
+        ({"batch_labels": np.array(["b", "a"])}, r"numbers the batches \['b', 'a'\], the model \['a', 'b'\]"),
     ],
 )
 def test_a_data_module_of_other_genes_or_batches_is_refused_before_training(
@@ -78,7 +85,7 @@ def test_a_data_module_that_says_nothing_or_fits_is_taken(spec: CellSpec) -> Non
     check_data_module(fits, spec)
 
 
-@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.filterwarnings("ignore:Consolidated metadata", "ignore:Sparse invariant checks")
 def test_training_from_annbatch_learns_what_training_from_memory_does(adata: AnnData, tmp_path: Path) -> None:
     annbatch = pytest.importorskip("annbatch")
     dataloaders = pytest.importorskip("scvi.dataloaders")

@@ -34,15 +34,19 @@ def check_data_module(datamodule: Any, spec: CellSpec) -> None:
             "give it the model's genes, in the model's order."
         )
     batch_key, known = spec.categorical[0]
-    labels = getattr(datamodule, "batch_labels", None)
-    if labels is not None and not np.array_equal(np.asarray(labels, dtype=str), known.astype(str)):
-        raise ValueError(
-            f"The data module numbers the batches {np.asarray(labels).tolist()}, the model {known.tolist()}; "
-            "they must be the same, in the same order."
-        )
-    n_batch = getattr(datamodule, "n_batch", None)
-    if labels is None and n_batch is not None and int(n_batch) != len(known):
+    n_batch, labels = (getattr(datamodule, name, None) for name in ("n_batch", "batch_labels"))
+    if n_batch is not None and int(n_batch) != len(known):
         raise ValueError(
             f"The data module knows {int(n_batch)} batch(es), the model {len(known)} "
             f"(column {batch_key!r} of obs); name the same column to both."
+        )
+    # A single batch is number 0 whatever its name.
+    if (
+        labels is not None
+        and len(known) > 1
+        and not np.array_equal(np.asarray(labels, dtype=str), known.astype(str))
+    ):
+        raise ValueError(
+            f"The data module numbers the batches {np.asarray(labels).tolist()}, the model {known.tolist()}; "
+            "they must be the same, in the same order."
         )
