@@ -85,7 +85,7 @@ def test_a_data_module_that_says_nothing_or_fits_is_taken(spec: CellSpec) -> Non
     check_data_module(fits, spec)
 
 
-@pytest.mark.filterwarnings("ignore:Consolidated metadata", "ignore:Sparse invariant checks")
+@pytest.mark.filterwarnings("ignore:Consolidated metadata", "ignore:Sparse")
 def test_training_from_annbatch_learns_what_training_from_memory_does(adata: AnnData, tmp_path: Path) -> None:
     annbatch = pytest.importorskip("annbatch")
     dataloaders = pytest.importorskip("scvi.dataloaders")
