@@ -79,10 +79,11 @@ def test_a_data_module_of_other_genes_or_batches_is_refused_before_training(
 
 
 def test_a_data_module_that_says_nothing_or_fits_is_taken(spec: CellSpec) -> None:
-    check_data_module(SimpleNamespace(), spec)
     labels = spec.categorical[0][1]
-    fits = SimpleNamespace(n_vars=60, n_batch=len(labels), batch_labels=labels)
-    check_data_module(fits, spec)
+    for fits in ({}, {"n_vars": 60, "n_batch": len(labels), "batch_labels": labels}):
+        check_data_module(SimpleNamespace(**fits), spec)
+    with pytest.raises(ValueError, match="numbers the batches"):
+        check_data_module(SimpleNamespace(batch_labels=labels[::-1]), spec)
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata", "ignore:Sparse")

@@ -249,4 +249,5 @@ def test_a_rare_class_raises_no_warning(make_cells):
     y = np.where(np.arange(100) < 2, "rare", "common")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        LogisticProbe([0.1]).fit(cells.X, y, groups=cells.donors)
+        probe = LogisticProbe([0.1]).fit(cells.X, y, groups=cells.donors)
+    assert probe.classes_.tolist() == ["common", "rare"]
