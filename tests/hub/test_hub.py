@@ -10,7 +10,7 @@ import pytest
 
 from scr2mae import R2MAEModel, hub, io
 from scr2mae._require import require
-from scr2mae.extra._require import require as require_of_extra
+from scr2mae._require import require as require_of_extra
 
 pytest.importorskip("huggingface_hub")
 

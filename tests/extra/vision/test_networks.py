@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from scr2mae.extra import vision
-from scr2mae.extra.vision._common import hide_pixels, masked_mse, seeded
+from scr2mae.extra.vision._common import hide_pixels, masked_mse
 
 from .conftest import QUICK, make_images
 
@@ -190,15 +190,6 @@ def test_labels_that_do_not_fit_a_head_are_refused(head, labels, message):
 def test_features_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="not finite"):
         vision.fit_head(vision.LinearHead(2, 2), np.array([[0, np.nan], [1, 1]]), np.array([0, 1]), **QUICK)
-
-
-def test_random_numbers_of_a_step_are_a_function_of_seed_and_step():
-    def draw(seed, step):
-        with seeded(seed, step, torch.device("cpu")):
-            return torch.rand(3).tolist()
-
-    assert draw(1, 2) == draw(1, 2)
-    assert len({tuple(draw(*key)) for key in ((1, 2), (2, 1), (1, 3))}) == 3
 
 
 def test_the_simulated_classes_differ():

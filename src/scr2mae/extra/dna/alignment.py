@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scr2mae.extra._require import require
+from scr2mae._require import require
 from scr2mae.extra.dna.alphabet import encode, reverse_complement
 from scr2mae.extra.dna.chromosomes import find_chrom
 from scr2mae.extra.dna.maf import read_maf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scr2mae.curriculum import Curriculum, CurriculumWeights, scale_gradient
+from scr2mae.extra._training import BatchLoss, decay_groups, repeatable_dropout
 from scr2mae.extra.dna import pretrained
 from scr2mae.extra.dna.alphabet import VOCABULARY
 from scr2mae.extra.dna.compatibility import check_window
 from scr2mae.extra.dna.corruption import IGNORED, corrupt, draw_base_mask, flip_labels
 from scr2mae.extra.dna.layers import EncoderLayer, rotary_tables
-from scr2mae.masking import draw_integers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from scr2mae.extra.dna.config import GPNMSAConfig
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["GPNMSAForMaskedLM", "MaskedLMOutput"]
 
 _CURRICULUM_HIDDEN, _CURRICULUM_OFFSET = (128, 128), 0.5
-_DROPOUT_STREAM = 100
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,6 @@ class MaskedLMOutput:
     loss: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class MaskedLoss:
-    """Loss of a mini-batch, and how many windows it had."""
-
-    loss: Tensor
-    n_obs_minibatch: int
-
-
 def _weighted_mean(loss: Tensor, loss_weight: Tensor | None, curriculum_weight: Tensor | None) -> Tensor:
     """Mean over scored elements: loss weights are normalised, a curriculum's have mean one already."""
     weighted = loss if curriculum_weight is None else loss * curriculum_weight
@@ -80,14 +70,6 @@ def _check_tokens(tokens: Tensor, n_symbols: int, name: str) -> None:
             f"{name} must hold tokens from 0 to {n_symbols - 1} (of {VOCABULARY[:n_symbols]!r}), got {low} to {high}; make them with "
             "GenomeMSA.tokens or encode."
         )
-
-
-@contextmanager
-def _seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Make dropout a function of seed and step, so that a resumed run drops what it would have dropped."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(draw_integers(1, 1 << 32, seed=seed, step=step, stream=_DROPOUT_STREAM)))
-        yield
 
 
 class GPNMSAForMaskedLM(nn.Module):
@@ -273,7 +255,7 @@ class GPNMSAForMaskedLM(nn.Module):
         step: int,
         column: int | None = None,
         multiplier: float = 1.0,
-    ) -> MaskedLoss:
+    ) -> BatchLoss:
         """Hide a share of the human bases of a mini-batch and score them.
 
         Parameters
@@ -302,7 +284,7 @@ class GPNMSAForMaskedLM(nn.Module):
         labels = tokens[mask]
         if (flip := batch.get("flip_probability")) is not None:
             labels = flip_labels(labels, flip[mask], **draw)
-        with _seeded(seed, step, tokens.device):
+        with repeatable_dropout(self, tokens.device, seed=seed, step=step):
             hidden = self.encode(
                 corrupt(tokens, mask, **draw), batch.get("aux_features"), attention_mask=attention_mask
             )[mask]  # (n_hidden, hidden_size)
@@ -312,7 +294,7 @@ class GPNMSAForMaskedLM(nn.Module):
         if column is not None:
             curriculum_weight = scale_gradient(self.curriculum_weights(hidden), multiplier)[:, column]
         mean = _weighted_mean(loss, None if weight is None else weight[mask], curriculum_weight)
-        return MaskedLoss(mean, tokens.shape[0])
+        return BatchLoss(mean, tokens.shape[0])
 
     def curriculum_weights(self, hidden: Tensor) -> Tensor:
         """Weights (n_tokens, n_ratios) of hidden tokens' states (n_tokens, hidden_size), mean one.
@@ -349,9 +331,7 @@ class GPNMSAForMaskedLM(nn.Module):
         -------
         Two groups, for an optimiser.
         """
-        decayed = [p for p in self.parameters() if p.dim() >= 2]
-        others = [p for p in self.parameters() if p.dim() < 2]
-        return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return decay_groups(self, weight_decay)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``config.json`` and ``model.safetensors``.

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from scr2mae._batches import BatchLoader
-from scr2mae.extra._require import require
-from scr2mae.extra.text.model import MaskedLoss, decay_groups, repeatable_dropout
+from scr2mae._require import require
+from scr2mae.extra._training import decay_groups, repeatable_dropout
+from scr2mae.extra.text.model import MaskedLoss
 from scr2mae.masking import FixedRatio
 from scr2mae.train import LearningRateSchedule, MaskedTrainingPlan, fit
 

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from scr2mae._require import require
 from scr2mae.curriculum import Curriculum, CurriculumWeights, scale_gradient
-from scr2mae.extra._require import require
+from scr2mae.extra._training import BatchLoss, decay_groups, repeatable_dropout
 from scr2mae.extra.text import saved
 from scr2mae.extra.text.config import roberta_config
 from scr2mae.extra.text.corruption import corrupt
-from scr2mae.masking import as_ratio_schedule, draw_integers
+from scr2mae.masking import as_ratio_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from scr2mae.extra.text.tokenizer import BytePairTokenizer
     from scr2mae.masking import RatioSchedule
     from scr2mae.train.history import History
 
-__all__ = ["MaskedLoss", "RobertaR2MAE", "decay_groups", "repeatable_dropout"]
-
-_DROPOUT_STREAM = 2
+__all__ = ["MaskedLoss", "RobertaR2MAE"]
 
 
 @dataclass(frozen=True)
-class MaskedLoss:
+class MaskedLoss(BatchLoss):
     """Loss of a mini-batch.
 
     Attributes
@@ -43,33 +41,8 @@ class MaskedLoss:
         How many were predicted right, and how many there were.
     """
 
-    loss: Tensor
-    n_obs_minibatch: int
     n_correct: Tensor
     n_scored: int
-
-
-@contextmanager
-def repeatable_dropout(module: nn.Module, device: torch.device, *, seed: int, step: int) -> Iterator[None]:
-    """Make dropout a function of seed, step and rank, so that a resumed run goes on bit for bit."""
-    if not module.training:
-        yield
-        return
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank = torch.distributed.get_rank() if distributed else 0
-    drawn = draw_integers(1, 1 << 32, seed=seed, step=step, stream=_DROPOUT_STREAM + rank)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(drawn))
-        yield
-
-
-def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimiser groups: matrices decay; biases and normalisation do not (customary; inferred for the paper)."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
 
 
 class RobertaR2MAE(nn.Module):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 from safetensors import SafetensorError
 
+from scr2mae._require import require
 from scr2mae.curriculum import Curriculum
-from scr2mae.extra._require import require
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
 from scr2mae.io import decode_schedule, encode_schedule
 from scr2mae.train import history

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scr2mae.extra._require import require
+from scr2mae._require import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

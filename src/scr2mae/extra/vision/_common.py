@@ -1,35 +1,22 @@
-"""What the networks for images share: hiding pixels, the loss they return, random numbers of a step."""
+"""What the networks for images share: hiding pixels and scoring them, random numbers of a step."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from scr2mae.masking import draw_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from torch import Tensor
 
 __all__ = [
-    "ImageLoss",
     "check_images",
-    "decay_groups",
     "hide_pixels",
     "masked_mse",
-    "seeded",
     "step_generator",
 ]
-
-
-class ImageLoss(NamedTuple):
-    """What the training plan wants of a mini-batch."""
-
-    loss: Tensor
-    n_obs_minibatch: int
 
 
 def check_images(images: Tensor, *, n_channels: int, divisor: int = 1, size: int | None = None) -> None:
@@ -78,24 +65,6 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return ((prediction.float() - target.float()).square() * mask).sum() / (mask.sum() * n_channels)
 
 
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group parameters so that biases and normalisation are not decayed."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-
-
 def step_generator(*key: int) -> np.random.Generator:
     """Make the generator of a step: a pure function of the integers given."""
     return np.random.default_rng([part % 2**63 for part in key])
-
-
-@contextmanager
-def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Make dropout and the like a pure function of seed and step, and leave the global generators as they were."""
-    value = int(step_generator(seed, step).integers(2**63))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(value)
-        yield

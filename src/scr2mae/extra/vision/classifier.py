@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scr2mae.extra._require import require
-from scr2mae.extra.vision._common import ImageLoss, check_images, seeded
+from scr2mae._require import require
+from scr2mae.extra._training import BatchLoss, repeatable_dropout
+from scr2mae.extra.vision._common import check_images
 from scr2mae.extra.vision.heads import check_classes
 from scr2mae.extra.vision.vit import keep_order, normalise, visible_patches
 from scr2mae.extra.vision.vit_sizes import check_config, sides
@@ -145,7 +146,7 @@ class ViTMAEClassifier(nn.Module):
             states = self.encoder(normalise(images), noise=noise).last_hidden_state
         return self.head(self.norm(states[:, 1:].mean(dim=1)))
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> ImageLoss:
+    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Return the cross-entropy of a mini-batch; nothing is hidden.
 
         Parameters
@@ -159,10 +160,10 @@ class ViTMAEClassifier(nn.Module):
             What stochastic depth depends on.
         """
         images, labels = tensors["image"], tensors["label"]
-        with seeded(seed, step, images.device):
+        with repeatable_dropout(self, images.device, seed=seed, step=step):
             logits = self(images).float()
         smoothing = self.label_smoothing if self.training and labels.dim() == 1 else 0.0
-        return ImageLoss(F.cross_entropy(logits, labels, label_smoothing=smoothing), len(images))
+        return BatchLoss(F.cross_entropy(logits, labels, label_smoothing=smoothing), len(images))
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuse labels that are no classes of this classifier.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from scr2mae.extra._require import require
+from scr2mae._require import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

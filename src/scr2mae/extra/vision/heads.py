@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scr2mae.extra.vision._common import ImageLoss, seeded
+from scr2mae.extra._training import BatchLoss, repeatable_dropout
 
 __all__ = ["AttributeHead", "LinearHead"]
 
@@ -48,7 +48,7 @@ class LinearHead(nn.Module):
         """
         return self.linear(self.norm(features))
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> ImageLoss:
+    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Return the cross-entropy of a mini-batch; nothing is hidden.
 
         Parameters
@@ -59,7 +59,7 @@ class LinearHead(nn.Module):
             Not used; the training plan passes them.
         """
         logits = self(tensors["features"])
-        return ImageLoss(F.cross_entropy(logits, tensors["label"]), len(logits))
+        return BatchLoss(F.cross_entropy(logits, tensors["label"]), len(logits))
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuse labels that are no classes of this head.
@@ -123,7 +123,7 @@ class AttributeHead(nn.Module):
         """
         return self.outputs(self.shared(features))
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> ImageLoss:
+    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Return the binary cross-entropy of a mini-batch; nothing is hidden.
 
         Parameters
@@ -137,10 +137,10 @@ class AttributeHead(nn.Module):
             What dropout depends on.
         """
         features = tensors["features"]
-        with seeded(seed, step, features.device):
+        with repeatable_dropout(self, features.device, seed=seed, step=step):
             logits = self(features)
         loss = F.binary_cross_entropy_with_logits(logits, tensors["label"].to(logits.dtype))
-        return ImageLoss(loss, len(logits))
+        return BatchLoss(loss, len(logits))
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuse labels that are no attributes of this head.

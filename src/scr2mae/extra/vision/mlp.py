@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scr2mae.extra.vision._common import ImageLoss, check_images, hide_pixels, masked_mse
+from scr2mae.extra._training import BatchLoss
+from scr2mae.extra.vision._common import check_images, hide_pixels, masked_mse
 
 __all__ = ["MaskedMLP"]
 
@@ -87,7 +88,7 @@ class MaskedMLP(nn.Module):
         seen = images if mask is None else images.masked_fill(mask, 0.0)
         return self.decoder(self.embed(seen)).view_as(images)
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> ImageLoss:
+    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Hide a share of the pixels of each image and score them.
 
         Parameters
@@ -103,7 +104,7 @@ class MaskedMLP(nn.Module):
         """
         images = tensors["image"]
         mask = hide_pixels(images, ratio, seed=seed, step=step)
-        return ImageLoss(masked_mse(self(images, mask), images, mask), len(images))
+        return BatchLoss(masked_mse(self(images, mask), images, mask), len(images))
 
     @torch.no_grad()
     def reconstruction_error(self, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 from safetensors import SafetensorError
 
-from scr2mae.extra._require import require
+from scr2mae._require import require
 from scr2mae.extra.vision.mlp import MaskedMLP
 from scr2mae.extra.vision.unet import MaskedUNet
 

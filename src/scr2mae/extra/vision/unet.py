@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scr2mae.extra.vision._common import ImageLoss, check_images, hide_pixels, masked_mse
+from scr2mae.extra._training import BatchLoss
+from scr2mae.extra.vision._common import check_images, hide_pixels, masked_mse
 
 __all__ = ["MaskedUNet"]
 
@@ -109,7 +110,7 @@ class MaskedUNet(nn.Module):
             h = block(torch.cat([upsample(h), skip], dim=1))
         return self.output(h)
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> ImageLoss:
+    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Hide a share of the pixels of each image and score them.
 
         Parameters
@@ -125,7 +126,7 @@ class MaskedUNet(nn.Module):
         """
         images = tensors["image"]
         mask = hide_pixels(images, ratio, seed=seed, step=step)
-        return ImageLoss(masked_mse(self(images, mask), images, mask), len(images))
+        return BatchLoss(masked_mse(self(images, mask), images, mask), len(images))
 
     @torch.no_grad()
     def reconstruction_error(self, images: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scr2mae.extra._require import require
-from scr2mae.extra.vision._common import ImageLoss, check_images, decay_groups
+from scr2mae._require import require
+from scr2mae.extra._training import BatchLoss, decay_groups
+from scr2mae.extra.vision._common import check_images
 from scr2mae.extra.vision.vit_sizes import check_config, sides
 from scr2mae.masking import draw_mask
 
@@ -155,7 +156,7 @@ class R2ViTMAE(nn.Module):
         with visible_patches(self.config, self.n_patches, n_visible):
             return self.mae(normalise(images), noise=noise)
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> ImageLoss:
+    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Hide a share of the patches of each image and score them.
 
         Parameters
@@ -170,7 +171,7 @@ class R2ViTMAE(nn.Module):
         Mean squared error over the hidden patches.
         """
         images = tensors["image"]
-        return ImageLoss(self(images, ratio=ratio, seed=seed, step=step).loss, len(images))
+        return BatchLoss(self(images, ratio=ratio, seed=seed, step=step).loss, len(images))
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the mean over the patches of whole images, shape (n_obs, n_latent).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from scr2mae.extra._require import require
+from scr2mae._require import require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
