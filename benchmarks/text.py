@@ -67,6 +67,15 @@ def corpora(options: argparse.Namespace) -> tuple[text.TokenBlocks, text.TokenBl
     return blocks, text.pack(held_out, tokenizer, length=options.length, max_blocks=options.held_out_blocks)
 
 
+def frequency_loss(blocks: text.TokenBlocks, held_out: text.TokenBlocks) -> float:
+    """Loss of held-out tokens by the frequencies of the training text alone, special tokens left out; nats a token."""
+    n_special = len(text.SPECIAL_TOKENS)
+    counts = np.bincount(np.asarray(blocks.tokens).ravel(), minlength=len(blocks.tokenizer)).astype(float) + 1
+    counts[:n_special] = 0
+    tokens = np.asarray(held_out.tokens).ravel()
+    return float(-np.log(counts / counts.sum())[tokens[tokens >= n_special]].mean())
+
+
 def row(
     scheme: str,
     seed: int,
@@ -200,6 +209,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     blocks, held_out = corpora(options)
     print(f"pretraining on {blocks}, held out {held_out}", flush=True)
+    print(f"frequencies of tokens alone: {frequency_loss(blocks, held_out):.2f} nats", flush=True)
     sst2 = {part: text.read_task(options.data / f"sst2_{part}.tsv.gz") for part in ("train", "test")}
     start = time.monotonic()
     for scheme, seed in plan(options):
