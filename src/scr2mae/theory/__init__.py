@@ -15,7 +15,7 @@ from scr2mae.theory.covariance import (
 from scr2mae.theory.curves import align_accuracy, align_errors, read_accuracies
 from scr2mae.theory.laws import RatioLaw
 from scr2mae.theory.optimum import OptimalRatio, optimal_ratio
-from scr2mae.theory.profile import MaskProfile, ledoit_wolf, mask_profile
+from scr2mae.theory.profile import MaskProfile, ShrunkCovariance, ledoit_wolf, mask_profile
 from scr2mae.theory.randomised import r2mae_risk
 from scr2mae.theory.risk import (
     RiskTerms,
@@ -41,6 +41,7 @@ __all__ = [
     "OptimalRatio",
     "RatioLaw",
     "RiskTerms",
+    "ShrunkCovariance",
     "SimulatedRisk",
     "SpikedTerms",
     "align_accuracy",
