@@ -19,7 +19,7 @@ from scr2mae import R2MAEModel
 from scr2mae.cli import main
 from scr2mae.curriculum import Curriculum, GradientSchedule
 from scr2mae.module import R2MAEModule
-from scr2mae.train import MaskedTrainingPlan
+from scr2mae.train import MaskedTrainingPlan, NonFiniteError
 
 N_PROCESSES = 2
 BATCH_SIZE = 64
@@ -61,6 +61,33 @@ def fit(counts: Path, *, curriculum: Curriculum | None = None, **options: Any) -
     return model
 
 
+def with_extreme_ages(counts: Path, cells: slice) -> dict[str, Any]:
+    """Train on cells some of which have a covariate at the end of float32's range; say what came of it."""
+    adata = anndata.read_h5ad(counts)
+    adata.obs["age"] = adata.obs["age"].astype("float32")
+    adata.obs.iloc[cells, adata.obs.columns.get_loc("age")] = np.float32(3e38)
+    R2MAEModel.setup_anndata(adata, continuous_covariate_keys=["age"])
+    model = R2MAEModel(adata, n_hidden=16, n_latent=4)
+    error = ""
+    try:
+        model.train(
+            4,
+            batch_size=BATCH_SIZE,
+            train_size=1.0,
+            accelerator="cpu",
+            precision="32-true",
+            enable_progress_bar=False,
+        )
+    except NonFiniteError as caught:
+        error = str(caught)
+    return {
+        "skipped": model.history["skipped_steps"]["skipped_steps"].tolist(),
+        "error": error,
+        "digest": digest(model),
+        "finite": all(bool(t.isfinite().all()) for t in model.module.state_dict().values()),
+    }
+
+
 def digest(model: R2MAEModel) -> str:
     """Hash weights and running statistics."""
     values = [value.numpy().tobytes() for value in model.module.state_dict().values()]
@@ -100,7 +127,12 @@ def torchrun(folder: Path) -> None:
     stopped = fit(counts, max_epochs=20, **NEVER_BETTER)
     frozen = fit(counts, **FROZEN)
     curriculum = fit(counts, curriculum=CURRICULUM)
+    extreme = {
+        "one": with_extreme_ages(counts, slice(3, 4)),
+        "all": with_extreme_ages(counts, slice(None)),
+    }
     said = {
+        "extreme": extreme,
         "masks": drawn,
         "split": model.split_.sha256,
         "history": {name: curve[name].tolist() for name, curve in model.history_.items()},

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -105,6 +106,17 @@ def test_ratios_masks_and_split_are_those_of_one_process_on_every_rank(
         assert said["history"]["mask_ratio_step"] == ratios
         assert said["masks"] == [mask.nonzero().squeeze(1).tolist() for mask in masks]
         assert said["split"] == alone.split_.sha256
+
+
+def test_ranks_skip_the_same_steps_and_stop_together_with_the_same_names(together: dict[str, Any]) -> None:
+    first, second = (said["extreme"] for said in together["said"])
+    assert first == second
+    assert first["one"]["skipped"] == [1, 1, 1, 1]  # a cell that one rank alone reads, once an epoch
+    assert first["one"]["error"] == ""
+    assert first["one"]["finite"]
+    assert sum(first["all"]["skipped"]) == 20
+    assert re.search(r"last 20 steps .* cells \['cell\d+'.*; cells \['cell\d+'", first["all"]["error"])
+    assert first["all"]["finite"]
 
 
 def test_losses_are_within_two_percent_of_one_process(together: dict[str, Any], alone: R2MAEModel) -> None:

@@ -174,6 +174,20 @@ class BatchLoader:
                 for where, stop in zip(current, stops, strict=True):
                     yield take(np.arange(stop - len(where), stop))
 
+    def positions(self, number: int) -> np.ndarray:
+        """Positions of the observations of a mini-batch of this epoch.
+
+        Parameters
+        ----------
+        number
+            Of the mini-batch, from 0.
+
+        Returns
+        -------
+        Shape (n,), in the order of the mini-batch.
+        """
+        return self.indices[next(islice(self.sampler, number, None))]
+
     def state_dict(self) -> dict[str, int]:
         """Return how far the epoch has come."""
         return {"epoch": self.sampler.epoch, "seen": self._seen}

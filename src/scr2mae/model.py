@@ -325,6 +325,9 @@ class R2MAEModel(BaseModelClass):
             If an argument is out of range or there is nothing to train.
         FileNotFoundError
             If there is no checkpoint to resume from.
+        NonFiniteError
+            If twenty steps in a row had a loss or gradient that is not finite; it names the cells. The model keeps the weights
+            of before and can be used.
         """
         if not any(p.requires_grad for p in self.module.parameters()):
             raise ValueError(
@@ -348,7 +351,7 @@ class R2MAEModel(BaseModelClass):
             cells = self._cells(None, on_disk=stays_on_disk(self.adata, self.spec.layer, counts_on))
             datamodule = CellDataModule(cells, split, batch_size=batch_size, seed=seed, counts_on=counts_on)
             self.keep_split(split)
-            n_obs = len(split.train)
+            n_obs, obs_names = len(split.train), self.adata.obs_names
             if not len(split.validation):
                 if early_stopping:
                     raise ValueError("early_stopping=True needs validation cells; lower train_size.")
@@ -359,7 +362,7 @@ class R2MAEModel(BaseModelClass):
                 )
         else:
             check_data_module(datamodule, self.spec)
-            n_obs = int(getattr(datamodule, "n_obs", 0))
+            n_obs, obs_names = int(getattr(datamodule, "n_obs", 0)), None
         plan = MaskedTrainingPlan(
             self.module,
             ratio_schedule=self._ratio_schedule(seed),
@@ -374,6 +377,7 @@ class R2MAEModel(BaseModelClass):
                 datamodule,
                 max_epochs=max_epochs or default_max_epochs(n_obs),
                 n_obs_epoch=n_obs,
+                obs_names=obs_names,
                 accelerator=accelerator,
                 devices=devices,
                 precision=resolve_precision(precision, torch_device(accelerator, "auto")),

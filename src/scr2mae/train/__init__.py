@@ -3,6 +3,7 @@
 from scr2mae.train import history
 from scr2mae.train.averaging import RunningWeightAverage
 from scr2mae.train.curriculum_log import CurriculumLog, expression_deciles
+from scr2mae.train.guard import NonFiniteError, StepGuard
 from scr2mae.train.learning_rate import LearningRateSchedule
 from scr2mae.train.plan import VALIDATION_RATIOS, MaskedTrainingPlan
 from scr2mae.train.progress import TrainingProgress
@@ -13,7 +14,9 @@ __all__ = [
     "CurriculumLog",
     "LearningRateSchedule",
     "MaskedTrainingPlan",
+    "NonFiniteError",
     "RunningWeightAverage",
+    "StepGuard",
     "TrainingProgress",
     "expression_deciles",
     "fit",

@@ -11,6 +11,7 @@ import torch
 
 from scr2mae.masking import DiscreteRatio
 from scr2mae.train import history
+from scr2mae.train.ranks import moving_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +76,8 @@ class MaskedTrainingPlan(pl.LightningModule):
     Notes
     -----
     ``history`` is filled by the plan itself, so it exists without a logger: the loss and ratio of every step, and
-    per epoch the mean training loss and the validation loss at each ratio and on average.
+    per epoch the mean training loss and the validation loss at each ratio and on average. A step whose loss is not finite
+    shows as such and is left out of the mean; :class:`scr2mae.train.StepGuard` skips and counts it.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         self.rows: dict[str, list[tuple[int, float]]] = {}
         self._steps: list[tuple[int, float, torch.Tensor]] = []
         self._epoch_losses: list[float] = []
+        self.statistics: list[torch.Tensor] = []
 
     @property
     def history(self) -> history.History:
@@ -154,15 +157,32 @@ class MaskedTrainingPlan(pl.LightningModule):
         batch_idx
             Its number in the epoch.
         """
-        # Mini-batches, not optimiser steps: with accumulated gradients each has a ratio and a mask of its own.
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        total = int(self.trainer.estimated_stepping_batches) * self.trainer.accumulate_grad_batches
-        ratio = self.ratio_schedule(step, total)
+        step, total = self._step_under_way()
+        loss = self.masked_loss(batch)
+        self._steps.append((step, self.ratio_schedule(step, total), loss.detach()))
+        # What is not finite here is to be seen in the gradient, on every rank that it is added up with.
+        total_moved = sum((s.sum() for s in self.statistics), start=loss.detach())
+        return loss * torch.where(total_moved.isfinite(), 1.0, torch.nan)
+
+    def masked_loss(self, batch: Any) -> torch.Tensor:
+        """Score a mini-batch as the step under way does, without a trace.
+
+        Parameters
+        ----------
+        batch
+            A mini-batch, as the network takes it.
+        """
+        step, total = self._step_under_way()
         module: Any = self.module
+        ratio = self.ratio_schedule(step, total)
         weighting = self._weighting(step, total)
-        loss = module.masked_loss(batch, ratio=ratio, seed=self.mask_seed, step=step, **weighting).loss
-        self._steps.append((step, ratio, loss.detach()))
-        return loss
+        return module.masked_loss(batch, ratio=ratio, seed=self.mask_seed, step=step, **weighting).loss
+
+    def _step_under_way(self) -> tuple[int, int]:
+        """Return the number of this mini-batch, and how many there are in all."""
+        # Not of optimiser steps: with accumulated gradients each mini-batch has a ratio and a mask of its own.
+        total = int(self.trainer.estimated_stepping_batches) * self.trainer.accumulate_grad_batches
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx, total
 
     def _weighting(self, step: int, total: int) -> dict[str, Any]:
         """Column and gradient multiplier of the curriculum at this step; freezes and thaws its network."""
@@ -192,7 +212,8 @@ class MaskedTrainingPlan(pl.LightningModule):
         """Log the mean loss of the epoch."""
         self.flush_steps()
         if self._epoch_losses:
-            mean = math.fsum(self._epoch_losses) / len(self._epoch_losses)
+            counted = [loss for loss in self._epoch_losses if math.isfinite(loss)]
+            mean = math.fsum(counted) / len(counted) if counted else math.nan
             self._epoch_losses.clear()
             self.record("train_loss", self.current_epoch, mean)
             self.log("train_loss", mean, sync_dist=True)
@@ -250,6 +271,10 @@ class MaskedTrainingPlan(pl.LightningModule):
         # A fused optimiser unscales gradients itself, which Lightning cannot clip under mixed precision.
         fused = fused and not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
         return _OPTIMIZERS[self.optimizer_name](groups, fused=fused, **self.optimizer_kwargs)
+
+    def on_train_start(self) -> None:
+        """Find the running statistics that the forward pass moves."""
+        self.statistics = moving_statistics(self.module)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of this optimiser step."""

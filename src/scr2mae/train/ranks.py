@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scr2mae.train.plan import MaskedTrainingPlan
 
-__all__ = ["RankAverages", "data_parallel_options"]
+__all__ = ["RankAverages", "data_parallel_options", "gather_from_ranks", "moving_statistics"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class RankAverages(Callback):
         """Average in one exchange."""
         if trainer.world_size == 1:
             return
-        shared = [pl_module.last_loss, *_local_statistics(pl_module)]
+        shared = [pl_module.last_loss, *moving_statistics(pl_module, synchronised=False)]
         flat = torch.cat([each.detach().flatten().float() for each in shared])
         mean: Any = trainer.strategy.reduce(flat, reduce_op="mean")
         for each, part in zip(shared, mean.split([each.numel() for each in shared]), strict=True):
@@ -55,12 +55,39 @@ class RankAverages(Callback):
             pl_module.rows = trainer.strategy.broadcast(pl_module.rows)
 
 
-def _local_statistics(module: torch.nn.Module) -> list[Tensor]:
-    """Return the running means and variances that this step has moved by this rank's share alone."""
+def gather_from_ranks(trainer: pl.Trainer, value: Any) -> list[Any]:
+    """Return what each rank passes here; all of them must come here.
+
+    Parameters
+    ----------
+    trainer
+        Of the run.
+    value
+        This rank's; it can be pickled.
+    """
+    if trainer.world_size == 1:
+        return [value]
+    values = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def moving_statistics(module: torch.nn.Module, *, synchronised: bool = True) -> list[Tensor]:
+    """Return the running means and variances that a forward pass moves.
+
+    Parameters
+    ----------
+    module
+        A network.
+    synchronised
+        Whether those of layers that see all ranks' shares are among them.
+    """
     return [
         statistic
         for layer in module.modules()
-        if isinstance(layer, _BatchNorm) and not isinstance(layer, torch.nn.SyncBatchNorm) and layer.training
+        if isinstance(layer, _BatchNorm)
+        and layer.training
+        and (synchronised or not isinstance(layer, torch.nn.SyncBatchNorm))
         for statistic in (layer.running_mean, layer.running_var)
         if statistic is not None
     ]

@@ -14,11 +14,12 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from scr2mae.train.averaging import RunningWeightAverage
 from scr2mae.train.checkpoints import RunRecord, StepCheckpoint, WholeFileIO, describe_run, find_checkpoint
+from scr2mae.train.guard import StepGuard
 from scr2mae.train.progress import TrainingProgress
 from scr2mae.train.ranks import RankAverages, data_parallel_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from scr2mae.train.plan import MaskedTrainingPlan
@@ -98,6 +99,7 @@ def fit(
     max_epochs: int,
     n_obs_epoch: int,
     unit: str = "cells",
+    obs_names: Sequence[str] | None = None,
     accelerator: str = "auto",
     devices: int | list[int] | str = "auto",
     early_stopping: bool = False,
@@ -119,7 +121,9 @@ def fit(
     n_obs_epoch
         Observations an epoch, for the progress bar.
     unit
-        What the progress bar calls them.
+        What they are called.
+    obs_names
+        Name of each observation by position, for messages; None for positions alone.
     accelerator, devices
         As in :class:`lightning.pytorch.Trainer`; with ``"auto"`` under torchrun, as many devices as it has started
         processes. Several devices train in parallel, each on its share of every mini-batch.
@@ -145,11 +149,14 @@ def fit(
     ValueError
         If the checkpoint is damaged, of another model or run (data, split, seed, masking, optimiser, batch size, number
         of processes), or already at ``max_epochs``; if torchrun has started another number of processes.
+    NonFiniteError
+        If twenty steps in a row had a loss or gradient that is not finite; the plan's network keeps the weights it had.
     KeyboardInterrupt
         If training was interrupted; the plan's network keeps the weights it had.
     """
     callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
-    callbacks.insert(0, RankAverages())  # before whatever looks at the running statistics
+    # Before whatever looks at the running statistics.
+    callbacks[:0] = [StepGuard(obs_names, unit=unit), RankAverages()]
     callbacks += _early_stopping(early_stopping, trainer_kwargs)
     if plan.averaging is not None:
         callbacks.append(RunningWeightAverage(plan.averaging))
