@@ -142,10 +142,10 @@ def test_nothing_is_unpickled(folder: Path, adata: AnnData, monkeypatch: pytest.
     R2MAEModel.prepare_query_anndata(adata, folder)
 
 
-def test_a_folder_holds_one_json_and_the_weights_named_by_their_hash(folder: Path) -> None:
+def test_a_folder_holds_the_model_its_runs_and_the_weights_named_by_their_hash(folder: Path) -> None:
     import hashlib
 
-    assert files(folder) == ["model.json", weights_file(folder).name]
+    assert files(folder) == ["model.json", "run.json", weights_file(folder).name]
     digest = hashlib.sha256(weights_file(folder).read_bytes()).hexdigest()
     assert weights_file(folder).name == f"weights-{digest}.safetensors"
     assert metadata(folder)["weights"]["sha256"] == digest
@@ -160,7 +160,7 @@ def test_a_folder_in_use_is_overwritten_on_request_only(folder: Path, adata: Ann
     assert metadata(folder) == before
     other.save(folder, overwrite=True)
     assert R2MAEModel.load(folder).seed == 1
-    assert files(folder) == ["model.json", weights_file(folder).name]
+    assert files(folder) == ["model.json", "run.json", weights_file(folder).name]
 
 
 def test_saving_the_same_model_again_keeps_its_weights(folder: Path, trained: R2MAEModel) -> None:
@@ -228,7 +228,7 @@ def test_a_save_killed_after_the_swap_leaves_the_new_model(
         with pytest.raises(OSError, match="killed"):
             R2MAEModel(adata, **TINY, seed=1).save(folder, overwrite=True)
     assert R2MAEModel.load(folder).seed == 1
-    assert len(files(folder)) == 3  # the old weights are an orphan now
+    assert len(files(folder)) == 4  # the old weights are an orphan now
 
 
 def test_everything_is_on_disk_before_the_swap(
@@ -240,10 +240,8 @@ def test_everything_is_on_disk_before_the_swap(
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append(Path(b).suffix), replace(a, b))[1])
     monkeypatch.setattr(Path, "unlink", lambda self, **kw: (events.append("unlink"), unlink(self, **kw))[1])
     R2MAEModel(adata, **TINY, seed=1).save(folder, overwrite=True)
-    swap = events.index(".json")
-    assert events[:2] == ["fsync", ".safetensors"]
-    assert events[swap - 1] == "fsync"
-    assert events[swap + 1 :] == ["fsync", "unlink"]
+    assert events[:6] == ["fsync", "fsync", "fsync", ".safetensors", ".json", ".json"]
+    assert events[6:] == ["fsync", "unlink"]
 
 
 def _edit(**changes: Any) -> Callable[[Path], None]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +15,10 @@ import torch
 from safetensors import SafetensorError
 
 from scr2mae import masking
+from scr2mae._durable import cannot_write, folder_lock, is_leftover, sync_folder, write_durably
+from scr2mae.train.record import RUN_SCHEMA_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
 __all__ = [
@@ -36,6 +34,8 @@ __all__ = [
 SCHEMA_VERSION = 1
 _FORMAT = "scr2mae.model"
 _METADATA = "model.json"
+_RUN = "run.json"
+_RUN_FORMAT = "scr2mae.run"
 _WEIGHTS = re.compile(r"weights-([0-9a-f]{64})\.safetensors")
 _MAX_METADATA_BYTES = 1 << 30
 _PARTS = {
@@ -125,52 +125,29 @@ def decode_schedule(described: Any) -> Any:
     return described
 
 
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time save into a folder, where the system has advisory locks."""
-    try:
-        import fcntl
-    except ImportError:  # not POSIX
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+def _check_free(folder: Path) -> None:
+    """Refuse a folder with anything in it but what a first save that was killed has left.
+
+    Raises
+    ------
+    FileExistsError
+        If there is anything else.
+    """
+    is_model = (folder / _METADATA).exists()
+    for item in folder.iterdir() if folder.is_dir() else ():
+        if is_model or not (is_leftover(item) or _WEIGHTS.fullmatch(item.name)):
+            raise FileExistsError(
+                f"{folder} already exists and is not empty; choose another folder or pass overwrite=True."
+            )
 
 
-def _write_durably(path: Path, content: bytes) -> None:
-    """Put a whole file in place, or leave what was there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _named_weights(folder: Path) -> str | None:
-    """File of weights that the folder's metadata names, if it can be read."""
-    try:
-        return str(read_metadata(folder)["weights"]["file"])
-    except (OSError, ValueError):
-        return None
+def _sweep(folder: Path, name: str) -> None:
+    """Remove weights that no metadata name, and what saves that were killed have left; to be called under the lock."""
+    ours = (f".{_METADATA}.", f".{_RUN}.", ".weights-")
+    for item in folder.iterdir():
+        is_orphan = _WEIGHTS.fullmatch(item.name) is not None and item.name != name
+        if is_orphan or (is_leftover(item) and item.name.startswith(ours)):
+            item.unlink(missing_ok=True)
 
 
 def write_model(
@@ -179,7 +156,8 @@ def write_model(
     """Write a model folder.
 
     The weights go into a file named by their hash; one atomic rename of ``model.json``, which names that file, makes
-    the new model the current one; only then are the old weights removed. Where several processes have trained together,
+    the new model the current one; only then are the old weights removed. ``run.json`` repeats what the metadata say of the
+    runs. Of processes that save into one folder at the same time, one comes after the other. Where several processes have trained together,
     the first one writes and the others return at once.
 
     Parameters
@@ -199,6 +177,8 @@ def write_model(
         If the folder is not empty and ``overwrite`` is False.
     NotADirectoryError
         If the path is a file.
+    OSError
+        If the disk is full or read-only, with what to do; an old model is then as it was.
     """
     if (
         torch.distributed.is_available()
@@ -209,11 +189,12 @@ def write_model(
     folder = Path(dir_path)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; a model is saved as a folder. Choose another path.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(
-            f"{folder} already exists and is not empty; choose another folder or pass overwrite=True."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
+    if not overwrite:
+        _check_free(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     content = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
     name = f"weights-{digest}.safetensors"
@@ -224,13 +205,15 @@ def write_model(
         **_encode(metadata),
     }
     text = json.dumps(document, indent=1, allow_nan=True).encode()
-    with _folder_lock(folder):
-        old = _named_weights(folder)
-        _write_durably(folder / name, content)
-        _write_durably(folder / _METADATA, text)
-        _sync_folder(folder)
-        if old not in (None, name) and _WEIGHTS.fullmatch(str(old)):
-            (folder / str(old)).unlink(missing_ok=True)
+    record = {"format": _RUN_FORMAT, "schema_version": RUN_SCHEMA_VERSION, "weights": digest}
+    record["runs"] = document.get("runs", [])
+    run = json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
+    with folder_lock(folder):
+        if not overwrite:
+            _check_free(folder)  # another process may have come first
+        write_durably({folder / name: content, folder / _METADATA: text, folder / _RUN: run})
+        sync_folder(folder)
+        _sweep(folder, name)
 
 
 def read_metadata(dir_path: str | Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from scr2mae.data.foreign import check_data_module
 from scr2mae.data.setup import make_actual, register
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.module import R2MAEModule
-from scr2mae.train import CurriculumLog, MaskedTrainingPlan, expression_deciles, fit, history
+from scr2mae.train import CurriculumLog, MaskedTrainingPlan, expression_deciles, fit, history, record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,6 +110,7 @@ class R2MAEModel(BaseModelClass):
         self.init_params_ = {**sizes, "seed": int(seed)}
         self.split_: Split | None = None
         self.history_: history.History | None = None
+        self.runs_: list[dict[str, Any]] = []
         self.n_new_categories_: list[int] | None = None
         self.module = self.build_module()
         self._model_summary_string = (
@@ -371,11 +372,29 @@ class R2MAEModel(BaseModelClass):
             before=self.history_,
             **{"averaging": _AVERAGING, **(plan_kwargs or {})},
         )
+        max_epochs = max_epochs or default_max_epochs(n_obs)
+        about = saved.describe_run(
+            self,
+            datamodule,
+            seed=seed,
+            resumed=resume is not None,
+            train={
+                "max_epochs": max_epochs,
+                "batch_size": batch_size,
+                "train_size": train_size,
+                "validation_size": validation_size,
+                "split_key": split_key,
+                "early_stopping": early_stopping,
+                "precision": precision,
+                "plan_kwargs": plan_kwargs,
+                "datasplitter_kwargs": datasplitter_kwargs,
+            },
+        )
         try:
             self.trainer = fit(
                 plan,
                 datamodule,
-                max_epochs=max_epochs or default_max_epochs(n_obs),
+                max_epochs=max_epochs,
                 n_obs_epoch=n_obs,
                 obs_names=obs_names,
                 accelerator=accelerator,
@@ -388,7 +407,7 @@ class R2MAEModel(BaseModelClass):
                 **trainer_kwargs,
             )
         finally:
-            self._finish(plan)
+            self._finish(plan, about)
 
     def keep_split(self, split: Split) -> None:
         """Remember which cells train, validate and are left out.
@@ -405,12 +424,13 @@ class R2MAEModel(BaseModelClass):
             split.test,
         )
 
-    def _finish(self, plan: MaskedTrainingPlan) -> None:
-        """Take over what a run, whole or broken off, has learned."""
+    def _finish(self, plan: MaskedTrainingPlan, about: dict[str, Any]) -> None:
+        """Take over what a run, whole or broken off, has learned, and what it was."""
         self.module.eval()
         if plan.rows:
             self.is_trained_ = True
             self.history_ = plan.history
+            self.runs_ = [*self.runs_, record.seal({**about, **plan.run})]
 
     def get_latent_representation(
         self,

@@ -164,4 +164,5 @@ def grow(adata: AnnData, reference: R2MAEModel) -> R2MAEModel:
     model.module = model.build_module()
     transplant(reference.module, model.module)
     model.is_trained_ = reference.is_trained_
+    model.runs_ = list(reference.runs_)
     return model

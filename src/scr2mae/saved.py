@@ -14,7 +14,7 @@ from scr2mae import io
 from scr2mae.curriculum import Curriculum
 from scr2mae.data import CellSpec, Split, read_cells
 from scr2mae.data.setup import make_actual
-from scr2mae.train import history
+from scr2mae.train import history, record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from scr2mae.model import R2MAEModel
 
-__all__ = ["describe", "restore"]
+__all__ = ["describe", "describe_run", "restore"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,46 @@ def describe(model: R2MAEModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "is_trained": model.is_trained_,
         "split": about_split,
         "history": history.encode(model.history_),
+        "runs": model.runs_,
         "registry": model.registry,
+    }
+
+
+def describe_run(
+    model: R2MAEModel, datamodule: Any, *, seed: int, resumed: bool, train: dict[str, Any]
+) -> dict[str, Any]:
+    """Say what a run is made of; nothing here names a file, a donor or a cell.
+
+    Parameters
+    ----------
+    model
+        What is trained.
+    datamodule
+        Its data.
+    seed
+        Of split, order and masks.
+    resumed
+        Whether it goes on from a checkpoint.
+    train
+        Arguments of ``train`` that change the result.
+
+    Returns
+    -------
+    Seed, data, arguments and split, which :func:`scr2mae.train.record.seal` takes a hash of.
+    """
+    cells, split = (getattr(datamodule, name, None) for name in ("cells", "split"))
+    data = {"datamodule": type(datamodule).__qualname__}
+    arguments = {
+        "model": {**model.init_params_, "mask_ratio": model.mask_ratio, "curriculum": model.curriculum},
+        "setup": model.registry["setup_args"],
+        "train": train,
+    }
+    return {
+        "seed": seed,
+        "data": data if cells is None else record.describe_data(cells, model.spec),
+        "arguments": record.plain(arguments),
+        "split": None if split is None else record.describe_split(split),
+        "resumed": resumed,
     }
 
 
@@ -104,6 +143,7 @@ def restore(
         raise ValueError(f"The weights in {place} do not fit its metadata: {error}") from error
     model.is_trained_ = document["is_trained"]
     model.history_ = history.decode(document["history"])
+    model.runs_ = list(document.get("runs", []))  # folders of the first versions have none
     about = document["split"]
     if about is not None and adata is not None and adata.n_obs != _n_obs(registry):
         logger.info(

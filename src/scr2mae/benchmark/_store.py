@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scr2mae._durable import beside
+
 logger = logging.getLogger(__name__)
 
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -43,13 +45,9 @@ def digest(*parts: Any) -> str:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path in the same folder to write to; it takes the name of ``path`` once the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.part.{path.name}")
-    try:
+    part = path.with_name(f".{os.getpid()}.part.{path.name}")  # the suffix tells what is drawn
+    with beside(path, part):
         yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Store:

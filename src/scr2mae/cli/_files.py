@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from scr2mae._durable import beside, is_leftover
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -109,7 +111,7 @@ def check_free(path: Path, *, folder: bool, force: bool) -> None:
     Raises
     ------
     FileExistsError
-        If it exists (a folder: with something in it) and ``force`` is False.
+        If it exists (a folder: with more in it than what a process that was killed has left) and ``force`` is False.
     IsADirectoryError, NotADirectoryError
         If a folder is where a file is wanted, or the other way round.
     """
@@ -117,7 +119,10 @@ def check_free(path: Path, *, folder: bool, force: bool) -> None:
         raise NotADirectoryError(f"{path} is a file; expected a folder to write to. Choose another path.")
     if not folder and path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected a file to write to. Choose another path.")
-    taken = any(path.iterdir()) if folder and path.is_dir() else os.path.lexists(path) and not folder
+    if folder:
+        taken = path.is_dir() and not all(is_leftover(item) for item in path.iterdir())
+    else:
+        taken = os.path.lexists(path)
     if taken and not force:
         state = "exists and is not empty" if folder else "exists"
         raise FileExistsError(f"{path} {state}; choose another path or pass --force.")
@@ -146,15 +151,13 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, in the same folder; put it in place when the block ends well, else remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a path to write to, in the same folder; put it in place when the block ends well, else remove it.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, with what to do.
+    """
     # Through a link the file that it names is replaced, not the link.
-    path = path.resolve()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with beside(path.resolve()) as part:
         yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -236,6 +236,8 @@ def _run(args: argparse.Namespace) -> str:
     except KeyboardInterrupt:
         if args.checkpoint_dir is not None and _last_checkpoint(args.checkpoint_dir) is not None:
             logger.warning("No model was saved; go on with --resume %s.", args.checkpoint_dir)
+        else:
+            logger.warning("No model was saved; with --checkpoint-dir a run can be gone on with.")
         raise
     if not model.trainer.is_global_zero:
         return ""  # one of several processes writes

@@ -19,6 +19,7 @@ import scipy.sparse as sp
 from anndata import settings
 from anndata.io import sparse_dataset, write_elem
 
+from scr2mae._durable import clear_errors, exchange
 from scr2mae._ondisk import import_zarr
 
 __all__ = [
@@ -105,7 +106,8 @@ def work_folder(output: Path) -> Iterator[Path]:
         logger.warning(
             "%s is of a run that was killed, or of one still at work; delete it if there is none.", left
         )
-    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=parent) as folder:
+    place = tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=parent)
+    with place as folder, clear_errors(output, Path(folder)):
         yield Path(folder)
 
 
@@ -113,6 +115,8 @@ def publish(part: Path, output: Path) -> None:
     """Put a finished store in its place, which an older one may hold."""
     if not output.is_dir():
         part.replace(output)
+        return
+    if exchange(part, output):  # the older one now lies in the folder of work, which goes
         return
     old = part.with_name(f"{part.name}.old")
     output.rename(old)

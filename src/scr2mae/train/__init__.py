@@ -1,6 +1,6 @@
 """One training plan for every modality, on Lightning."""
 
-from scr2mae.train import history
+from scr2mae.train import history, record
 from scr2mae.train.averaging import RunningWeightAverage
 from scr2mae.train.curriculum_log import CurriculumLog, expression_deciles
 from scr2mae.train.guard import NonFiniteError, StepGuard
@@ -21,4 +21,5 @@ __all__ = [
     "expression_deciles",
     "fit",
     "history",
+    "record",
 ]

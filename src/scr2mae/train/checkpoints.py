@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from scr2mae._durable import beside
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -36,14 +37,8 @@ class WholeFileIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, str(path), storage_options)
             return
-        whole = Path(path)
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        part = whole.with_name(f".{whole.name}.part")
-        with part.open("wb") as file:
+        with beside(Path(path)) as part, part.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(whole)
 
 
 class StepCheckpoint(ModelCheckpoint):

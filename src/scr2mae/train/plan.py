@@ -118,6 +118,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         self._steps: list[tuple[int, float, torch.Tensor]] = []
         self._epoch_losses: list[float] = []
         self.statistics: list[torch.Tensor] = []
+        self.run: dict[str, Any] = {}
 
     @property
     def history(self) -> history.History:

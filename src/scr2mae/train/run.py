@@ -17,6 +17,7 @@ from scr2mae.train.checkpoints import RunRecord, StepCheckpoint, WholeFileIO, de
 from scr2mae.train.guard import StepGuard
 from scr2mae.train.progress import TrainingProgress
 from scr2mae.train.ranks import RankAverages, data_parallel_options
+from scr2mae.train.record import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -177,13 +178,14 @@ def fit(
         plan.module.curriculum.requires_grad_(True)
     plan.module.train()
     on_interrupt = signal.getsignal(signal.SIGINT)
-    with _quiet_lightning():
+    with recorded(plan) as run, _quiet_lightning():
         trainer = pl.Trainer(
             max_epochs=max_epochs,
             accelerator=accelerator,
             callbacks=callbacks,
             **{**defaults, **trainer_kwargs, **parallel},
         )
+        run["trainer"] = trainer
         record.described = describe_run(plan, datamodule, n_processes=trainer.world_size)
         checkpoint = None
         if resume is not None:
