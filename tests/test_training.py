@@ -352,14 +352,25 @@ def test_a_folder_without_a_checkpoint_cannot_be_resumed(
         train_tiny(adata, resume=tmp_path)
 
 
-def test_a_checkpoint_of_another_model_damaged_or_finished_cannot_be_resumed(
+@pytest.mark.parametrize("averaging", [0.1, None], ids=["average", "last weights"])
+def test_the_checkpoint_of_a_run_that_was_killed_before_it_was_saved_gives_its_result(
+    averaging: float | None, simulate: Callable[..., AnnData], train_tiny: Train, tmp_path: Path
+) -> None:
+    options = {"plan_kwargs": {"averaging": averaging}, "max_epochs": 3, "checkpoint_dir": tmp_path}
+    whole = train_tiny(simulate(), **options)
+    resumed = train_tiny(simulate(), **options, resume=tmp_path)
+    assert_same_run(resumed, whole)
+    assert resumed.runs_[-1]["outcome"] == "finished"
+
+
+def test_a_checkpoint_of_another_model_damaged_or_of_a_longer_run_cannot_be_resumed(
     adata: AnnData, train_tiny: Train, tmp_path: Path
 ) -> None:
     train_tiny(adata, max_epochs=2, checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match="a model of another shape"):
         train_tiny(adata, max_epochs=4, resume=tmp_path, model={"n_hidden": 8, "n_latent": 4})
-    with pytest.raises(ValueError, match=r"has 2 epochs behind it; max_epochs counts them in .* got 2"):
-        train_tiny(adata, max_epochs=2, resume=tmp_path)
+    with pytest.raises(ValueError, match=r"has 2 epochs behind it; max_epochs counts them in .* got 1"):
+        train_tiny(adata, max_epochs=1, resume=tmp_path)
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes((tmp_path / "last.ckpt").read_bytes()[:1000])
     with pytest.raises(ValueError, match="is no checkpoint of this package, or is damaged"):

@@ -57,10 +57,17 @@ class RunningWeightAverage(WeightAveraging):
         self._weight = min(1.0, apart / memory)
         return step_idx % apart == 0
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the average behind also where a checkpoint had nothing left to train."""
+        self._leave_average(pl_module)
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leave the average behind when a run breaks off, as at its end."""
+        self._leave_average(pl_module)
+
+    def _leave_average(self, pl_module: pl.LightningModule) -> None:
         if self._average_model is not None and int(self._average_model.n_averaged):
             self._copy_average_to_current(pl_module)
 

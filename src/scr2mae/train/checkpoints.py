@@ -173,7 +173,7 @@ def _fingerprint(cells: Any) -> str:
 def find_checkpoint(
     resume: str | Path, plan: MaskedTrainingPlan, described: dict[str, str], *, max_epochs: int
 ) -> Path:
-    """Find a checkpoint and check that it is of this run and leaves something to do.
+    """Find a checkpoint and check that it is of this run, and not beyond its end.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def find_checkpoint(
     FileNotFoundError
         If there is none.
     ValueError
-        If it is damaged, of another model or run, or complete.
+        If it is damaged, of another model or run, or of more epochs than this run has.
     """
     path = Path(resume)
     path = path / "last.ckpt" if path.is_dir() else path
@@ -221,8 +221,8 @@ def find_checkpoint(
             f"{path} is of another run: {'; '.join(changed)}. Resume with that run's data and arguments; to train a "
             "model on with others, call train() again without resume."
         )
-    if done >= max_epochs:
+    if done > max_epochs:
         raise ValueError(
-            f"{path} has {done} epochs behind it; max_epochs counts them in and must be larger, got {max_epochs}."
+            f"{path} has {done} epochs behind it; max_epochs counts them in and cannot be smaller, got {max_epochs}."
         )
     return path

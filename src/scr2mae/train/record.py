@@ -42,26 +42,27 @@ def recorded(plan: MaskedTrainingPlan) -> Iterator[dict[str, Any]]:
 
     Yields
     ------
-    The record; ``trainer`` is to be put into it as soon as there is one.
+    Where the trainer is to be put as soon as there is one, under ``"trainer"``.
     """
-    record: dict[str, Any] = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-    }
-    plan.run = record
+    # Not in the plan meanwhile, of which the weight average keeps a deep copy.
+    held: dict[str, Any] = {}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     start = time.perf_counter()
     outcome = "failed"
     try:
-        yield record
+        yield held
         outcome = "finished"
     except KeyboardInterrupt:
         outcome = "interrupted"
         raise
     finally:
-        trainer = record.pop("trainer", None)
-        record |= {"outcome": outcome, "seconds": round(time.perf_counter() - start, 3)}
-        if trainer is not None:
-            record |= _of_trainer(trainer, plan)
+        plan.run = {
+            "started": started,
+            "seconds": round(time.perf_counter() - start, 3),
+            "outcome": outcome,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            **(_of_trainer(held["trainer"], plan) if "trainer" in held else {}),
+        }
 
 
 def _of_trainer(trainer: pl.Trainer, plan: MaskedTrainingPlan) -> dict[str, Any]:

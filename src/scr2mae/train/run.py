@@ -131,7 +131,7 @@ def fit(
     early_stopping
         Stop when ``validation_loss`` no longer falls; ``early_stopping_patience=`` and the like set the details.
     resume
-        A checkpoint, or the ``checkpoint_dir`` of an earlier run, to go on from.
+        A checkpoint, or the ``checkpoint_dir`` of an earlier run, to go on from. One of a whole run gives its result.
     checkpoint_dir
         Folder that receives ``last.ckpt`` after every epoch.
     checkpoint_every_n_steps
@@ -149,7 +149,7 @@ def fit(
         If there is no checkpoint to resume from.
     ValueError
         If the checkpoint is damaged, of another model or run (data, split, seed, masking, optimiser, batch size, number
-        of processes), or already at ``max_epochs``; if torchrun has started another number of processes.
+        of processes), or beyond ``max_epochs``; if torchrun has started another number of processes.
     NonFiniteError
         If twenty steps in a row had a loss or gradient that is not finite; the plan's network keeps the weights it had.
     KeyboardInterrupt

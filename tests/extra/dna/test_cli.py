@@ -142,7 +142,7 @@ def test_a_run_goes_on_from_its_checkpoint(folder, capsys):
     assert "go on from it with --resume" in capsys.readouterr().err
     assert main([*command, "-o", "long", "--max-steps", "28", "--resume", "run"]) == 0
     assert int(results(capsys)["steps"]) == 28
-    assert main([*command, "-o", "over", "--max-steps", "28", "--resume", "run"]) == 1
+    assert main([*command, "-o", "over", "--max-steps", "14", "--resume", "run"]) == 1
     assert "has 2 epochs behind it" in capsys.readouterr().err
 
 
