@@ -27,6 +27,7 @@ MAX_SKIPPED_IN_A_ROW = 20
 
 _LOOK_EVERY = {"cpu": 1}
 _LOOK_EVERY_ELSEWHERE = 16  # looking makes the host wait for the device
+_CALM = 1e4
 _MOST_TRIED = 512
 _MOST_NAMED = 5
 
@@ -102,7 +103,7 @@ class StepGuard(Callback):
         ]
         if not gradients:
             return
-        is_bad = ~torch.stack(torch._foreach_norm(gradients)).sum().isfinite()
+        is_bad = _is_bad(gradients)
         on_cpu = is_bad.device.type == "cpu"
         if not on_cpu or is_bad:
             _put_back(pl_module.statistics, before, is_bad)
@@ -196,6 +197,16 @@ class StepGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Take the counts up again."""
         self.n_skipped, self._in_epoch = state_dict["n_skipped"], state_dict["in_epoch"]
+
+
+def _is_bad(gradients: list[Tensor]) -> Tensor:
+    """Whether a gradient has a value that is not finite, or so large that its squares are not."""
+    vectors = [g for g in gradients if g.dim() < 2 and g.device.type == "cpu"]
+    # Each layer's vectors, biases and normalisation, are given what its matrices are given, and cost nothing to read; a
+    # processor reads the matrices for as long as a twentieth of a step takes. They are looked at when a vector stands out.
+    if vectors and torch.stack(torch._foreach_norm(vectors)).sum() < _CALM:
+        return torch.zeros((), dtype=torch.bool)
+    return ~torch.stack(torch._foreach_norm(gradients)).sum().isfinite()
 
 
 @torch.no_grad()
