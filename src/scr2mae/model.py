@@ -326,7 +326,7 @@ class R2MAEModel(BaseModelClass):
             If an argument is out of range or there is nothing to train.
         FileNotFoundError
             If there is no checkpoint to resume from.
-        NonFiniteError
+        scr2mae.train.NonFiniteError
             If twenty steps in a row had a loss or gradient that is not finite; it names the cells. The model keeps the weights
             of before and can be used.
         """

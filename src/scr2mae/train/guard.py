@@ -71,7 +71,7 @@ class StepGuard(Callback):
     Notes
     -----
     Off the CPU nothing waits for the device but that look: a fused optimiser is handed the verdict as a tensor, as
-    :class:`torch.amp.GradScaler` does. Where there is such a scaler it skips the step itself, and its own steps in search
+    ``torch.amp.GradScaler`` does. Where there is such a scaler it skips the step itself, and its own steps in search
     of a scale are counted here. A gradient whose squares overflow counts as non-finite: Adam would keep the infinity.
     """
 

@@ -150,7 +150,7 @@ def fit(
     ValueError
         If the checkpoint is damaged, of another model or run (data, split, seed, masking, optimiser, batch size, number
         of processes), or beyond ``max_epochs``; if torchrun has started another number of processes.
-    NonFiniteError
+    scr2mae.train.NonFiniteError
         If twenty steps in a row had a loss or gradient that is not finite; the plan's network keeps the weights it had.
     KeyboardInterrupt
         If training was interrupted; the plan's network keeps the weights it had.
