@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -20,8 +20,17 @@ if TYPE_CHECKING:
 _DEFAULT_RATIOS = np.round(np.arange(0.05, 0.96, 0.05), 2)
 
 
-class ShrunkCovariance(NamedTuple):
-    """A covariance and the weight of the scaled identity in it."""
+@dataclass(frozen=True, eq=False)
+class ShrunkCovariance:
+    """A covariance drawn towards a multiple of the identity.
+
+    Parameters
+    ----------
+    matrix
+        Shape ``(n_features, n_features)``.
+    shrinkage
+        Weight of the scaled identity in it, from 0 to 1.
+    """
 
     matrix: NDArray[np.float64]
     shrinkage: float
@@ -189,7 +198,8 @@ def mask_profile(
     solution, and with it the profile, changes with the genes' units.
     """
     names, values = _panel(adata, genes)
-    matrix, weight = _covariance(values, shrinkage)
+    shrunk = _covariance(values, shrinkage)
+    matrix, weight = shrunk.matrix, shrunk.shrinkage
     model = Covariance(matrix, name="genes")
     if ratios is None:
         ratios = _DEFAULT_RATIOS[np.abs(_DEFAULT_RATIOS / gamma - 1) > 1e-9]
