@@ -129,9 +129,7 @@ def test_a_run_that_broke_off_says_so(
     set_sigint(signal.default_int_handler)
     model = R2MAEModel(adata, n_hidden=8, n_latent=2)
     with pytest.raises(type(error)):
-        model.train(
-            3, batch_size=32, accelerator="cpu", enable_progress_bar=False, callbacks=[_Stop(error)]
-        )
+        model.train(3, batch_size=32, accelerator="cpu", enable_progress_bar=False, callbacks=[_Stop(error)])
     model.save(tmp_path / "model")
     (run,) = read(tmp_path / "model")["runs"]
     assert (run["outcome"], run["steps"], run["epochs"]) == (outcome, 2, 0)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scr2mae import R2MAEModel
 from scr2mae.data import CellSpec, align_genes, read_cells
 from scr2mae.data.cells import check_overlap, reorder_columns
+from scr2mae.data.counts import take_rows
 
 SYMBOLS = st.lists(st.text("ABCXYZ019-", min_size=1, max_size=4), min_size=2, max_size=12, unique=True)
 few = settings(max_examples=40, deadline=None)
@@ -184,3 +185,25 @@ def test_a_container_that_is_no_matrix_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"Expected counts as a NumPy array.*, got list"):
         as_csr([[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    "where",
+    [slice(None), slice(3, 9), slice(9, 2, -3), np.array([5, 5, 0, 119]), np.array([], dtype=int)],
+    ids=str,
+)
+def test_rows_cost_what_they_hold_whatever_the_width_of_offsets(adata: AnnData, where: object) -> None:
+    mixed = sp.csr_matrix(adata.X)
+    mixed.indptr = mixed.indptr.astype(np.int64)
+    assert mixed.indices.dtype == np.int32
+
+    class Columns(np.ndarray):
+        """Refuses to be converted as a whole."""
+
+        def astype(self, *args: object, **kwargs: object) -> np.ndarray:
+            raise AssertionError("all columns of the matrix were converted")
+
+    mixed.indices = mixed.indices.view(Columns)
+    rows = take_rows(mixed, where)
+    np.testing.assert_array_equal(rows.toarray(), adata.X[where].toarray())
+    np.testing.assert_array_equal(take_rows(adata.X, where).toarray(), adata.X[where].toarray())

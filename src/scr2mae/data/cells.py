@@ -14,7 +14,7 @@ from scvi import REGISTRY_KEYS
 
 from scr2mae._genes import align_genes
 from scr2mae.data.backed import BackedCounts, is_streamable
-from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
+from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts, take_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -122,6 +122,22 @@ class Cells:
         """Whether the counts are read when they are needed."""
         return isinstance(self.counts, BackedCounts)
 
+    def rows(self, where: np.ndarray | slice) -> sparse.csr_matrix:
+        """Return the counts of the cells at some positions, in memory.
+
+        Parameters
+        ----------
+        where
+            Positions, shape (n,), or a slice.
+
+        Returns
+        -------
+        Shape (n, n_vars), in this order.
+        """
+        if isinstance(self.counts, BackedCounts):
+            return self.counts[where]
+        return take_rows(self.counts, where)
+
     def take(self, where: np.ndarray | slice) -> Cells:
         """Cells at some positions, with their counts in memory.
 
@@ -136,7 +152,7 @@ class Cells:
         """
         return replace(
             self,
-            counts=self.counts[where],
+            counts=self.rows(where),
             categories=self.categories[where],
             continuous=self.continuous[where],
             size_factor=None if self.size_factor is None else self.size_factor[where],
@@ -175,7 +191,7 @@ class Cells:
         -------
         Counts (n, n_vars), codes of the batch (n, 1), and further covariates where there are any.
         """
-        return {REGISTRY_KEYS.X_KEY: self.counts[where].toarray(), **self.covariates(where)}
+        return {REGISTRY_KEYS.X_KEY: self.rows(where).toarray(), **self.covariates(where)}
 
 
 def check_overlap(n_shared: int, n_vars: int, *, min_shared: float) -> None:

@@ -57,7 +57,7 @@ def sparse_tensors(cells: Cells, where: np.ndarray) -> dict[str, torch.Tensor]:
     As :func:`dense_tensors`, with ``columns``, ``starts`` and ``values`` of a :class:`scr2mae.nn.SparseRows` in place of
     the counts.
     """
-    counts = cells.counts[where]
+    counts = cells.rows(where)
     counts.sum_duplicates()
     arrays = {"columns": counts.indices, "starts": counts.indptr[:-1], "values": counts.data}
     return _as_tensors(cells, {**arrays, **cells.covariates(where)})
