@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["BackedCounts", "is_streamable"]
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 64, 1024
-_NON_ZEROS_A_READ = 1 << 22
+_NON_ZEROS_A_READ = 1 << 21
 
 
 def is_streamable(matrix: Any) -> bool:
@@ -130,7 +130,7 @@ class BackedCounts:
                 near = near[n:]
 
     def blocks(self) -> Iterator[sparse.csr_matrix]:
-        """Read all rows once, in order, as many at a time as fit in some 32 MB."""
+        """Read all rows once, in order, as many at a time as fit in some 16 MB."""
         n_rows = self._rows_a_read
         for start in range(0, self.shape[0], n_rows):
             yield self.rows(start, min(start + n_rows, self.shape[0]))
