@@ -16,7 +16,7 @@ PYTHON_LATEST ?= $(shell for python in python3.13 python3.12 $(HOME)/.pyenv/vers
 # One process a core; threads on top would only make them wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help demo test lint docs test-latest test-tutorials clean
+.PHONY: help demo test test-faults lint docs test-latest test-tutorials clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -28,6 +28,10 @@ demo: $(VENV)/.stamp-run ## train on counts that ship with Scanpy, compare with 
 
 test: $(VENV)/.stamp-test ## run the tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+test-faults: $(VENV)/.stamp-test ## kill writers, fill disks, train on hard counts: the long forms, with their tables
+	$(ONE_THREAD) $(BIN)/python benchmarks/faults.py --rounds 56
+	$(ONE_THREAD) $(BIN)/python benchmarks/numerics.py --steps 10000
 
 lint: $(VENV)/.stamp-lint ## check style, types, import layers and spelling
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -138,6 +139,13 @@ def unchanged() -> Callable[[AnnData], AbstractContextManager[None]]:
         pd.testing.assert_frame_equal(after[4], before[4])
 
     return check
+
+
+@pytest.fixture
+def at_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let standard error, which is captured, pass for a terminal."""
+    # Of its class: each phase of a test captures with another.
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from anndata import AnnData
 
 from scr2mae import R2MAEModel
 from scr2mae._precision import autocast, resolve_precision
+from scr2mae.likelihood import nb_log_prob
 
 CPU = torch.device("cpu")
 
@@ -62,6 +63,44 @@ def test_an_embedding_in_bfloat16_is_within_three_percent_of_each_dimensions_spr
     assert rounded.dtype == np.float32
     error = np.sqrt(((rounded - exact) ** 2).mean(axis=0)) / exact.std(axis=0)
     assert 0 < error.max() < 0.03
+
+
+def test_an_embedding_in_float16_is_within_one_percent_of_each_dimensions_spread(fitted: R2MAEModel) -> None:
+    exact = fitted.get_latent_representation()
+    rounded = fitted.get_latent_representation(precision="16-mixed")
+    error = np.sqrt(((rounded - exact) ** 2).mean(axis=0)) / exact.std(axis=0)
+    assert 0 < error.max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [(torch.float16, 11), (torch.bfloat16, 8)], ids=["float16", "bfloat16"]
+)
+def test_a_likelihood_of_rounded_inputs_is_off_by_what_rounding_moves_them(
+    dtype: torch.dtype, bits: int
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, 2000, (64, 30), generator=rng).float()
+    log_mean = torch.empty(64, 30).uniform_(-6, 7, generator=rng)
+    log_theta = torch.empty(30).uniform_(-3, 3, generator=rng)
+    rounded = nb_log_prob(counts, log_mean.to(dtype), log_theta.to(dtype))
+    assert rounded.dtype == torch.float32
+    same = nb_log_prob(counts, log_mean.to(dtype).float(), log_theta.to(dtype).float())
+    torch.testing.assert_close(rounded, same, rtol=0, atol=0)
+    # |slope| by log mean is at most max(x, theta), by log theta at most 2 x + mean + theta; a tenth for the curvature.
+    exact, mean, theta = nb_log_prob(counts, log_mean, log_theta), log_mean.exp(), log_theta.exp()
+    moved = log_mean.abs() * counts.maximum(theta) + log_theta.abs() * (2 * counts + mean + theta)
+    bound = 1.1 * 2.0**-bits * moved + 1e-4 * (1 + exact.abs())
+    assert bool(((rounded - exact).abs() <= bound).all())
+    assert not torch.equal(rounded, exact)
+
+
+def test_training_in_float16_on_a_processor_takes_bfloat16_and_says_so(simulate: object) -> None:
+    model = R2MAEModel(simulate(200, 60), n_hidden=16, n_latent=4)
+    quick = {"accelerator": "cpu", "enable_progress_bar": False, "batch_size": 64}
+    with pytest.warns(UserWarning, match="fp16 is not supported on CPU. Using .*bf16-mixed"):
+        model.train(1, precision="16-mixed", **quick)
+    assert model.runs_[-1]["precision"] == "bf16-mixed"
+    assert "skipped_steps" not in model.history
 
 
 def test_multiplying_the_non_zeros_alone_gives_the_dense_embedding(

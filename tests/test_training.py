@@ -217,6 +217,7 @@ def test_training_writes_no_file_of_its_own_accord(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("at_a_terminal")
 def test_the_progress_bar_shows_loss_speed_and_time_left_on_one_line(
     adata: AnnData, train_tiny: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,9 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
+from scr2mae._memory import check_memory
 from scr2mae._precision import autocast
+from scr2mae._progress import progress
 from scr2mae.data import CellLoader, dense_tensors, sparse_tensors
 from scr2mae.likelihood import log_mean_of_counts
 from scr2mae.masking import draw_mask
@@ -110,13 +112,17 @@ def _batches(
     indices: np.ndarray | None,
     batch_size: int | None,
     make: Any = dense_tensors,
+    *,
+    desc: str,
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Mini-batches on the module's device, with the rows of the result that they fill."""
     start = 0
-    for tensors in CellLoader(cells, indices, batch_size=batch_size or BATCH_SIZE, make=make):
-        stop = start + len(tensors[REGISTRY_KEYS.BATCH_KEY])
-        yield slice(start, stop), {key: value.to(module.device) for key, value in tensors.items()}
-        start = stop
+    with progress(total=_n_rows(cells, indices), desc=desc, unit="cells", unit_scale=True) as bar:
+        for tensors in CellLoader(cells, indices, batch_size=batch_size or BATCH_SIZE, make=make):
+            stop = start + len(tensors[REGISTRY_KEYS.BATCH_KEY])
+            yield slice(start, stop), {key: value.to(module.device) for key, value in tensors.items()}
+            bar.update(stop - start)
+            start = stop
 
 
 def _n_rows(cells: Cells, indices: np.ndarray | None) -> int:
@@ -158,6 +164,10 @@ def latent(
     module.eval()
     wanted = (_n_rows(cells, indices), module.to_latent.out_features)
     if out is None:
+        instead = (
+            "pass out=, an array of zarr or HDF5 on disk, or embed some of the cells at a time by indices="
+        )
+        check_memory(wanted, np.float32, what="The embedding", instead=instead)
         out = np.empty(wanted, dtype=np.float32)
     elif tuple(out.shape) != wanted:
         raise ValueError(f"out must have shape {wanted}, cells by latent dimensions; got {tuple(out.shape)}.")
@@ -175,7 +185,7 @@ def _is_sparse(module: R2MAEModule, cells: Cells) -> bool:
 def _embed_dense(
     module: R2MAEModule, cells: Cells, indices: np.ndarray | None, batch_size: int | None, precision: Any
 ) -> Iterator[tuple[slice, Tensor]]:
-    for rows, tensors in _batches(module, cells, indices, batch_size):
+    for rows, tensors in _batches(module, cells, indices, batch_size, desc="Embedding"):
         inputs = module._get_inference_input(tensors)
         counts = inputs.pop("counts")
         with autocast(precision, module.device):
@@ -190,7 +200,7 @@ def _embed_non_zeros(
         is_reduced = torch.is_autocast_enabled(module.device.type)
         dtype = torch.get_autocast_dtype(module.device.type) if is_reduced else torch.float32
     table = module.encoder.table(dtype)
-    for rows, tensors in _batches(module, cells, indices, batch_size, make=sparse_tensors):
+    for rows, tensors in _batches(module, cells, indices, batch_size, sparse_tensors, desc="Embedding"):
         logged = SparseRows(tensors["columns"], tensors["starts"], tensors["values"].log1p())
         with autocast(precision, module.device):
             h = module.encoder.forward_sparse(logged, table, **module._covariates(tensors))
@@ -231,9 +241,12 @@ def normalized_expression(
     float32, shape (n_obs, k).
     """
     module.eval()
-    out = np.empty((_n_rows(cells, indices), len(genes)), dtype=np.float32)
+    shape = _n_rows(cells, indices), len(genes)
+    instead = "name some of the genes by gene_list=, or decode some of the cells at a time by indices="
+    check_memory(shape, np.float32, what="The decoded expression", instead=instead)
+    out = np.empty(shape, dtype=np.float32)
     where = torch.as_tensor(genes, device=module.device)
-    for rows, tensors in _batches(module, cells, indices, batch_size):
+    for rows, tensors in _batches(module, cells, indices, batch_size, desc="Decoding"):
         z = module.inference(**module._get_inference_input(tensors))["z"]
         total: Tensor | float = 0.0
         for code in batches:
@@ -260,7 +273,7 @@ def reconstruction_error(
     """Negative log-likelihood of each cell's measured counts, nothing masked; nats, shape (n_obs,)."""
     module.eval()
     out = np.empty(_n_rows(cells, indices))
-    for rows, tensors in _batches(module, cells, indices, batch_size):
+    for rows, tensors in _batches(module, cells, indices, batch_size, desc="Scoring"):
         _, generated = module(tensors, compute_loss=False)
         nll = module.element_nll(tensors, generated["logits"])
         measured = tensors.get(MEASURED_KEY)
@@ -307,7 +320,7 @@ def masked_reconstruction(
     where = hidden.nonzero().squeeze(1)
     n_rows = _n_rows(cells, indices)
     pearson, nll = np.empty(n_rows), np.empty(n_rows)
-    for rows, tensors in _batches(module, cells, indices, batch_size):
+    for rows, tensors in _batches(module, cells, indices, batch_size, desc=f"Hiding {ratio:.0%}"):
         _, generated = module(tensors, inference_kwargs={"mask": hidden}, compute_loss=False)
         nll[rows] = module.element_nll(tensors, generated["logits"], genes=where).mean(dim=1).cpu().numpy()
         library = module.log_library(tensors).exp()
@@ -333,7 +346,7 @@ def curriculum_weights(
     """
     module.eval()
     total: Tensor | float = 0.0
-    for rows, tensors in _batches(module, cells, indices, batch_size):
+    for rows, tensors in _batches(module, cells, indices, batch_size, desc="Weighing"):
         weights = module.curriculum_weights(tensors)
         mean = weights if weights.dim() == 2 else weights.mean(dim=0)
         total = total + mean * (rows.stop - rows.start)

@@ -469,6 +469,8 @@ class R2MAEModel(BaseModelClass):
             If the model is not trained.
         ValueError
             If too few genes are shared, or a batch is unknown.
+        MemoryError
+            If there is no room for the embedding, and no ``out``.
         """
         cells, where = self._trained_cells(adata, indices)
         return embed.latent(
@@ -513,6 +515,8 @@ class R2MAEModel(BaseModelClass):
             If a gene or a batch is unknown.
         ValueError
             If ``library_size`` is another word.
+        MemoryError
+            If there is no room for the result.
         """
         if isinstance(library_size, str) and library_size not in ("observed", "latent"):
             raise ValueError(f"library_size must be a number, 'observed' or 'latent', got {library_size!r}.")

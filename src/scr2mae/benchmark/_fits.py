@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from tqdm import tqdm
 
+from scr2mae._progress import no_progress, progress
 from scr2mae.benchmark._design import Design, PretrainOn
 from scr2mae.benchmark._methods import Method
 from scr2mae.benchmark._resources import Meter, versions
@@ -57,8 +57,8 @@ def run_fits(
 ) -> list[dict[str, Any]]:
     fits = _list_fits(methods, seeds, len(design.splits), design.pretrain_on)
     records: list[dict[str, Any]] = []
-    bar = tqdm(fits, desc="benchmark", unit="fit", disable=None if enable_progress_bar else True)
-    with _said_before():
+    bar = progress(fits, desc="benchmark", unit="fit", show=enable_progress_bar)
+    with _said_before(), no_progress():
         for fit in bar:
             bar.set_postfix_str(fit.name)
             records += _run_fit(fit, design, probing, store)

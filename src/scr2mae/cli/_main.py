@@ -155,7 +155,9 @@ def _messages_on_stderr(*, quiet: bool, debug: bool) -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
         sys.stderr.write(f"scr2mae: warning: {' '.join(str(message).split())}\n")
 
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+    from scr2mae._progress import no_progress
+
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), no_progress(quiet):
         if not debug:
             warnings.showwarning = show
             # These are for programmers, and the program's user is none.

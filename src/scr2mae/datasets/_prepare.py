@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from tqdm import tqdm
 
+from scr2mae._progress import progress
 from scr2mae.datasets._join import align_sources, join_obs, join_var, report_genes, select_columns
 from scr2mae.datasets._preprocess import STATISTICS, check_counts, moments, rank_genes
 from scr2mae.datasets._shuffle import RowShuffle, random_keys
@@ -189,13 +189,13 @@ def _blocks(
     """Read all files in blocks of cells, in one order of genes; gives the number of each block's first cell."""
     first = 0
     total = sum(source.n_obs for source in sources)
-    with tqdm(total=total, desc=description, unit="cell", disable=None if progressbar else True) as progress:
+    with progress(total=total, desc=description, unit="cell", show=progressbar) as bar:
         for source, column in zip(sources, columns, strict=True):
             for start, block in source.blocks(max_nnz):
                 if check:
                     _check_block(source, start, block)
                 yield first + start, select_columns(block, column)
-                progress.update(block.shape[0])
+                bar.update(block.shape[0])
             first += source.n_obs
 
 
@@ -242,12 +242,8 @@ def _spill(
 
 def _progress(shuffle: RowShuffle, progressbar: bool) -> Iterable[tuple[sp.csr_matrix, np.ndarray]]:
     """Read the buckets, with a progress bar."""
-    return tqdm(
-        shuffle.sorted_buckets(),
-        desc="write",
-        unit="bucket",
-        total=shuffle.n_buckets,
-        disable=None if progressbar else True,
+    return progress(
+        shuffle.sorted_buckets(), desc="write", unit="bucket", total=shuffle.n_buckets, show=progressbar
     )
 
 

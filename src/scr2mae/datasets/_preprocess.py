@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from tqdm import tqdm
+
+from scr2mae._progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ def _blocks(
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     starts = range(0, counts.shape[0], chunk_size)
-    for start in tqdm(starts, desc=description, unit="block", disable=None if progressbar else True):
+    for start in progress(starts, desc=description, unit="block", show=progressbar):
         block = read_block(counts, start, start + chunk_size)
         if obs_names is not None and genes is not None:
             check_counts(block, obs_names[start : start + chunk_size], genes)

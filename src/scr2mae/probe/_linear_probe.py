@@ -1,11 +1,13 @@
 """Linear probes of any embedding on donors that they have never seen."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scr2mae._progress import progress
 from scr2mae.probe._inputs import Kind, read_representation, read_target
 from scr2mae.probe._split import DonorSplit, donor_split
 from scr2mae.probe._task import Task, make_task, run_task
@@ -193,14 +195,14 @@ def linear_probe(
             (i, make_task(target, split, adata.obs_names, max_cells_per_donor, per_class))
             for i, split in enumerate(by_target[name])
         ]
-    records = [
-        {"method": method, "split": i, "scale": scaled} | record
-        for method in methods
-        for X in [read_representation(adata, method)]
-        for i, task in tasks
-        for scaled in scalings
-        for record in run_task(X, task, scaled, n_bootstrap, confidence)
-    ]
+    records = []
+    with progress(total=len(methods) * len(tasks) * len(scalings), desc="Probing", unit="fit") as bar:
+        for method in methods:
+            X = read_representation(adata, method)
+            for (i, task), scaled in product(tasks, scalings):
+                found = run_task(X, task, scaled, n_bootstrap, confidence)
+                records += [{"method": method, "split": i, "scale": scaled} | record for record in found]
+                bar.update()
     frame = pd.DataFrame.from_records(records)[list(_COLUMNS)]
     frame.attrs["splits"] = {name: [s.to_manifest() for s in by_target[name]] for name in targets}
     return frame

@@ -6,13 +6,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
-from tqdm.auto import tqdm
+
+from scr2mae._progress import progress
 
 __all__ = ["TrainingProgress"]
 
 
 class TrainingProgress(ProgressBar):
     """One bar for the whole run: observations seen, observations per second, time left, losses.
+
+    Quiet unless standard error is a terminal, or this is a notebook.
 
     Parameters
     ----------
@@ -25,7 +28,7 @@ class TrainingProgress(ProgressBar):
     def __init__(self, n_obs_epoch: int, *, unit: str = "cells") -> None:
         super().__init__()
         self.n_obs_epoch, self.unit = n_obs_epoch, unit
-        self.bar: tqdm | None = None
+        self.bar: Any = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -36,13 +39,13 @@ class TrainingProgress(ProgressBar):
         """Open the bar."""
         if self._enabled and trainer.is_global_zero:
             epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-            self.bar = tqdm(
+            self.bar = progress(
+                after=0.0,
                 total=epochs and epochs * self.n_obs_epoch,
                 initial=trainer.current_epoch * self.n_obs_epoch,
                 unit=self.unit,
                 unit_scale=True,
                 desc="Training",
-                dynamic_ncols=True,
             )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -106,6 +106,7 @@ def test_steps_count_optimiser_steps_when_gradients_are_accumulated(tiny, datase
     assert len(history["train_loss_step"]) == 4 * 3
 
 
+@pytest.mark.usefixtures("at_a_terminal")
 def test_the_progress_bar_counts_windows(tiny, dataset, quick, capsys):
     dna.pretrain(tiny(), dataset, **{**quick, "max_steps": 16, "enable_progress_bar": True})
     assert "windows/s" in capsys.readouterr().err

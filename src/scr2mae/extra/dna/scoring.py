@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from scr2mae._compat import torch_device
+from scr2mae._progress import progress as progress_bar
 from scr2mae.extra.dna.alphabet import BASES, MASK_ID, VOCABULARY, encode, reverse_complement
 from scr2mae.extra.dna.compatibility import check_species
 from scr2mae.extra.dna.variants import check_variants
@@ -88,7 +88,7 @@ def score_variants(
     accelerator
         ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``.
     progress
-        Whether to show a progress bar.
+        Whether to show a progress bar; it stays quiet where standard error is not a terminal.
 
     Returns
     -------
@@ -122,7 +122,7 @@ def score_variants(
     model.eval().to(torch_device(accelerator, "auto"))
     logits = np.zeros((len(sites), len(BASES)))
     try:
-        with tqdm(total=len(sites), desc="Scoring", unit="sites", disable=not progress) as bar:
+        with progress_bar(total=len(sites), desc="Scoring", unit="sites", show=progress) as bar:
             for first in range(0, len(sites), batch_size):
                 part = sites[first : first + batch_size]
                 logits[first : first + len(part)] = _centre_logits(model, msa, part, window_size)

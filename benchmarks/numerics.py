@@ -1,0 +1,136 @@
+"""Train on counts made to break arithmetic, at ten times the learning rate, and look for numbers that are not finite.
+
+    python benchmarks/numerics.py --steps 10000
+
+prints, for each kind of counts, the steps made and skipped, and how many values of losses, weights, embeddings and decoded
+expression are not finite; it exits with 1 if any is, or if a step was skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+
+from scr2mae import R2MAEModel
+
+BATCH_SIZE = 64
+N_OBS = 640
+WIDE_STEPS = 200  # thirty thousand genes take a hundred times as long a step
+
+
+def plain(rng: np.random.Generator, n_vars: int = 60) -> np.ndarray:
+    return rng.poisson(rng.gamma(0.5, 1.0, (N_OBS, n_vars)))
+
+
+def one_gene(rng: np.random.Generator) -> np.ndarray:
+    counts = np.zeros((N_OBS, 60))
+    counts[:, 7] = rng.poisson(3.0, N_OBS) + 1
+    return counts
+
+
+def a_million(rng: np.random.Generator) -> np.ndarray:
+    return plain(rng) * 1e6
+
+
+def mostly_empty_cells(rng: np.random.Generator) -> np.ndarray:
+    counts = plain(rng)
+    counts[rng.permutation(N_OBS)[: int(0.9 * N_OBS)]] = 0
+    return counts
+
+
+def one_and_a_million(rng: np.random.Generator) -> np.ndarray:
+    """Cells of one count beside cells of 60 million."""
+    counts = np.zeros((N_OBS, 60))
+    counts[np.arange(N_OBS), rng.integers(60, size=N_OBS)] = 1
+    counts[::2] = 1e6
+    return counts
+
+
+def two_genes(rng: np.random.Generator) -> np.ndarray:
+    return plain(rng, 2)
+
+
+def thirty_thousand_genes(rng: np.random.Generator) -> sp.csr_matrix:
+    draw = lambda n: rng.integers(1, 1_000_000, n)  # noqa: E731
+    return sp.random(N_OBS, 30_000, 0.02, "csr", np.float32, rng, draw)
+
+
+KINDS = {
+    "plain counts": plain,
+    "all zeros but one gene": one_gene,
+    "counts of a million": a_million,
+    "90 % empty cells": mostly_empty_cells,
+    "one count beside sixty million": one_and_a_million,
+    "two genes": two_genes,
+    "30,000 genes up to a million": thirty_thousand_genes,
+}
+
+
+@dataclass
+class Found:
+    steps: int
+    skipped: int
+    bad: int
+    seconds: float
+
+
+def not_finite(*arrays: np.ndarray) -> int:
+    return int(sum((~np.isfinite(array)).sum() for array in arrays))
+
+
+def try_out(kind: str, steps: int, lr: float, precision: str, curriculum: str | None = None) -> Found:
+    counts = sp.csr_matrix(KINDS[kind](np.random.default_rng(0)), dtype=np.float32)
+    steps = min(steps, WIDE_STEPS) if counts.shape[1] > 10_000 else steps
+    model = R2MAEModel(AnnData(counts), n_hidden=16, n_latent=4, curriculum=curriculum)
+    start = time.perf_counter()
+    epochs = -(-steps // (N_OBS // BATCH_SIZE))
+    model.train(
+        epochs,
+        batch_size=BATCH_SIZE,
+        train_size=1.0,
+        accelerator="cpu",
+        precision=precision,
+        enable_progress_bar=False,
+        plan_kwargs={"lr": lr},
+    )
+    curves = model.history
+    where = slice(0, 64)
+    values = [curve.to_numpy() for curve in curves.values()]
+    values += [value.numpy() for value in model.module.state_dict().values()]
+    values += [
+        model.get_latent_representation(),
+        model.get_normalized_expression(indices=np.arange(N_OBS)[where], return_numpy=True),
+    ]
+    return Found(
+        steps=len(curves["train_loss_step"]),
+        skipped=model.runs_[-1]["skipped_steps"],
+        bad=not_finite(*values),
+        seconds=time.perf_counter() - start,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=10_000, help="of each kind (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-2, help="learning rate (default: %(default)s)")
+    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    print(f"{'counts':34}{'steps':>8}{'skipped':>9}{'not finite':>12}{'seconds':>9}", flush=True)
+    total = 0
+    for kind in KINDS:
+        found = try_out(kind, given.steps, given.lr, given.precision)
+        total += found.bad + found.skipped
+        print(f"{kind:34}{found.steps:>8}{found.skipped:>9}{found.bad:>12}{found.seconds:>9.0f}", flush=True)
+    sys.exit(total > 0)
