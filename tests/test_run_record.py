@@ -14,6 +14,7 @@ from anndata import AnnData
 from scr2mae import R2MAEModel
 from scr2mae.cli import main
 from scr2mae.data import CellDataModule, CellSpec, open_store, read_cells, split_cells
+from scr2mae.extra import dna, vision
 from scr2mae.train import record
 
 Train = Callable[..., R2MAEModel]
@@ -171,6 +172,39 @@ def test_data_of_one_s_own_are_named_by_their_module(adata: AnnData) -> None:
     (run,) = model.runs_
     assert run["data"]["datamodule"].endswith("Own")
     assert run["split"] is None
+
+
+def test_networks_of_other_modalities_have_theirs_too_and_an_untrained_one_takes_it_away(
+    tmp_path: Path,
+) -> None:
+    alignment = dna.simulate_alignment(1000, 2, seed=1)[0]
+    windows = dna.MSAWindowDataset(
+        alignment, dna.make_windows(alignment, size=16, step=16, both_strands=False)
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = dna.GPNMSAConfig(n_species=2, max_position_embeddings=32, **sizes)
+    network = dna.GPNMSAForMaskedLM(config)
+    dna.pretrain(
+        network,
+        windows,
+        max_steps=2,
+        batch_size=8,
+        warmup=1,
+        lr=1e-3,
+        accelerator="cpu",
+        enable_progress_bar=False,
+    )
+    network.save_pretrained(tmp_path)
+    (run,) = read(tmp_path)["runs"]
+    assert (run["steps"], run["outcome"], run["arguments"]["batch_size"]) == (2, "finished", "8")
+    dna.GPNMSAForMaskedLM(config).save_pretrained(tmp_path, overwrite=True)
+    assert not (tmp_path / "run.json").exists()
+    pixels = vision.MaskedMLP(n_hidden=4, n_latent=2, image_size=8, n_channels=1)
+    pixels.runs_ = [run]
+    vision.save(pixels, tmp_path / "vision")
+    assert read(tmp_path / "vision")["runs"] == [run]
+    vision.save(vision.MaskedUNet(base_channels=2), tmp_path / "vision")
+    assert not (tmp_path / "vision" / "run.json").exists()
 
 
 @pytest.mark.parametrize(

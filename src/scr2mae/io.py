@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from scr2mae import masking
 from scr2mae._durable import cannot_write, folder_lock, is_leftover, sync_folder, write_durably
-from scr2mae.train.record import RUN_SCHEMA_VERSION
+from scr2mae.train import record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +34,6 @@ __all__ = [
 SCHEMA_VERSION = 1
 _FORMAT = "scr2mae.model"
 _METADATA = "model.json"
-_RUN = "run.json"
-_RUN_FORMAT = "scr2mae.run"
 _WEIGHTS = re.compile(r"weights-([0-9a-f]{64})\.safetensors")
 _MAX_METADATA_BYTES = 1 << 30
 _PARTS = {
@@ -143,7 +141,7 @@ def _check_free(folder: Path) -> None:
 
 def _sweep(folder: Path, name: str) -> None:
     """Remove weights that no metadata name, and what saves that were killed have left; to be called under the lock."""
-    ours = (f".{_METADATA}.", f".{_RUN}.", ".weights-")
+    ours = (f".{_METADATA}.", f".{record.RUN_FILE}.", ".weights-")
     for item in folder.iterdir():
         is_orphan = _WEIGHTS.fullmatch(item.name) is not None and item.name != name
         if is_orphan or (is_leftover(item) and item.name.startswith(ours)):
@@ -205,13 +203,11 @@ def write_model(
         **_encode(metadata),
     }
     text = json.dumps(document, indent=1, allow_nan=True).encode()
-    record = {"format": _RUN_FORMAT, "schema_version": RUN_SCHEMA_VERSION, "weights": digest}
-    record["runs"] = document.get("runs", [])
-    run = json.dumps(record, indent=1, allow_nan=False).encode() + b"\n"
+    run = record.document(document.get("runs", []), weights=digest)
     with folder_lock(folder):
         if not overwrite:
             _check_free(folder)  # another process may have come first
-        write_durably({folder / name: content, folder / _METADATA: text, folder / _RUN: run})
+        write_durably({folder / name: content, folder / _METADATA: text, folder / record.RUN_FILE: run})
         sync_folder(folder)
         _sweep(folder, name)
 

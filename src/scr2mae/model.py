@@ -430,7 +430,7 @@ class R2MAEModel(BaseModelClass):
         if plan.rows:
             self.is_trained_ = True
             self.history_ = plan.history
-            self.runs_ = [*self.runs_, record.seal({**about, **plan.run})]
+            self.runs_ = [*self.runs_, record.seal({**plan.run, **about})]
 
     def get_latent_representation(
         self,

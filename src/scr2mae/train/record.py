@@ -16,15 +16,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import lightning.pytorch as pl
 
     from scr2mae.data import Cells, CellSpec, Split
     from scr2mae.train.plan import MaskedTrainingPlan
 
-__all__ = ["RUN_SCHEMA_VERSION", "describe_data", "describe_split", "plain", "recorded", "seal"]
+__all__ = [
+    "RUN_FILE",
+    "RUN_SCHEMA_VERSION",
+    "describe_data",
+    "describe_split",
+    "document",
+    "plain",
+    "recorded",
+    "seal",
+]
 
+RUN_FILE = "run.json"
 RUN_SCHEMA_VERSION = 1
 _PACKAGES = ("scr2mae", "torch", "lightning", "scvi-tools", "anndata", "numpy", "scipy", "pandas")
 _WHAT_DECIDES = ("seed", "data", "arguments", "split")
@@ -33,7 +43,7 @@ _CELLS_HASHED_ON_DISK = 64
 
 @contextmanager
 def recorded(plan: MaskedTrainingPlan) -> Iterator[dict[str, Any]]:
-    """Note how a run goes in ``plan.run``.
+    """Note how a run goes in ``plan.run``, and add that to ``runs_`` of its network.
 
     Parameters
     ----------
@@ -42,7 +52,8 @@ def recorded(plan: MaskedTrainingPlan) -> Iterator[dict[str, Any]]:
 
     Yields
     ------
-    Where the trainer is to be put as soon as there is one, under ``"trainer"``.
+    Where the trainer is to be put as soon as there is one, under ``"trainer"``, and under ``"described"`` what
+    :func:`scr2mae.train.checkpoints.describe_run` says.
     """
     # Not in the plan meanwhile, of which the weight average keeps a deep copy.
     held: dict[str, Any] = {}
@@ -56,13 +67,21 @@ def recorded(plan: MaskedTrainingPlan) -> Iterator[dict[str, Any]]:
         outcome = "interrupted"
         raise
     finally:
+        described = held.get("described", {})
         plan.run = {
+            "seed": plan.mask_seed,
+            "data": {"cells": described.get("cells")},
+            "arguments": described,
+            "split": described.get("split"),
             "started": started,
             "seconds": round(time.perf_counter() - start, 3),
             "outcome": outcome,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             **(_of_trainer(held["trainer"], plan) if "trainer" in held else {}),
         }
+        if plan.rows:
+            network: Any = plan.module
+            network.runs_ = [*getattr(network, "runs_", []), seal(plan.run)]
 
 
 def _of_trainer(trainer: pl.Trainer, plan: MaskedTrainingPlan) -> dict[str, Any]:
@@ -141,6 +160,25 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     # The repr of a data class says all of it; that of most others holds an address.
     return repr(value) if hasattr(value, "__dataclass_fields__") else type(value).__qualname__
+
+
+def document(runs: Sequence[dict[str, Any]], *, weights: str | None = None) -> bytes:
+    """Return the content of ``run.json``.
+
+    Parameters
+    ----------
+    runs
+        Records of runs, the last one last.
+    weights
+        Hash of the weights that they led to, where it is known.
+    """
+    whole = {
+        "format": "scr2mae.run",
+        "schema_version": RUN_SCHEMA_VERSION,
+        "weights": weights,
+        "runs": list(runs),
+    }
+    return json.dumps(whole, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:

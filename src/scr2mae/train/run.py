@@ -186,7 +186,7 @@ def fit(
             **{**defaults, **trainer_kwargs, **parallel},
         )
         run["trainer"] = trainer
-        record.described = describe_run(plan, datamodule, n_processes=trainer.world_size)
+        record.described = run["described"] = describe_run(plan, datamodule, n_processes=trainer.world_size)
         checkpoint = None
         if resume is not None:
             checkpoint = find_checkpoint(resume, plan, record.described, max_epochs=max_epochs)

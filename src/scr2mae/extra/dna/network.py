@@ -334,7 +334,7 @@ class GPNMSAForMaskedLM(nn.Module):
         return decay_groups(self, weight_decay)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write ``config.json`` and ``model.safetensors``.
+        """Write ``config.json`` and ``model.safetensors``, and after training ``run.json``.
 
         Parameters
         ----------
@@ -348,7 +348,14 @@ class GPNMSAForMaskedLM(nn.Module):
         FileExistsError
             If the folder is not empty and ``overwrite`` is False.
         """
-        pretrained.write(folder, self.state_dict(), self.config, species=self.species_, overwrite=overwrite)
+        pretrained.write(
+            folder,
+            self.state_dict(),
+            self.config,
+            species=self.species_,
+            overwrite=overwrite,
+            runs=getattr(self, "runs_", ()),
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GPNMSAForMaskedLM:

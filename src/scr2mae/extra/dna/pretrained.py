@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 from safetensors import SafetensorError
 
+from scr2mae._durable import write_durably
 from scr2mae.extra.dna.config import GPNMSAConfig
+from scr2mae.train import record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -43,16 +44,6 @@ _SONGLAB_POSITIONS = "model.encoder.embed_positions.weight"  # a table of sines,
 _SONGLAB_BIAS = "cls.predictions.bias"  # the decoder's, tied
 
 
-def _write_file(path: Path, content: bytes) -> None:
-    """Put a whole file in place, or leave what was there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write(
     folder: str | Path,
     state: Mapping[str, Tensor],
@@ -60,8 +51,9 @@ def write(
     *,
     species: tuple[str, ...] | None,
     overwrite: bool,
+    runs: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Write weights, configuration and the names of the species.
+    """Write weights, configuration, the names of the species and, where there are any, the records of its runs.
 
     Raises
     ------
@@ -81,11 +73,16 @@ def write(
     document = {
         "format": _FORMAT, "schema_version": _SCHEMA_VERSION, "config": config.to_dict(), "species": species,
     }  # fmt: skip
-    _write_file(
-        folder / _WEIGHTS,
-        safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in state.items()}),
-    )
-    _write_file(folder / _CONFIG, json.dumps(document, indent=1).encode())
+    tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
+    contents = {
+        folder / _WEIGHTS: safetensors.torch.save(tensors),
+        folder / _CONFIG: json.dumps(document, indent=1).encode(),
+    }
+    if runs:
+        contents[folder / record.RUN_FILE] = record.document(runs)
+    write_durably(contents)
+    if not runs:  # those of an earlier network
+        (folder / record.RUN_FILE).unlink(missing_ok=True)
 
 
 def read(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig, tuple[str, ...] | None]:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 from safetensors import SafetensorError
 
+from scr2mae._durable import exchange
 from scr2mae._require import require
 from scr2mae.curriculum import Curriculum
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
 from scr2mae.io import decode_schedule, encode_schedule
-from scr2mae.train import history
+from scr2mae.train import history, record
 
 if TYPE_CHECKING:
     from scr2mae.extra.text.model import RobertaR2MAE
@@ -46,9 +47,10 @@ def save(model: RobertaR2MAE, dir_path: str | Path, *, overwrite: bool = False) 
     try:
         part.mkdir()
         _write(model, part)
-        if folder.is_dir():
-            folder.rename(old)
-        part.rename(folder)
+        if not (folder.is_dir() and exchange(part, folder)):  # swapped, the part is the old model
+            if folder.is_dir():
+                folder.rename(old)
+            part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
         if folder.is_dir():
@@ -84,6 +86,8 @@ def _write(model: RobertaR2MAE, folder: Path) -> None:
         "history": history.encode(model.history_),
     }
     (folder / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    if runs := getattr(model, "runs_", []):
+        (folder / record.RUN_FILE).write_bytes(record.document(runs))
 
 
 def _tokenizer_config(model: RobertaR2MAE) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from scr2mae._require import require
 from scr2mae.extra.vision.mlp import MaskedMLP
 from scr2mae.extra.vision.unet import MaskedUNet
+from scr2mae.train import record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +49,7 @@ def save(network: nn.Module, folder: str | Path, *, about: dict[str, Any] | None
     place.mkdir(parents=True, exist_ok=True)
     if isinstance(network, R2ViTMAE):
         network.save_pretrained(place)
+        _write_runs(network, place)
         return
     name = type(network).__name__
     if name not in _PIXEL_NETWORKS and not isinstance(network, ViTMAEClassifier):
@@ -64,6 +66,15 @@ def save(network: nn.Module, folder: str | Path, *, about: dict[str, Any] | None
     finally:
         part.unlink(missing_ok=True)
     (place / _METADATA).write_text(json.dumps({**document, "about": about or {}}, indent=1), encoding="utf-8")
+    _write_runs(network, place)
+
+
+def _write_runs(network: Any, place: Path) -> None:
+    """Write the records of a network's runs; where there are none, those of an earlier network go."""
+    if runs := getattr(network, "runs_", []):
+        (place / record.RUN_FILE).write_bytes(record.document(runs))
+    else:
+        (place / record.RUN_FILE).unlink(missing_ok=True)
 
 
 def load(folder: str | Path) -> Any:
