@@ -255,6 +255,7 @@ def test_parts_that_a_killed_command_has_left_do_not_refuse_the_next(
     Path("out").mkdir()
     (Path("out") / ".12.part.benchmark.json").touch()
     (Path("out") / ".weights-abc.safetensors.12.part").touch()
+    (Path("out") / f"weights-{'0' * 64}.safetensors").touch()
     options = {
         "train": "--max-epochs 1 --n-hidden 8 --n-latent 2",
         "benchmark": "--donor-key donor --target cell_type:classification --methods pca --seeds 0 --n-splits 1",

@@ -23,6 +23,7 @@ __all__ = [
     "clear_errors",
     "exchange",
     "folder_lock",
+    "is_free",
     "is_leftover",
     "sync_folder",
     "write_durably",
@@ -30,6 +31,7 @@ __all__ = [
 
 # Hidden, with "part" as a word of its own: parts of models, embeddings, checkpoints, results and stores.
 _LEFTOVER = re.compile(r"\..+\.part(\..*)?")
+_WEIGHTS = re.compile(r"weights-[0-9a-f]{64}\.safetensors")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _OF_THE_DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -41,6 +43,13 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def is_leftover(path: Path) -> bool:
     """Whether this is the unfinished file or folder of a writer that was killed, or of one still at work."""
     return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nothing is in a folder but what killed writers have left, weights without metadata among them."""
+    items = list(folder.iterdir())
+    has_model = any(item.name == "model.json" for item in items)
+    return not has_model and all(is_leftover(item) or _WEIGHTS.fullmatch(item.name) for item in items)
 
 
 def _errno(error: BaseException) -> int | None:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from scr2mae import masking
-from scr2mae._durable import cannot_write, folder_lock, is_leftover, sync_folder, write_durably
+from scr2mae._durable import cannot_write, folder_lock, is_free, is_leftover, sync_folder, write_durably
 from scr2mae.train import record
 
 if TYPE_CHECKING:
@@ -131,12 +131,10 @@ def _check_free(folder: Path) -> None:
     FileExistsError
         If there is anything else.
     """
-    is_model = (folder / _METADATA).exists()
-    for item in folder.iterdir() if folder.is_dir() else ():
-        if is_model or not (is_leftover(item) or _WEIGHTS.fullmatch(item.name)):
-            raise FileExistsError(
-                f"{folder} already exists and is not empty; choose another folder or pass overwrite=True."
-            )
+    if folder.is_dir() and not is_free(folder):
+        raise FileExistsError(
+            f"{folder} already exists and is not empty; choose another folder or pass overwrite=True."
+        )
 
 
 def _sweep(folder: Path, name: str) -> None:

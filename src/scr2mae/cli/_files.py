@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from scr2mae._durable import beside, is_leftover
+from scr2mae._durable import beside, is_free
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -119,10 +119,7 @@ def check_free(path: Path, *, folder: bool, force: bool) -> None:
         raise NotADirectoryError(f"{path} is a file; expected a folder to write to. Choose another path.")
     if not folder and path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected a file to write to. Choose another path.")
-    if folder:
-        taken = path.is_dir() and not all(is_leftover(item) for item in path.iterdir())
-    else:
-        taken = os.path.lexists(path)
+    taken = path.is_dir() and not is_free(path) if folder else os.path.lexists(path)
     if taken and not force:
         state = "exists and is not empty" if folder else "exists"
         raise FileExistsError(f"{path} {state}; choose another path or pass --force.")
