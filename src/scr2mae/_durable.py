@@ -129,8 +129,8 @@ def clear_errors(path: Path, part: Path) -> Iterator[None]:
 
 def _is_of(error: BaseException, part: Path) -> bool:
     """Whether a disk could not take ``part``."""
-    named = [getattr(error, name, None) for name in ("filename", "filename2")]
-    named = [str(name) for name in named if name is not None]
+    given = (getattr(error, name, None) for name in ("filename", "filename2"))
+    named = [str(name) for name in given if name is not None]
     is_own = not named or any(name == str(part.parent) or name.startswith(str(part)) for name in named)
     return is_own and _errno(error) in _OF_THE_DISK
 
