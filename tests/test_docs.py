@@ -106,10 +106,11 @@ def statements(function: object) -> list[ast.AST]:
 
 
 def raised_errors(function: object) -> set[str]:
-    """Classes that a ``raise`` in the body names."""
+    """Classes that a ``raise`` in the body names; what a helper makes is not looked into."""
     raised = (node.exc for node in statements(function) if isinstance(node, ast.Raise))
     names = {ast.unparse(error.func) for error in raised if isinstance(error, ast.Call)}
-    return {name.rpartition(".")[2] for name in names}
+    names = {name.rpartition(".")[2] for name in names}
+    return {name for name in names if name[0].isupper()}
 
 
 def gives_a_value(function: object) -> bool:

@@ -172,6 +172,10 @@ class MaskedTrainingPlan(pl.LightningModule):
         ----------
         batch
             A mini-batch, as the network takes it.
+
+        Returns
+        -------
+        The loss, a scalar.
         """
         step, total = self._step_under_way()
         module: Any = self.module
