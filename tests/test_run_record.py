@@ -223,6 +223,12 @@ def test_arguments_become_json(value: Any, expected: Any) -> None:
     assert record.plain(value) == expected
 
 
+def test_numbers_of_numpy_are_numbers_in_the_record() -> None:
+    ours, theirs = ({"seed": kind(3), "data": {"n": kind(2)}} for kind in (int, np.int64))
+    assert record.seal(theirs) == record.seal(ours)
+    assert type(record.seal(theirs)["seed"]) is int
+
+
 def test_arrays_among_the_arguments_are_named_by_their_content() -> None:
     first, second = record.plain(np.arange(3)), record.plain(np.arange(1, 4))
     assert first.startswith("array int64 [3] ")

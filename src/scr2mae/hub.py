@@ -292,7 +292,6 @@ def _scvi_layout(model: R2MAEModel) -> dict[str, Any]:
     public = {name: value for name, value in vars(model).items() if name.endswith("_")}
     for ours in (
         "split_",
-        "runs_",
         "n_new_categories_",
     ):  # what no other program can read, and the loader does without
         public.pop(ours, None)

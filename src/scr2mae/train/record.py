@@ -191,8 +191,9 @@ def seal(record: dict[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    The record with ``sha256``: the same for two runs of the same thing, whenever and on whatever machine.
+    The record as JSON holds it, with ``sha256``: the same for two runs of the same thing, whenever and on whatever machine.
     """
+    record = plain(record)
     decisive = {name: record.get(name) for name in _WHAT_DECIDES}
     content = json.dumps(decisive, sort_keys=True, allow_nan=False).encode()
     return {**record, "sha256": hashlib.sha256(content).hexdigest()}
