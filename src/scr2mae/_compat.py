@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import rich.pretty  # noqa: F401  # scvi-tools shows registries with it and does not import it
 import torch
 
 if TYPE_CHECKING:

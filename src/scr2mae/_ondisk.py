@@ -9,6 +9,8 @@ import h5py
 import pandas as pd
 from anndata.io import read_elem, sparse_dataset
 
+from scr2mae._untrusted import UnsafeFileError, check_store
+
 if TYPE_CHECKING:
     import os
 
@@ -34,7 +36,7 @@ def import_zarr() -> Any:
 
 
 def open_group(path: str | os.PathLike[str]) -> Any:
-    """Open an AnnData on disk for reading.
+    """Open an AnnData on disk for reading, after a look at what it says that it holds.
 
     Parameters
     ----------
@@ -49,8 +51,10 @@ def open_group(path: str | os.PathLike[str]) -> Any:
     ------
     FileNotFoundError
         If there is nothing.
+    MemoryError
+        If all but its counts takes more memory than is free.
     ValueError
-        If it is something else, or not whole.
+        If it is something else or not whole, refers to other files, or would run code when it is read.
     """
     path = Path(path)
     if not path.exists():
@@ -61,13 +65,28 @@ def open_group(path: str | os.PathLike[str]) -> Any:
         group = h5py.File(path, mode="r")
     else:
         raise ValueError(f"{path} is no HDF5 file; expected an AnnData, an .h5ad file or a .zarr folder.")
+    try:
+        _check_content(group, path)
+    except BaseException:
+        if isinstance(group, h5py.File):
+            group.close()
+        raise
+    return group
+
+
+def _check_content(group: Any, path: Path) -> None:
+    try:
+        check_store(group, path=path)
+    except (MemoryError, UnsafeFileError):
+        raise
+    except Exception as error:  # which one is a matter of where the reader stumbles
+        raise ValueError(f"{path} is damaged: {error}.") from error
     missing = [name for name in ("obs", "var") if name not in group]
     if missing:
         raise ValueError(
             f"{path} is not a whole AnnData: it has no {' and no '.join(missing)}; "
             "expected what write_h5ad, write_zarr or scr2mae prepare has written."
         )
-    return group
 
 
 def _open_folder(path: Path) -> Any:
@@ -75,7 +94,11 @@ def _open_folder(path: Path) -> Any:
         raise ValueError(
             f"{path} is a folder without a zarr group; expected an AnnData written by write_zarr."
         )
-    return import_zarr().open_group(str(path), mode="r")
+    zarr = import_zarr()
+    try:
+        return zarr.open_group(str(path), mode="r")
+    except (ValueError, TypeError, KeyError, LookupError, RecursionError) as error:
+        raise ValueError(f"The zarr group {path} is damaged: {error}.") from error
 
 
 def read_frame(group: Any, name: str, *, path: str | os.PathLike[str]) -> pd.DataFrame:

@@ -51,6 +51,8 @@ def positions(indices: Any, n_obs: int) -> np.ndarray | None:
     ------
     IndexError
         If a position lies outside.
+    TypeError
+        If they are neither whole numbers nor booleans.
     ValueError
         If a boolean mask has another length.
     """
@@ -63,6 +65,10 @@ def positions(indices: Any, n_obs: int) -> np.ndarray | None:
                 f"A boolean indices= must have one entry a cell ({n_obs}), got shape {where.shape}."
             )
         return np.flatnonzero(where)
+    if where.ndim != 1 or (len(where) and where.dtype.kind not in "iu"):
+        raise TypeError(
+            f"indices must be whole numbers in a row or a boolean mask, got {where.dtype} of shape {where.shape}."
+        )
     if len(where) and (where.min() < -n_obs or where.max() >= n_obs):
         raise IndexError(f"indices must lie within the {n_obs} cells, got {where.min()} to {where.max()}.")
     return where.astype(np.int64) % max(n_obs, 1)

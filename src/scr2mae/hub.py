@@ -180,7 +180,7 @@ def _download(repo: str, revision: str, *, token: str | bool | None) -> Path:
     options = {"token": token, "library_name": "scr2mae", "library_version": version("scr2mae")}
     metadata = Path(hub.hf_hub_download(repo, _METADATA, revision=revision, **options))
     folder = metadata.parent
-    name = io.weights_file(io.read_metadata(folder), place=f"{_METADATA} of {repo}")
+    name = io.weights_file(io.read_metadata(folder, follow_links=True), place=f"{_METADATA} of {repo}")
     # The folder is named by its commit, so the weights are of the same one, whatever is pushed in between.
     hub.hf_hub_download(repo, name, revision=folder.name, **options)
     return folder
@@ -233,12 +233,12 @@ def from_hub(
     ValueError
         If ``repo`` is no name of a repository, the model is damaged or foreign, or the genes of ``adata`` are not its.
     """
-    branch = revision or _MAIN
+    branch, place = revision or _MAIN, torch_device(accelerator, device)
     with _clear_errors(repo, branch):
         folder = _download(repo, branch, token=token)
     tensors, metadata = io.read_model(folder, follow_links=True)
     model = saved.restore(cls, tensors, metadata, adata=adata, place=repo)
-    model.to_device(torch_device(accelerator, device))
+    model.to_device(place)
     return model
 
 

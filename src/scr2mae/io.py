@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from scr2mae import masking
 from scr2mae._durable import cannot_write, folder_lock, is_free, is_leftover, sync_folder, write_durably
+from scr2mae._untrusted import check_memory, is_inside, read_json, tensors_of
 from scr2mae.train import record
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ SCHEMA_VERSION = 1
 _FORMAT = "scr2mae.model"
 _METADATA = "model.json"
 _WEIGHTS = re.compile(r"weights-([0-9a-f]{64})\.safetensors")
-_MAX_METADATA_BYTES = 1 << 30
+_DTYPE = re.compile(r"object|[<>|=]?[biuf][1248]")
 _PARTS = {
     "curriculum",
     "history",
@@ -67,9 +67,15 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: dict[str, Any]) -> Any:
-    if "__array__" in value:
-        return np.array(value["__array__"], dtype=value["dtype"])
-    return value
+    if "__array__" not in value:
+        return value
+    content, dtype = value["__array__"], str(value.get("dtype"))
+    if not isinstance(content, list) or not _DTYPE.fullmatch(dtype):
+        raise ValueError(f"an array of type {dtype!r} is none that a model has")
+    try:
+        return np.array(content, dtype=dtype)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"an array is none of {dtype}: {error}") from error
 
 
 def encode_schedule(mask_ratio: Any) -> Any:
@@ -210,13 +216,15 @@ def write_model(
         _sweep(folder, name)
 
 
-def read_metadata(dir_path: str | Path) -> dict[str, Any]:
+def read_metadata(dir_path: str | Path, *, follow_links: bool = False) -> dict[str, Any]:
     """Read and check ``model.json`` of a model folder.
 
     Parameters
     ----------
     dir_path
         The folder.
+    follow_links
+        Whether the file may be a symbolic link out of the folder, as in the cache of ``huggingface_hub``.
 
     Returns
     -------
@@ -238,18 +246,14 @@ def read_metadata(dir_path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} is not a scr2mae model folder: it has no {_METADATA}, only {found}."
         )
-    if path.stat().st_size > _MAX_METADATA_BYTES:
-        raise ValueError(
-            f"{path} has {path.stat().st_size} bytes, more than any model needs; refusing to read it."
-        )
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"), object_hook=_decode)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Restore the folder from a copy.") from error
+    if not (follow_links or is_inside(path, folder)):
+        raise ValueError(f"{path} is a link out of its folder; refusing to follow it.")
+    # Curves may have gaps.
+    document = read_json(path, may_be_nan=("history",), object_hook=_decode)
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise ValueError(f"{path} does not describe a scr2mae model.")
     version = document.get("schema_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise ValueError(
             f"{folder} has schema version {version!r}, this version of scr2mae reads up to {SCHEMA_VERSION}; upgrade scr2mae."
         )
@@ -301,8 +305,8 @@ def read_model(
     dir_path
         The folder.
     follow_links
-        Whether the weights may be a symbolic link, as in the cache of ``huggingface_hub``; their hash is checked
-        either way.
+        Whether the files may be symbolic links, as in the cache of ``huggingface_hub``; the hash of the weights is
+        checked either way.
 
     Returns
     -------
@@ -312,21 +316,21 @@ def read_model(
     ------
     FileNotFoundError
         If the folder, its metadata or its weights are absent.
+    MemoryError
+        If the weights take more memory than is free.
     ValueError
         If anything is damaged, foreign, or points outside the folder.
     """
     folder = Path(dir_path)
-    document = read_metadata(folder)
+    document = read_metadata(folder, follow_links=follow_links)
     name = weights_file(document, place=folder / _METADATA)
     path = folder / name
     if not path.is_file() or (path.is_symlink() and not follow_links):
         raise FileNotFoundError(f"{folder} lacks its weights {name}; restore the folder from a copy.")
+    check_memory(2 * path.stat().st_size, str(path))  # the bytes, and the tensors made of them
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != document["weights"]["sha256"]:
         raise ValueError(
             f"{path} is damaged: its hash is not the one in its name. Restore the folder from a copy."
         )
-    try:
-        return safetensors.torch.load(content), document
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}.") from error
+    return tensors_of(content, path=path), document

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
 from scr2mae import embed, hub, io, query, saved
@@ -23,7 +26,6 @@ from scr2mae.train import CurriculumLog, MaskedTrainingPlan, expression_deciles,
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from anndata import AnnData
     from lightning.pytorch import LightningDataModule
@@ -99,15 +101,15 @@ class R2MAEModel(BaseModelClass):
             "n_layers_decoder": n_layers_decoder,
         }
         for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+            check_whole_number(name, value, smallest=1)
+        check_whole_number("seed", seed, smallest=0)
         self.curriculum = Curriculum.named(curriculum)
         self.mask_ratio = mask_ratio
         self._ratio_schedule(seed)
         if adata is not None:
             self._ensure_registered(adata)
         super().__init__(adata, registry=registry)
-        self.init_params_ = {**sizes, "seed": int(seed)}
+        self.init_params_ = {**{name: int(value) for name, value in sizes.items()}, "seed": int(seed)}
         self.split_: Split | None = None
         self.history_: history.History | None = None
         self.runs_: list[dict[str, Any]] = []
@@ -203,19 +205,50 @@ class R2MAEModel(BaseModelClass):
 
     def build_module(self) -> R2MAEModule:
         """Make the network; its weights depend on the seed alone."""
-        spec = self.spec
-        options = {name: value for name, value in self.init_params_.items() if name != "seed"}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            return self._module_cls(
-                len(spec.var_names),
-                n_categories=[len(categories) for _, categories in spec.categorical],
-                n_new_categories=self.n_new_categories_,
-                n_continuous=len(spec.continuous),
-                use_size_factor=spec.size_factor_key is not None,
+            return self.module_for(
+                self.spec,
+                self.init_params_,
                 curriculum=self.curriculum,
-                **options,
-            ).eval()
+                n_new_categories=self.n_new_categories_,
+            )
+
+    @classmethod
+    def module_for(
+        cls,
+        spec: CellSpec,
+        init_params: dict[str, Any],
+        *,
+        curriculum: Curriculum | None,
+        n_new_categories: list[int] | None,
+    ) -> R2MAEModule:
+        """Make a network for cells, without a model around it.
+
+        Parameters
+        ----------
+        spec
+            What it reads.
+        init_params
+            Its widths, as ``model.init_params_`` has them.
+        curriculum
+            Settings of learned weights, or None.
+        n_new_categories
+            How many categories came with a query, or None.
+
+        Returns
+        -------
+        The network, in evaluation mode.
+        """
+        return cls._module_cls(
+            len(spec.var_names),
+            n_categories=[len(categories) for _, categories in spec.categorical],
+            n_new_categories=n_new_categories,
+            n_continuous=len(spec.continuous),
+            use_size_factor=spec.size_factor_key is not None,
+            curriculum=curriculum,
+            **{name: value for name, value in init_params.items() if name != "seed"},
+        ).eval()
 
     def _ratio_schedule(self, seed: int) -> RatioSchedule:
         if self.curriculum is None:
@@ -334,9 +367,12 @@ class R2MAEModel(BaseModelClass):
             raise ValueError(
                 "This query has no new category, so there is nothing to train; embed it as it is."
             )
-        if max_epochs is not None and max_epochs < 1:
-            raise ValueError(f"max_epochs must be at least 1, got {max_epochs}.")
+        if max_epochs is not None:
+            check_whole_number("max_epochs", max_epochs, smallest=1)
         seed = self.seed if seed is None else seed
+        check_whole_number("seed", seed, smallest=0)
+        if checkpoint_dir is not None and Path(checkpoint_dir).is_file():
+            raise NotADirectoryError(f"{checkpoint_dir} is a file; checkpoints go into a folder.")
         callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
         gradient_schedule = None
         if self.curriculum is not None and not self.module.is_query:
@@ -518,8 +554,11 @@ class R2MAEModel(BaseModelClass):
         MemoryError
             If there is no room for the result.
         """
-        if isinstance(library_size, str) and library_size not in ("observed", "latent"):
-            raise ValueError(f"library_size must be a number, 'observed' or 'latent', got {library_size!r}.")
+        is_known = library_size in ("observed", "latent")
+        if not is_known and (isinstance(library_size, str) or not 0 < library_size < np.inf):
+            raise ValueError(
+                f"library_size must be a number above 0, 'observed' or 'latent', got {library_size!r}."
+            )
         spec = self.spec
         genes = embed.gene_positions(spec, gene_list)
         codes = embed.batch_codes(spec, transform_batch)
@@ -696,9 +735,10 @@ class R2MAEModel(BaseModelClass):
         ValueError
             If genes are not aligned, or the reference was made without a ``batch_key``.
         """
+        place = torch_device(accelerator, device)
         reference = reference_model if isinstance(reference_model, cls) else cls.load(reference_model)  # type: ignore[arg-type]
         model = query.grow(adata, reference)
-        model.to_device(torch_device(accelerator, device))
+        model.to_device(place)
         return model
 
     def save(  # type: ignore[override]
@@ -751,9 +791,57 @@ class R2MAEModel(BaseModelClass):
         ValueError
             If the folder is damaged or foreign, or the genes of ``adata`` are not the model's.
         """
+        place = torch_device(accelerator, device)
         model = saved.restore(cls, *io.read_model(dir_path), adata=adata, place=dir_path)
-        model.to_device(torch_device(accelerator, device))
+        model.to_device(place)
         return model
+
+    @staticmethod
+    def load_registry(dir_path: str | Path) -> dict[str, Any]:  # type: ignore[override]
+        """Read how the data of a saved model were set up. Nothing is unpickled.
+
+        Parameters
+        ----------
+        dir_path
+            Its folder.
+
+        Returns
+        -------
+        The registry, as ``model.registry``.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no model.
+        ValueError
+            If the folder is damaged or foreign.
+        """
+        return io.read_metadata(dir_path)["registry"]
+
+    @staticmethod
+    def view_setup_args(dir_path: str | Path) -> None:  # type: ignore[override]
+        """Print the arguments of :meth:`setup_anndata` that the data of a saved model were set up with.
+
+        Parameters
+        ----------
+        dir_path
+            Its folder.
+        """
+        AnnDataManager.view_setup_method_args(io.read_metadata(dir_path)["registry"])
+
+    @classmethod
+    def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> None:
+        """Refuse: there are no folders of this class in scvi-tools' old layout, which is a pickle.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(
+            f"{cls.__name__} was never saved in scvi-tools' old layout, and reading that would unpickle it; "
+            "model folders of every version are read by load()."
+        )
 
     def push_to_hub(self, repo: str, **kwargs: Any) -> str:
         """Upload the model to the Hugging Face hub, with a card; see :func:`scr2mae.hub.push_to_hub`.
@@ -801,6 +889,22 @@ class R2MAEModel(BaseModelClass):
             Whether a file that is there is replaced.
         """
         hub.export_scvi(self, dir_path, overwrite=overwrite)
+
+
+def check_whole_number(name: str, value: Any, *, smallest: int) -> None:
+    """Refuse what is no whole number, or too small a one.
+
+    Raises
+    ------
+    TypeError
+        If it is of another kind.
+    ValueError
+        If it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}.")
+    if value < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {value}.")
 
 
 def default_max_epochs(n_obs: int) -> int:

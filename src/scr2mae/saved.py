@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scvi.data import AnnDataManager
 
 from scr2mae import io
 from scr2mae.curriculum import Curriculum
-from scr2mae.data import CellSpec, Split, read_cells
+from scr2mae.data import CellSpec, Split, read_cells, split_cells
 from scr2mae.data.setup import make_actual
+from scr2mae.masking import as_ratio_schedule
 from scr2mae.train import history, record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from anndata import AnnData
@@ -29,6 +34,7 @@ __all__ = ["describe", "describe_run", "restore"]
 logger = logging.getLogger(__name__)
 
 _SIDES = ("train", "validation", "test")
+_SIZES = ("n_hidden", "n_latent", "n_layers", "n_layers_decoder", "seed")
 
 
 def describe(model: R2MAEModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -128,34 +134,135 @@ def restore(
     """
     if document["model"] != cls.__name__:
         raise ValueError(f"{place} holds a {document['model']}, not a {cls.__name__}.")
+    with _damage_has_a_place(place):
+        decoded = _decode(cls, tensors, document, place)
     registry = document["registry"]
     if adata is not None:
         _attach(cls, adata, registry)
     model = cls(adata, registry=None if adata is not None else registry, **document["init_params"])
-    model.mask_ratio = io.decode_schedule(document["mask_ratio"])
-    model.curriculum = Curriculum.from_dict(document["curriculum"])
+    model.mask_ratio, model.curriculum = decoded.mask_ratio, decoded.curriculum
     model.n_new_categories_ = document["n_new_categories"]
     model.module = model.build_module()
-    weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
-    try:
-        model.module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"The weights in {place} do not fit its metadata: {error}") from error
-    model.is_trained_ = document["is_trained"]
-    model.history_ = history.decode(document["history"])
-    model.runs_ = list(document.get("runs", []))  # folders of the first versions have none
-    about = document["split"]
-    if about is not None and adata is not None and adata.n_obs != _n_obs(registry):
+    model.module.load_state_dict(decoded.weights)
+    model.is_trained_, model.history_ = document["is_trained"], decoded.history
+    model.runs_ = decoded.runs
+    split = decoded.split
+    if split is not None and adata is not None and adata.n_obs != _n_obs(registry):
         logger.info(
             "The data differ from those of training (%d cells), so its split is left out.", _n_obs(registry)
         )
-        about = None
-    if about is not None:
-        train, validation, test = (tensors[f"split.{side}"].numpy() for side in _SIDES)
-        model.keep_split(
-            Split(train, validation, test, key=about["key"], groups=about["groups"], seed=about["seed"])
-        )
+        split = None
+    if split is not None:
+        model.keep_split(split)
     return model
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Parts of a saved model that have been checked against one another."""
+
+    weights: dict[str, Tensor]
+    mask_ratio: Any
+    curriculum: Curriculum | None
+    split: Split | None
+    history: history.History
+    runs: list[dict[str, Any]]
+
+
+@contextmanager
+def _damage_has_a_place(place: str | Path) -> Iterator[None]:
+    """Name the folder where metadata are of another kind than a model's."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(
+            f"The metadata in {place} are damaged: {error!r}. Restore the folder from a copy."
+        ) from error
+
+
+def _decode(
+    cls: type[R2MAEModel], tensors: dict[str, Tensor], document: dict[str, Any], place: str | Path
+) -> _Decoded:
+    """Check all that a folder says before anything of the size that it states is made."""
+    registry, sizes, n_new = document["registry"], document["init_params"], document["n_new_categories"]
+    if set(sizes) != set(_SIZES) or any(type(size) is not int for size in sizes.values()):
+        raise ValueError(f"The widths of the network in {place} are damaged: got {sizes}.")
+    spec = CellSpec.from_registry(registry)
+    AnnDataManager._get_summary_stats_from_registry(registry)
+    if unknown := set(registry["setup_args"]) - _setup_arguments(cls):
+        raise ValueError(f"{place} was set up with {sorted(unknown)}, which this version does not know.")
+    n_known = [len(categories) for _, categories in spec.categorical]
+    if n_new is not None and not all(0 <= n < of for n, of in zip(n_new, n_known, strict=False)):
+        raise ValueError(f"{place} says that {n_new} of {n_known} categories are new; that cannot be.")
+    if type(document["is_trained"]) is not bool:
+        raise ValueError(f"{place} does not say whether the model was trained.")
+    curriculum = Curriculum.from_dict(document["curriculum"])
+    weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
+    wanted = _state_wanted(cls, spec, sizes, curriculum, n_new, n_tensors=len(tensors))
+    _check_state(weights, wanted, place)
+    mask_ratio = io.decode_schedule(document["mask_ratio"])
+    if mask_ratio is not None:
+        (as_ratio_schedule if curriculum is None else curriculum.ratio_schedule)(mask_ratio)
+    if any(len(curve["at"]) != len(curve["values"]) for curve in document["history"].values()):
+        raise ValueError(f"The curves of the training in {place} are damaged: points without a value.")
+    split = None if document["split"] is None else _decode_split(tensors, document, place)
+    runs = document.get("runs", [])  # folders of the first versions have none
+    if not isinstance(runs, list) or any(not isinstance(run, dict) for run in runs):
+        raise ValueError(f"The record of runs in {place} is damaged: it is no list of runs.")
+    return _Decoded(weights, mask_ratio, curriculum, split, history.decode(document["history"]), runs)
+
+
+def _setup_arguments(cls: type[R2MAEModel]) -> set[str]:
+    return set(signature(cls.setup_anndata).parameters) - {"adata", "kwargs"}
+
+
+def _state_wanted(
+    cls: type[R2MAEModel],
+    spec: CellSpec,
+    sizes: dict[str, int],
+    curriculum: Curriculum | None,
+    n_new_categories: list[int] | None,
+    *,
+    n_tensors: int,
+) -> dict[str, Tensor]:
+    """Weights of the network that metadata describe, without memory; none if it cannot be."""
+    n_layers = sizes["n_layers"] + sizes["n_layers_decoder"]
+    if min(size for name, size in sizes.items() if name != "seed") < 1 or n_layers > n_tensors:
+        return {}
+    try:
+        with torch.device("meta"):
+            module = cls.module_for(spec, sizes, curriculum=curriculum, n_new_categories=n_new_categories)
+    except (RuntimeError, ValueError):  # sizes beyond any address
+        return {}
+    return module.state_dict()
+
+
+def _check_state(weights: dict[str, Tensor], wanted: dict[str, Tensor], place: str | Path) -> None:
+    def described(tensors: dict[str, Tensor], name: str) -> str:
+        if name not in tensors:
+            return "nothing"
+        return f"{str(tensors[name].dtype).removeprefix('torch.')} {tuple(tensors[name].shape)}"
+
+    names = sorted({*weights, *wanted})
+    wrong = [name for name in names if described(weights, name) != described(wanted, name)]
+    if wrong or not wanted:
+        shown = "; ".join(
+            f"{name} is {described(weights, name)}, expected {described(wanted, name)}" for name in wrong[:3]
+        )
+        raise ValueError(f"The weights in {place} do not fit its metadata, {len(wrong)} in all: {shown}.")
+
+
+def _decode_split(tensors: dict[str, Tensor], document: dict[str, Any], place: str | Path) -> Split:
+    about, n_obs = document["split"], _n_obs(document["registry"])
+    sides = [tensors[f"split.{side}"] for side in _SIDES]
+    if any(side.dtype != torch.int64 or side.dim() != 1 for side in sides):
+        raise ValueError(f"The split in {place} is damaged: positions of cells are whole numbers in a row.")
+    train, validation, test = (side.numpy() for side in sides)
+    try:
+        split_cells(n_obs, external_indexing=[train, validation, test])
+    except ValueError as error:
+        raise ValueError(f"The split in {place} is damaged: {error}") from error
+    return Split(train, validation, test, key=about["key"], groups=about["groups"], seed=about["seed"])
 
 
 def _n_obs(registry: dict[str, Any]) -> int:

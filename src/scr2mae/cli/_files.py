@@ -89,14 +89,21 @@ def read_anndata(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
 
     Raises
     ------
+    MemoryError
+        If what is read of it takes more memory than is free.
     ValueError
         If it is damaged or holds something else.
     """
+    import h5py
     from anndata import read_h5ad
 
+    from scr2mae._untrusted import UnsafeFileError, check_store
+
     try:
+        with h5py.File(path) as file:
+            check_store(file, path=path, left_on_disk=() if backed is None else ("X", "raw/X"))
         return read_h5ad(path, backed=backed)
-    except MemoryError:
+    except (MemoryError, UnsafeFileError):
         raise
     except Exception as error:
         # Which exception a damaged or foreign file raises is a matter of where the reader stumbles.

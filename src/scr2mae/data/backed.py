@@ -10,6 +10,7 @@ import zarr
 from anndata.abc import CSRDataset
 from scipy import sparse
 
+from scr2mae._untrusted import check_sparse
 from scr2mae.data.counts import check_counts
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class BackedCounts:
             group = matrix.group
             self._data, self._indices = group["data"], group["indices"]
             self._indptr = np.asarray(group["indptr"][:], dtype=np.int64)
+            if len(self._indptr) != n_obs + 1 or self._indptr[0] != 0 or (np.diff(self._indptr) < 0).any():
+                raise ValueError(
+                    f"The counts on disk are damaged: their indptr does not rise from 0 over {n_obs} rows."
+                )
             self.nnz = int(self._indptr[-1])
         else:
             self._data, self._indices = matrix, None
@@ -91,9 +96,10 @@ class BackedCounts:
             return sparse.csr_matrix(np.asarray(self._data[start:stop], dtype=np.float32))
         first, last = int(self._indptr[start]), int(self._indptr[stop])
         data = np.asarray(self._data[first:last], dtype=np.float32)
-        return sparse.csr_matrix(
-            (data, np.asarray(self._indices[first:last]), self._indptr[start : stop + 1] - first), shape=shape
-        )
+        indices = np.asarray(self._indices[first:last])
+        counts = sparse.csr_matrix((data, indices, self._indptr[start : stop + 1] - first), shape=shape)
+        check_sparse(counts)
+        return counts
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Read consecutive rows, in the reference's columns.

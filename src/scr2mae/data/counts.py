@@ -11,6 +11,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
 from scr2mae._compat import layer_names
+from scr2mae._untrusted import check_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,7 @@ def as_csr(matrix: Any) -> sparse.csr_matrix:
     if isinstance(matrix, (CSRDataset, CSCDataset)):
         matrix = matrix.to_memory()
     if sparse.issparse(matrix):
+        check_sparse(matrix)
         return sparse.csr_matrix(matrix, dtype=np.float32)
     if isinstance(matrix, (np.ndarray, h5py.Dataset, zarr.Array)):
         n_rows = max(1, _BLOCK // matrix.shape[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import (
@@ -41,7 +42,10 @@ def _check_columns(adata: AnnData, keys: Sequence[str | None]) -> None:
             raise KeyError(f"No {key!r} in adata.obs; choose one of {list(adata.obs)}.")
 
 
-def _check_covariates(adata: AnnData, categorical: Sequence[str], numeric: Sequence[str]) -> None:
+def _check_covariates(
+    adata: AnnData, categorical: Sequence[str], continuous: Sequence[str], size_factor: str | None
+) -> None:
+    numeric = [*continuous, *([] if size_factor is None else [size_factor])]
     for key in [*categorical, *numeric]:
         if n_missing := int(adata.obs[key].isna().sum()):
             raise ValueError(
@@ -50,6 +54,10 @@ def _check_covariates(adata: AnnData, categorical: Sequence[str], numeric: Seque
     for key in numeric:
         if adata.obs[key].dtype.kind not in "fiub":
             raise ValueError(f"adata.obs[{key!r}] must be numeric, got {adata.obs[key].dtype}.")
+        if not np.isfinite(adata.obs[key].to_numpy(dtype=np.float64)).all():
+            raise ValueError(f"adata.obs[{key!r}] must be finite; correct it or drop those cells.")
+    if size_factor is not None and (adata.obs[size_factor] <= 0).any():
+        raise ValueError(f"adata.obs[{size_factor!r}] must be positive.")
 
 
 def _check_all_counts(counts: Any, adata: AnnData, layer: str | None, *, integers: bool) -> None:
@@ -106,7 +114,8 @@ def register(
     _check_covariates(
         adata,
         [*([batch_key] if batch_key else []), *categorical],
-        [*continuous, *([size_factor] if size_factor else [])],
+        continuous,
+        size_factor,
     )
     _check_all_counts(counts, adata, layer, integers=arguments["check_counts"])
     fields: list[Any] = [

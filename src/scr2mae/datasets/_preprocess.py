@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scr2mae._progress import progress
+from scr2mae._untrusted import check_sparse
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +215,7 @@ def _blocks(
 def read_block(counts: Any, start: int, stop: int) -> sp.csr_matrix:
     """Read cells ``start`` to ``stop`` as CSR, float64, without stored zeros or entries given twice."""
     block = sp.csr_matrix(counts[start:stop], dtype=np.float64)
+    check_sparse(block)
     block.sum_duplicates()
     block.eliminate_zeros()
     return block

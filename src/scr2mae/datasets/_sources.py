@@ -158,3 +158,9 @@ def _check_shape(element: Any, path: Path, n_obs: int, n_vars: int) -> None:
         raise ValueError(
             f"Expected counts of {n_obs} cells x {n_vars} genes in {path}, both at least 1, got {tuple(matrix.shape)}."
         )
+    if not hasattr(element, "dtype"):
+        ends = element["indptr"][...]
+        if len(ends) != n_obs + 1 or ends[0] != 0 or (np.diff(ends) < 0).any():
+            raise ValueError(
+                f"The counts of {path} are damaged: their indptr does not rise from 0 over {n_obs} cells."
+            )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scr2mae._require import require
+from scr2mae._untrusted import check_codecs
 from scr2mae.extra.dna.alphabet import encode, reverse_complement
 from scr2mae.extra.dna.chromosomes import find_chrom
 from scr2mae.extra.dna.maf import read_maf
@@ -225,6 +226,8 @@ class GenomeMSA:
         if absent := [chrom for chrom in wanted if chrom not in present]:
             raise KeyError(f"No chromosome {absent} in {path}; it has {present[:12]}.")
         arrays = {chrom: group[chrom] for chrom in wanted}
+        for array in arrays.values():
+            check_codecs(array, path=path)
         starts = {chrom: int(array.attrs.get("start", 0)) for chrom, array in arrays.items()}
         return cls(arrays, species=group.attrs.get("species"), starts=starts)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 
 from scr2mae._durable import write_durably
+from scr2mae._untrusted import load_tensors, read_json
 from scr2mae.extra.dna.config import GPNMSAConfig
 from scr2mae.train import record
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["load_into", "read", "rename_songlab", "write"]
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_LARGEST_CONFIG = 1 << 24
 _FORMAT, _SCHEMA_VERSION = "scr2mae.dna", 1
 
 _SONGLAB_LAYER = re.compile(r"model\.encoder\.layer\.(\d+)\.(.+)\.(weight|bias)")
@@ -99,12 +100,7 @@ def read(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig, tuple[str
     for name in (_CONFIG, _WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no folder of a DNA model: it has no {name}.")
-    try:
-        document = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{folder / _CONFIG} is damaged: {error}. Restore the folder from a copy."
-        ) from error
+    document = read_json(folder / _CONFIG, largest=_LARGEST_CONFIG)
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise ValueError(
             f"{folder / _CONFIG} does not describe a DNA model of this package; for a published GPN-MSA model use "
@@ -115,14 +111,14 @@ def read(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig, tuple[str
         raise ValueError(
             f"{folder} has schema version {version!r}, this version reads up to {_SCHEMA_VERSION}; upgrade scr2mae."
         )
+    state, species = load_tensors(folder / _WEIGHTS), document.get("species")
     try:
-        state = safetensors.torch.load_file(folder / _WEIGHTS)
-    except SafetensorError as error:
+        config = GPNMSAConfig.from_dict(document["config"])
+    except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder / _WEIGHTS} is damaged: {error}. Restore the folder from a copy."
+            f"{folder / _CONFIG} is damaged: {error!r}. Restore the folder from a copy."
         ) from error
-    species = document.get("species")
-    return state, GPNMSAConfig.from_dict(document["config"]), None if species is None else tuple(species)
+    return state, config, None if species is None else tuple(species)
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, place: str) -> None:

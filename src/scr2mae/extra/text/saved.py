@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 
 from scr2mae._durable import exchange
 from scr2mae._require import require
+from scr2mae._untrusted import load_tensors, read_json
 from scr2mae.curriculum import Curriculum
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
 from scr2mae.io import decode_schedule, encode_schedule
@@ -138,8 +138,8 @@ def _load_weights(module: Any, path: Path, *, absent: set[str]) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} lacks {path.name}; restore the folder from a copy.")
     try:
-        result = module.load_state_dict(safetensors.torch.load_file(path), strict=False)
-    except (SafetensorError, RuntimeError) as error:
+        result = module.load_state_dict(load_tensors(path), strict=False)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"The weights in {path} are damaged or of another network: {error}") from error
     wrong = (set(result.missing_keys) - absent) | set(result.unexpected_keys)
     if wrong:
@@ -149,7 +149,7 @@ def _load_weights(module: Any, path: Path, *, absent: set[str]) -> None:
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).is_file():
         raise FileNotFoundError(f"{folder} is no folder of a text model: it lacks {name}.")
-    try:
-        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{folder / name} is damaged: {error}. Restore the folder from a copy.") from error
+    document = read_json(folder / name, may_be_nan=("history",))
+    if not isinstance(document, dict):
+        raise ValueError(f"{folder / name} is damaged: it describes nothing. Restore the folder from a copy.")
+    return document

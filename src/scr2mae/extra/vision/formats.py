@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scr2mae._untrusted import check_memory
 from scr2mae.extra.vision.datasets import ImageArray, ImageFiles, ImageFolder
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ class CelebA(ImageFiles):
                 f"{root / 'list_attr_celeba.txt'} is damaged: it announces {count} images of "
                 f"{len(self.attributes_)} attributes each and has {len(table)} rows."
             )
+        if outside := [row[0] for row in table if Path(row[0]).name != row[0]]:
+            raise ValueError(
+                f"{root / 'list_attr_celeba.txt'} names {outside[0]!r}, which is no file of img_align_celeba."
+            )
         kept = [row for row in table if partition.get(row[0]) == _CELEBA_SPLITS[split]]
         if not kept:
             raise ValueError(f"No image of the {split} split in {root}.")
@@ -96,19 +102,33 @@ def read_idx(path: str | Path) -> np.ndarray:
     ValueError
         If the file is in another format or its length is not what it states.
     """
-    content = Path(path).read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
+    with Path(path).open("rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        stream: Any = gzip.GzipFile(fileobj=file) if is_packed else file
+        try:
+            dtype, shape = _read_idx_header(stream, path)
+            n_bytes = math.prod(shape) * dtype.itemsize
+            check_memory(2 * n_bytes, f"The array of shape {shape} in {path}")
+            # No more is unpacked than the header states, and one byte to tell that there is more.
+            content = stream.read(n_bytes + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path} is damaged: {error}.") from error
+    if len(content) != n_bytes:
+        held = f"{len(content)} bytes" if len(content) < n_bytes else "more"
+        raise ValueError(f"{path} states the shape {shape}, but holds {held} of data.")
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _read_idx_header(stream: Any, path: str | Path) -> tuple[np.dtype, tuple[int, ...]]:
+    magic = stream.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES:
         raise ValueError(f"{path} is not an idx file: it does not begin as one.")
-    dtype, n_dims = np.dtype(_IDX_TYPES[content[2]]), content[3]
-    start = 4 + 4 * n_dims
-    if len(content) < start:
+    n_dims = magic[3]
+    sizes = stream.read(4 * n_dims)
+    if len(sizes) < 4 * n_dims:
         raise ValueError(f"{path} ends within its header.")
-    shape = struct.unpack(f">{n_dims}I", content[4:start])
-    if len(content) - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{path} states the shape {shape}, but holds {len(content) - start} bytes of data.")
-    return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+    return np.dtype(_IDX_TYPES[magic[2]]), struct.unpack(f">{n_dims}I", sizes)
 
 
 def read_mnist(folder: str | Path, split: str = "train") -> ImageArray:
@@ -169,7 +189,7 @@ def image_splits(path: str | Path) -> list[str]:
     if not place.exists():
         raise FileNotFoundError(f"No file or folder {place}.")
     if place.suffix == ".npz":
-        with np.load(place) as arrays:
+        with np.load(place, allow_pickle=False) as arrays:
             return [split for split in _SPLITS if f"x_{split}" in arrays]
     if (place / "list_attr_celeba.txt").is_file():
         return list(_SPLITS)
@@ -221,7 +241,9 @@ def open_images(path: str | Path, *, split: str | None = None, **options: Any) -
 
 
 def _read_npz(path: Path, suffix: str) -> ImageArray:
-    with np.load(path) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
         if f"x{suffix}" not in arrays:
             raise ValueError(f"{path} has the arrays {sorted(arrays)}; expected 'x', or 'x_train'.")
+        wanted = [f"{name}.npy" for name in (f"x{suffix}", f"y{suffix}") if name in arrays]
+        check_memory(sum(arrays.zip.getinfo(name).file_size for name in wanted), f"Unpacked, {path}")
         return ImageArray(arrays[f"x{suffix}"], arrays.get(f"y{suffix}"))

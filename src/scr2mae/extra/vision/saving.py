@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 
 from scr2mae._require import require
+from scr2mae._untrusted import load_tensors, read_json
 from scr2mae.extra.vision.mlp import MaskedMLP
 from scr2mae.extra.vision.unet import MaskedUNet
 from scr2mae.train import record
@@ -22,6 +22,7 @@ __all__ = ["load", "save"]
 
 _SCHEMA_VERSION = 1
 _METADATA, _WEIGHTS = "config.json", "model.safetensors"
+_LARGEST_CONFIG = 1 << 24
 _PIXEL_NETWORKS: dict[str, Any] = {"MaskedMLP": MaskedMLP, "MaskedUNet": MaskedUNet}
 
 
@@ -100,10 +101,9 @@ def load(folder: str | Path) -> Any:
     path = place / _METADATA
     if not path.is_file():
         raise FileNotFoundError(f"No network in {place}: it has no {_METADATA}.")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
+    document = read_json(path, largest=_LARGEST_CONFIG)
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} describes no network for images of this package.")
     if document.get("model_type") == "vit_mae":
         from scr2mae.extra.vision.vit import R2ViTMAE
 
@@ -115,8 +115,8 @@ def load(folder: str | Path) -> Any:
         )
     network = _build(document, path)
     try:
-        network.load_state_dict(safetensors.torch.load_file(place / _WEIGHTS))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        network.load_state_dict(load_tensors(place / _WEIGHTS))
+    except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"The weights in {place} are missing, damaged or of another network: {error}."
         ) from error

@@ -252,7 +252,7 @@ class R2ViTMAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> R2ViTMAE:
-        """Load a folder, or a checkpoint of the Hugging Face Hub by name, of any ViT-MAE.
+        """Load a folder, or a checkpoint of the Hugging Face Hub by name, of any ViT-MAE. Nothing is unpickled.
 
         Parameters
         ----------
@@ -266,11 +266,14 @@ class R2ViTMAE(nn.Module):
         Raises
         ------
         OSError
-            If there is none.
+            If there is none, or none in safetensors.
         """
         transformers = require("transformers", extra="vision")
         with _no_progress_bars():
-            mae = transformers.ViTMAEForPreTraining.from_pretrained(folder)
+            # Without safetensors transformers would take a pickle; nothing but ViT-MAE's own code is run.
+            mae = transformers.ViTMAEForPreTraining.from_pretrained(
+                folder, use_safetensors=True, local_files_only=Path(folder).is_dir(), trust_remote_code=False
+            )
         network = cls(mae.config)
         network.mae.load_state_dict(mae.state_dict())
         return network.eval()
