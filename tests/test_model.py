@@ -108,27 +108,6 @@ def test_the_paper_preset_has_the_paper_s_widths(adata: AnnData) -> None:
     assert model.module.to_latent.weight.shape == (512, 1000)
 
 
-@pytest.mark.parametrize("argument", ["n_hidden", "n_latent", "n_layers", "n_layers_decoder"])
-def test_a_width_below_one_is_refused(argument: str, adata: AnnData) -> None:
-    with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):
-        R2MAEModel(adata, **{argument: 0})
-
-
-@pytest.mark.parametrize(
-    ("mask_ratio", "error", "message"),
-    [
-        ("0.5", TypeError, "must be a float, a pair"),
-        (None, TypeError, "must be a float, a pair"),
-        ((0.1, 0.2, 0.3), ValueError, r"must be a pair \(low, high\)"),
-    ],
-)
-def test_a_masking_ratio_of_another_kind_is_refused(
-    mask_ratio: Any, error: type[Exception], message: str, adata: AnnData
-) -> None:
-    with pytest.raises(error, match=message):
-        R2MAEModel(adata, **TINY, mask_ratio=mask_ratio)
-
-
 @pytest.mark.parametrize(
     "method",
     [
@@ -186,22 +165,6 @@ def test_indices_are_positions_from_either_end_or_a_boolean_mask(trained: R2MAEM
     mask = np.arange(120) % 3 == 0
     for indices, expected in (([4, -1, 4], whole[[4, 119, 4]]), (mask, whole[mask]), ([], whole[:0])):
         np.testing.assert_allclose(trained.get_latent_representation(indices=indices), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("indices", "error", "message"),
-    [
-        ([120], IndexError, "within the 120 cells, got 120 to 120"),
-        ([0, -121], IndexError, "within the 120 cells"),
-        (np.ones(5, dtype=bool), ValueError, r"one entry a cell \(120\), got shape \(5,\)"),
-    ],
-    ids=["too large", "too small", "short mask"],
-)
-def test_indices_outside_the_data_are_refused(
-    indices: Any, error: type[Exception], message: str, trained: R2MAEModel
-) -> None:
-    with pytest.raises(error, match=message):
-        trained.get_latent_representation(indices=indices)
 
 
 @pytest.mark.parametrize("columns", ["unseen", "absent"])
@@ -266,22 +229,6 @@ def test_transform_batch_decodes_as_that_batch_and_averages_over_several(referen
     assert np.abs(by_batch[0] - by_batch[1]).max() > 1e-5
     both = reference.get_normalized_expression(transform_batch=["b0", "b1"], return_numpy=True)
     np.testing.assert_allclose(both, np.mean(by_batch, axis=0), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"gene_list": ["gene1", "TP53"]}, KeyError, r"does not know the genes \['TP53'\]"),
-        ({"transform_batch": "b7"}, KeyError, r"No batch \['b7'\]; the model knows \['b0', 'b1'\]"),
-        ({"library_size": "median"}, ValueError, "must be a number, 'observed' or 'latent', got 'median'"),
-    ],
-    ids=["gene", "batch", "library"],
-)
-def test_unknown_choices_of_expression_are_refused(
-    arguments: dict[str, Any], error: type[Exception], message: str, reference: R2MAEModel
-) -> None:
-    with pytest.raises(error, match=message):
-        reference.get_normalized_expression(**arguments)
 
 
 @pytest.mark.parametrize("n_measured", [60, 40], ids=["whole", "panel"])

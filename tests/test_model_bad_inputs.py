@@ -69,29 +69,6 @@ def test_fractions_are_accepted_on_request_and_still_no_other_non_count(
             R2MAEModel.setup_anndata(_set(adata, value), check_counts=False)
 
 
-BAD_SETUP = {
-    "layer": ({"layer": "raw"}, "No 'raw' in adata.layers; choose one of ['spliced']"),
-    **{
-        key: ({key: "nothere"}, "No 'nothere' in adata.obs; choose one of ['donor', 'cell_type', 'batch'")
-        for key in ("batch_key", "labels_key", "donor_key", "size_factor_key")
-    },
-    "categorical_covariate_keys": (
-        {"categorical_covariate_keys": ["chemistry", "nothere"]},
-        "No 'nothere' in adata.obs; choose one of",
-    ),
-    "continuous_covariate_keys": ({"continuous_covariate_keys": ["nothere"]}, "No 'nothere' in adata.obs"),
-}
-
-
-@pytest.mark.parametrize("argument", BAD_SETUP)
-def test_a_missing_layer_or_column_is_refused_with_those_that_exist(argument: str, adata: AnnData) -> None:
-    adata.layers["spliced"] = adata.X.copy()
-    arguments, message = BAD_SETUP[argument]
-    with pytest.raises(KeyError) as caught:
-        R2MAEModel.setup_anndata(adata, **arguments)
-    assert message in str(caught.value.args[0])
-
-
 def _missing_batch(adata: AnnData) -> AnnData:
     adata.obs["batch"] = adata.obs["batch"].where(np.arange(adata.n_obs) != 4)
     return adata
@@ -155,20 +132,3 @@ def test_a_query_without_a_covariate_is_refused(column: str, adata: AnnData, ref
     del adata.obs[column]
     with pytest.raises(KeyError, match=f"No '{column}' in adata.obs"):
         reference.get_latent_representation(adata)
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 1.1, (0.2, 1.5), (-0.1, 0.5), float("nan")], ids=str)
-def test_a_ratio_outside_zero_and_one_is_refused(ratio: Any, adata: AnnData) -> None:
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        R2MAEModel(adata, mask_ratio=ratio)
-
-
-def test_a_pair_of_ratios_in_the_wrong_order_is_refused(adata: AnnData) -> None:
-    with pytest.raises(ValueError, match=r"\(low, high\) with low <= high, got \(0.5, 0.1\)"):
-        R2MAEModel(adata, mask_ratio=(0.5, 0.1))
-
-
-def test_a_size_factor_must_be_positive(adata: AnnData, train_tiny: Callable[..., R2MAEModel]) -> None:
-    adata.obs["size"] = np.r_[0.0, np.ones(119)]
-    with pytest.raises(ValueError, match=r"adata.obs\['size'\] must be positive"):
-        train_tiny(adata, setup={"size_factor_key": "size"})
