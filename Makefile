@@ -9,6 +9,10 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 SOURCES := pyproject.toml constraints.txt
 TESTS := -m "not slow and not gpu"
 
+OLDEST := .venv-oldest
+PYTHON_OLDEST ?= $(PYTHON)
+TORCH_OLDEST ?= $(shell sed -n 's/^torch==//p' constraints-oldest.txt)
+
 LATEST := .venv-latest
 PYTHON_LATEST ?= $(shell for python in python3.13 python3.12 $(HOME)/.pyenv/versions/3.1[23].*/bin/python; do \
 	"$$python" -c '' 2>/dev/null && { command -v "$$python"; break; }; done)
@@ -16,7 +20,7 @@ PYTHON_LATEST ?= $(shell for python in python3.13 python3.12 $(HOME)/.pyenv/vers
 # One process a core; threads on top would only make them wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help demo test test-faults lint docs test-latest test-tutorials clean
+.PHONY: help demo test test-faults lint docs audit test-oldest test-latest test-tutorials clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -47,11 +51,17 @@ docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html and c
 test-tutorials: $(VENV)/.stamp-tutorials ## execute the tutorials
 	$(ONE_THREAD) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tutorials
 
+audit: $(VENV)/.stamp-audit ## look the pinned dependencies up in the list of known vulnerabilities (needs the network)
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
+
+test-oldest: $(OLDEST)/.stamp-test ## run the tests with the oldest version allowed of every direct dependency
+	$(ONE_THREAD) $(OLDEST)/bin/python -m pytest -n $(WORKERS) $(TESTS)
+
 test-latest: $(LATEST)/.stamp-test ## run the tests with a newer Python and the newest of every dependency
 	$(ONE_THREAD) $(LATEST)/bin/python -m pytest -n $(WORKERS) $(TESTS)
 
 clean: ## remove what the other commands made, environments included
-	rm -rf $(VENV) $(LATEST) demo dist build docs/_build docs/tutorials/*.ipynb docs/jupyter_execute .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(OLDEST) $(LATEST) demo dist build docs/_build docs/tutorials/*.ipynb docs/jupyter_execute .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis .coverage htmlcov
 
 # Debian splits ensurepip off its Python: where `venv` finds none, the pip outside puts one inside.
@@ -76,6 +86,20 @@ $(VENV)/.stamp-run: $(SOURCES) $(VENV)/.stamp-torch
 $(VENV)/.stamp-test $(VENV)/.stamp-lint $(VENV)/.stamp-docs $(VENV)/.stamp-tutorials: $(VENV)/.stamp-%: $(SOURCES) $(VENV)/.stamp-torch
 	$(PIP) install -c constraints.txt -e ".[$*]"
 	touch $@ $(VENV)/.stamp-run
+
+$(VENV)/.stamp-audit: | $(BIN)/python
+	$(PIP) install pip-audit
+	touch $@
+
+$(OLDEST)/bin/python:
+	$(call make_venv,$(PYTHON_OLDEST),PYTHON_OLDEST,$(OLDEST))
+
+# torch first, as above; TORCH_OLDEST takes another version where no build of the oldest is at hand.
+$(OLDEST)/.stamp-test: pyproject.toml constraints-oldest.txt | $(OLDEST)/bin/python
+	$(OLDEST)/bin/python -m pip install torch==$(TORCH_OLDEST)
+	sed '/^torch==/d' constraints-oldest.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -c $(OLDEST)/constraints.txt -e ".[test]" torch==$(TORCH_OLDEST)
+	touch $@
 
 $(LATEST)/bin/python:
 	@test -n "$(PYTHON_LATEST)" || { echo "No Python 3.12 or 3.13 found; set PYTHON_LATEST=/path/to/python" >&2; exit 1; }
