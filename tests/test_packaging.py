@@ -15,7 +15,9 @@ def smallest_versions() -> dict[str, str]:
     wanted = [*PROJECT["dependencies"], *(each for extra in EXTRAS for each in optional[extra])]
     named = [each for each in wanted if not each.startswith("scr2mae[")]
     found = {match[1]: match[2] for each in named if (match := re.match(r"([\w.-]+)>=([\d.]+)", each))}
-    assert len(found) == len({re.split(r"[><=]", each)[0] for each in named}), "a dependency has no smallest version"
+    assert len(found) == len({re.split(r"[><=]", each)[0] for each in named}), (
+        "a dependency has no smallest version"
+    )
     return found
 
 

@@ -33,6 +33,7 @@ SETUPS = st.sampled_from(
 RATIOS = st.sampled_from([0.25, (0.1, 0.5), DiscreteRatio((0.2, 0.5))])
 
 
+@pytest.mark.filterwarnings("ignore:.*has fewer than 3 cells:UserWarning")  # of twenty
 @few
 @given(
     sizes=st.fixed_dictionaries(
@@ -131,7 +132,9 @@ def test_sinkhorn_conserves_mass_with_and_without_padding(
     weights = torch.rand(shape, generator=generator, dtype=torch.double) + 0.05
     valid = (torch.arange(n_features + n_padding) < n_features).expand(3, -1)
     balanced = sinkhorn(weights, n_iter=300, valid=valid)
-    torch.testing.assert_close(balanced.sum(dim=(1, 2)), torch.full((3,), float(n_features * n_ratios)).double())
+    torch.testing.assert_close(
+        balanced.sum(dim=(1, 2)), torch.full((3,), float(n_features * n_ratios)).double()
+    )
     torch.testing.assert_close(balanced.sum(dim=1), torch.full((3, n_ratios), float(n_features)).double())
     rows = balanced.sum(dim=2)
     torch.testing.assert_close(rows[valid], torch.full_like(rows[valid], n_ratios), rtol=1e-4, atol=0)
@@ -163,8 +166,14 @@ def test_probes_and_scores_do_not_depend_on_the_order_of_cells(seed: int, cells:
             np.testing.assert_allclose(shuffled, straight, rtol=1e-6)
         else:
             np.testing.assert_array_equal(shuffled, straight)
-    arguments: dict[str, Any] = {"use_rep": "X_mine", "targets": {"disease": "classification"}, "donor_key": "donor"}
-    tables = [linear_probe(each, n_splits=1, n_bootstrap=0, **arguments) for each in (cells, cells[order].copy())]
+    arguments: dict[str, Any] = {
+        "use_rep": "X_mine",
+        "targets": {"disease": "classification"},
+        "donor_key": "donor",
+    }
+    tables = [
+        linear_probe(each, n_splits=1, n_bootstrap=0, **arguments) for each in (cells, cells[order].copy())
+    ]
     np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], rtol=1e-9)
     labels = cells.obs["disease"].astype(str).to_numpy()
     assert metrics.knn_label_recovery(X[order], labels[order]) == metrics.knn_label_recovery(X, labels)
