@@ -248,8 +248,8 @@ def read_metadata(dir_path: str | Path, *, follow_links: bool = False) -> dict[s
         )
     if not (follow_links or is_inside(path, folder)):
         raise ValueError(f"{path} is a link out of its folder; refusing to follow it.")
-    # Curves may have gaps.
-    document = read_json(path, may_be_nan=("history",), object_hook=_decode)
+    # Curves may have gaps, and arguments no bounds.
+    document = read_json(path, may_be_nan=("history", "runs"), object_hook=_decode)
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise ValueError(f"{path} does not describe a scr2mae model.")
     version = document.get("schema_version")
