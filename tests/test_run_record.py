@@ -12,6 +12,7 @@ import pytest
 from anndata import AnnData
 
 from scr2mae import R2MAEModel
+from scr2mae._run_file import RUN_SCHEMA_VERSION
 from scr2mae.cli import main
 from scr2mae.data import CellDataModule, CellSpec, open_store, read_cells, split_cells
 from scr2mae.extra import dna, vision
@@ -33,7 +34,7 @@ def test_a_saved_model_has_the_record_of_its_run_beside_it(
 ) -> None:
     reference.save(tmp_path / "model")
     document = read(tmp_path / "model")
-    assert (document["format"], document["schema_version"]) == ("scr2mae.run", record.RUN_SCHEMA_VERSION)
+    assert (document["format"], document["schema_version"]) == ("scr2mae.run", RUN_SCHEMA_VERSION)
     weights = next((tmp_path / "model").glob("weights-*")).name
     assert weights == f"weights-{document['weights']}.safetensors"
     (run,) = document["runs"]

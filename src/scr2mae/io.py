@@ -15,8 +15,9 @@ import torch
 
 from scr2mae import masking
 from scr2mae._durable import cannot_write, folder_lock, is_free, is_leftover, sync_folder, write_durably
+from scr2mae._run_file import RUN_FILE
+from scr2mae._run_file import document as document_of
 from scr2mae._untrusted import check_memory, is_inside, read_json, tensors_of
-from scr2mae.train import record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,7 +146,7 @@ def _check_free(folder: Path) -> None:
 
 def _sweep(folder: Path, name: str) -> None:
     """Remove weights that no metadata name, and what saves that were killed have left; to be called under the lock."""
-    ours = (f".{_METADATA}.", f".{record.RUN_FILE}.", ".weights-")
+    ours = (f".{_METADATA}.", f".{RUN_FILE}.", ".weights-")
     for item in folder.iterdir():
         is_orphan = _WEIGHTS.fullmatch(item.name) is not None and item.name != name
         if is_orphan or (is_leftover(item) and item.name.startswith(ours)):
@@ -207,11 +208,11 @@ def write_model(
         **_encode(metadata),
     }
     text = json.dumps(document, indent=1, allow_nan=True).encode()
-    run = record.document(document.get("runs", []), weights=digest)
+    run = document_of(document.get("runs", []), weights=digest)
     with folder_lock(folder):
         if not overwrite:
             _check_free(folder)  # another process may have come first
-        write_durably({folder / name: content, folder / _METADATA: text, folder / record.RUN_FILE: run})
+        write_durably({folder / name: content, folder / _METADATA: text, folder / RUN_FILE: run})
         sync_folder(folder)
         _sweep(folder, name)
 

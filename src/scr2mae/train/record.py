@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import lightning.pytorch as pl
 
@@ -24,18 +24,13 @@ if TYPE_CHECKING:
     from scr2mae.train.plan import MaskedTrainingPlan
 
 __all__ = [
-    "RUN_FILE",
-    "RUN_SCHEMA_VERSION",
     "describe_data",
     "describe_split",
-    "document",
     "plain",
     "recorded",
     "seal",
 ]
 
-RUN_FILE = "run.json"
-RUN_SCHEMA_VERSION = 1
 _PACKAGES = ("scr2mae", "torch", "lightning", "scvi-tools", "anndata", "numpy", "scipy", "pandas")
 _WHAT_DECIDES = ("seed", "data", "arguments", "split")
 _CELLS_HASHED_ON_DISK = 64
@@ -160,25 +155,6 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     # The repr of a data class says all of it; that of most others holds an address.
     return repr(value) if hasattr(value, "__dataclass_fields__") else type(value).__qualname__
-
-
-def document(runs: Sequence[dict[str, Any]], *, weights: str | None = None) -> bytes:
-    """Return the content of ``run.json``.
-
-    Parameters
-    ----------
-    runs
-        Records of runs, the last one last.
-    weights
-        Hash of the weights that they led to, where it is known.
-    """
-    whole = {
-        "format": "scr2mae.run",
-        "schema_version": RUN_SCHEMA_VERSION,
-        "weights": weights,
-        "runs": list(runs),
-    }
-    return json.dumps(whole, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 
 from scr2mae._durable import write_durably
+from scr2mae._run_file import RUN_FILE
+from scr2mae._run_file import document as document_of
 from scr2mae._untrusted import load_tensors, read_json
 from scr2mae.extra.dna.config import GPNMSAConfig
-from scr2mae.train import record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,10 +81,10 @@ def write(
         folder / _CONFIG: json.dumps(document, indent=1).encode(),
     }
     if runs:
-        contents[folder / record.RUN_FILE] = record.document(runs)
+        contents[folder / RUN_FILE] = document_of(runs)
     write_durably(contents)
     if not runs:  # those of an earlier network
-        (folder / record.RUN_FILE).unlink(missing_ok=True)
+        (folder / RUN_FILE).unlink(missing_ok=True)
 
 
 def read(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig, tuple[str, ...] | None]:

@@ -14,11 +14,12 @@ import safetensors.torch
 
 from scr2mae._durable import exchange
 from scr2mae._require import require
+from scr2mae._run_file import RUN_FILE, document
 from scr2mae._untrusted import load_tensors, read_json
 from scr2mae.curriculum import Curriculum
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
 from scr2mae.io import decode_schedule, encode_schedule
-from scr2mae.train import history, record
+from scr2mae.train import history
 
 if TYPE_CHECKING:
     from scr2mae.extra.text.model import RobertaR2MAE
@@ -87,7 +88,7 @@ def _write(model: RobertaR2MAE, folder: Path) -> None:
     }
     (folder / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
     if runs := getattr(model, "runs_", []):
-        (folder / record.RUN_FILE).write_bytes(record.document(runs))
+        (folder / RUN_FILE).write_bytes(document(runs))
 
 
 def _tokenizer_config(model: RobertaR2MAE) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 
 from scr2mae._require import require
+from scr2mae._run_file import RUN_FILE
+from scr2mae._run_file import document as document_of
 from scr2mae._untrusted import load_tensors, read_json
 from scr2mae.extra.vision.mlp import MaskedMLP
 from scr2mae.extra.vision.unet import MaskedUNet
-from scr2mae.train import record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,9 +74,9 @@ def save(network: nn.Module, folder: str | Path, *, about: dict[str, Any] | None
 def _write_runs(network: Any, place: Path) -> None:
     """Write the records of a network's runs; where there are none, those of an earlier network go."""
     if runs := getattr(network, "runs_", []):
-        (place / record.RUN_FILE).write_bytes(record.document(runs))
+        (place / RUN_FILE).write_bytes(document_of(runs))
     else:
-        (place / record.RUN_FILE).unlink(missing_ok=True)
+        (place / RUN_FILE).unlink(missing_ok=True)
 
 
 def load(folder: str | Path) -> Any:
