@@ -359,6 +359,8 @@ class R2MAEModel(BaseModelClass):
             If an argument is out of range or there is nothing to train.
         FileNotFoundError
             If there is no checkpoint to resume from.
+        NotADirectoryError
+            If ``checkpoint_dir`` is a file.
         scr2mae.train.NonFiniteError
             If twenty steps in a row had a loss or gradient that is not finite; it names the cells. The model keeps the weights
             of before and can be used.
@@ -832,6 +834,11 @@ class R2MAEModel(BaseModelClass):
     @classmethod
     def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> None:
         """Refuse: there are no folders of this class in scvi-tools' old layout, which is a pickle.
+
+        Parameters
+        ----------
+        args, kwargs
+            Not looked at.
 
         Raises
         ------

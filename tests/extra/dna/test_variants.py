@@ -282,7 +282,7 @@ def test_scoring_leaves_the_network_as_it_was(tiny, msa, substitutions, capsys):
     model = tiny().train()
     dna.score_variants(model, msa, substitutions, window_size=8, accelerator="cpu")
     assert model.training
-    assert "sites/s" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""  # no terminal, no progress
 
 
 def test_scoring_that_cannot_be_is_refused(tiny, msa, substitutions):
