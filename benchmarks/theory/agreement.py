@@ -159,8 +159,8 @@ def draw(frame: pd.DataFrame, path: Any) -> None:
         allowed = 100 * TOLERANCE[d]
         ax.axhspan(-allowed, allowed, color="0.92", zorder=0)
         ax.set(xlabel="masking ratio p", title=f"{d} covariates")
-    axes[0, 0].set_ylabel("simulated risk below (-) or\nabove (+) the formula (%)")
-    axes[0, -1].legend(fontsize=8, handletextpad=0.1)
+    axes[0, 0].set_ylabel("Excess of the simulated risk\nover the formula (%)")
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.1)
     save(figure, path)
 
 
