@@ -213,15 +213,17 @@ class Batches(pl.LightningDataModule):
         return self._batches(1)
 
 
-def test_a_data_module_of_one_s_own_trains(adata: AnnData) -> None:
+@pytest.mark.parametrize("curriculum", [None, "cl"])
+def test_a_data_module_of_one_s_own_trains(curriculum: str | None, adata: AnnData) -> None:
     R2MAEModel.setup_anndata(adata, batch_key="batch")
-    model = R2MAEModel(adata, **TINY)
+    model = R2MAEModel(adata, **TINY, curriculum=curriculum)
     before = copy.deepcopy(model.module.state_dict())
     model.train(2, datamodule=Batches(adata), accelerator="cpu", enable_progress_bar=False)
     assert model.is_trained
     assert model.train_indices is None
     assert len(model.history["train_loss_step"]) == 2 * 3
     assert len(model.history["validation_loss"]) == 2
+    assert ("curriculum_multiplier" in model.history) == (curriculum is not None)
     assert not torch.equal(model.module.state_dict()["to_latent.weight"], before["to_latent.weight"])
 
 

@@ -38,8 +38,9 @@ def public_names(module: ModuleType) -> set[str]:
 
 
 def own_methods(item: type) -> Iterator[tuple[str, object]]:
-    """Public methods and properties that a class of this package defines itself."""
-    for attribute, value in sorted(vars(item).items()):
+    """Public methods and properties of a class that are defined in this package."""
+    ours = [vars(base) for base in reversed(item.__mro__) if base.__module__.startswith("scr2mae")]
+    for attribute, value in sorted({name: value for names in ours for name, value in names.items()}.items()):
         function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if (
             not attribute.startswith("_")

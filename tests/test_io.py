@@ -231,6 +231,33 @@ def test_a_save_killed_after_the_swap_leaves_the_new_model(
     assert len(files(folder)) == 4  # the old weights are an orphan now
 
 
+def test_a_model_overwritten_while_it_is_read_is_read_anew(
+    folder: Path, trained: R2MAEModel, adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights_file, saved_between = io.weights_file, []
+
+    def save_between(document: dict[str, Any], *, place: Any) -> str:
+        if not saved_between:
+            saved_between.append(True)
+            R2MAEModel(adata, **TINY, seed=1).save(folder, overwrite=True)
+        return weights_file(document, place=place)
+
+    monkeypatch.setattr(io, "weights_file", save_between)
+    assert R2MAEModel.load(folder).seed == 1
+    assert trained.seed != 1
+
+
+def test_metadata_longer_than_are_read_back_are_not_written(
+    folder: Path, trained: R2MAEModel, adata: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(folder)
+    monkeypatch.setattr(io, "LARGEST_JSON", 100)
+    with pytest.raises(ValueError, match="no more than 100 are read back"):
+        R2MAEModel(adata, **TINY, seed=1).save(folder, overwrite=True)
+    assert files(folder) == before
+    assert_same_model(R2MAEModel.load(folder), trained)
+
+
 def test_everything_is_on_disk_before_the_swap(
     folder: Path, adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

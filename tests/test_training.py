@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from scr2mae import R2MAEModel
 from scr2mae.data import CellDataModule, split_cells
 from scr2mae.masking import DecayRatio, FixedRatio, MDLMRatio, UniformRatio
-from scr2mae.model import default_max_epochs
+from scr2mae.model._training import default_max_epochs
 
 Train = Callable[..., R2MAEModel]
 FROZEN = {"lr": 1e-30, "weight_decay": 0.0}

@@ -193,6 +193,12 @@ class BatchLoader:
         return {"epoch": self.sampler.epoch, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state_dict`` was taken; a whole epoch seen means the next one starts afresh."""
+        """Go on where ``state_dict`` was taken; a whole epoch seen means the next one starts afresh.
+
+        Parameters
+        ----------
+        state
+            As ``state_dict`` returned it.
+        """
         self.sampler.set_epoch(state["epoch"])
         self._start = state["seen"] if state["seen"] < len(self) else 0

@@ -30,7 +30,7 @@ __all__ = [
     "tensors_of",
 ]
 
-_LARGEST_JSON = 1 << 28
+LARGEST_JSON = 1 << 28
 _DEEPEST_JSON = 64
 _LARGEST_ATTRIBUTE = 1 << 24
 _LEFT_ON_DISK = ("X", "layers", "raw/X")
@@ -86,7 +86,7 @@ def check_memory(n_bytes: int, what: str) -> None:
 def read_json(
     path: Path,
     *,
-    largest: int = _LARGEST_JSON,
+    largest: int = LARGEST_JSON,
     may_be_nan: Collection[str] = (),
     object_hook: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Any:

@@ -17,7 +17,7 @@ from scr2mae import masking
 from scr2mae._durable import cannot_write, folder_lock, is_free, is_leftover, sync_folder, write_durably
 from scr2mae._run_file import RUN_FILE
 from scr2mae._run_file import document as document_of
-from scr2mae._untrusted import check_memory, is_inside, read_json, tensors_of
+from scr2mae._untrusted import LARGEST_JSON, check_memory, is_inside, read_json, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,6 +180,8 @@ def write_model(
         If the folder is not empty and ``overwrite`` is False.
     NotADirectoryError
         If the path is a file.
+    ValueError
+        If the metadata are longer than :func:`read_metadata` takes.
     OSError
         If the disk is full or read-only, with what to do; an old model is then as it was.
     """
@@ -208,6 +210,11 @@ def write_model(
         **_encode(metadata),
     }
     text = json.dumps(document, indent=1, allow_nan=True).encode()
+    if len(text) > LARGEST_JSON:
+        raise ValueError(
+            f"{_METADATA} would take {len(text):,} bytes, and no more than {LARGEST_JSON:,} are read back; shorten what is long: "
+            "categories in the columns that were set up, or model.history_."
+        )
     run = document_of(document.get("runs", []), weights=digest)
     with folder_lock(folder):
         if not overwrite:
@@ -324,6 +331,18 @@ def read_model(
     """
     folder = Path(dir_path)
     document = read_metadata(folder, follow_links=follow_links)
+    while True:
+        try:
+            return _read_weights(folder, document, follow_links=follow_links), document
+        except FileNotFoundError:
+            # The model may have been overwritten since its metadata were read; the new one is whole.
+            current = read_metadata(folder, follow_links=follow_links)
+            if current["weights"] == document["weights"]:
+                raise
+            document = current
+
+
+def _read_weights(folder: Path, document: dict[str, Any], *, follow_links: bool) -> dict[str, Tensor]:
     name = weights_file(document, place=folder / _METADATA)
     path = folder / name
     if not path.is_file() or (path.is_symlink() and not follow_links):
@@ -334,4 +353,4 @@ def read_model(
         raise ValueError(
             f"{path} is damaged: its hash is not the one in its name. Restore the folder from a copy."
         )
-    return tensors_of(content, path=path), document
+    return tensors_of(content, path=path)

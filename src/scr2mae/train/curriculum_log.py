@@ -44,10 +44,10 @@ class CurriculumLog(Callback):
     Parameters
     ----------
     deciles
-        Decile of each gene, 0 to 9, shape (n_vars,).
+        Decile of each gene, 0 to 9, shape (n_vars,). None leaves the curves by expression out.
     """
 
-    def __init__(self, deciles: np.ndarray) -> None:
+    def __init__(self, deciles: np.ndarray | None) -> None:
         self.deciles = deciles
 
     def on_train_batch_end(
@@ -64,6 +64,8 @@ class CurriculumLog(Callback):
         pl_module.record("curriculum_multiplier", epoch, pl_module.last_multiplier)
         pl_module.record("curriculum_row_error", epoch, row_error)
         pl_module.record("curriculum_column_error", epoch, column_error)
+        if self.deciles is None:
+            return
         schedule = pl_module.ratio_schedule
         if isinstance(schedule, DiscreteRatio):
             columns = {f"{schedule.values[i]:g}": i for i in (0, len(schedule.values) - 1)}

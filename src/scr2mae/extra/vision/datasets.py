@@ -128,7 +128,13 @@ class ImageFiles:
         return len(self.paths)
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return the images at ``indices``, in [0, 1], and their labels."""
+        """Return the images at ``indices``, in [0, 1], and their labels.
+
+        Parameters
+        ----------
+        indices
+            Positions of the images, shape (n,).
+        """
         images = np.stack([self._read(self.paths[i]) for i in indices])
         tensors = {"image": torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255}
         if self.labels is not None:
