@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import h5py
@@ -480,3 +481,56 @@ def test_warnings_are_one_line_on_stderr(counts, model_folder, capsys):
     assert err.startswith("scr2mae: warning: Few shared genes: the query has 20 of the reference's 60 genes")
     assert err.count("\n") == 1
     assert out.startswith("output\tout2.h5ad\n")
+
+
+def test_embed_writes_a_store_with_the_cells_and_their_embedding_alone(
+    counts, model_folder, trained, folder, capsys
+):
+    line = ["embed", "counts.h5ad", "--model", "model", "-o", "new/out.zarr", "-q"]
+    assert main(line) == 0
+    store = anndata.read_zarr("new/out.zarr")
+    np.testing.assert_array_equal(store.obsm["X_r2mae"], trained.get_latent_representation(counts))
+    assert store.obs["donor"].astype(str).tolist() == counts.obs["donor"].astype(str).tolist()
+    assert store.X is None
+    assert store.n_vars == 0
+    before = files(folder)
+    assert main(line) == 1
+    assert "exists" in capsys.readouterr().err
+    assert files(folder) == before
+    assert main([*line, "--force", "--key", "X_again"]) == 0
+    assert list(anndata.read_zarr("new/out.zarr").obsm) == ["X_again"]
+
+
+def test_an_input_with_obsm_of_the_oldest_kind_is_refused(counts, model_folder, folder, capsys):
+    with h5py.File("counts.h5ad", "r+") as file:
+        del file["obsm"]
+        file["obsm"] = np.zeros(120, dtype=[("X_pca", "<f4", (2,))])
+    before = files(folder)
+    assert main(["embed", "counts.h5ad", "--model", "model", "-o", "out.h5ad", "-q"]) == 1
+    assert "written by an AnnData before 0.7, which cannot be added to" in capsys.readouterr().err
+    assert files(folder) == before
+
+
+def test_an_interrupted_run_without_checkpoints_says_what_would_have_kept_it(
+    counts, folder, monkeypatch, capsys
+):
+    def interrupted(self, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(R2MAEModel, "train", interrupted)
+    assert main(["train", "counts.h5ad", "-o", "model"]) == 130
+    assert "with --checkpoint-dir a run can be gone on with" in capsys.readouterr().err
+    assert not Path("model").exists()
+
+
+def test_processes_other_than_the_first_write_and_say_nothing(counts, monkeypatch, capsys):
+    from lightning.pytorch.utilities import rank_zero_only
+
+    def trained_elsewhere(self, **options):
+        self.trainer = SimpleNamespace(is_global_zero=False)
+
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+    monkeypatch.setattr(R2MAEModel, "train", trained_elsewhere)
+    assert main(["train", "counts.h5ad", "-o", "model"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert not Path("model").exists()

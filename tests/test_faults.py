@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from anndata import AnnData
 
 from scr2mae import R2MAEModel, _durable, io
@@ -389,3 +391,92 @@ def test_ctrl_c_in_the_command_line_says_that_no_model_was_saved_and_exits_with_
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.h5ad"]
     assert len(steps) < 50
+
+
+@pytest.mark.parametrize("can_lock", [True, False])
+def test_an_error_of_the_lock_that_is_none_of_a_missing_lock_is_raised(
+    can_lock: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EIO if can_lock else errno.ENOSYS, "no")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if can_lock:
+        with pytest.raises(OSError, match="no"), _durable.folder_lock(tmp_path):
+            pytest.fail("entered without the lock")
+        return
+    with _durable.folder_lock(tmp_path):
+        (tmp_path / "written").touch()
+    assert (tmp_path / "written").exists()
+
+
+def test_ctrl_c_while_a_model_is_written_leaves_the_old_one_and_no_parts(
+    trained: R2MAEModel, adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    trained.save(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            R2MAEModel(adata, n_hidden=16, n_latent=4, seed=1).save(folder, overwrite=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_store_that_cannot_take_the_place_of_the_old_one_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scr2mae.datasets import _store_writer
+
+    part, output = tmp_path / "work" / "part.zarr", tmp_path / "store.zarr"
+    for path in (part, output):
+        path.mkdir(parents=True)
+        (path / path.name).touch()
+    rename = Path.rename
+
+    def refuse_the_new(self: Path, target: Path) -> Path:
+        if self == part:
+            raise PermissionError("refused")
+        return rename(self, target)
+
+    monkeypatch.setattr(_store_writer, "exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", refuse_the_new)
+    with pytest.raises(PermissionError, match="refused"):
+        _store_writer.publish(part, output)
+    assert [path.name for path in output.iterdir()] == ["store.zarr"]
+    assert [path.name for path in part.iterdir()] == ["part.zarr"]
+
+
+def test_checkpoints_between_the_ends_of_epochs_are_gone_on_from(adata: AnnData, tmp_path: Path) -> None:
+    class Break(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 6:
+                raise RuntimeError("broken off")
+
+    options = {
+        "batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, "train_size": 1.0,
+        "checkpoint_dir": tmp_path / "run", "checkpoint_every_n_steps": 1,
+    }  # fmt: skip
+    whole, broken, resumed = (R2MAEModel(adata, n_hidden=16, n_latent=4) for _ in range(3))
+    whole.train(3, **{**options, "checkpoint_dir": None, "checkpoint_every_n_steps": None})
+    with pytest.raises(RuntimeError, match="broken off"):
+        broken.train(3, callbacks=[Break()], **options)
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 6
+    resumed.train(3, resume=tmp_path / "run", **options)
+    torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
+
+
+def test_a_checkpoint_on_a_remote_file_system_is_written_by_lightning() -> None:
+    import fsspec
+
+    from scr2mae.train.checkpoints import WholeFileIO
+
+    WholeFileIO().save_checkpoint({"weights": torch.arange(3)}, "memory://run/last.ckpt")
+    with fsspec.open("memory://run/last.ckpt", "rb") as file:
+        assert torch.load(file, weights_only=True)["weights"].tolist() == [0, 1, 2]

@@ -259,3 +259,84 @@ def test_thirty_thousand_genes_make_no_bad_number(simulate: Callable[..., AnnDat
     model.train(3, **QUICK, **TEN_TIMES_THE_DEFAULT)
     assert "skipped_steps" not in model.history
     assert is_finite(model)
+
+
+class Whole(torch.nn.Module):
+    """A network that takes whole mini-batches only, and fails on each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def masked_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> Any:
+        if len(tensors["x"]) < 8:
+            raise ValueError("needs whole mini-batches")
+        loss = (tensors["x"] @ self.weight).mean() * torch.nan
+        return type("Loss", (), {"loss": loss, "n_obs_minibatch": 8})()
+
+
+def guarded(
+    module: torch.nn.Module, batches: list[dict[str, torch.Tensor]], *, positions: bool
+) -> NonFiniteError:
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    if positions:
+        loader.positions = lambda batch_idx: np.arange(8) + 8 * batch_idx  # type: ignore[attr-defined]
+    with pytest.raises(NonFiniteError) as caught:
+        fit(
+            MaskedTrainingPlan(module, ratio_schedule=FixedRatio(0.5)),
+            Loaders(loader),
+            max_epochs=1,
+            n_obs_epoch=240,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            unit="images",
+            limit_val_batches=0,
+        )
+    return caught.value
+
+
+@pytest.mark.parametrize("at", ["values", "weights"])
+def test_rows_that_hold_what_is_not_finite_are_named(at: str) -> None:
+    batch = {"x": torch.ones(8, 3), "w": torch.ones(8), "temperature": torch.tensor(1.0)}
+    batch["x" if at == "values" else "w"][5] = torch.inf
+    error = guarded(Whole(), [batch] * 30, positions=True)
+    assert "images [157] have values that are not finite" in str(error)
+    assert error.positions.tolist() == [157]
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_no_one_is_blamed_where_rows_cannot_be_looked_at_alone(positions: bool) -> None:
+    error = guarded(Whole(), [{"x": torch.ones(8, 3)}] * 30, positions=positions)
+    assert "no one of the images is to blame alone" in str(error)
+    listed = "images [152, 153, 154, 155, 156] and 3 more" if positions else "their positions are unknown"
+    assert listed in str(error)
+
+
+def test_a_mini_batch_without_rows_blames_no_one() -> None:
+    class Scalar(Whole):
+        def masked_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> Any:
+            loss = tensors["x"] * self.weight.sum() * torch.nan
+            return type("Loss", (), {"loss": loss, "n_obs_minibatch": 1})()
+
+    error = guarded(Scalar(), [{"x": torch.tensor(1.0)}] * 30, positions=False)
+    assert "their positions are unknown" in str(error)
+
+
+def test_a_query_s_step_without_gradients_is_left_alone() -> None:
+    class Frozen(Whole):
+        def masked_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> Any:
+            return type("Loss", (), {"loss": torch.tensor(1.0, requires_grad=True), "n_obs_minibatch": 8})()
+
+    plan = MaskedTrainingPlan(Frozen(), ratio_schedule=FixedRatio(0.5))
+    loader = torch.utils.data.DataLoader([{"x": torch.ones(8, 3)}] * 3, batch_size=None)  # type: ignore[arg-type]
+    fit(
+        plan,
+        Loaders(loader),
+        max_epochs=1,
+        n_obs_epoch=24,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        limit_val_batches=0,
+    )
+    assert torch.equal(plan.module.weight, torch.ones(3))
+    assert "skipped_steps" not in plan.history

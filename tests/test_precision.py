@@ -6,6 +6,7 @@ import torch
 from anndata import AnnData
 
 from scr2mae import R2MAEModel
+from scr2mae._compat import torch_device
 from scr2mae._precision import autocast, resolve_precision
 from scr2mae.likelihood import nb_log_prob
 
@@ -146,3 +147,35 @@ def test_a_curriculum_balances_in_float32_whatever_the_precision(adata: AnnData)
         weights = model.module.curriculum_weights(tensors)
     assert weights.dtype == torch.float32
     assert torch.equal(weights, model.module.curriculum_weights(tensors))
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "device", "cuda", "mps", "expected"),
+    [
+        ("auto", "auto", False, False, "cpu"),
+        ("auto", "auto", False, True, "mps"),
+        ("auto", 1, True, False, "cuda:1"),
+        ("mps", 0, False, True, "mps"),
+        ("cpu", "auto", True, False, "cpu"),
+        ("cpu", "meta", False, False, "meta"),
+    ],
+)
+def test_an_accelerator_becomes_a_device(
+    accelerator: str, device: int | str, cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
+    assert torch_device(accelerator, device) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "message"),
+    [("tpu", "must be 'auto'"), ("gpu", "no CUDA device"), ("mps", "no Apple GPU")],
+)
+def test_a_device_that_is_not_there_is_refused(
+    accelerator: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        torch_device(accelerator, "auto")

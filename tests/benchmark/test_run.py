@@ -1,12 +1,14 @@
 """What a benchmark computes, what pretraining sees, and what is refused."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
 
 import scr2mae
 from scr2mae import benchmark
+from scr2mae.benchmark import _resources
 from scr2mae.probe import check_no_donor_leak, linear_probe
 
 
@@ -214,3 +216,27 @@ def test_an_embedding_with_nan_is_refused(cells, quick):
     cells.obsm["X_mine"][0, 0] = np.nan
     with pytest.raises(ValueError, match="'X_mine' holds 1 NaN"):
         benchmark.run(cells, methods=["X_mine"], **quick)
+
+
+def test_a_cell_without_a_batch_and_too_few_donors_are_refused(cells, quick):
+    cells.obs["chip"] = pd.Categorical(np.where(np.arange(cells.n_obs) < 3, None, "chip 1"))
+    with pytest.raises(ValueError, match=r"3 cell.* have no 'chip'; drop or name them"):
+        benchmark.run(cells, **(quick | {"methods": ["pca"], "batch_key": "chip"}))
+    two = cells[cells.obs["donor"].isin(cells.obs["donor"].unique()[:2])].copy()
+    with pytest.raises(ValueError, match="two donors to train and one to test, got 2"):
+        benchmark.run(two, **(quick | {"methods": ["pca"]}))
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1e3), ("darwin", 1e6), ("win32", None)])
+def test_memory_is_what_the_system_says_where_there_is_no_proc(platform, unit, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(_resources, "_STATM", tmp_path / "absent")
+    monkeypatch.setattr(_resources.sys, "platform", platform)
+    with _resources.Meter() as cost:
+        pass
+    if unit is None:
+        assert np.isnan(cost.peak_memory_mb)
+    else:
+        assert cost.peak_memory_mb == pytest.approx(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, rel=0.05
+        )

@@ -414,3 +414,50 @@ def test_the_command_writes_what_the_function_does(files, capsys):
     assert main(["prepare", *files, "-o", "cli.h5ad", *options]) == 1
     assert "cli.h5ad exists" in capsys.readouterr().err
     assert main(["prepare", *files, "-o", "cli.h5ad", *options, "--force"]) == 0
+
+
+def test_files_without_counts_or_with_repeated_genes_or_of_another_shape_are_refused(folder):
+    AnnData(obs=pd.DataFrame(index=["c0"]), var=pd.DataFrame(index=["a", "b"])).write_h5ad("empty.h5ad")
+    with pytest.warns(UserWarning, match="not unique"):
+        twice = AnnData(np.ones((2, 2), np.float32), var=pd.DataFrame(index=["a", "a"]))
+    twice.write_h5ad("twice.h5ad")
+    _small("ab").write_h5ad("short.h5ad")
+    with h5py.File("short.h5ad", "r+") as file:
+        del file["X"]
+        write_elem(file, "X", np.ones((4, 2), np.float32))
+    for path, message in (
+        ("empty.h5ad", "has no matrix in X and no raw; name the layer"),
+        ("twice.h5ad", r"must be unique, but \['a'\] occur more than once in twice.h5ad"),
+        ("short.h5ad", r"Expected counts of 6 cells x 2 genes in short.h5ad, both at least 1, got \(4, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            datasets.prepare(path, "s.zarr", **QUIET)
+    assert not (folder / "s.zarr").exists()
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders_and_by_their_suffix(folder):
+    for name in ("first", "second"):
+        (folder / name).mkdir()
+        _small("ab").write_h5ad(folder / name / "cells.h5ad")
+    datasets.prepare(
+        ["first/cells.h5ad", "second/cells.h5ad"], "folders.zarr", n_top_genes=None, file_key="file", **QUIET
+    )
+    assert set(open_store("folders.zarr").obs["file"]) == {"first/cells", "second/cells"}
+    write_zarr(_small("ab"), folder / "first" / "cells.zarr")
+    datasets.prepare(
+        ["first/cells.h5ad", "first/cells.zarr"], "suffix.zarr", n_top_genes=None, file_key="file", **QUIET
+    )
+    assert set(open_store("suffix.zarr").obs["file"]) == {"cells.h5ad", "cells.zarr"}
+
+
+@pytest.mark.parametrize("first", ["has it", "has it not"])
+def test_truth_values_and_whole_numbers_that_a_file_lacks_are_missing_there(folder, first):
+    _small("ab", flag=np.array([True, False] * 3), n=np.arange(6)).write_h5ad("has.h5ad")
+    _small("ab").write_h5ad("lacks.h5ad")
+    paths = ["has.h5ad", "lacks.h5ad"] if first == "has it" else ["lacks.h5ad", "has.h5ad"]
+    datasets.prepare(paths, "s.zarr", n_top_genes=None, **QUIET)
+    obs = open_store("s.zarr").obs
+    assert obs["flag"].isna().sum() == 6
+    assert int(obs["flag"].dropna().astype(bool).sum()) == 3
+    assert obs["n"].isna().sum() == 6
+    assert float(obs["n"].dropna().astype(float).sum()) == 15

@@ -119,3 +119,14 @@ def test_samples_follow_the_law(law):
     draws = law.sample((np.arange(20_000) + 0.5) / 20_000)
     assert draws.mean() == pytest.approx(law.mean, abs=1e-3)
     assert draws.var() == pytest.approx(law.weights @ (law.nodes - law.mean) ** 2, rel=0.01)
+
+
+def test_rows_that_nearly_equal_the_covariates_are_refused_or_solved(model, beta):
+    args = {"gamma": 0.5, "covariance": model, "beta": beta, "noise_variance": 0.05}
+    with pytest.raises(ValueError, match="diverges where the mean ratio equals gamma"):
+        theory.r2mae_risk((0.4, 0.6), **args)
+    with pytest.raises(RuntimeError, match="too close to the number of covariates"):
+        theory.r2mae_risk((0.4, 0.6 + 1e-7), **args)
+    # the pole is simple: ten times nearer, ten times the risk
+    near, nearer = (theory.r2mae_risk((0.4 - h, 0.6), **args) for h in (1e-5, 1e-6))
+    assert nearer / near == pytest.approx(10, rel=1e-3)

@@ -98,7 +98,10 @@ def _solve_loads(groups: _Groups, ridge: float, covariance: Covariance) -> _Step
     for _ in range(_MAX_STEPS):
         if here.size < _CONVERGED:
             return here
-        step = -np.linalg.solve(here.jacobian, here.residual)
+        try:
+            step = -np.linalg.solve(here.jacobian, here.residual)
+        except np.linalg.LinAlgError:  # at the pole the two loads are no longer apart
+            break
         step *= min(1.0, _LONGEST_STEP / np.abs(step).max())
         there = _evaluate(here.log_loads + step, groups, ridge, covariance)
         while there.size > here.size and np.abs(step).max() > _CONVERGED:

@@ -112,16 +112,38 @@ def test_a_unet_takes_its_channels_from_the_images(tmp_path, capsys):
         (["finetune", "{data}", "--model", "{out}", "-o", "{out}"], 1, "No network in"),
         (["probe", "{whole}", "--model", "{mlp}"], 1, "has no test split; give test images"),
         (["finetune", "{data}", "--model", "{mlp}", "-o", "{out}"], 1, "holds a MaskedMLP; only a ViT"),
+        (
+            ["pretrain", "{wide}", "-o", "{out}", "--network", "mlp"],
+            1,
+            "must be square for this network, got 16 x 8",
+        ),
+        (
+            ["pretrain", "{tested}", "-o", "{out}", "--network", "mlp"],
+            1,
+            "has the splits ['test']; expected train",
+        ),
+        (
+            ["probe", "{bare}", "--model", "{mlp}"],
+            1,
+            "has no classes; put the images of each class in a subfolder",
+        ),
+        (["probe", "{data}", "--model", "{mlp}", "--accelerator", "gpu"], 1, "There is no CUDA device"),
     ],
 )
-def test_bad_input_ends_with_one_line_that_says_what(arguments, code, message, arrays, tmp_path, capsys):
+def test_bad_input_ends_with_one_line_that_says_what(
+    arguments, code, message, arrays, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     x, y = make_images(8)
     np.savez(tmp_path / "whole.npz", x=x, y=y)
+    np.savez(tmp_path / "wide.npz", x=x[:, :, :8], y=y)
+    np.savez(tmp_path / "tested.npz", x_test=x, y_test=y)
+    np.savez(tmp_path / "bare.npz", x_train=x, x_test=x)
     vision.save(vision.MaskedMLP(n_hidden=4, n_latent=4, image_size=16, n_channels=3), tmp_path / "mlp")
     places = {
         "data": arrays,
         "out": tmp_path / "out",
-        "whole": tmp_path / "whole.npz",
+        **{name: tmp_path / f"{name}.npz" for name in ("whole", "wide", "tested", "bare")},
         "mlp": tmp_path / "mlp",
     }
     assert run(*(each.format(**places) for each in arguments)) == code
