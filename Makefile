@@ -20,7 +20,7 @@ PYTHON_LATEST ?= $(shell for python in python3.13 python3.12 $(HOME)/.pyenv/vers
 # One process a core; threads on top would only make them wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help demo test test-faults lint docs audit test-oldest test-latest test-tutorials clean
+.PHONY: help demo test coverage test-faults lint docs audit test-oldest test-latest test-tutorials clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -32,6 +32,12 @@ demo: $(VENV)/.stamp-run ## train on counts that ship with Scanpy, compare with 
 
 test: $(VENV)/.stamp-test ## run the tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+
+coverage: $(VENV)/.stamp-test ## run the tests and measure which branches they take, all but those of extra
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(TESTS) --cov --cov-report=
+	$(BIN)/coverage report
+	$(BIN)/coverage json -q -o .coverage.json
+	$(BIN)/python tests/branches.py .coverage.json --at-least 95
 
 test-faults: $(VENV)/.stamp-test ## kill writers, fill disks, train on hard counts: the long forms, with their tables
 	$(ONE_THREAD) $(BIN)/python benchmarks/faults.py --rounds 56
@@ -62,7 +68,7 @@ test-latest: $(LATEST)/.stamp-test ## run the tests with a newer Python and the 
 
 clean: ## remove what the other commands made, environments included
 	rm -rf $(VENV) $(OLDEST) $(LATEST) demo dist build docs/_build docs/tutorials/*.ipynb docs/jupyter_execute .pytest_cache .mypy_cache .ruff_cache \
-		.import_linter_cache .hypothesis .coverage htmlcov
+		.import_linter_cache .hypothesis .coverage* htmlcov
 
 # Debian splits ensurepip off its Python: where `venv` finds none, the pip outside puts one inside.
 define make_venv
