@@ -7,7 +7,7 @@ import pooch
 import pytest
 import requests
 
-from scr2mae import datasets
+from scr2mae import _progress, datasets
 from scr2mae.datasets import _download
 
 BODY = np.random.default_rng(0).bytes(50_000)
@@ -314,3 +314,17 @@ def test_settings_that_make_no_sense_are_refused(url, tmp_path):
 
 def _no_network(*args, **kwargs):
     raise AssertionError("the network was used")
+
+
+@pytest.mark.parametrize("progressbar", [True, False])
+def test_a_download_shows_how_far_it_is_at_a_terminal_only(progressbar, url, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        _progress.progress, "__kwdefaults__", {**_progress.progress.__kwdefaults__, "after": 0.0}
+    )
+    datasets.fetch(url, tmp_path / "unseen", progressbar=progressbar)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True)
+    datasets.fetch(url, tmp_path / "seen", progressbar=progressbar)
+    shown = capsys.readouterr().err
+    assert ("B/s]" in shown) == progressbar
+    assert ("data.h5ad" in shown) == progressbar

@@ -17,7 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 import pooch
 import requests
-from tqdm import tqdm
+
+from scr2mae._progress import progress
 
 if sys.platform != "win32":
     import fcntl
@@ -189,9 +190,8 @@ class _ResumableDownloader:
 
     def _append(self, response: requests.Response, stream: BinaryIO, offset: int, total: int | None) -> None:
         _check_free_space(self.part.parent, None if total is None else total - offset)
-        quiet = None if self.progressbar else True  # None: quiet unless on a terminal
-        name = self.part.stem
-        with tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=name, disable=quiet) as bar:
+        options = {"total": total, "initial": offset, "unit_scale": True}
+        with progress(desc=self.part.stem, unit="B", show=self.progressbar, **options) as bar:
             for chunk in response.iter_content(_CHUNK_BYTES):
                 offset += len(chunk)
                 if total is not None and offset > total:
