@@ -190,7 +190,7 @@ class _ResumableDownloader:
 
     def _append(self, response: requests.Response, stream: BinaryIO, offset: int, total: int | None) -> None:
         _check_free_space(self.part.parent, None if total is None else total - offset)
-        options = {"total": total, "initial": offset, "unit_scale": True}
+        options: dict[str, Any] = {"total": total, "initial": offset, "unit_scale": True}
         with progress(desc=self.part.stem, unit="B", show=self.progressbar, **options) as bar:
             for chunk in response.iter_content(_CHUNK_BYTES):
                 offset += len(chunk)
