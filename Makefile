@@ -58,7 +58,7 @@ test-tutorials: $(VENV)/.stamp-tutorials ## execute the tutorials
 	$(ONE_THREAD) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tutorials
 
 audit: $(VENV)/.stamp-audit ## look the pinned dependencies up in the list of known vulnerabilities (needs the network)
-	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
+	$(BIN)/pip-audit --strict -r constraints.txt --no-deps --disable-pip
 
 test-oldest: $(OLDEST)/.stamp-test ## run the tests with the oldest version allowed of every direct dependency
 	$(ONE_THREAD) $(OLDEST)/bin/python -m pytest -n $(WORKERS) $(TESTS)
