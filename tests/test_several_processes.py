@@ -370,25 +370,90 @@ def plan() -> MaskedTrainingPlan:
     return MaskedTrainingPlan(torch.nn.Linear(1, 1), ratio_schedule=FixedRatio(0.5))
 
 
-@pytest.fixture
-def by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def slurm(*, rank: int, n_tasks: int = 2, n_nodes: int = 2) -> dict[str, str]:
+    """Environment of a task of srun; the machines are all this one."""
+    on_node = n_tasks // n_nodes
+    return {
+        "SLURM_JOB_ID": str(os.getpid()),  # its last digits are the port
+        "SLURM_JOB_NAME": "train",
+        "SLURM_JOB_NODELIST": "127.0.0.1",
+        "SLURM_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": str(n_tasks),
+        "SLURM_NTASKS_PER_NODE": str(on_node),
+        "SLURM_STEP_NUM_TASKS": str(n_tasks),
+        "SLURM_STEP_NUM_NODES": str(n_nodes),
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank % on_node),
+        "SLURM_NODEID": str(rank // on_node),
+    }
+
+
+LAUNCHERS = {
+    "torchrun": {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+    "srun": slurm(rank=0, n_tasks=4, n_nodes=2),
+}
+
+
+@pytest.fixture(params=LAUNCHERS)
+def launcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Two processes on each of two machines."""
-    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+    for name, value in LAUNCHERS[request.param].items():
         monkeypatch.setenv(name, value)
+    return request.param
 
 
-@pytest.mark.usefixtures("by_torchrun")
-def test_devices_and_nodes_are_those_that_torchrun_has_started(plan: MaskedTrainingPlan) -> None:
+@pytest.mark.usefixtures("launcher")
+def test_devices_and_nodes_are_those_that_were_started(plan: MaskedTrainingPlan) -> None:
     options = data_parallel_options(plan, devices="auto", accelerator="cpu", given={})
     assert (options["devices"], options["num_nodes"]) == (2, 2)
     assert isinstance(options["strategy"], DDPStrategy)
     assert "sync_batchnorm" not in options
 
 
-@pytest.mark.usefixtures("by_torchrun")
-def test_a_copy_of_the_run_in_each_process_of_torchrun_is_refused(adata: AnnData) -> None:
-    with pytest.raises(ValueError, match=r"has started 4 processes, .* pass devices=2, num_nodes=2"):
+def test_a_copy_of_the_run_in_each_process_is_refused(launcher: str, adata: AnnData) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{launcher} has started 4 processes, .* pass devices=2, num_nodes=2"
+    ):
         resumable(adata, devices=1)
+
+
+@pytest.mark.parametrize("missing", ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"])
+def test_a_batch_script_of_slurm_is_one_process(
+    missing: str, plan: MaskedTrainingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in LAUNCHERS["srun"].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(missing)
+    assert data_parallel_options(plan, devices="auto", accelerator="cpu", given={}) == {"devices": "auto"}
+
+
+def test_tasks_of_srun_on_two_machines_train_the_model_that_torchrun_trains(
+    counts: Path, together: dict[str, Any], tmp_path: Path
+) -> None:
+    line = [
+        "train",
+        str(counts),
+        "-o",
+        str(tmp_path / "model"),
+        "--batch-size",
+        str(runs.BATCH_SIZE),
+        *runs.COMMAND,
+    ]
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "scr2mae.cli", *line],
+            env={**os.environ, **slurm(rank=rank), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [task.communicate(timeout=LONGEST) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert said[0][0].startswith("model\t")
+    assert said[1][0] == ""
+    assert runs.digest(R2MAEModel.load(tmp_path / "model")) == together["said"][0]["digest"]
 
 
 def test_several_gpus_synchronise_batch_normalisation_unless_told_otherwise(

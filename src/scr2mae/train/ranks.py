@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -115,15 +115,15 @@ def data_parallel_options(
     Raises
     ------
     ValueError
-        If torchrun has started another number of processes, or the processes could not hand their result back.
+        If torchrun or srun has started another number of processes, or the processes could not hand their result back.
     """
     n_nodes = int(given.get("num_nodes", 1))
-    launched = _by_torchrun()
-    if launched is not None and devices == "auto" and "num_nodes" not in given:
-        devices, n_nodes = launched
+    launch = _launch()
+    if launch is not None and devices == "auto" and "num_nodes" not in given:
+        devices, n_nodes = launch.on_node, launch.n_nodes
     if not _several(devices, accelerator, n_nodes):
-        if launched is not None:
-            _refuse_copies(launched)
+        if launch is not None:
+            _refuse_copies(launch)
         return {"devices": devices}
     strategy = given.get("strategy", "auto")
     if isinstance(strategy, str) and strategy.split("_find_")[0] in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
@@ -150,19 +150,30 @@ def data_parallel_options(
     return options
 
 
-def _by_torchrun() -> tuple[int, int] | None:
-    """Return processes a node and nodes, if torchrun has started several."""
-    if not TorchElasticEnvironment.detect() or int(os.environ["WORLD_SIZE"]) == 1:
-        return None
-    on_node = int(os.environ["LOCAL_WORLD_SIZE"])
-    return on_node, int(os.environ["WORLD_SIZE"]) // on_node
+class _Launch(NamedTuple):
+    """Processes that somebody else has started."""
+
+    by: str
+    on_node: int
+    n_nodes: int
 
 
-def _refuse_copies(launched: tuple[int, int]) -> None:
-    on_node, n_nodes = launched
+def _launch() -> _Launch | None:
+    """Return who has started several processes, and how many; None if this one is alone."""
+    if TorchElasticEnvironment.detect():
+        on_node, n_processes = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        return _Launch("torchrun", on_node, n_processes // on_node) if n_processes > 1 else None
+    # SLURM_NTASKS is there in a batch script too, which is one process; these are in a step alone.
+    n_tasks, n_nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
+    if n_tasks > 1 and SLURMEnvironment.detect():
+        return _Launch("srun", n_tasks // n_nodes, n_nodes)
+    return None
+
+
+def _refuse_copies(launch: _Launch) -> None:
     raise ValueError(
-        f"torchrun has started {on_node * n_nodes} processes, but one device on one node makes each train alone; "
-        f"leave devices and num_nodes out, or pass devices={on_node}, num_nodes={n_nodes}."
+        f"{launch.by} has started {launch.on_node * launch.n_nodes} processes, but one device on one node makes each train alone; "
+        f"leave devices and num_nodes out, or pass devices={launch.on_node}, num_nodes={launch.n_nodes}."
     )
 
 
