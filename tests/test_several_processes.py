@@ -63,6 +63,11 @@ def counts(simulate: Callable[..., AnnData], tmp_path_factory: pytest.TempPathFa
     return path
 
 
+def lines_of(stdout: str) -> list[str]:
+    """What was printed, but by gloo, which some versions of PyTorch let write to standard output."""
+    return [line for line in stdout.splitlines() if not line.startswith("[Gloo]")]
+
+
 def folder_with(counts: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
     folder = tmp_path_factory.mktemp(name)
     (folder / "counts.h5ad").symlink_to(counts)
@@ -219,10 +224,10 @@ def test_two_processes_resume_bit_for_bit(together: dict[str, Any]) -> None:
 def test_the_command_line_starts_processes_of_its_own_and_one_of_them_speaks(
     commanded: dict[str, Any], together: dict[str, Any]
 ) -> None:
-    done = commanded["done"]
+    done, printed = commanded["done"], lines_of(commanded["done"].stdout)
     first_line = f"model\t{commanded['folder'] / 'model'}"
-    assert done.stdout.splitlines()[:1] == [first_line], done.stderr[-3000:]
-    assert sum(line.startswith("model\t") for line in done.stdout.splitlines()) == 1
+    assert printed[:1] == [first_line], done.stderr[-3000:]
+    assert sum(line.startswith("model\t") for line in printed) == 1
     assert done.stderr.count("Read 800 cells and 60 genes") == 1
     written = [folder / "model" for folder in (commanded["folder"], together["folder"])]
     hashes = [[path.name for path in folder.glob("weights-*")] for folder in written]
@@ -451,8 +456,8 @@ def test_tasks_of_srun_on_two_machines_train_the_model_that_torchrun_trains(
     ]
     said = [task.communicate(timeout=LONGEST) for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
-    assert said[0][0].startswith("model\t")
-    assert said[1][0] == ""
+    assert lines_of(said[0][0])[0].startswith("model\t")
+    assert lines_of(said[1][0]) == []
     assert runs.digest(R2MAEModel.load(tmp_path / "model")) == together["said"][0]["digest"]
 
 

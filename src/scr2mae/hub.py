@@ -74,6 +74,13 @@ def _clear_errors(repo: str, revision: str) -> Iterator[None]:
         raise
     except http_error as error:
         raise ConnectionError(f"The hub could not be reached: {error}") from error
+    except RuntimeError as error:
+        # httpx, where an older huggingface_hub tries again on the connection that it closed after the first try.
+        if "client has been closed" not in str(error):
+            raise
+        raise ConnectionError(
+            f"The hub did not answer and {repo} at {revision!r} was not downloaded before; check the connection."
+        ) from error
 
 
 def push_to_hub(

@@ -45,7 +45,9 @@ class TrainingProgress(ProgressBar):
                 initial=trainer.current_epoch * self.n_obs_epoch,
                 unit=self.unit,
                 unit_scale=True,
-                desc="Training",
+                desc=f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+                # Everything, the losses too, on the 80 columns of a terminal.
+                bar_format="{desc}{percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
             )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -58,9 +60,8 @@ class TrainingProgress(ProgressBar):
             for short, name in (("loss", "train_loss"), ("val", "validation_loss"))
             if name in metrics
         }
-        self.bar.set_postfix(
-            {"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}", **shown}, refresh=False
-        )
+        self.bar.set_description(f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False)
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.n = (trainer.current_epoch + 1) * self.n_obs_epoch
         self.bar.refresh()
 
