@@ -28,6 +28,7 @@ FROZEN: dict[str, Any] = {
     "max_epochs": 1,
     "plan_kwargs": {"lr": 1e-30, "weight_decay": 0.0, "averaging": None},
 }
+COMPILED = {"compile": True, "compile_kwargs": {"backend": "aot_eager", "fullgraph": True}}
 NEVER_BETTER = {"early_stopping": True, "early_stopping_patience": 2, "early_stopping_min_delta": 100.0}
 COMMAND = [
     "--n-hidden",
@@ -127,6 +128,7 @@ def torchrun(folder: Path) -> None:
     stopped = fit(counts, max_epochs=20, **NEVER_BETTER)
     frozen = fit(counts, **FROZEN)
     curriculum = fit(counts, curriculum=CURRICULUM)
+    compiled = fit(counts, plan_kwargs=COMPILED)
     extreme = {
         "one": with_extreme_ages(counts, slice(3, 4)),
         "all": with_extreme_ages(counts, slice(None)),
@@ -138,6 +140,8 @@ def torchrun(folder: Path) -> None:
         "history": {name: curve[name].tolist() for name, curve in model.history_.items()},
         "digest": digest(model),
         "digest_resumed": digest(fit(counts, resume=folder / "run")),
+        "digest_compiled": digest(compiled),
+        "losses_compiled": compiled.history_["train_loss_step"]["train_loss_step"].tolist(),
         "epochs_until_stopped": len(stopped.history_["train_loss"]),
         "digest_frozen": digest(frozen),
         "digest_curriculum": digest(curriculum),

@@ -55,6 +55,18 @@ def test_value_and_gradients_agree_with_float64(autocast, max_log10_theta, shape
         assert error <= 1e-5, f"{name}: {error:.2e}"
 
 
+@pytest.mark.parametrize("is_free", [True, False], ids=["of a CPU", "of a GPU"])
+def test_compiled_value_and_gradients_agree_with_float64(is_free, monkeypatch):
+    monkeypatch.setattr("scr2mae.likelihood.shapes_are_free", lambda device: is_free)
+    counts, log_mean, log_theta = _grid()
+    mean, theta = log_mean.clone().requires_grad_(), log_theta.clone().requires_grad_()
+    value = torch.compile(nb_log_prob, backend="aot_eager", fullgraph=True)(counts, mean, theta)
+    assert value.dtype == torch.float32
+    ours = (value.detach(), *torch.autograd.grad(value.sum(), (mean, theta)))
+    for got, want in zip(ours, _reference(counts, log_mean, log_theta), strict=True):
+        assert ((got - want).abs() / (1 + want.abs())).max().item() <= 1e-5
+
+
 def test_value_agrees_with_scvi_and_scipy_at_everyday_counts():
     rng = np.random.default_rng(0)
     counts = rng.poisson(3, size=(50, 20)).astype(np.float32)

@@ -113,6 +113,12 @@ def test_ratios_masks_and_split_are_those_of_one_process_on_every_rank(
         assert said["split"] == alone.split_.sha256
 
 
+def test_compiled_steps_share_gradients_as_eager_ones_do(together: dict[str, Any]) -> None:
+    first, second = together["said"]
+    assert first["digest_compiled"] == second["digest_compiled"]
+    np.testing.assert_allclose(first["losses_compiled"], first["history"]["train_loss_step"], rtol=1e-4)
+
+
 def test_ranks_skip_the_same_steps_and_stop_together_with_the_same_names(together: dict[str, Any]) -> None:
     first, second = (said["extreme"] for said in together["said"])
     assert first == second

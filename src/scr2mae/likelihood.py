@@ -6,6 +6,9 @@ With ``a = log(mean) - log(theta)`` the log-probability splits into
 
 and the bracket vanishes at ``x = 0``. So the costly terms, which cancel badly in single precision,
 are evaluated in double precision at the non-zero counts alone; everything else is one float32 pass.
+
+A compiler wants shapes that no value decides. On a CPU it is given all this as one operator that it does not look into;
+on a GPU the formula in double precision for every count, which it can fuse, and for which nothing waits.
 """
 
 from __future__ import annotations
@@ -17,10 +20,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax, softplus
 
-__all__ = ["log_mean_of_counts", "nb_log_prob"]
+__all__ = ["log_mean_of_counts", "nb_log_prob", "shapes_are_free"]
 
 _SERIES_BELOW = 0.1
 _LARGE_LOG_THETA = 7.0
+
+
+def shapes_are_free(device: torch.device) -> bool:
+    """Whether compiled code may have shapes that values decide on a device: on a GPU they make the host wait.
+
+    Parameters
+    ----------
+    device
+        Where it runs.
+    """
+    return device.type != "cuda"
 
 
 def _softplus_minus_sigmoid(softplus_a: Tensor, sigmoid: Tensor, log_theta: Tensor) -> Tensor:
@@ -75,32 +89,42 @@ def _at_non_zeros(
     return value, by_log_mean, by_log_theta
 
 
+def _value_and_gradients(
+    counts: Tensor, log_mean: Tensor, log_theta: Tensor, *, with_gradients: bool = True
+) -> tuple[Tensor, Any, Any]:
+    """Log-probability of each count, and its gradients by log mean and log theta if wanted."""
+    minus_theta = -log_theta.exp()
+    a = log_mean - log_theta
+    softplus_a = softplus(a)
+    by_log_mean = by_log_theta = None
+    if with_gradients:
+        sigmoid = torch.sigmoid(a)
+        by_log_theta = _softplus_minus_sigmoid(softplus_a, sigmoid, log_theta).mul_(minus_theta)
+        by_log_mean = sigmoid.mul_(minus_theta)
+    value = softplus_a.mul_(minus_theta)
+    where = counts.reshape(-1).nonzero().squeeze(1)
+    if where.numel():
+        of_gene = log_theta.dim() == 1
+        exact = _at_non_zeros(
+            counts.reshape(-1).index_select(0, where),
+            log_mean.reshape(-1).index_select(0, where),
+            log_theta if of_gene else log_theta.expand_as(log_mean).reshape(-1).index_select(0, where),
+            where % counts.shape[-1] if of_gene else None,
+        )
+        for dense, sparse in zip((value, by_log_mean, by_log_theta), exact, strict=True):
+            if dense is not None:
+                dense.view(-1).index_copy_(0, where, sparse.float())
+    return value, by_log_mean, by_log_theta
+
+
 class _NegativeBinomial(torch.autograd.Function):
     """Element-wise log-probability with hand-written gradients, made in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
-        minus_theta = -log_theta.exp()
-        a = log_mean - log_theta
-        softplus_a = softplus(a)
-        by_log_mean = by_log_theta = None
-        if any(ctx.needs_input_grad):
-            sigmoid = torch.sigmoid(a)
-            by_log_theta = _softplus_minus_sigmoid(softplus_a, sigmoid, log_theta).mul_(minus_theta)
-            by_log_mean = sigmoid.mul_(minus_theta)
-        value = softplus_a.mul_(minus_theta)
-        where = counts.reshape(-1).nonzero().squeeze(1)
-        if where.numel():
-            of_gene = log_theta.dim() == 1
-            exact = _at_non_zeros(
-                counts.reshape(-1).index_select(0, where),
-                log_mean.reshape(-1).index_select(0, where),
-                log_theta if of_gene else log_theta.expand_as(log_mean).reshape(-1).index_select(0, where),
-                where % counts.shape[-1] if of_gene else None,
-            )
-            for dense, sparse in zip((value, by_log_mean, by_log_theta), exact, strict=True):
-                if dense is not None:
-                    dense.view(-1).index_copy_(0, where, sparse.float())
+        value, by_log_mean, by_log_theta = _value_and_gradients(
+            counts, log_mean, log_theta, with_gradients=any(ctx.needs_input_grad)
+        )
         ctx.save_for_backward(by_log_mean, by_log_theta)
         ctx.theta_shape = log_theta.shape
         return value
@@ -115,6 +139,44 @@ class _NegativeBinomial(torch.autograd.Function):
             grad * by_log_mean if mean_needed else None,
             (grad * by_log_theta).sum_to_size(ctx.theta_shape) if theta_needed else None,
         )
+
+
+@torch.library.custom_op(
+    "scr2mae::nb_log_prob",
+    mutates_args=(),
+    schema="(Tensor counts, Tensor log_mean, Tensor log_theta) -> (Tensor, Tensor, Tensor)",
+)
+def _opaque(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and gradients as one operator, into which no compiler looks."""
+    return _value_and_gradients(counts, log_mean, log_theta)
+
+
+@_opaque.register_fake
+def _shapes(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    value = torch.empty_like(log_mean + log_theta)
+    return value, torch.empty_like(value), torch.empty_like(value)
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.theta_shape = inputs[2].shape
+
+
+def _opaque_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[None, Tensor, Tensor]:
+    by_log_mean, by_log_theta = ctx.saved_tensors
+    return None, grad * by_log_mean, (grad * by_log_theta).sum_to_size(ctx.theta_shape)
+
+
+_opaque.register_autograd(_opaque_backward, setup_context=_keep_gradients)
+
+
+def _in_double(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+    """Log-probability of each count in double precision, differentiable by itself."""
+    x, log_mean, log_theta = counts.double(), log_mean.double(), log_theta.double()
+    theta, a = log_theta.exp(), log_mean - log_theta
+    softplus_a = softplus(a, threshold=100.0)
+    value = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return (value + x * (a - softplus_a) - theta * softplus_a).float()
 
 
 def nb_log_prob(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
@@ -149,7 +211,10 @@ def nb_log_prob(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
     >>> round(log_prob.exp().sum().item(), 3)
     1.0
     """
-    return _NegativeBinomial.apply(counts.float(), log_mean.float(), log_theta.float())
+    inputs = counts.float(), log_mean.float(), log_theta.float()
+    if not torch.compiler.is_compiling():
+        return _NegativeBinomial.apply(*inputs)
+    return _opaque(*inputs)[0] if shapes_are_free(log_mean.device) else _in_double(*inputs)
 
 
 def log_mean_of_counts(logits: Tensor, log_library: Tensor, *, measured: Tensor | None = None) -> Tensor:

@@ -10,12 +10,12 @@ from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor, nn
 
 from scr2mae.curriculum import scale_gradient
-from scr2mae.likelihood import log_mean_of_counts, nb_log_prob
+from scr2mae.likelihood import log_mean_of_counts, nb_log_prob, shapes_are_free
 from scr2mae.masking import draw_mask
 from scr2mae.nn import CovariateMLP
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from scr2mae.curriculum import Curriculum
 
@@ -303,6 +303,40 @@ class R2MAEModule(BaseModuleClass):
         mask[measured] = draw_mask(int(measured.sum()), ratio, seed=seed, step=step, device=device)
         return mask
 
+    def hidden_loss(
+        self,
+        tensors: dict[str, Tensor],
+        mask: Tensor,
+        genes: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Score the hidden genes as :meth:`forward` does: the part of a step that a compiler is given.
+
+        Tensors alone go in and come out, and nothing waits for the device.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+        mask
+            Boolean, shape (n_vars,), True where a gene is hidden.
+        genes
+            Positions of the hidden genes, shape (k,). None evaluates the likelihood of all genes and drops that of the
+            others, so that no shape depends on how many are hidden.
+        weights
+            Of each gene, shape (n_vars,), or of each cell's genes, shape (n_obs, n_vars).
+
+        Returns
+        -------
+        Mean over cells and hidden genes, in nats a count; a scalar.
+        """
+        counts, covariates = tensors[REGISTRY_KEYS.X_KEY], self._covariates(tensors)
+        z = self.inference(counts, **covariates, mask=mask)["z"]
+        nll = self.element_nll(tensors, self.generative(z, **covariates)["logits"], genes=genes)
+        if weights is not None:
+            nll = nll * (weights if genes is None else weights.index_select(-1, genes))
+        return nll.mean() if genes is not None else (nll * (mask / mask.sum())).sum(dim=1).mean()
+
     def masked_loss(
         self,
         tensors: dict[str, Tensor],
@@ -312,6 +346,7 @@ class R2MAEModule(BaseModuleClass):
         step: int,
         column: int | None = None,
         multiplier: float = 1.0,
+        compiled: Callable[..., Tensor] | None = None,
     ) -> LossOutput:
         """Hide a share of the genes of this mini-batch, the same for all its cells, and score them.
 
@@ -325,6 +360,8 @@ class R2MAEModule(BaseModuleClass):
             Column of the curriculum's weights that belongs to the ratio; None scores without weights.
         multiplier
             What the gradient that reaches the curriculum's network is multiplied by.
+        compiled
+            :meth:`hidden_loss`, compiled, whose first argument is the network; None scores without.
 
         Returns
         -------
@@ -334,6 +371,18 @@ class R2MAEModule(BaseModuleClass):
         weights = None
         if column is not None:
             weights = scale_gradient(self.curriculum_weights(tensors), multiplier)[..., column]
+        if compiled is not None:
+            loss = compiled(self, tensors, mask, _scored_alone(mask), weights)
+            return LossOutput(loss=loss, n_obs_minibatch=len(tensors[REGISTRY_KEYS.X_KEY]))
         return self(tensors, inference_kwargs={"mask": mask}, loss_kwargs={"mask": mask, "weights": weights})[
             2
         ]
+
+
+def _scored_alone(mask: Tensor) -> Tensor | None:
+    """Positions of the hidden genes where counting them costs nothing, for a graph that takes any number of them."""
+    if not shapes_are_free(mask.device):
+        return None
+    genes = mask.nonzero().squeeze(1)
+    torch._dynamo.maybe_mark_dynamic(genes, 0)
+    return genes

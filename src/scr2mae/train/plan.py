@@ -11,6 +11,7 @@ import torch
 
 from scr2mae.masking import DiscreteRatio
 from scr2mae.train import history
+from scr2mae.train.compiled import compile_loss
 from scr2mae.train.ranks import moving_statistics
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class _Loss(Protocol):
 class MaskedModule(Protocol):
     """What a network must offer to be trained here.
 
-    It may also have ``parameter_groups(weight_decay)``, which returns the optimiser's groups, each a dict with
+    It may also have ``hidden_loss``, a part of ``masked_loss`` of tensors alone: ``masked_loss`` then also takes that part
+    compiled, as ``compiled``. And it may have ``parameter_groups(weight_decay)``, which returns the optimiser's groups, each a dict with
     ``params`` and, where they differ from the run's, ``weight_decay`` and ``lr``, or ``lr_scale``, a multiple of it.
     """
 
@@ -72,6 +74,10 @@ class MaskedTrainingPlan(pl.LightningModule):
         Multiplier of the curriculum's gradient, for a network with ``module.curriculum``; None without.
     before
         Curves of earlier runs of the same network, which this run continues.
+    compile
+        Whether training steps are compiled; the network must have ``hidden_loss``. Validation is not.
+    compile_kwargs
+        Arguments of :func:`torch.compile`; ``dynamic`` is False by default, as in scvi-tools.
 
     Notes
     -----
@@ -96,6 +102,8 @@ class MaskedTrainingPlan(pl.LightningModule):
         validation_ratios: Sequence[float] = VALIDATION_RATIOS,
         gradient_schedule: GradientSchedule | None = None,
         before: history.History | None = None,
+        compile: bool = False,
+        compile_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if optimizer not in _OPTIMIZERS:
@@ -113,6 +121,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         self.validation_ratios = tuple(validation_ratios)
         self.gradient_schedule = gradient_schedule
         self.last_multiplier = 0.0
+        self._compiled = {"compiled": compile_loss(module, **(compile_kwargs or {}))} if compile else {}
         self.before = before or {}
         self.rows: dict[str, list[tuple[int, float]]] = {}
         self._steps: list[tuple[int, float, torch.Tensor]] = []
@@ -159,7 +168,7 @@ class MaskedTrainingPlan(pl.LightningModule):
             Its number in the epoch.
         """
         step, total = self._step_under_way()
-        loss = self.masked_loss(batch)
+        loss = self._score(batch, **self._compiled)
         self._steps.append((step, self.ratio_schedule(step, total), loss.detach()))
         # What is not finite here is to be seen in the gradient, on every rank that it is added up with.
         total_moved = sum((s.sum() for s in self.statistics), start=loss.detach())
@@ -177,11 +186,14 @@ class MaskedTrainingPlan(pl.LightningModule):
         -------
         The loss, a scalar.
         """
+        return self._score(batch)
+
+    def _score(self, batch: Any, **compiled: Any) -> torch.Tensor:
         step, total = self._step_under_way()
         module: Any = self.module
         ratio = self.ratio_schedule(step, total)
-        weighting = self._weighting(step, total)
-        return module.masked_loss(batch, ratio=ratio, seed=self.mask_seed, step=step, **weighting).loss
+        options = {**self._weighting(step, total), **compiled}
+        return module.masked_loss(batch, ratio=ratio, seed=self.mask_seed, step=step, **options).loss
 
     def _step_under_way(self) -> tuple[int, int]:
         """Return the number of this mini-batch, and how many there are in all."""
