@@ -1,11 +1,12 @@
 """Speed of this package against scVI: training, embedding, memory, time to the first step.
 
-    python benchmarks/speed.py -o OUT [--sizes large small ...] [--rounds 3] [--data FILE.h5ad] [--gpu]
+    python benchmarks/speed.py -o OUT [--sizes large small ...] [--rounds 3] [--data FILE.h5ad] [--gpu] [--compile]
 
 Both sides run in one process on the same counts, genes, threads and batches, by turns, so that what else the machine does
 falls on both; the ratio of each round is taken and their median reported. Memory and time to the first step are measured
 in a process of their own for each side. Counts are drawn to a density unless ``--data`` names a file of raw counts.
-``OUT/speed.csv`` gets every round, ``OUT/speed.md`` the tables.
+``OUT/speed.csv`` gets every round, ``OUT/speed.md`` the tables. ``--compile`` compares compiled steps of this package with
+eager ones instead, in the same way.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from scipy import sparse
 from torch.utils.flop_counter import FlopCounterMode
 
 SIDES = ("scr2mae", "scr2mae float32", "scvi")
+COMPILED_SIDES = ("scr2mae", "scr2mae compiled", "scr2mae float32", "scr2mae float32 compiled")
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,15 @@ class Side:
             if size.equal_decoder:
                 widths["n_layers_decoder"] = size.n_layers
             self.model = scr2mae.R2MAEModel(adata.copy(), **widths)
-        self.precision = "32-true" if name == "scr2mae float32" else "auto"
+        self.precision = "32-true" if "float32" in name else "auto"
+        self.plan_kwargs = {"compile": True} if name.endswith("compiled") else None
 
     def train(self, max_epochs: int = 1) -> tuple[float, float, float]:
         """Train; seconds until the first step is done, cells a second from the third on, seconds of the whole call."""
         clock = Clock(self.device)
-        kwargs: dict[str, Any] = {} if self.name == "scvi" else {"precision": self.precision}
+        kwargs: dict[str, Any] = {}
+        if self.name != "scvi":
+            kwargs = {"precision": self.precision, "plan_kwargs": self.plan_kwargs}
         start = time.perf_counter()
         self.model.train(
             max_epochs,
@@ -250,7 +255,9 @@ def measure(label: str, size: Size, options: argparse.Namespace) -> list[dict[st
     def add(side: str, quantity: str, value: float, round_: int = 0) -> None:
         rows.append({"size": label, "side": side, "quantity": quantity, "round": round_, "value": value})
 
-    names = SIDES if device == "cpu" else SIDES[::2]
+    names = COMPILED_SIDES if options.compile else SIDES
+    if device == "gpu":
+        names = tuple(name for name in names if "float32" not in name)
     sides = [Side(name, adata, size, device) for name in names]
     epochs = max(1, -(-options.steps * size.batch_size // size.n_obs))
     for i in range(options.rounds):
@@ -258,7 +265,7 @@ def measure(label: str, size: Size, options: argparse.Namespace) -> list[dict[st
             _, rate, whole = side.train(epochs)
             add(side.name, "train_cells_s", rate, i)
             add(side.name, "train_call_s", whole, i)
-        for side in sides:
+        for side in () if options.compile else sides:
             add(side.name, "embed_cells_s", side.embed(reduced=side.name == "scr2mae"), i)
     for side in sides:
         add(side.name, "parameters", side.n_parameters())
@@ -271,15 +278,20 @@ def measure(label: str, size: Size, options: argparse.Namespace) -> list[dict[st
 
 
 def summarise(rows: pd.DataFrame) -> str:
-    """Tables in Markdown: each quantity by size and side, and ratios to scVI round by round."""
+    """Tables in Markdown: each quantity by size and side, and ratios to scVI, or to eager steps, round by round."""
     parts = []
     for label, of_size in rows.groupby("size", sort=False):
         wide = of_size.pivot_table(index=["quantity", "round"], columns="side", values="value", sort=False)
         lines = {}
         for quantity, group in wide.groupby(level="quantity", sort=False):
             lines[quantity] = {name: f"{group[name].median():,.4g}" for name in group}
-            for name in group.columns.drop("scvi"):
-                lines[quantity][f"{name} / scvi"] = f"{(group[name] / group['scvi']).median():.2f}"
+            for name in group:
+                other = "scvi" if "scvi" in group else name.removesuffix(" compiled")
+                if other != name:
+                    ratio = group[name] / group[other]
+                    lines[quantity][f"{name} / {other}"] = (
+                        f"{ratio.median():.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
+                    )
         parts.append(f"**{label}**\n\n{pd.DataFrame(lines).T.to_markdown()}\n")
     return "\n".join(parts)
 
@@ -312,7 +324,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="steps a round, at least")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--alone", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--compile", action="store_true", help="compiled steps against eager ones")
+    parser.add_argument("--alone", choices={*SIDES, *COMPILED_SIDES}, help=argparse.SUPPRESS)
     parser.add_argument("--alone-size", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -105,8 +105,11 @@ class R2MAEModule(BaseModuleClass):
 
     @staticmethod
     def _covariates(tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
-        batch = tensors[REGISTRY_KEYS.BATCH_KEY].long()
-        further = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
+        batch, further = tensors[REGISTRY_KEYS.BATCH_KEY], tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
+        # A data module without a batch sends None.
+        batch = (
+            torch.zeros_like(tensors[REGISTRY_KEYS.X_KEY][:, :1]).long() if batch is None else batch.long()
+        )
         return {
             "categories": batch if further is None else torch.cat([batch, further.long()], dim=1),
             "continuous": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),

@@ -1,5 +1,6 @@
 """Data modules that are not ours: scvi-tools' for annbatch, and what any of them may send."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,19 +32,41 @@ class AsScviSendsThem(CellDataModule):
         }
 
 
-def test_a_size_factor_that_nobody_registered_changes_nothing(adata: AnnData) -> None:
-    def train(kind: type[CellDataModule]) -> R2MAEModel:
-        model = R2MAEModel(adata, n_hidden=16, n_latent=4)
-        cells = model._cells(None)
-        model.train(
-            2,
-            datamodule=kind(cells, split_cells(120), batch_size=32, seed=0),
-            accelerator="cpu",
-            enable_progress_bar=False,
-        )
-        return model
+class AsLaminSendsThem(CellDataModule):
+    """Our mini-batches as those of a Lamin collection that was told of no column and no validation."""
 
-    ours, theirs = train(CellDataModule), train(AsScviSendsThem)
+    def on_after_batch_transfer(
+        self, batch: dict[str, torch.Tensor], dataloader_idx: int
+    ) -> dict[str, torch.Tensor]:
+        tensors = super().on_after_batch_transfer(batch, dataloader_idx)
+        absent = dict.fromkeys(["batch", "extra_categorical_covs", "extra_continuous_covs", "sample"])
+        return {"X": tensors["X"], "labels": 0, **absent}
+
+    def val_dataloader(self) -> None:
+        return None
+
+
+def train(kind: type[CellDataModule], adata: AnnData) -> R2MAEModel:
+    model = R2MAEModel(adata, n_hidden=16, n_latent=4)
+    split = split_cells(120)
+    datamodule = kind(model._cells(None), split, batch_size=32, seed=0)
+    model.train(2, datamodule=datamodule, accelerator="cpu", enable_progress_bar=False)
+    assert "val_dataloader" not in vars(datamodule)
+    return model
+
+
+def test_a_batch_validation_or_covariate_that_is_none_is_none(simulate: Callable[..., AnnData]) -> None:
+    adata = simulate()
+    R2MAEModel.setup_anndata(adata)
+    ours, theirs = train(CellDataModule, adata), train(AsLaminSendsThem, adata)
+    assert (
+        set(ours.history_) - set(theirs.history_) == {n for n in ours.history_ if "validation" in n} != set()
+    )
+    torch.testing.assert_close(ours.module.state_dict(), theirs.module.state_dict(), rtol=0, atol=0)
+
+
+def test_a_size_factor_that_nobody_registered_changes_nothing(adata: AnnData) -> None:
+    ours, theirs = train(CellDataModule, adata), train(AsScviSendsThem, adata)
     torch.testing.assert_close(ours.module.state_dict(), theirs.module.state_dict(), rtol=0, atol=0)
 
 
@@ -84,6 +107,46 @@ def test_a_data_module_that_says_nothing_or_fits_is_taken(spec: CellSpec) -> Non
         check_data_module(SimpleNamespace(**fits), spec)
     with pytest.raises(ValueError, match="numbers the batches"):
         check_data_module(SimpleNamespace(batch_labels=labels[::-1]), spec)
+
+
+def test_batches_are_compared_as_a_data_module_numbers_them_not_as_it_lists_them(spec: CellSpec) -> None:
+    ours, other = spec.categorical[0][1], spec.categorical[0][1][::-1]
+    # TileDB-SOMA's lists them as they come and numbers them by an encoder; Lamin's has the number of each.
+    check_data_module(SimpleNamespace(batch_labels=other, batch_encoder=SimpleNamespace(classes_=ours)), spec)
+    check_data_module(SimpleNamespace(batch_labels={"b": 1, "a": 0}), spec)
+    for numbered in ({"batch_encoder": SimpleNamespace(classes_=other)}, {"batch_labels": {"b": 0, "a": 1}}):
+        with pytest.raises(ValueError, match=r"numbers the batches \['b', 'a'\], the model \['a', 'b'\]"):
+            check_data_module(SimpleNamespace(**{"batch_labels": ours, **numbered}), spec)
+
+
+def test_covariates_that_a_data_module_joins_numbers_otherwise_or_lacks_are_refused(adata: AnnData) -> None:
+    categorical, continuous = ["chemistry", "cell_type"], ["age"]
+    R2MAEModel.setup_anndata(
+        adata, categorical_covariate_keys=categorical, continuous_covariate_keys=continuous
+    )
+    spec = R2MAEModel(adata).spec
+    names = {key: np.asarray(known) for key, known in spec.categorical[1:]}
+
+    def check(mapping: dict[str, np.ndarray] | None = None, columns: list[str] | None = None) -> None:
+        said = {
+            "extra_categorical_covs": {"state_registry": {"mapping": names if mapping is None else mapping}}
+        }
+        said["extra_continuous_covs"] = {"state_registry": {"columns": columns or continuous}}
+        check_data_module(SimpleNamespace(**said), spec)
+
+    check()
+    check({key: np.arange(len(known)) for key, known in names.items()})  # as Lamin's names them
+    joined = np.array([f"{a}//{b}" for a in names["chemistry"] for b in names["cell_type"]])
+    with pytest.raises(
+        ValueError, match=r"covariates of \[6\] categories, the model has \[2, 3\] .* one: register them"
+    ):
+        check({"chemistry": joined})
+    with pytest.raises(ValueError, match=r"covariates of \[\] categories, the model has \[2, 3\]"):
+        check({})
+    with pytest.raises(ValueError, match=r"numbers the categories of 'chemistry' .*'v3', 'v2'.*, the model"):
+        check({**names, "chemistry": names["chemistry"][::-1]})
+    with pytest.raises(ValueError, match=r"continuous covariates \['depth'\], the model has \['age'\]"):
+        check(columns=["depth"])
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata", "ignore:Sparse")

@@ -40,6 +40,7 @@ _SAYS_NOTHING = (
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*dirpath has changed from.*",
     ".*resuming from a checkpoint that ended before the epoch ended.*",
+    ".*Total length of `list` across ranks is zero.*",
     # PyTorch's, as it looks at the curriculum's weights, an input of what it compiles.
     r".*\.grad attribute of a Tensor that is not a leaf Tensor.*",
 )
@@ -61,6 +62,25 @@ def _quiet_lightning() -> Iterator[None]:
     finally:
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
+
+
+@contextmanager
+def _without_none(datamodule: Any) -> Iterator[None]:
+    """Let a data module that has nothing to validate say so by None, as those of ``scvi.dataloaders`` do."""
+    inherited = getattr(type(datamodule), "val_dataloader", None)
+    if inherited in (None, pl.LightningDataModule.val_dataloader) or "val_dataloader" in vars(datamodule):
+        yield
+        return
+
+    def val_dataloader() -> Any:
+        loaders = inherited(datamodule)
+        return [] if loaders is None else loaders
+
+    datamodule.val_dataloader = val_dataloader
+    try:
+        yield
+    finally:
+        del datamodule.val_dataloader
 
 
 def _early_stopping(early_stopping: bool, kwargs: dict[str, Any]) -> list[Callback]:
@@ -180,7 +200,7 @@ def fit(
         plan.module.curriculum.requires_grad_(True)
     plan.module.train()
     on_interrupt = signal.getsignal(signal.SIGINT)
-    with recorded(plan) as run, _quiet_lightning():
+    with recorded(plan) as run, _quiet_lightning(), _without_none(datamodule):
         trainer = pl.Trainer(
             max_epochs=max_epochs,
             accelerator=accelerator,
