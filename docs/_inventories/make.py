@@ -95,6 +95,7 @@ SITES = {
                 "tensor_attributes.html#$": "torch.device",
                 "generated/$.html#$": "torch.nn.Module torch.optim.Adam torch.optim.AdamW",
             },
+            "function": {"generated/$.html#$": "torch.compile"},
         },
     ),
     "anndata": Site(
