@@ -1,0 +1,59 @@
+"""The notebooks carry the outputs of one whole run, and nothing of the machine that made them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
+MACHINE = re.compile(
+    r"(?<![\w.])/(?:home|Users|root|tmp|work|opt|usr|var|mnt)/|[A-Z]:\\\\|site-packages|Warning\b|Traceback|\d(?:it|s/it)/s"
+)
+
+
+def code_cells(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def printed(cell):
+    """Text of the outputs of a cell, pictures left out."""
+    for output in cell["outputs"]:
+        data = {"text": output.get("text", ""), **output.get("data", {})}
+        yield from ("".join(text) for mime, text in data.items() if not mime.startswith("image/"))
+
+
+def leaves_something_to_see(cell):
+    """Whether the last line is an expression whose value a notebook shows, or a print."""
+    last = "".join(cell["source"]).rstrip().splitlines()[-1]
+    return bool(re.match(r"print\(|plt\.show\(|\w[\w.]*(\[[^\]]*\])?$", last))
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 7
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_was_executed_from_top_to_bottom(path):
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert [cell["source"] for cell in cells if leaves_something_to_see(cell) and not cell["outputs"]] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_no_errors_warnings_or_paths_in_its_outputs(path):
+    for cell in code_cells(path):
+        assert [o["ename"] for o in cell["outputs"] if o["output_type"] == "error"] == []
+        assert [match[0] for text in printed(cell) for match in MACHINE.finditer(text)] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_keeps_no_times_of_day(path):
+    assert [cell["metadata"] for cell in code_cells(path) if "execution" in cell["metadata"]] == []
+
+
+def test_the_table_of_tutorials_has_every_notebook():
+    table = (ROOT / "tutorials" / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\)", table, re.M)) == [p.name for p in NOTEBOOKS]
