@@ -32,6 +32,7 @@ _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 class _Loss(Protocol):
     loss: torch.Tensor
+    n_obs_minibatch: int
 
 
 class MaskedModule(Protocol):
