@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sphinx.environment import BuildEnvironment
 
 HERE = Path(__file__).parent
-_WIDE = 1.9  # width over height from which a figure is wide
+_WIDE = 1.6  # width over height from which a figure is wide
 
 project = "scr2mae"
 author = "scr2mae developers"

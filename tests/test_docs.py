@@ -378,3 +378,38 @@ def test_the_constraints_pin_every_direct_dependency():
 def test_the_citation_names_the_version_of_the_package():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.search(r"^version: (.*)$", citation, re.M)[1] == CONFIG["project"]["version"]
+
+
+def test_a_script_draws_every_figure_of_the_pages():
+    figures = list((DOCS / "_static").rglob("*.png"))
+    assert len(figures) > 10
+    scripts = list((ROOT / "benchmarks").rglob("*.py"))
+    drawn = {
+        name for path in scripts for name in re.findall(r'"(\w+\.png)"', path.read_text(encoding="utf-8"))
+    }
+    assert sorted(path.name for path in figures if path.name not in drawn) == []
+
+
+def test_the_page_of_data_has_every_file_that_a_benchmark_reads():
+    page = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    scripts = [ROOT / "benchmarks" / f"{name}.py" for name in ("embeddings", "schemes", "dna", "text")]
+    named = {
+        name
+        for path in scripts
+        for name in re.findall(r'"([\w-]+\.(?:h5ad|npz|txt\.gz|tsv\.gz))"', path.read_text(encoding="utf-8"))
+    }
+    assert len(named) >= 10
+    assert sorted(name for name in named if f"`{name}`" not in page) == []
+
+
+def test_code_on_the_pages_fits_beside_both_sidebars():
+    blocks = re.compile(r"^```(?:\{code-cell\}[^\n]*|python|text)\n(.*?)^```", re.M | re.S)
+    pages = [path for path in DOCS.rglob("*.md") if "_build" not in path.parts]
+    too_long = {
+        (page.name, line)
+        for page in pages
+        for code in blocks.findall(page.read_text(encoding="utf-8"))
+        for line in code.splitlines()
+        if len(line) > 84
+    }
+    assert too_long == set()
