@@ -68,6 +68,15 @@ SETS = {
     ),
 }  # fmt: skip
 
+SET_LABELS = {
+    "csle": "cSLE",
+    "ifnb": "Kang, 1,000",
+    "kang": "Kang, 12,000",
+    "pig": "pig airway",
+    "onek1k": "OneK1K",
+    "mean": "mean",
+}
+
 
 def read(counts: Counts, folder: Path) -> ad.AnnData:
     """Read a set and restrict it to the cells and genes that are used."""
@@ -121,7 +130,8 @@ def draw(ranks: pd.DataFrame, gaps: pd.DataFrame, path: Path) -> None:
     fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
     for i, name in enumerate(column for column in ranks if column != "mean"):
         left.scatter(
-            ranks[name], range(len(ranks)), color=scr2mae.pl.OKABE_ITO[i], marker="o^sPX"[i % 5], s=28, label=name
+            ranks[name], range(len(ranks)), color=scr2mae.pl.OKABE_ITO[i], marker="o^sPX"[i % 5], s=28,
+            label=SET_LABELS[name],
         )  # fmt: skip
     left.scatter(ranks["mean"], range(len(ranks)), color="black", marker="D", s=44, label="mean")
     left.set_yticks(range(len(ranks)), [LABELS[name] for name in ranks.index])
