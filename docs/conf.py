@@ -154,6 +154,19 @@ def _annotations_as_written(app: Sphinx, obj: Any, bound_method: bool) -> None:
         obj.__annotations__ = {name: opaque(ast.unparse(node)) for name, node in written.items()}
 
 
+def _public_bases(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
+    """Show what a class inherits from in public, not the private classes that hold its methods."""
+
+    def public(base: Any) -> list[Any]:
+        first, *inner = base.__module__.split(".")
+        if first != "scr2mae" or not any(part.startswith("_") for part in inner):
+            return [base]
+        return [shown for each in base.__bases__ for shown in public(each)]
+
+    shown = dict.fromkeys(each for base in bases for each in public(base))
+    bases[:] = [base for base in shown if base is not object] or [object]
+
+
 def _full_names(env: BuildEnvironment) -> dict[str, set[str]]:
     """Last part of a name to the full names, of this package's objects and of the inventories', that end in it."""
     found: dict[str, set[str]] = {}
@@ -195,4 +208,5 @@ def setup(app: Sphinx) -> None:
     """Register the handlers: before autodoc reads signatures, after intersphinx gave up, before pages are written."""
     app.connect("doctree-resolved", _mark_wide_images)
     app.connect("autodoc-before-process-signature", _annotations_as_written)
+    app.connect("autodoc-process-bases", _public_bases)
     app.connect("missing-reference", _resolve_short_name, priority=600)
