@@ -1,0 +1,137 @@
+"""What a training step costs beside arithmetic: the package, a bare loop, and Lightning with one or several mini-batches a step.
+
+    python benchmarks/step_overhead.py [--rounds N]
+
+The network is so small that arithmetic hardly counts (20 genes, mini-batches of 8, one thread). All sides take turns; printed are
+microseconds of processor time a mini-batch, the least and the median of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+import scr2mae
+from scr2mae.data import CellLoader
+
+N_DONORS, CELLS_A_DONOR, N_GENES, BATCH_SIZE = 8, 500, 20, 8
+N_BATCHES = N_DONORS * CELLS_A_DONOR // BATCH_SIZE
+
+
+class Groups:
+    """Mini-batches of a loader, several at a time."""
+
+    def __init__(self, loader: CellLoader, size: int) -> None:
+        self.loader, self.size = loader, size
+
+    def __len__(self) -> int:
+        return -(-len(self.loader) // self.size)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        group = []
+        for batch in self.loader:
+            group.append(batch)
+            if len(group) == self.size:
+                yield group
+                group = []
+        if group:
+            yield group
+
+
+def step(module: Any, batch: Any, number: int) -> torch.Tensor:
+    return module.masked_loss(batch, ratio=0.3, seed=0, step=number).loss
+
+
+class Grouped(pl.LightningModule):
+    """Lightning with nothing of the package's around the network: no guard, no averages, no curves."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module, self.automatic_optimization, self.done = module, False, 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.module.parameters(), fused=True)
+
+    def training_step(self, batches: list[Any], batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        for batch in batches:
+            optimizer.zero_grad(set_to_none=True)
+            loss = step(self.module, batch, self.done)
+            self.manual_backward(loss)
+            optimizer.step()
+            self.done += 1
+
+
+def sides(model: scr2mae.R2MAEModel) -> dict[str, Callable[[], None]]:
+    """What is compared: each trains the network for one epoch."""
+    cells = model._cells(None)
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+
+    def loader() -> CellLoader:
+        return CellLoader(cells, batch_size=BATCH_SIZE, shuffle=True, seed=0)
+
+    def package() -> None:
+        model.train(1, batch_size=BATCH_SIZE, split_key=False, train_size=1.0, precision="32-true", **quiet)
+
+    def bare() -> None:
+        module = model.module.train()
+        optimizer = torch.optim.Adam(module.parameters(), fused=True)
+        for number, batch in enumerate(loader()):
+            optimizer.zero_grad(set_to_none=True)
+            step(module, batch, number).backward()
+            optimizer.step()
+
+    def lightning(size: int) -> Callable[[], None]:
+        def run() -> None:
+            off = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+            pl.Trainer(max_epochs=1, **off, **quiet).fit(
+                Grouped(model.module.train()), Groups(loader(), size)
+            )
+
+        return run
+
+    return {
+        "the package": package,
+        "Lightning, 1 a step": lightning(1),
+        "Lightning, 16 a step": lightning(16),
+        "a bare loop": bare,
+    }
+
+
+def main() -> None:
+    """Take turns, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "scr2mae"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    adata = scr2mae.datasets.simulate_donors(
+        n_donors=N_DONORS, n_cells_per_donor=CELLS_A_DONOR, n_genes=N_GENES
+    )
+    found = sides(scr2mae.R2MAEModel(adata, n_hidden=4, n_latent=2))
+    taken: dict[str, list[float]] = {name: [] for name in found}
+    for round_ in range(rounds + 1):
+        for name, run in found.items():
+            start = time.process_time()
+            run()
+            if round_:  # the first warms up
+                taken[name].append((time.process_time() - start) / N_BATCHES)
+    print(f"{'microseconds a mini-batch':28}{'least':>8}{'median':>8}")
+    for name, seconds in taken.items():
+        print(f"{name:28}{1e6 * min(seconds):>8.0f}{1e6 * np.median(seconds):>8.0f}")
+
+
+if __name__ == "__main__":
+    main()
