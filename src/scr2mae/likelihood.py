@@ -20,20 +20,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax, softplus
 
-__all__ = ["log_mean_of_counts", "nb_log_prob", "shapes_are_free"]
+__all__ = ["log_mean_of_counts", "nb_log_prob"]
 
 _SERIES_BELOW = 0.1
 _LARGE_LOG_THETA = 7.0
 
 
 def shapes_are_free(device: torch.device) -> bool:
-    """Whether compiled code may have shapes that values decide on a device: on a GPU they make the host wait.
-
-    Parameters
-    ----------
-    device
-        Where it runs.
-    """
+    """Whether compiled code may have shapes that values decide on a device: on a GPU they make the host wait."""
     return device.type != "cuda"
 
 

@@ -39,8 +39,9 @@ class MaskedModule(Protocol):
     """What a network must offer to be trained here.
 
     It may also have ``hidden_loss``, a part of ``masked_loss`` of tensors alone: ``masked_loss`` then also takes that part
-    compiled, as ``compiled``. And it may have ``parameter_groups(weight_decay)``, which returns the optimiser's groups, each a dict with
-    ``params`` and, where they differ from the run's, ``weight_decay`` and ``lr``, or ``lr_scale``, a multiple of it.
+    compiled, as ``compiled``. And it may have ``parameter_groups(weight_decay)``, which returns the optimiser's groups, each
+    a dict with ``params`` and, where they differ from the run's, ``weight_decay`` and ``lr``, or ``lr_scale``, a multiple of
+    it.
     """
 
     def masked_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> _Loss:
