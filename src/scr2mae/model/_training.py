@@ -79,7 +79,8 @@ class TrainingMixin(CellModel):
             Write one every so many mini-batches too; None for epochs only.
         plan_kwargs
             Arguments of :class:`scr2mae.train.MaskedTrainingPlan`: ``lr``, ``weight_decay``, ``eps``, ``optimizer``,
-            ``averaging`` (a tenth of the run by default; None keeps the last weights, as in the paper).
+            ``averaging`` (a tenth of the run by default; None keeps the last weights, as in the paper), ``compile`` and
+            ``compile_kwargs``.
         datasplitter_kwargs
             ``shuffle`` and ``external_indexing`` of :func:`scr2mae.data.split_cells`.
         datamodule
