@@ -24,10 +24,14 @@ class R2MAEModel(TrainingMixin, EmbeddingMixin, QueryMixin, StorageMixin):
     ----------
     adata
         Raw counts. Set up with :meth:`setup_anndata`, or not at all: then with that method's defaults.
-    n_hidden, n_latent
-        Width of the hidden layers and of the embedding.
-    n_layers, n_layers_decoder
-        Hidden layers of the encoder and of the decoder.
+    n_hidden
+        Width of the hidden layers.
+    n_latent
+        Width of the embedding.
+    n_layers
+        Hidden layers of the encoder.
+    n_layers_decoder
+        Hidden layers of the decoder.
     mask_ratio
         Share of the genes hidden at a step: a float (a plain masked autoencoder), a pair ``(low, high)`` from
         which it is drawn anew for every mini-batch (R²MAE), or a schedule of :mod:`scr2mae.masking`.
