@@ -30,7 +30,7 @@ _WIDE = 1.6  # width over height from which a figure is wide
 
 project = "scr2mae"
 author = "scr2mae developers"
-copyright = "2025, scr2mae developers"
+copyright = "2026, scr2mae developers"
 version = release = scr2mae.__version__
 
 extensions = [
