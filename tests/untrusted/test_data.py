@@ -31,13 +31,14 @@ def test_a_zarr_array_whose_codec_unpickles_is_refused(
     monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
     path = tmp_path / "cells.zarr"
     write_elem(zarr.open_group(str(path), mode="w", zarr_format=2), "/", adata)
-    array = path / "obs" / "_index"
+    names = path / "obs" / "_index"
+    array = names if (names / ".zarray").exists() else names / "values"  # a group in newer versions
     about = json.loads((array / ".zarray").read_text())
     (array / ".zarray").write_text(json.dumps({**about, "compressor": {"id": "pickle", "protocol": 5}}))
     (path / ".zmetadata").unlink(missing_ok=True)
     for chunk in array.glob("[0-9]*"):
         chunk.write_bytes(bomb)
-    with pytest.raises(ValueError, match=r"obs/_index of .* is encoded by \['pickle'\], which may run code"):
+    with pytest.raises(ValueError, match=r"obs/_index\S* of .* is encoded by \['pickle'\], which may run code"):
         open_store(path)
 
 
