@@ -38,7 +38,9 @@ def test_a_zarr_array_whose_codec_unpickles_is_refused(
     (path / ".zmetadata").unlink(missing_ok=True)
     for chunk in array.glob("[0-9]*"):
         chunk.write_bytes(bomb)
-    with pytest.raises(ValueError, match=r"obs/_index\S* of .* is encoded by \['pickle'\], which may run code"):
+    with pytest.raises(
+        ValueError, match=r"obs/_index\S* of .* is encoded by \['pickle'\], which may run code"
+    ):
         open_store(path)
 
 
