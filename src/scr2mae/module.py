@@ -313,7 +313,7 @@ class R2MAEModule(BaseModuleClass):
         genes: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Score the hidden genes as :meth:`forward` does: the part of a step that a compiler is given.
+        """Score the hidden genes as ``forward`` does: the part of a step that a compiler is given.
 
         Tensors alone go in and come out, and nothing waits for the device.
 
