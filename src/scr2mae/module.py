@@ -192,7 +192,12 @@ class R2MAEModule(BaseModuleClass):
         return {"logits": nn.functional.linear(h, self.to_logits.weight) + self.to_logits.bias}
 
     def element_nll(
-        self, tensors: dict[str, Tensor], logits: Tensor, *, genes: Tensor | None = None
+        self,
+        tensors: dict[str, Tensor],
+        logits: Tensor,
+        *,
+        genes: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Negative log-likelihood of each count in nats.
 
@@ -204,6 +209,8 @@ class R2MAEModule(BaseModuleClass):
             Decoder output, shape (n_obs, n_vars).
         genes
             Positions of the genes to score, shape (k,); None for all.
+        weights
+            What each element is multiplied by, shape (n_vars,) or (n_obs, n_vars).
 
         Returns
         -------
@@ -218,7 +225,10 @@ class R2MAEModule(BaseModuleClass):
                 log_mean.index_select(1, genes),
                 log_theta.index_select(0, genes),
             )
-        return -nb_log_prob(counts, log_mean, log_theta)
+        nll = -nb_log_prob(counts, log_mean, log_theta)
+        if weights is None:
+            return nll
+        return nll * (weights if genes is None else weights.index_select(-1, genes))
 
     def loss(
         self,
@@ -251,9 +261,7 @@ class R2MAEModule(BaseModuleClass):
         """
         scored = tensors.get(MEASURED_KEY) if mask is None else mask
         genes = None if scored is None else scored.nonzero().squeeze(1)
-        nll = self.element_nll(tensors, generative_outputs["logits"], genes=genes)
-        if weights is not None:
-            nll = nll * (weights if genes is None else weights.index_select(-1, genes))
+        nll = self.element_nll(tensors, generative_outputs["logits"], genes=genes, weights=weights)
         return LossOutput(loss=nll.mean(), n_obs_minibatch=nll.shape[0], reconstruction_loss=nll.mean(dim=1))
 
     def curriculum_weights(self, tensors: dict[str, Tensor]) -> Tensor:
@@ -335,9 +343,8 @@ class R2MAEModule(BaseModuleClass):
         """
         counts, covariates = tensors[REGISTRY_KEYS.X_KEY], self._covariates(tensors)
         z = self.inference(counts, **covariates, mask=mask)["z"]
-        nll = self.element_nll(tensors, self.generative(z, **covariates)["logits"], genes=genes)
-        if weights is not None:
-            nll = nll * (weights if genes is None else weights.index_select(-1, genes))
+        logits = self.generative(z, **covariates)["logits"]
+        nll = self.element_nll(tensors, logits, genes=genes, weights=weights)
         return nll.mean() if genes is not None else (nll * (mask / mask.sum())).sum(dim=1).mean()
 
     def masked_loss(

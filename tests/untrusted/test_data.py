@@ -82,6 +82,15 @@ def test_a_list_of_images_cannot_name_files_elsewhere(tmp_path: Path) -> None:
         vision.CelebA(tmp_path)
 
 
+def changed(adata: AnnData, path: Path, change: Callable[[h5py.File], None]) -> Path:
+    """Write an AnnData and change its file."""
+    adata.uns["note"] = "mine"
+    adata.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path
+
+
 def _external_link(file: h5py.File) -> None:
     del file["obsm"]
     file["obsm"] = h5py.ExternalLink("/etc/passwd", "/")
@@ -112,11 +121,7 @@ def test_an_h5ad_that_points_to_other_files_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = tmp_path / "cells.h5ad"
-    adata.uns["note"] = "mine"
-    adata.write_h5ad(path)
-    with h5py.File(path, "r+") as file:
-        point_elsewhere(file)
+    path = changed(adata, tmp_path / "cells.h5ad", point_elsewhere)
     with pytest.raises(ValueError, match=message):
         open_store(path)
     assert main(["train", str(path), "-o", str(tmp_path / "model"), "-q"]) == 1
@@ -166,11 +171,7 @@ def test_an_h5ad_that_unpacks_to_more_than_memory_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = tmp_path / "cells.h5ad"
-    adata.uns["note"] = "mine"
-    adata.write_h5ad(path)
-    with h5py.File(path, "r+") as file:
-        plant(file)
+    path = changed(adata, tmp_path / "cells.h5ad", plant)
     assert path.stat().st_size < 1 << 20
     with pytest.raises(
         MemoryError, match=r"All but the counts of .* takes .* GB of memory, of which .* are free"
