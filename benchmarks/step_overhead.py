@@ -78,8 +78,9 @@ def sides(model: scr2mae.R2MAEModel) -> dict[str, Callable[[], None]]:
     def loader() -> CellLoader:
         return CellLoader(cells, batch_size=BATCH_SIZE, shuffle=True, seed=0)
 
-    def package() -> None:
-        model.train(1, batch_size=BATCH_SIZE, split_key=False, train_size=1.0, precision="32-true", **quiet)
+    def package(together: int) -> Callable[[], None]:
+        arguments = {"batch_size": BATCH_SIZE, "split_key": False, "train_size": 1.0, "precision": "32-true"}
+        return lambda: model.train(1, steps_per_execution=together, **arguments, **quiet)
 
     def bare() -> None:
         module = model.module.train()
@@ -99,7 +100,8 @@ def sides(model: scr2mae.R2MAEModel) -> dict[str, Callable[[], None]]:
         return run
 
     return {
-        "the package": package,
+        "the package, 1 a step": package(1),
+        "the package, 16 a step": package(16),
         "Lightning, 1 a step": lightning(1),
         "Lightning, 16 a step": lightning(16),
         "a bare loop": bare,

@@ -1,5 +1,7 @@
 """Number formats: what is chosen, and how little bfloat16 changes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -33,15 +35,23 @@ def test_auto_on_a_gpu_asks_for_its_generation(
     assert resolve_precision("auto", torch.device("cuda", 0)) == expected
 
 
-def test_auto_is_float32_on_other_devices_and_everything_else_is_passed_on() -> None:
+def test_auto_is_float32_on_other_devices_and_short_forms_are_known() -> None:
     assert resolve_precision("auto", torch.device("mps")) == "32-true"
-    assert [resolve_precision(p, CPU) for p in (None, 32, "16-mixed")] == [None, 32, "16-mixed"]
+    short = [resolve_precision(p, CPU) for p in (None, 32, 16, "bf16", "16-mixed")]
+    assert short == ["32-true", "32-true", "16-mixed", "bf16-mixed", "16-mixed"]
 
 
-@pytest.mark.parametrize("precision", ["64-true", "fast", 8])
-def test_a_precision_that_embedding_does_not_know_is_refused(trained: R2MAEModel, precision: object) -> None:
-    with pytest.raises(ValueError, match=r"precision must be 'auto' or one of .*'bf16-mixed'"):
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "fast", 8])
+def test_a_precision_in_which_no_network_computes_is_refused(
+    trained: R2MAEModel, adata: AnnData, precision: Any
+) -> None:
+    message = (
+        r"precision must be 'auto' or one of .*'bf16-mixed'.* since weights and likelihood are float32; got"
+    )
+    with pytest.raises(ValueError, match=message):
         trained.get_latent_representation(precision=precision)
+    with pytest.raises(ValueError, match=message):
+        R2MAEModel(adata, n_hidden=4, n_latent=2).train(1, accelerator="cpu", precision=precision)
     assert not torch.is_autocast_enabled("cpu")
 
 

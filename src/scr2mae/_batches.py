@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["BatchLoader", "BatchSampler"]
+__all__ = ["BatchLoader", "BatchSampler", "ExecutionLoader"]
 
 
 class BatchSampler:
@@ -202,3 +202,55 @@ class BatchLoader:
         """
         self.sampler.set_epoch(state["epoch"])
         self._start = state["seen"] if state["seen"] < len(self) else 0
+
+
+class ExecutionLoader:
+    """Hand out several mini-batches at a time, each made when it is asked for.
+
+    Parameters
+    ----------
+    loader
+        Where they come from.
+    size
+        Mini-batches an execution; the last of an epoch may have fewer.
+    """
+
+    def __init__(self, loader: BatchLoader, size: int) -> None:
+        self.loader, self.size = loader, size
+        self.sampler, self.batch_sampler = loader.sampler, None
+
+    def __len__(self) -> int:
+        return -(-len(self.loader) // self.size)
+
+    def __iter__(self) -> Iterator[Iterator[Any]]:
+        batches = iter(self.loader)
+        for first in batches:
+            yield chain([first], islice(batches, self.size - 1))
+
+    def positions(self, number: int) -> np.ndarray:
+        """Positions of the observations of a mini-batch of this epoch.
+
+        Parameters
+        ----------
+        number
+            Of the mini-batch, from 0.
+
+        Returns
+        -------
+        Shape (n,), in the order of the mini-batch.
+        """
+        return self.loader.positions(number)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how far the epoch has come, in mini-batches."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where ``state_dict`` was taken, after a whole execution.
+
+        Parameters
+        ----------
+        state
+            As ``state_dict`` returned it.
+        """
+        self.loader.load_state_dict(state)

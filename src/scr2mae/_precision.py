@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["autocast", "resolve_precision"]
 
-_EMBEDDING = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_TYPES = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_SHORT = {"32": "32-true", "None": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
@@ -30,17 +31,27 @@ def resolve_precision(precision: str | int | None, device: torch.device) -> Any:
     Parameters
     ----------
     precision
-        ``"auto"``, or a value of :class:`lightning.pytorch.Trainer`, returned as it is.
+        ``"auto"``, ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``, or Lightning's short forms of these.
     device
         Where the network is.
 
     Returns
     -------
-    A value of Lightning's ``precision=``.
+    One of the last three.
+
+    Raises
+    ------
+    ValueError
+        If it is another. Weights and likelihood are float32 always.
     """
-    if precision != "auto":
-        return precision
-    return "bf16-mixed" if _multiplies_bfloat16(device) else "32-true"
+    if precision == "auto":
+        return "bf16-mixed" if _multiplies_bfloat16(device) else "32-true"
+    name = _SHORT.get(str(precision), str(precision))
+    if name not in _TYPES:
+        raise ValueError(
+            f"precision must be 'auto' or one of {list(_TYPES)}, since weights and likelihood are float32; got {precision!r}."
+        )
+    return name
 
 
 def autocast(precision: str | int | None, device: torch.device) -> AbstractContextManager[Any]:
@@ -49,11 +60,7 @@ def autocast(precision: str | int | None, device: torch.device) -> AbstractConte
     Raises
     ------
     ValueError
-        If the precision is not one that embedding knows.
+        If the precision is none that :func:`resolve_precision` knows.
     """
-    name = str(resolve_precision(precision, device))
-    name = {"32": "32-true", "None": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(name, name)
-    if name not in _EMBEDDING:
-        raise ValueError(f"precision must be 'auto' or one of {list(_EMBEDDING)}, got {precision!r}.")
-    dtype = _EMBEDDING[name]
+    dtype = _TYPES[resolve_precision(precision, device)]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

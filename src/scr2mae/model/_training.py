@@ -41,6 +41,7 @@ class TrainingMixin(CellModel):
         resume: str | Path | None = None,
         checkpoint_dir: str | Path | None = None,
         checkpoint_every_n_steps: int | None = None,
+        steps_per_execution: int | None = None,
         plan_kwargs: dict[str, Any] | None = None,
         datasplitter_kwargs: dict[str, Any] | None = None,
         datamodule: LightningDataModule | None = None,
@@ -66,7 +67,7 @@ class TrainingMixin(CellModel):
         seed
             Seed of split, order and masks; None for the model's.
         precision
-            As in :class:`lightning.pytorch.Trainer`; ``"auto"`` multiplies matrices in bfloat16 where the processor does
+            ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"auto"`` multiplies matrices in bfloat16 where the processor does
             that in hardware. Only ``"32-true"`` gives the same weights on every kind of processor.
         counts_on
             Where counts are while the network trains: ``"device"``, ``"memory"`` or ``"disk"``. ``"auto"`` takes the
@@ -77,6 +78,11 @@ class TrainingMixin(CellModel):
             Folder that receives a checkpoint after every epoch.
         checkpoint_every_n_steps
             Write one every so many mini-batches too; None for epochs only.
+        steps_per_execution
+            Mini-batches that Lightning's loop is given together, which spares small networks and fast devices most of what
+            the loop costs. Each is a step of its own as ever, with the same result; callbacks and checkpoints come after the
+            last. None takes sixteen where nothing looks at single mini-batches (a callback, several processes, accumulated
+            or clipped gradients), else one.
         plan_kwargs
             Arguments of :class:`scr2mae.train.MaskedTrainingPlan`: ``lr``, ``weight_decay``, ``eps``, ``optimizer``,
             ``averaging`` (a tenth of the run by default; None keeps the last weights, as in the paper), ``compile`` and
@@ -112,7 +118,10 @@ class TrainingMixin(CellModel):
         if checkpoint_dir is not None and Path(checkpoint_dir).is_file():
             raise NotADirectoryError(f"{checkpoint_dir} is a file; checkpoints go into a folder.")
         obs_names = None
-        if datamodule is None:
+        if datamodule is not None:
+            check_data_module(datamodule, self.spec)
+            steps_per_execution = steps_per_execution or 1
+        else:
             split = {"train_size": train_size, "validation_size": validation_size}
             datamodule = self._data_module(
                 self._split(split_key, seed=seed, **split, **(datasplitter_kwargs or {})),
@@ -122,8 +131,6 @@ class TrainingMixin(CellModel):
                 counts_on=counts_on,
             )
             obs_names = self.adata.obs_names
-        else:
-            check_data_module(datamodule, self.spec)
         plan = self._training_plan(seed, plan_kwargs or {})
         max_epochs = max_epochs or default_max_epochs(_n_obs_epoch(datamodule))
         arguments = {
@@ -152,6 +159,7 @@ class TrainingMixin(CellModel):
                 resume=resume,
                 checkpoint_dir=checkpoint_dir,
                 checkpoint_every_n_steps=checkpoint_every_n_steps,
+                steps_per_execution=steps_per_execution,
                 **self._trainer_arguments(plan, datamodule, trainer_kwargs),
             )
         finally:

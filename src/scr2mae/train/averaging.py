@@ -73,8 +73,8 @@ class RunningWeightAverage(WeightAveraging):
 
     @torch.no_grad()
     def _average(self, averages: Any, current: Any, n_averaged: torch.Tensor) -> None:
-        for average, value in zip(averages, current, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, self._weight)
-            else:
-                average.copy_(value)
+        # Lists of one kind of number each.
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, current, self._weight)
+        else:
+            torch._foreach_copy_(averages, current)

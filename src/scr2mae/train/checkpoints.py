@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from scr2mae._durable import beside
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RunRecord", "StepCheckpoint", "WholeFileIO", "describe_run", "find_checkpoint"]
 
 _RUN = "scr2mae_run"
+_STEPS = "scr2mae_steps_per_execution"
 _RANDOM_STATE = "scr2mae_random_state"
 _CELLS_COMPARED = 64
 
@@ -41,8 +42,10 @@ class WholeFileIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-class StepCheckpoint(ModelCheckpoint):
+class StepCheckpoint(Callback):
     """Replace ``last.ckpt`` every so many optimiser steps; an epoch's last step is left to its end.
+
+    Where mini-batches are executed together, the checkpoint follows at the end of an execution.
 
     Parameters
     ----------
@@ -53,14 +56,20 @@ class StepCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: str | Path, every: int) -> None:
-        super().__init__(folder, filename="last", every_n_train_steps=every, enable_version_counter=False)
+        self.path, self.every = Path(folder) / "last.ckpt", every
+        self._before = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count from where a resumed run goes on."""
+        self._before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save, unless the end of the epoch, with its validation, is next."""
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        before, self._before = self._before, trainer.global_step
+        if self._before // self.every > before // self.every and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.path)
 
 
 class RunRecord(Callback):
@@ -79,11 +88,10 @@ class RunRecord(Callback):
         self.described: dict[str, str] = {}
         self._random_state: dict[str, Any] | None = None
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add to a checkpoint."""
         checkpoint[_RUN] = dict(self.described)
+        checkpoint[_STEPS] = pl_module.steps_per_execution
         checkpoint[_RANDOM_STATE] = _random_state()
 
     def on_load_checkpoint(
@@ -172,7 +180,7 @@ def _fingerprint(cells: Any) -> str:
 
 def find_checkpoint(
     resume: str | Path, plan: MaskedTrainingPlan, described: dict[str, str], *, max_epochs: int
-) -> Path:
+) -> tuple[Path, int]:
     """Find a checkpoint and check that it is of this run, and not beyond its end.
 
     Parameters
@@ -183,6 +191,10 @@ def find_checkpoint(
         The run that is to go on.
     max_epochs
         Its length.
+
+    Returns
+    -------
+    The file, and how many mini-batches its run executed together.
 
     Raises
     ------
@@ -201,7 +213,7 @@ def find_checkpoint(
         kept = torch.load(path, map_location="cpu", weights_only=True)
         shapes = {name: tuple(t.shape) for name, t in kept["state_dict"].items()}
         done = int(kept["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-        before = dict(kept[_RUN])
+        before, together = dict(kept[_RUN]), int(kept[_STEPS])
         kept["scr2mae_history"], kept[_RANDOM_STATE]
     except Exception as error:
         raise ValueError(
@@ -225,4 +237,4 @@ def find_checkpoint(
         raise ValueError(
             f"{path} has {done} epochs behind it; max_epochs counts them in and cannot be smaller, got {max_epochs}."
         )
-    return path
+    return path, together

@@ -57,7 +57,7 @@ class CurriculumLog(Callback):
         if not trainer.is_last_batch:
             return
         with torch.no_grad():
-            weights = pl_module.module.curriculum_weights(batch)
+            weights = pl_module.module.curriculum_weights(pl_module.under_way.batch)
         weights = weights if weights.dim() == 2 else weights.mean(dim=0)
         epoch = trainer.current_epoch
         row_error, column_error = balance_errors(weights)

@@ -83,12 +83,10 @@ class StepGuard(Callback):
         self._in_epoch: Tensor | int = 0
         self._in_a_row: Tensor | int = 0
         self._before: Tensor | None = None
-        self._batch: tuple[Any, int] = (None, 0)
         self._has_named = False
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Keep what the forward pass changes."""
-        self._batch = batch, batch_idx
         if self._before is None:
             statistics = pl_module.statistics
             self._before = torch.cat([s.flatten() for s in statistics]) if statistics else None
@@ -151,10 +149,10 @@ class StepGuard(Callback):
 
     def _blame(self, trainer: pl.Trainer, pl_module: Any) -> tuple[str, np.ndarray | None, bool]:
         """Who is to blame in this rank's mini-batch: in words, by position, and whether alone."""
-        batch, batch_idx = self._batch
+        batch, number, _ = pl_module.under_way
         rows, why = _bad_rows(trainer, pl_module, batch)
         at = getattr(trainer.train_dataloader, "positions", None)
-        positions = None if at is None else at(batch_idx)
+        positions = None if at is None else at(number)
         if rows is None:
             return f"no one of the {self.unit} is to blame alone: {self._names(positions)}", positions, False
         chosen = rows if positions is None else positions[rows]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import lightning.pytorch as pl
 import pandas as pd
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from scr2mae.masking import DiscreteRatio
 from scr2mae.train import history
+from scr2mae.train.averaging import RunningWeightAverage
 from scr2mae.train.compiled import compile_loss
+from scr2mae.train.guard import StepGuard
 from scr2mae.train.ranks import moving_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from scr2mae.curriculum import GradientSchedule
     from scr2mae.masking import RatioSchedule
@@ -33,6 +36,24 @@ _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 class _Loss(Protocol):
     loss: torch.Tensor
     n_obs_minibatch: int
+
+
+class UnderWay(NamedTuple):
+    """What is trained on now.
+
+    Attributes
+    ----------
+    batch
+        A mini-batch; None before and after training.
+    number
+        Its number in the epoch.
+    step
+        Its number in the run.
+    """
+
+    batch: Any = None
+    number: int = 0
+    step: int = 0
 
 
 class MaskedModule(Protocol):
@@ -129,6 +150,9 @@ class MaskedTrainingPlan(pl.LightningModule):
         self._steps: list[tuple[int, float, torch.Tensor]] = []
         self._epoch_losses: list[float] = []
         self.statistics: list[torch.Tensor] = []
+        self.steps_per_execution = 1
+        self.under_way = UnderWay()
+        self._total_steps = 0
         self.run: dict[str, Any] = {}
 
     @property
@@ -159,17 +183,54 @@ class MaskedTrainingPlan(pl.LightningModule):
         """
         self.rows.setdefault(name, []).append((index, value))
 
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """Return the loss over what is hidden at this step.
+    def execute_together(self, n: int) -> None:
+        """Let Lightning hand over several mini-batches at a time.
+
+        Parameters
+        ----------
+        n
+            How many; 1 leaves everything to Lightning.
+        """
+        self.steps_per_execution = n
+        self.automatic_optimization = n == 1
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+        """Return the loss over what is hidden at this step, or train on several mini-batches.
 
         Parameters
         ----------
         batch
-            A mini-batch, as the network takes it.
+            A mini-batch, as the network takes it, or an iterator over several.
         batch_idx
             Its number in the epoch.
         """
-        step, total = self._step_under_way()
+        if self.automatic_optimization:
+            return self._training_loss(batch)
+        self._execute(batch, batch_idx * self.steps_per_execution)
+        return None
+
+    def _execute(self, batches: Iterator[Any], number: int) -> None:
+        """Train on several mini-batches, each as Lightning does; ``number`` is that of the first in the epoch."""
+        trainer: Any = self.trainer
+        optimizer: Any = self.optimizers()
+        follow = [each for each in trainer.callbacks if isinstance(each, (StepGuard, RunningWeightAverage))]
+        before = self.current_epoch * len(trainer.train_dataloader.loader)
+        for i, made in enumerate(batches, number):
+            batch = move_data_to_device(made, self.device)
+            for callback in follow:
+                callback.on_train_batch_start(trainer, self, batch, i)
+            self._begin(UnderWay(batch, i, before + i))
+            loss = self._training_loss(batch)
+            optimizer.zero_grad(set_to_none=True)
+            # Lightning calls this method under autocast, its own backward pass and optimiser not.
+            with torch.autocast(self.device.type, enabled=False):
+                loss.backward()
+                optimizer.step()
+            for callback in follow:
+                callback.on_train_batch_end(trainer, self, None, batch, i)
+
+    def _training_loss(self, batch: Any) -> torch.Tensor:
+        step, total = self.under_way.step, self._total_steps
         loss = self._score(batch, **self._compiled)
         self._steps.append((step, self.ratio_schedule(step, total), loss.detach()))
         # What is not finite here is to be seen in the gradient, on every rank that it is added up with.
@@ -191,17 +252,11 @@ class MaskedTrainingPlan(pl.LightningModule):
         return self._score(batch)
 
     def _score(self, batch: Any, **compiled: Any) -> torch.Tensor:
-        step, total = self._step_under_way()
+        step, total = self.under_way.step, self._total_steps
         module: Any = self.module
         ratio = self.ratio_schedule(step, total)
         options = {**self._weighting(step, total), **compiled}
         return module.masked_loss(batch, ratio=ratio, seed=self.mask_seed, step=step, **options).loss
-
-    def _step_under_way(self) -> tuple[int, int]:
-        """Return the number of this mini-batch, and how many there are in all."""
-        # Not of optimiser steps: with accumulated gradients each mini-batch has a ratio and a mask of its own.
-        total = int(self.trainer.estimated_stepping_batches) * self.trainer.accumulate_grad_batches
-        return self.trainer.fit_loop.epoch_loop.total_batch_idx, total
 
     def _weighting(self, step: int, total: int) -> dict[str, Any]:
         """Column and gradient multiplier of the curriculum at this step; freezes and thaws its network."""
@@ -292,16 +347,40 @@ class MaskedTrainingPlan(pl.LightningModule):
         return _OPTIMIZERS[self.optimizer_name](groups, fused=fused, **self.optimizer_kwargs)
 
     def on_train_start(self) -> None:
-        """Find the running statistics that the forward pass moves."""
+        """Find the running statistics that the forward pass moves, and count the mini-batches of the run."""
         self.statistics = moving_statistics(self.module)
+        trainer: Any = self.trainer
+        if self.automatic_optimization:
+            # Not of optimiser steps: with accumulated gradients each mini-batch has a ratio and a mask of its own.
+            self._total_steps = int(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches
+        else:
+            self._total_steps = trainer.max_epochs * len(trainer.train_dataloader.loader)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of this optimiser step."""
+        """Set the learning rate of this optimiser step.
+
+        Parameters
+        ----------
+        batch
+            A mini-batch, as the network takes it, or an iterator over several.
+        batch_idx
+            Its number in the epoch.
+        """
+        if self.automatic_optimization:
+            self._begin(UnderWay(batch, batch_idx, self.trainer.fit_loop.epoch_loop.total_batch_idx))
+
+    def on_train_end(self) -> None:
+        """Let go of the last mini-batch."""
+        self.under_way = UnderWay()
+
+    def _begin(self, under_way: UnderWay) -> None:
+        """Take up a mini-batch."""
+        self.under_way = under_way
         if self.learning_rate is None:
             return
         # Not by a scheduler: to make one, the length of the run must be known, and asking for it before a checkpoint is
         # restored sets up loaders that then start the epoch afresh.
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self._total_steps // self.trainer.accumulate_grad_batches
         multiplier = self.learning_rate(self.trainer.global_step, total)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["peak_lr"] * multiplier

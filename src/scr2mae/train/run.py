@@ -14,6 +14,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from scr2mae.train.averaging import RunningWeightAverage
 from scr2mae.train.checkpoints import RunRecord, StepCheckpoint, WholeFileIO, describe_run, find_checkpoint
+from scr2mae.train.executions import choose_steps, in_executions
 from scr2mae.train.guard import StepGuard
 from scr2mae.train.progress import TrainingProgress
 from scr2mae.train.ranks import RankAverages, data_parallel_options
@@ -129,6 +130,7 @@ def fit(
     resume: str | Path | None = None,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every_n_steps: int | None = None,
+    steps_per_execution: int | None = 1,
     **trainer_kwargs: Any,
 ) -> pl.Trainer:
     """Train a plan with Lightning.
@@ -158,6 +160,10 @@ def fit(
         Folder that receives ``last.ckpt`` after every epoch.
     checkpoint_every_n_steps
         Replace it every so many optimiser steps too, for long epochs.
+    steps_per_execution
+        Mini-batches that Lightning's loop is given together, which spares a small network most of what the loop costs. Each
+        is a step of its own as ever; callbacks and checkpoints come after the last. None takes sixteen where nothing looks
+        at single mini-batches, else one.
     trainer_kwargs
         Further arguments of :class:`lightning.pytorch.Trainer`.
 
@@ -171,15 +177,16 @@ def fit(
         If there is no checkpoint to resume from.
     ValueError
         If the checkpoint is damaged, of another model or run (data, split, seed, masking, optimiser, batch size, number
-        of processes), or beyond ``max_epochs``; if torchrun has started another number of processes.
+        of processes), or beyond ``max_epochs``; if torchrun has started another number of processes; if mini-batches cannot
+        be executed together.
     scr2mae.train.NonFiniteError
         If twenty steps in a row had a loss or gradient that is not finite; the plan's network keeps the weights it had.
     KeyboardInterrupt
         If training was interrupted; the plan's network keeps the weights it had.
     """
-    callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
+    given = list(trainer_kwargs.pop("callbacks", None) or [])
     # Before whatever looks at the running statistics.
-    callbacks[:0] = [StepGuard(obs_names, unit=unit), RankAverages()]
+    callbacks = [StepGuard(obs_names, unit=unit), RankAverages(), *given]
     callbacks += _early_stopping(early_stopping, trainer_kwargs)
     if plan.averaging is not None:
         callbacks.append(RunningWeightAverage(plan.averaging))
@@ -209,11 +216,20 @@ def fit(
         )
         run["trainer"] = trainer
         record.described = run["described"] = describe_run(plan, datamodule, n_processes=trainer.world_size)
-        checkpoint = None
+        checkpoint, kept = None, None
         if resume is not None:
-            checkpoint = find_checkpoint(resume, plan, record.described, max_epochs=max_epochs)
+            checkpoint, kept = find_checkpoint(resume, plan, record.described, max_epochs=max_epochs)
+        together = choose_steps(
+            steps_per_execution,
+            trainer,
+            callbacks=given,
+            checkpoint_every=checkpoint_every_n_steps,
+            kept=kept,
+        )
+        plan.execute_together(together)
         try:
-            trainer.fit(plan, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+            with in_executions(datamodule, together):
+                trainer.fit(plan, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:
             raise KeyboardInterrupt("Training was interrupted.") from error
         finally:
