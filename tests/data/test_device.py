@@ -1,11 +1,13 @@
 """Counts on the training device: the same mini-batches as from the host, and what happens when they do not fit."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scr2mae import R2MAEModel
 from scr2mae.data import CellDataModule, Cells, read_cells, split_cells
@@ -50,6 +52,29 @@ def test_batches_made_on_the_device_equal_those_made_by_the_host(
     for key, array in host.items():
         assert made[key].dtype == torch.from_numpy(array).dtype
         np.testing.assert_array_equal(made[key].numpy(), array)
+
+
+class _Operations(TorchDispatchMode):
+    """What is asked of the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.sizes: list[int | None] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        if self.names[-1] == "repeat_interleave":
+            self.sizes.append((kwargs or {}).get("output_size"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device_while_a_batch_is_made_there(cells: Cells) -> None:
+    on_device, where = DeviceCells(cells, CPU), np.array([5, 4, 119])
+    with _Operations() as asked:
+        on_device.batch(where)
+    assert not {"nonzero", "_local_scalar_dense", "item", "masked_select", "unique2"} & set(asked.names)
+    assert asked.sizes == [cells.counts[where].nnz]  # without it, the host asks how many there are
 
 
 def test_small_counts_take_two_bytes_and_the_estimate_is_what_they_take(cells: Cells) -> None:

@@ -58,6 +58,7 @@ class DeviceCells:
             counts = counts.copy()
             counts.sum_duplicates()
         self.n_obs, self.n_vars = counts.shape
+        self._n_values = np.diff(counts.indptr)
         self._starts = torch.from_numpy(counts.indptr.astype(np.int64)).to(device)
         self._columns = torch.from_numpy(counts.indices).to(_smallest(counts.indices)).to(device)
         self._values = torch.from_numpy(counts.data).to(_smallest(counts.data)).to(device)
@@ -79,12 +80,17 @@ class DeviceCells:
         return counts.nnz * (of_columns + _smallest(counts.data).itemsize) + 8 * (counts.shape[0] + 1)
 
     def batch(self, where: np.ndarray) -> dict[str, torch.Tensor]:
-        """Dense mini-batch of the cells at some positions, on the device, under scvi-tools' keys."""
-        rows = torch.from_numpy(np.asarray(where)).to(self.device, non_blocking=True)
+        """Dense mini-batch of the cells at some positions, on the device, under scvi-tools' keys; waits for nothing there."""
+        where = np.asarray(where)
+        rows = torch.from_numpy(where).to(self.device, non_blocking=True)
         starts = self._starts[rows]
         lengths = self._starts[rows + 1] - starts
         ends = lengths.cumsum(0)
-        row = torch.repeat_interleave(torch.arange(len(rows), device=self.device), lengths)
+        # Told by the host how many there are, the device need not be asked.
+        n_values = int(self._n_values[where].sum())
+        row = torch.repeat_interleave(
+            torch.arange(len(rows), device=self.device), lengths, output_size=n_values
+        )
         at = torch.arange(len(row), device=self.device) + (starts - ends + lengths)[row]
         dense = torch.zeros(len(rows), self.n_vars, device=self.device)
         dense[row, self._columns[at].long()] = self._values[at].float()

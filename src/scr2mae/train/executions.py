@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from scr2mae._batches import BatchLoader, ExecutionLoader
@@ -27,8 +29,8 @@ _SEE_MINI_BATCHES = (
     "on_after_backward",
     "on_before_optimizer_step",
 )
+_MOVE_BATCHES = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 _NEUTRAL = {
-    "world_size": 1,
     "accumulate_grad_batches": 1,
     "gradient_clip_val": None,
     "max_steps": -1,
@@ -84,6 +86,8 @@ def choose_steps(
         for name, neutral in _NEUTRAL.items()
         if (value := getattr(trainer, name, neutral)) != neutral
     ]
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        counted.append(f"strategy={type(trainer.strategy).__name__}")
     chosen = kept if wanted is None else wanted
     if chosen is None:
         foreign = [each for each in callbacks if not isinstance(each, CurriculumLog)]
@@ -98,20 +102,21 @@ def choose_steps(
 
 
 @contextmanager
-def in_executions(datamodule: pl.LightningDataModule, n: int) -> Iterator[None]:
+def in_executions(datamodule: LightningDataModule, n: int) -> Iterator[None]:
     """Let a data module hand out its training mini-batches several at a time.
 
     Parameters
     ----------
     datamodule
-        Its training loader is a :class:`scr2mae._batches.BatchLoader`.
+        Its training loader is a :class:`scr2mae._batches.BatchLoader`, and it does nothing to mini-batches on their way to the
+        device.
     n
         How many together; with 1 nothing changes.
 
     Raises
     ------
     ValueError
-        When the loader is asked for, if it is another.
+        When the loader is asked for, if that is not so.
     """
     if n == 1:
         yield
@@ -120,9 +125,11 @@ def in_executions(datamodule: pl.LightningDataModule, n: int) -> Iterator[None]:
 
     def train_dataloader() -> ExecutionLoader:
         loader = single()
-        if not isinstance(loader, BatchLoader):
+        moves = any(is_overridden(hook, datamodule, LightningDataModule) for hook in _MOVE_BATCHES)
+        if moves or not isinstance(loader, BatchLoader):
             raise ValueError(
-                f"steps_per_execution={n} needs this package's loaders, got {type(loader).__name__}; leave it out."
+                f"steps_per_execution={n} needs this package's loaders, and a data module that leaves the transfer of mini-batches "
+                f"alone; got {type(loader).__name__} of {type(datamodule).__name__}. Leave it out."
             )
         return ExecutionLoader(loader, n)
 
