@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from scr2mae import R2MAEModel
 from scr2mae._batches import BatchLoader, ExecutionLoader
@@ -218,6 +220,13 @@ def test_how_many_are_chosen() -> None:
     assert choose_steps(None, trainer, callbacks=[], checkpoint_every=5, kept=16) == 16
     assert choose_steps(None, trainer, callbacks=[ModelCheckpoint(every_n_train_steps=3)]) == 1
     assert choose_steps(40, trainer, callbacks=[_Calls()]) == 40
+
+
+def test_a_logger_counts_mini_batches(simulate: Callable[..., AnnData], tmp_path: Path) -> None:
+    model = train(simulate(), logger=CSVLogger(tmp_path), max_epochs=2)
+    assert executed(model) == 1
+    (logged,) = tmp_path.rglob("metrics.csv")
+    assert sorted(set(pd.read_csv(logged)["step"])) == [N_STEPS - 1, 2 * N_STEPS - 1]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "16"])

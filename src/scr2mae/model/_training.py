@@ -81,8 +81,8 @@ class TrainingMixin(CellModel):
         steps_per_execution
             Mini-batches that Lightning's loop is given together, which spares small networks and fast devices most of what
             the loop costs. Each is a step of its own as ever, with the same result; callbacks and checkpoints come after the
-            last. None takes sixteen where nothing looks at single mini-batches (a callback, several processes, accumulated
-            or clipped gradients), else one.
+            last. None takes sixteen where nothing looks at single mini-batches (a callback, a logger, several processes,
+            accumulated or clipped gradients), else one.
         plan_kwargs
             Arguments of :class:`scr2mae.train.MaskedTrainingPlan`: ``lr``, ``weight_decay``, ``eps``, ``optimizer``,
             ``averaging`` (a tenth of the run by default; None keeps the last weights, as in the paper), ``compile`` and

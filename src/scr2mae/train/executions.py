@@ -56,7 +56,7 @@ def choose_steps(
     ----------
     wanted
         The caller's choice; None for sixteen, or fewer where ``checkpoint_every`` is less, or one where something looks at
-        single mini-batches.
+        single mini-batches, as loggers do.
     trainer
         Of the run.
     callbacks
@@ -92,7 +92,8 @@ def choose_steps(
     if chosen is None:
         foreign = [each for each in callbacks if not isinstance(each, CurriculumLog)]
         sees = any(is_overridden(hook, each, Callback) for each in foreign for hook in _SEE_MINI_BATCHES)
-        return 1 if counted or sees else min(_STEPS, checkpoint_every or _STEPS)
+        # A logger's axis would count executions.
+        return 1 if counted or sees or trainer.loggers else min(_STEPS, checkpoint_every or _STEPS)
     if chosen > 1 and counted:
         raise ValueError(
             f"{', '.join(counted)} of the trainer cannot be had with mini-batches executed together "
