@@ -10,13 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    LambdaCallback,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 
 from scr2mae import R2MAEModel
 from scr2mae._batches import BatchLoader, ExecutionLoader
 from scr2mae.data import CellDataModule
-from scr2mae.train import LearningRateSchedule
+from scr2mae.train import CurriculumLog, LearningRateSchedule
 from scr2mae.train.executions import choose_steps
 
 if TYPE_CHECKING:
@@ -173,8 +177,28 @@ def test_a_run_that_broke_off_goes_on_from_the_end_of_an_execution(
     resumed = train(simulate(), resume=tmp_path)
     assert executed(resumed) == (every or 16)
     assert_same_run(resumed, train(simulate(), steps_per_execution=1))
-    with pytest.raises(ValueError, match=rf"had steps_per_execution={every or 16}, got 2; leave it out"):
+    with pytest.raises(ValueError, match=rf"had steps_per_execution={every or 16}, got 2; pass steps_per"):
         train(simulate(), resume=tmp_path, steps_per_execution=2)
+
+
+class _SaveOnError(pl.Callback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_from_within_an_execution_leads_on_from_its_mini_batch(
+    killed_at: Callable[[int | None], None], simulate: Callable[..., AnnData], tmp_path: Path
+) -> None:
+    options, path = {"steps_per_execution": 5, "plan_kwargs": {"averaging": None}}, tmp_path / "a.ckpt"
+    killed_at(11)  # the fourth of the second epoch
+    with pytest.raises(_KilledError):
+        train(simulate(), callbacks=[_SaveOnError(path)], **options)
+    assert torch.load(path, weights_only=True)["global_step"] == 10
+    killed_at(None)
+    assert_same_run(train(simulate(), resume=path, **options), train(simulate(), **options))
 
 
 def test_a_run_of_single_mini_batches_goes_on_so(simulate: Callable[..., AnnData], tmp_path: Path) -> None:
@@ -184,19 +208,47 @@ def test_a_run_of_single_mini_batches_goes_on_so(simulate: Callable[..., AnnData
     assert_same_run(resumed, train(simulate()))
 
 
+def test_a_callback_that_comes_with_a_resume_is_told_what_it_sees(
+    simulate: Callable[..., AnnData], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(simulate(), max_epochs=1, checkpoint_dir=tmp_path)
+    assert not caplog.records
+    train(simulate(), resume=tmp_path, callbacks=[pl.Callback()])
+    assert "Callbacks and loggers see 16 mini-batches at a time" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "callback", [StochasticWeightAveraging(1e-3), GradientAccumulationScheduler({0: 1, 1: 2})]
+)
+def test_callbacks_that_steer_the_loop_get_single_mini_batches(callback: Any) -> None:
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert choose_steps(None, trainer, callbacks=[callback]) == 1
+    with pytest.raises(ValueError, match=rf"callback {type(callback).__name__} of the trainer cannot be had"):
+        choose_steps(4, trainer, callbacks=[callback])
+
+
+def test_a_callback_of_anything_that_can_be_called_is_no_hindrance(simulate: Callable[..., AnnData]) -> None:
+    seen: list[Any] = []
+    model = train(simulate(), callbacks=[LambdaCallback(on_train_end=lambda *_: seen.append(1))])
+    assert executed(model) == 1
+    assert seen == [1]
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"accumulate_grad_batches": 2},
         {"gradient_clip_val": 1.0},
         {"limit_train_batches": 3},
+        {"limit_train_batches": 1},
         {"overfit_batches": 2},
         {"max_steps": 4},
         {"val_check_interval": 0.5},
+        {"val_check_interval": 1},
         {"devices": 2},
         {"strategy": "ddp"},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=str,
 )
 def test_what_counts_mini_batches_gets_them_one_by_one(options: dict[str, Any]) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
@@ -218,7 +270,9 @@ def test_how_many_are_chosen() -> None:
     assert choose_steps(None, trainer, callbacks=[], checkpoint_every=5) == 5
     assert choose_steps(None, trainer, callbacks=[], checkpoint_every=500) == 16
     assert choose_steps(None, trainer, callbacks=[], checkpoint_every=5, kept=16) == 16
-    assert choose_steps(None, trainer, callbacks=[ModelCheckpoint(every_n_train_steps=3)]) == 1
+    assert choose_steps(None, trainer, callbacks=[pl.Callback()]) == 1
+    assert choose_steps(None, trainer, callbacks=[CurriculumLog(None)]) == 16
+    assert choose_steps(np.int64(4), trainer, callbacks=[]) == 4
     assert choose_steps(40, trainer, callbacks=[_Calls()]) == 40
 
 

@@ -225,7 +225,13 @@ class ExecutionLoader:
     def __iter__(self) -> Iterator[Iterator[Any]]:
         batches = iter(self.loader)
         for first in batches:
-            yield chain([first], islice(batches, self.size - 1))
+            # After a resume in mid-execution, its rest alone.
+            yield chain([first], islice(batches, -self.n_seen % self.size))
+
+    @property
+    def n_seen(self) -> int:
+        """Mini-batches of this epoch that were handed out."""
+        return self.loader.state_dict()["seen"]
 
     def positions(self, number: int) -> np.ndarray:
         """Positions of the observations of a mini-batch of this epoch.
@@ -246,7 +252,7 @@ class ExecutionLoader:
         return self.loader.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state_dict`` was taken, after a whole execution.
+        """Go on where ``state_dict`` was taken.
 
         Parameters
         ----------

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["autocast", "resolve_precision"]
 
 _TYPES = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-_SHORT = {"32": "32-true", "None": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+_SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
@@ -31,13 +31,14 @@ def resolve_precision(precision: str | int | None, device: torch.device) -> Any:
     Parameters
     ----------
     precision
-        ``"auto"``, ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``, or Lightning's short forms of these.
+        ``"auto"``, ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``, or Lightning's short forms of these; None leaves the choice
+        to a plugin of Lightning's, and without one is ``"32-true"``.
     device
         Where the network is.
 
     Returns
     -------
-    One of the last three.
+    One of the three, or None for None.
 
     Raises
     ------
@@ -46,6 +47,8 @@ def resolve_precision(precision: str | int | None, device: torch.device) -> Any:
     """
     if precision == "auto":
         return "bf16-mixed" if _multiplies_bfloat16(device) else "32-true"
+    if precision is None:
+        return None
     name = _SHORT.get(str(precision), str(precision))
     if name not in _TYPES:
         raise ValueError(
@@ -62,5 +65,5 @@ def autocast(precision: str | int | None, device: torch.device) -> AbstractConte
     ValueError
         If the precision is none that :func:`resolve_precision` knows.
     """
-    dtype = _TYPES[resolve_precision(precision, device)]
+    dtype = _TYPES[resolve_precision(precision, device) or "32-true"]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

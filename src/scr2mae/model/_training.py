@@ -80,8 +80,7 @@ class TrainingMixin(CellModel):
             Write one every so many mini-batches too; None for epochs only.
         steps_per_execution
             Mini-batches that Lightning's loop is given together, which spares small networks and fast devices most of what
-            the loop costs. Each is a step of its own as ever, with the same result; callbacks and checkpoints come after the
-            last. None takes sixteen where nothing looks at single mini-batches (a callback, a logger, several processes,
+            the loop costs. Each is a step of its own as ever, with the same result; checkpoints come after the last. None takes sixteen where nothing looks at single mini-batches (a callback, a logger, several processes,
             accumulated or clipped gradients), else one.
         plan_kwargs
             Arguments of :class:`scr2mae.train.MaskedTrainingPlan`: ``lr``, ``weight_decay``, ``eps``, ``optimizer``,
@@ -120,7 +119,7 @@ class TrainingMixin(CellModel):
         obs_names = None
         if datamodule is not None:
             check_data_module(datamodule, self.spec)
-            steps_per_execution = steps_per_execution or 1
+            steps_per_execution = 1 if steps_per_execution is None else steps_per_execution
         else:
             split = {"train_size": train_size, "validation_size": validation_size}
             datamodule = self._data_module(

@@ -213,7 +213,7 @@ def find_checkpoint(
         kept = torch.load(path, map_location="cpu", weights_only=True)
         shapes = {name: tuple(t.shape) for name, t in kept["state_dict"].items()}
         done = int(kept["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-        before, together = dict(kept[_RUN]), int(kept[_STEPS])
+        before, together = dict(kept[_RUN]), int(kept.get(_STEPS, 1))
         kept["scr2mae_history"], kept[_RANDOM_STATE]
     except Exception as error:
         raise ValueError(

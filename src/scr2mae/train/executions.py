@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -17,18 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import Callback
 
 __all__ = ["choose_steps", "in_executions"]
 
+logger = logging.getLogger(__name__)
+
 _STEPS = 16
-_SEE_MINI_BATCHES = (
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-)
+_STEERS = (StochasticWeightAveraging, GradientAccumulationScheduler)
 _MOVE_BATCHES = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 _NEUTRAL = {
     "accumulate_grad_batches": 1,
@@ -37,7 +35,7 @@ _NEUTRAL = {
     "min_steps": None,
     "limit_train_batches": 1.0,
     "overfit_batches": 0.0,
-    "val_check_interval": 1.0,
+    "val_check_interval": 1.0,  # 1 is each mini-batch
     "scaler": None,
 }
 
@@ -55,8 +53,8 @@ def choose_steps(
     Parameters
     ----------
     wanted
-        The caller's choice; None for sixteen, or fewer where ``checkpoint_every`` is less, or one where something looks at
-        single mini-batches, as loggers do.
+        The caller's choice; None for sixteen, or fewer where ``checkpoint_every`` is less, or one where something may look at
+        single mini-batches: a callback, a logger.
     trainer
         Of the run.
     callbacks
@@ -75,31 +73,43 @@ def choose_steps(
     ValueError
         If the choice is out of range, is not that of the run to go on with, or if the trainer has to see single mini-batches.
     """
-    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
+    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, Integral) or wanted < 1):
         raise ValueError(f"steps_per_execution must be a whole number, at least 1, got {wanted!r}.")
     if wanted is not None and kept is not None and wanted != kept:
         raise ValueError(
-            f"The run to go on with had steps_per_execution={kept}, got {wanted}; leave it out to go on so."
+            f"The run to go on with had steps_per_execution={kept}, got {wanted}; pass steps_per_execution={kept}."
         )
-    counted = [
-        f"{name}={value!r}"
-        for name, neutral in _NEUTRAL.items()
-        if (value := getattr(trainer, name, neutral)) != neutral
-    ]
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
-        counted.append(f"strategy={type(trainer.strategy).__name__}")
-    chosen = kept if wanted is None else wanted
+    foreign = [each for each in callbacks if not isinstance(each, CurriculumLog)]
+    chosen = kept if wanted is None else int(wanted)
+    counting = _what_counts(trainer, foreign)
     if chosen is None:
-        foreign = [each for each in callbacks if not isinstance(each, CurriculumLog)]
-        sees = any(is_overridden(hook, each, Callback) for each in foreign for hook in _SEE_MINI_BATCHES)
         # A logger's axis would count executions.
-        return 1 if counted or sees or trainer.loggers else min(_STEPS, checkpoint_every or _STEPS)
-    if chosen > 1 and counted:
+        is_seen = counting or foreign or trainer.loggers
+        return 1 if is_seen else min(_STEPS, checkpoint_every or _STEPS)
+    if chosen > 1 and counting:
         raise ValueError(
-            f"{', '.join(counted)} of the trainer cannot be had with mini-batches executed together "
+            f"{', '.join(counting)} of the trainer cannot be had with mini-batches executed together "
             f"(steps_per_execution={chosen}); train with steps_per_execution=1 from the start."
         )
+    if chosen > 1 and wanted is None and (foreign or trainer.loggers):
+        logger.warning(
+            "Callbacks and loggers see %d mini-batches at a time, as the run that goes on executed them.",
+            chosen,
+        )
     return chosen
+
+
+def _what_counts(trainer: pl.Trainer, callbacks: Sequence[Callback]) -> list[str]:
+    """List the settings under which Lightning has to do something between two mini-batches."""
+    found = [(name, getattr(trainer, name, neutral), neutral) for name, neutral in _NEUTRAL.items()]
+    counting = [
+        f"{name}={value!r}"
+        for name, value, neutral in found
+        if value != neutral or type(value) is not type(neutral)
+    ]
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        counting.append(f"strategy={type(trainer.strategy).__name__}")
+    return counting + [f"callback {type(each).__name__}" for each in callbacks if isinstance(each, _STEERS)]
 
 
 @contextmanager
@@ -123,6 +133,7 @@ def in_executions(datamodule: LightningDataModule, n: int) -> Iterator[None]:
         yield
         return
     single: Any = datamodule.train_dataloader
+    own = {"train_dataloader": single} if "train_dataloader" in vars(datamodule) else {}
 
     def train_dataloader() -> ExecutionLoader:
         loader = single()
@@ -139,3 +150,4 @@ def in_executions(datamodule: LightningDataModule, n: int) -> Iterator[None]:
         yield
     finally:
         del datamodule.train_dataloader
+        vars(datamodule).update(own)

@@ -206,16 +206,18 @@ class MaskedTrainingPlan(pl.LightningModule):
         """
         if self.automatic_optimization:
             return self._training_loss(batch)
-        self._execute(batch, batch_idx * self.steps_per_execution)
+        self._execute(batch)
         return None
 
-    def _execute(self, batches: Iterator[Any], number: int) -> None:
-        """Train on several mini-batches, each as Lightning does; ``number`` is that of the first in the epoch."""
+    def _execute(self, batches: Iterator[Any]) -> None:
+        """Train on several mini-batches, each as Lightning does."""
         trainer: Any = self.trainer
         optimizer: Any = self.optimizers()
         follow = [each for each in trainer.callbacks if isinstance(each, (StepGuard, RunningWeightAverage))]
-        before = self.current_epoch * len(trainer.train_dataloader.loader)
-        for i, made in enumerate(batches, number):
+        loader = trainer.train_dataloader
+        before = self.current_epoch * len(loader.loader)
+        # The first of them is made already.
+        for i, made in enumerate(batches, loader.n_seen - 1):
             batch = move_data_to_device(made, self.device)
             for callback in follow:
                 callback.on_train_batch_start(trainer, self, batch, i)

@@ -162,8 +162,8 @@ def fit(
         Replace it every so many optimiser steps too, for long epochs.
     steps_per_execution
         Mini-batches that Lightning's loop is given together, which spares a small network most of what the loop costs. Each
-        is a step of its own as ever; callbacks and checkpoints come after the last. None takes sixteen where nothing looks
-        at single mini-batches, else one.
+        is a step of its own as ever; checkpoints come after the last, and callbacks see no single mini-batch. None takes
+        sixteen where nothing looks at single ones, else one.
     trainer_kwargs
         Further arguments of :class:`lightning.pytorch.Trainer`.
 
