@@ -4,7 +4,7 @@
 
 For each setting: time of a step in float32 and bfloat16, and the time that its matrix products alone would take at the
 rate that this processor reaches on a product of the first layer's shape, measured between the steps. What is left over is
-element-wise work, the optimiser, and memory. ``OUT/cost_model.csv`` and ``.md``.
+element-wise work, the optimizer, and memory. ``OUT/cost_model.csv`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scr2mae.module import R2MAEModule
+from scr2mae.nn.module import R2MAEModule
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -56,7 +56,7 @@ SETTINGS = [
 
 
 def make_step(setting: Setting, dtype: torch.dtype) -> Callable[[int], None]:
-    """Return a training step: masks, forward, backward, optimiser."""
+    """Return a training step: masks, forward, backward, optimizer."""
     rng = np.random.default_rng(0)
     x = torch.from_numpy(
         (rng.random((setting.batch_size, setting.n_vars)) < setting.density).astype(np.float32)
@@ -75,7 +75,7 @@ def make_step(setting: Setting, dtype: torch.dtype) -> Callable[[int], None]:
     def step(i: int) -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = module.masked_loss(tensors, ratio=0.3, seed=0, step=i).loss
+            loss = module.training_loss(tensors, ratio=0.3, seed=0, step=i).loss
         loss.backward()
         optimizer.step()
 

@@ -22,8 +22,8 @@ import scanpy as sc
 import torch
 
 import scr2mae
-from scr2mae.curriculum import Curriculum
-from scr2mae.module import R2MAEModule
+from scr2mae.nn.curriculum import Curriculum
+from scr2mae.nn.module import R2MAEModule
 
 SCHEMES = ("mae", "r2mae", "cl", "cl_k0", "r2mae_cl", "r2mae_cl_k0")
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7)
@@ -54,10 +54,10 @@ def reconstruction(adata: ad.AnnData, options: argparse.Namespace) -> pd.DataFra
 def draw(frame: pd.DataFrame, path: Path) -> None:
     """One line a scheme: mean over seeds, bar of one standard deviation."""
     fig, ax = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
-    for name, colour, dash in zip(SCHEMES, COLOURS, DASHES, strict=True):
+    for name, color, dash in zip(SCHEMES, COLOURS, DASHES, strict=True):
         by = frame[frame["scheme"] == name].groupby("ratio")["pearson"]
         ax.errorbar(
-            100 * by.mean().index, by.mean(), by.std(), color=colour, linestyle=dash, marker="o", ms=4, capsize=3, label=name
+            100 * by.mean().index, by.mean(), by.std(), color=color, linestyle=dash, marker="o", ms=4, capsize=3, label=name
         )  # fmt: skip
     ax.set(xlabel="Genes hidden (%)", ylabel="Pearson over hidden genes\n(cells of held-out donors)")
     ax.grid(alpha=0.3)
@@ -79,7 +79,7 @@ def step_times(n_steps: int, *, n_vars: int = 5000, batch_size: int = 400) -> pd
         for name, (module, optimizer, column) in sides.items():
             start = time.perf_counter()
             optimizer.zero_grad()
-            module.masked_loss(tensors, ratio=0.3, seed=0, step=step, column=column).loss.backward()
+            module.training_loss(tensors, ratio=0.3, seed=0, step=step, ratio_index=column).loss.backward()
             optimizer.step()
             rows.append({"side": name, "step": step, "seconds": time.perf_counter() - start})
     return pd.DataFrame(rows)

@@ -21,7 +21,7 @@ import pandas as pd
 
 import scr2mae
 from embeddings import SCORES, TASKS, read
-from scr2mae.model._training import default_max_epochs
+from scr2mae.model.training import default_max_epochs
 from scr2mae.probe import donor_splits, linear_probe
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {

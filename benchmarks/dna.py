@@ -218,7 +218,7 @@ def run(name: str, task: Task, scheme: str, seed: int, max_steps: int) -> dict[s
     return found
 
 
-def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over seeds."""
     scores = ["loss", "loss_conserved", "accuracy", "accuracy_conserved", "substitution_auroc"]
     scores = [name for name in scores if name in runs]
@@ -284,7 +284,7 @@ def draw(runs: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    """Run what is missing, then summarise."""
+    """Run what is missing, then summarize."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -317,7 +317,7 @@ def main() -> None:
                 runs.to_csv(path, index=False)
                 print({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}, flush=True)
     runs.to_csv(path, index=False)
-    table = summarise(runs)
+    table = summarize(runs)
     table.to_csv(options.out / "dna.csv", index=False, float_format="%.4f")
     (options.out / "dna.md").write_text(markdown(runs), encoding="utf-8")
     draw(runs, options.out / "dna.png")

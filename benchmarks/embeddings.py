@@ -1,4 +1,4 @@
-"""Linear probes of R²MAE, scVI, PCA and log-normalised expression on held-out donors.
+"""Linear probes of R²MAE, scVI, PCA and log-normalized expression on held-out donors.
 
 Pretraining sees all cells, as in the paper; only the probe's labels are held out. Every method is probed on the same
 donor splits, with and without feature scaling; R²MAE and scVI are trained from several seeds. Embeddings are kept in
@@ -54,12 +54,12 @@ TASKS = {
 
 
 def read(task: Task, folder: Path) -> ad.AnnData:
-    """Read a set, restricted to the labelled cells of one condition where the task names it."""
+    """Read a set, restricted to the labeled cells of one condition where the task names it."""
     adata = ad.read_h5ad(folder / task.file)
     if task.condition is None:
         return adata
-    labelled = adata.obs[list(task.targets)].notna().all(axis=1)
-    return adata[((adata.obs["condition"] == task.condition) & labelled).to_numpy()].copy()
+    labeled = adata.obs[list(task.targets)].notna().all(axis=1)
+    return adata[((adata.obs["condition"] == task.condition) & labeled).to_numpy()].copy()
 
 
 def log_normalised(adata: ad.AnnData) -> ad.AnnData:
@@ -75,7 +75,7 @@ def embed(method: str, seed: int, adata: ad.AnnData, options: argparse.Namespace
     quiet = {"enable_progress_bar": False, "accelerator": "cpu"}
     if method == "PCA":
         return sc.pp.pca(log_normalised(adata), n_comps=50, random_state=seed, copy=True).obsm["X_pca"]
-    if method == "log-normalised":
+    if method == "log-normalized":
         return log_normalised(adata).X.toarray()
     if method.startswith("scVI"):
         scvi.settings.seed = seed

@@ -40,7 +40,7 @@ import pandas as pd
 import torch
 
 from scr2mae import R2MAEModel, benchmark, datasets
-from scr2mae._durable import is_leftover
+from scr2mae._utils.files import is_leftover
 from scr2mae.cli import main
 
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}

@@ -4,7 +4,7 @@
 
 Counts of 2,000 genes at 6 % density are written once as h5ad, and ``datasets.prepare`` makes zarr stores of them. Each line of a
 table is a process of its own. It trains 150 steps on nine tenths of the cells, drawn at random, validates on 8,000 of the
-others, and embeds 60,000 neighbours and 10,000 cells from all over. ``OUT/on_disk.{csv,md}`` and ``OUT/prepare.{csv,md}``.
+others, and embeds 60,000 neighbors and 10,000 cells from all over. ``OUT/on_disk.{csv,md}`` and ``OUT/prepare.{csv,md}``.
 """
 
 from __future__ import annotations

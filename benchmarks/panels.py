@@ -62,7 +62,7 @@ def fit_scvi(train: ad.AnnData, seed: int, max_epochs: int | None) -> Embed:
 
 
 def fit_pca(train: ad.AnnData, seed: int) -> Embed:
-    """Fifty components of log-normalised expression."""
+    """Fifty components of log-normalized expression."""
 
     def logged(adata: ad.AnnData) -> np.ndarray:
         X = adata.X.toarray()

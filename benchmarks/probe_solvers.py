@@ -31,8 +31,8 @@ def simulate(n_obs: int, n_features: int, n_classes: int, n_donors: int, seed: i
     rng = np.random.default_rng(seed)
     y, donors = rng.integers(0, n_classes, n_obs), rng.integers(0, n_donors, n_obs)
     spectrum = np.logspace(0.5, -1.5, n_features)
-    centres, offsets = rng.normal(size=(n_classes, n_features)), rng.normal(size=(n_donors, n_features))
-    Z = rng.normal(size=(n_obs, n_features)) + 0.18 * centres[y] + 0.3 * offsets[donors]
+    centers, offsets = rng.normal(size=(n_classes, n_features)), rng.normal(size=(n_donors, n_features))
+    Z = rng.normal(size=(n_obs, n_features)) + 0.18 * centers[y] + 0.3 * offsets[donors]
     X = (Z * spectrum) @ np.linalg.qr(rng.normal(size=(n_features, n_features)))[0]
     age = 50 + X @ rng.normal(size=n_features) + 10 * rng.normal(size=n_obs)
     return {"X": X, "y": y, "age": age, "donors": donors}

@@ -22,7 +22,7 @@ import scanpy as sc
 
 import scr2mae
 from scr2mae import benchmark
-from scr2mae.benchmark._methods import LABELS
+from scr2mae.benchmark.methods import LABELS
 
 SCHEMES = list(scr2mae.schemes())
 LOWEST_DRAWN = -0.05

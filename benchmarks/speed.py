@@ -198,7 +198,7 @@ class Side:
             if self.name == "scvi":
                 loss = module(tensors)[2].loss
             else:
-                loss = module.masked_loss(tensors, ratio=0.3, seed=0, step=0).loss
+                loss = module.training_loss(tensors, ratio=0.3, seed=0, step=0).loss
             loss.backward()
         module.zero_grad(set_to_none=True)
         module.eval()
@@ -298,7 +298,7 @@ def measure(label: str, size: Size, options: argparse.Namespace) -> list[dict[st
     return rows
 
 
-def summarise(rows: pd.DataFrame) -> str:
+def summarize(rows: pd.DataFrame) -> str:
     """Tables in Markdown: each quantity by size and side, and ratios to scVI, or to eager steps, round by round."""
     parts = []
     for label, of_size in rows.groupby("size", sort=False):
@@ -363,8 +363,8 @@ def main() -> None:
         rows += measure(label, {**SIZES, **GPU_SIZES}[label], options)
         frame = pd.DataFrame(rows)
         frame.to_csv(options.out / "speed.csv", index=False)
-        (options.out / "speed.md").write_text(f"{machine()}\n\n{summarise(frame)}")
-        print(summarise(frame[frame["size"] == label]), flush=True)
+        (options.out / "speed.md").write_text(f"{machine()}\n\n{summarize(frame)}")
+        print(summarize(frame[frame["size"] == label]), flush=True)
     print(machine())
 
 

@@ -47,7 +47,7 @@ class Groups:
 
 
 def step(module: Any, batch: Any, number: int) -> torch.Tensor:
-    return module.masked_loss(batch, ratio=0.3, seed=0, step=number).loss
+    return module.training_loss(batch, ratio=0.3, seed=0, step=number).loss
 
 
 class Grouped(pl.LightningModule):

@@ -81,7 +81,7 @@ def row(
     seed: int,
     blocks: text.TokenBlocks,
     held_out: text.TokenBlocks,
-    sst2: dict[str, text.LabelledText],
+    sst2: dict[str, text.LabeledText],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Pretrain one network by one scheme, score it on held-out text, fine-tune a copy."""
@@ -152,11 +152,11 @@ def draw(losses: pd.DataFrame, accuracies: pd.DataFrame, path: Path) -> None:
         1, 2, figsize=(9, 3.8), layout="constrained", gridspec_kw={"width_ratios": [3, 2]}
     )
     wide = losses.pivot_table(index=["seed", "ratio"], columns="scheme", values="loss")
-    colours = dict(zip(MAIN, ("#000000", *OKABE_ITO[1:]), strict=False))
+    colors = dict(zip(MAIN, ("#000000", *OKABE_ITO[1:]), strict=False))
     for name in (name for name in MAIN if name in wide):
         by = (wide[name] - wide["mae"]).dropna().groupby("ratio")
         left.errorbar(
-            by.mean().index, by.mean(), by.std(), color=colours[name], marker="o", ms=4, capsize=3,
+            by.mean().index, by.mean(), by.std(), color=colors[name], marker="o", ms=4, capsize=3,
             label=LABELS[name],
         )  # fmt: skip
     left.set(
@@ -167,9 +167,9 @@ def draw(losses: pd.DataFrame, accuracies: pd.DataFrame, path: Path) -> None:
     shown = [name for name in (*MAIN, NONE) if name in set(accuracies["scheme"])]
     for i, name in enumerate(shown):
         values = accuracies.loc[accuracies["scheme"] == name, "accuracy"]
-        colour = colours.get(name, "0.5")
-        right.plot(values, np.full(len(values), -i), "o", ms=4, color=colour, alpha=0.5)
-        right.plot(values.mean(), -i, "|", ms=18, mew=2, color=colour)
+        color = colors.get(name, "0.5")
+        right.plot(values, np.full(len(values), -i), "o", ms=4, color=color, alpha=0.5)
+        right.plot(values.mean(), -i, "|", ms=18, mew=2, color=color)
     right.set_yticks([-i for i in range(len(shown))], [LABELS[name] for name in shown])
     right.set(xlabel="Accuracy on SST-2 (test)")
     for ax in (left, right):

@@ -77,6 +77,40 @@ def adata() -> AnnData:
 
 
 @pytest.fixture(scope="session")
+def simulated() -> AnnData:
+    """2,400 cells of 12 donors with effects of disease and age; read, never change it."""
+    from scr2mae import datasets
+
+    return datasets.simulate_donors(
+        n_donors=12,
+        n_cells_per_donor=200,
+        n_genes=300,
+        n_cell_types=4,
+        n_batches=3,
+        disease_effect=0.7,
+        age_effect=0.2,
+    )
+
+
+@pytest.fixture
+def atlas_like(simulated) -> AnnData:
+    """Log-values in X, raw counts of more genes in raw, as the portal lays its files out."""
+    import scanpy as sc
+
+    counts = simulated.X[::4].astype(np.float64)
+    n_obs = counts.shape[0]
+    counts[:5] = counts[:5].multiply(np.arange(counts.shape[1]) < 3)  # cells with hardly any gene
+    full = AnnData(X=sp.csr_matrix(counts), obs=simulated.obs.iloc[::4].copy(), var=simulated.var.copy())
+    adata = full.copy()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    adata.raw = full
+    adata = adata[:, 10:].copy()
+    adata.obsm["X_other"] = np.arange(2.0 * n_obs).reshape(n_obs, 2)
+    return adata
+
+
+@pytest.fixture(scope="session")
 def covariates() -> dict[str, Any]:
     """Setup arguments that use every column of the simulation."""
     return COVARIATES

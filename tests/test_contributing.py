@@ -14,7 +14,8 @@ from lightning.pytorch import LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader
 
-from scr2mae import io, masking, metrics, train
+from scr2mae import masking, metrics, train
+from scr2mae.model import folder as io
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 

@@ -179,11 +179,11 @@ class TestKnnLabelRecovery:
         assert metrics.knn_label_recovery(X, label, n_neighbors=5) == 1.0
         assert metrics.knn_label_recovery(X, label, groups=donor, n_neighbors=5) == 0.0
 
-    def test_refuses_one_group_and_too_few_neighbours(self, rng):
+    def test_refuses_one_group_and_too_few_neighbors(self, rng):
         X, y = rng.normal(size=(10, 2)), np.arange(10) % 2
         with pytest.raises(ValueError, match="at least two groups"):
             metrics.knn_label_recovery(X, y, groups=["d"] * 10)
-        with pytest.raises(ValueError, match="Wanted 15 neighbours"):
+        with pytest.raises(ValueError, match="Wanted 15 neighbors"):
             metrics.knn_label_recovery(X, y, groups=["d"] * 5 + ["e"] * 5)
 
 

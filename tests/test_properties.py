@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import scr2mae
 from scr2mae import R2MAEModel, metrics
-from scr2mae.curriculum import Curriculum, sinkhorn
 from scr2mae.masking import DiscreteRatio, as_ratio_schedule, draw_mask
+from scr2mae.nn.curriculum import Curriculum, sinkhorn
 from scr2mae.probe import LogisticProbe, RidgeProbe, linear_probe
 
 some = settings(max_examples=15, deadline=None)

@@ -37,7 +37,7 @@ BLOCK = 20
 
 
 def decaying(d: int) -> Covariance:
-    """Return neighbours that correlate at .6 and variances from .2 to 5, so that masking changes the eigenvectors."""
+    """Return neighbors that correlate at .6 and variances from .2 to 5, so that masking changes the eigenvectors."""
     scale = np.sqrt(np.geomspace(0.2, 5, d))
     return theory.Covariance(
         np.outer(scale, scale) * 0.6 ** np.abs(np.subtract.outer(np.arange(d), np.arange(d)))

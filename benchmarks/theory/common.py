@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from scr2mae.theory import SimulatedRisk
 
-# Okabe and Ito, told apart by readers with any of the common colour-vision deficiencies
+# Okabe and Ito, told apart by readers with any of the common color-vision deficiencies
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 plt.rcParams.update(

@@ -1,4 +1,4 @@
-"""How good is the advice of `mask_profile`? Its favoured ratios against measured ones, on real counts.
+"""How good is the advice of `mask_profile`? Its favored ratios against measured ones, on real counts.
 
 For every file (h5ad, raw counts in ``X``) the most variable genes of the training cells are profiled for several gammas.
 Two things are measured on held-out cells: the error of the masked linear regression itself, on real instead of Gaussian
@@ -28,7 +28,7 @@ def log_normalised(counts):
 
 
 def load(path, n_genes, donor_key):
-    """Return counts of the most variable genes, their log-normalised values, and the training cells."""
+    """Return counts of the most variable genes, their log-normalized values, and the training cells."""
     adata = ad.read_h5ad(path)
     rng = np.random.default_rng(0)
     if donor_key in adata.obs:
@@ -101,7 +101,7 @@ def compare(path, args):
         mean, sd = measured.mean(axis=0), measured.std(axis=0, ddof=1)
         keep = np.isin(RATIOS, ratios)
         curves[gamma] = (ratios, total, mean[keep], sd[keep])
-        low, high = profile.favoured_range()
+        low, high = profile.favored_range()
         summary.append(
             {
                 "data": path.stem, "gamma": gamma, "advised_low": low, "advised_high": high,

@@ -1,8 +1,8 @@
 """Tables 5 and 9: is the risk of R²MAE below that of the best fixed ratio?
 
 The paper's protocol: two covariance models, five seeds, 50 draws, fixed ratios on a 0.01 grid, R²MAE over a range
-centred at 0.55 (table 5) and 0.45 (table 9), rows kept at random in both. The paper's gamma, noise, signal and range
-widths did not survive; ours give normalised risks and best ratios near the printed ones, and three widths are tried.
+centered at 0.55 (table 5) and 0.45 (table 9), rows kept at random in both. The paper's gamma, noise, signal and range
+widths did not survive; ours give normalized risks and best ratios near the printed ones, and three widths are tried.
 
 Two comparisons are made on the same draws. Against the best of the grid, whose choice profits from the draws' luck, as
 printed in the paper; and against the fixed ratio that the formula calls best, chosen before any draw. The formulas'
@@ -19,8 +19,8 @@ from scr2mae import theory
 SEEDS = (2, 12, 22, 32, 42)
 NOISE = 0.04
 TABLES = {
-    "table 5": {"centre": 0.55, "gamma": 5.0, "quantile": 1.0},
-    "table 9": {"centre": 0.45, "gamma": 4.0, "quantile": 0.9},
+    "table 5": {"center": 0.55, "gamma": 5.0, "quantile": 1.0},
+    "table 9": {"center": 0.45, "gamma": 4.0, "quantile": 0.9},
 }
 HALF_WIDTHS = (0.1, 0.2, 0.3)
 SCANNED_WIDTHS = (0.02, 0.1, 0.2, 0.4)
@@ -39,15 +39,15 @@ def paired(first, second):
     return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(difference.size))
 
 
-def compare(covariance, *, seed, centre, gamma, quantile, n_draws, n_jobs):
+def compare(covariance, *, seed, center, gamma, quantile, n_draws, n_jobs):
     beta = covariance.eigenvector(quantile)
     null = beta @ covariance.matrix @ beta
     model = {"gamma": gamma, "covariance": covariance, "beta": beta, "noise_variance": NOISE}
     best = theory.optimal_ratio(partial(theory.general_risk, **model), gamma=gamma, n_grid=25)
     grid = np.round(np.arange(max(0.05, round(best.ratio, 2) - 0.2), round(best.ratio, 2) + 0.205, 0.01), 2)
-    ranges = [(round(centre - h, 2), round(centre + h, 2)) for h in HALF_WIDTHS]
+    ranges = [(round(center - h, 2), round(center + h, 2)) for h in HALF_WIDTHS]
     run = theory.simulate_risk(
-        [*grid, centre, best.ratio, *ranges], n_draws=n_draws, seed=seed, n_jobs=n_jobs, **model
+        [*grid, center, best.ratio, *ranges], n_draws=n_draws, seed=seed, n_jobs=n_jobs, **model
     )
     risks = run.risks / null
     chosen = risks[:, : grid.size].mean(axis=0).argmin()
@@ -76,7 +76,7 @@ def compare(covariance, *, seed, centre, gamma, quantile, n_draws, n_jobs):
         }
 
 
-def least_excess(covariance, *, centre, gamma, quantile, **labels):
+def least_excess(covariance, *, center, gamma, quantile, **labels):
     """The range whose risk, by the formula, comes closest to the best fixed ratio's."""
     beta = covariance.eigenvector(quantile)
     model = {"gamma": gamma, "covariance": covariance, "beta": beta, "noise_variance": NOISE}

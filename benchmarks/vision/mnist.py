@@ -61,7 +61,7 @@ def measure(
     head = vision.LinearHead(network.n_latent, 10)
     recipe = replace(vision.RECIPES["linear"], max_epochs=setting["head_epochs"])
     vision.fit_head(head, x_train, train.labels.numpy(), recipe=recipe, **options)
-    raw, centred = effective_rank(x_test), effective_rank(x_test - x_test.mean(axis=0))
+    raw, centered = effective_rank(x_test), effective_rank(x_test - x_test.mean(axis=0))
     uncorrupted = [
         network.reconstruction_error(test.batch(part)["image"]) for part in np.split(np.arange(len(test)), 10)
     ]
@@ -71,7 +71,7 @@ def measure(
         "train_error": error_of(head, x_train, train.labels.numpy()),
         "effective_rank_entropy": raw.entropy,
         "effective_rank": raw.rank,
-        "centred_entropy": centred.entropy,
+        "centered_entropy": centered.entropy,
         "mse_uncorrupted": float(torch.cat(uncorrupted).mean()),
         "pretrain_seconds": pretrained,
         "seconds": time.perf_counter() - start,

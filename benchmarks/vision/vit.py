@@ -60,7 +60,7 @@ def probe(
 ) -> float:
     """Accuracy of a linear classifier on test images, in percent."""
     torch.manual_seed(seed)
-    head = vision.LinearHead(x.shape[1], int(y.max()) + 1, normalise=True)
+    head = vision.LinearHead(x.shape[1], int(y.max()) + 1, normalize=True)
     recipe = replace(vision.RECIPES["linear"], max_epochs=epochs, decay="cosine")
     vision.fit_head(head, x, y, recipe=recipe, seed=seed, accelerator="cpu", **QUIET)
     return 100 * float(np.mean(head.predict(torch.from_numpy(x_test)).numpy() == y_test))
@@ -156,15 +156,15 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     names = [
         name for name in ("pixels", "untrained", *scr2mae.schemes("vision")) if name in set(frame["scheme"])
     ]
-    colours = dict(zip(names, ("0.6", "0.4", *OKABE_ITO), strict=False))
+    colors = dict(zip(names, ("0.6", "0.4", *OKABE_ITO), strict=False))
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for i, name in enumerate(names):
         rows = frame[frame["scheme"] == name]
-        left.plot([i] * len(rows), rows["accuracy"], "o", color=colours[name], alpha=0.5)
-        left.plot([i - 0.25, i + 0.25], [rows["accuracy"].mean()] * 2, color=colours[name], lw=2)
+        left.plot([i] * len(rows), rows["accuracy"], "o", color=colors[name], alpha=0.5)
+        left.plot([i - 0.25, i + 0.25], [rows["accuracy"].mean()] * 2, color=colors[name], lw=2)
         losses = [rows[f"loss_{ratio:g}"].mean() for ratio in RATIOS] if f"loss_{RATIOS[0]:g}" in rows else []
         if np.isfinite(losses).all() and losses:
-            right.plot(RATIOS, losses, color=colours[name], marker="o", ms=4, label=name)
+            right.plot(RATIOS, losses, color=colors[name], marker="o", ms=4, label=name)
     left.set(ylabel="Accuracy of the linear probe (%)")
     left.set_xticks(range(len(names)), names, rotation=40, ha="right")
     right.set(xlabel="Share of patches hidden at the test", ylabel="Loss of hidden patches")

@@ -1,16 +1,69 @@
-"""The paper's eleven masking schemes by name, for each domain."""
+"""The paper's eleven masking schemes by name, and what differs from domain to domain.
+
+Importing this module does not load PyTorch, so the command line can list the names.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
-
-from scr2mae._domains import DOMAINS, SCHEME_NAMES, scheme_names
-from scr2mae.masking import DecayRatio, FixedRatio, MDLMRatio, UniformDecayRatio, UniformRatio
 
 if TYPE_CHECKING:
     from scr2mae.masking import RatioSchedule
 
-__all__ = ["SCHEME_NAMES", "Scheme", "schemes"]
+__all__ = ["DOMAINS", "SCHEME_NAMES", "Domain", "Scheme", "scheme_names", "schemes"]
+
+SCHEME_NAMES = (
+    "mae",
+    "mae_low",
+    "mae_high",
+    "mdlm",
+    "dynamic",
+    "r2mae",
+    "r2mae_dynamic",
+    "cl",
+    "cl_k0",
+    "r2mae_cl",
+    "r2mae_cl_k0",
+)
+_COMBINATIONS = ("r2mae_dynamic", "cl", "cl_k0", "r2mae_cl", "r2mae_cl_k0")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Settings of the schemes in a domain.
+
+    Attributes
+    ----------
+    low, high
+        Range of R²MAE.
+    default, fixed_low, fixed_high
+        Ratios of the rows with a fixed one; ``fixed_low`` is None where the paper has no such row.
+    combinations
+        Whether R²MAE + Dynamic and the curricula exist.
+    """
+
+    low: float
+    high: float
+    default: float
+    fixed_low: float | None
+    fixed_high: float
+    combinations: bool
+
+
+DOMAINS = {
+    "single_cell": Domain(0.1, 0.5, 0.25, 0.10, 0.50, True),
+    "dna": Domain(0.05, 0.30, 0.15, 0.05, 0.30, True),
+    "vision": Domain(0.6, 0.9, 0.75, 0.5, 0.9, False),
+    "text": Domain(0.15, 0.40, 0.15, None, 0.40, True),
+}
+
+
+def scheme_names(domain: str) -> tuple[str, ...]:
+    """Names of a domain's schemes, in the order of ``SCHEME_NAMES``."""
+    d = DOMAINS[domain]
+    absent = (() if d.combinations else _COMBINATIONS) + (() if d.fixed_low is not None else ("mae_low",))
+    return tuple(name for name in SCHEME_NAMES if name not in absent)
 
 
 class Scheme(NamedTuple):
@@ -62,6 +115,8 @@ def schemes(domain: str = "single_cell", *, seed: int = 0) -> dict[str, Scheme]:
     >>> curriculum
     'cl'
     """
+    from scr2mae.masking import DecayRatio, FixedRatio, MDLMRatio, UniformDecayRatio, UniformRatio
+
     if domain not in DOMAINS:
         raise ValueError(f"domain must be one of {list(DOMAINS)}, got {domain!r}.")
     d = DOMAINS[domain]

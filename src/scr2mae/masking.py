@@ -44,7 +44,7 @@ class RatioSchedule(Protocol):
 
 
 def _mix(word: int) -> int:
-    """Finalise a 64-bit word (SplitMix64: Steele, Lea & Flood, OOPSLA 2014)."""
+    """Finalize a 64-bit word (SplitMix64: Steele, Lea & Flood, OOPSLA 2014)."""
     word = ((word ^ (word >> 30)) * _MIX_1) & _WORD
     word = ((word ^ (word >> 27)) * _MIX_2) & _WORD
     return word ^ (word >> 31)
@@ -241,7 +241,7 @@ class DiscreteRatio:
         Parameters
         ----------
         step
-            Optimiser step, >= 0.
+            Optimizer step, >= 0.
         """
         return int(_uniform(self.seed, step) * len(self.values))
 

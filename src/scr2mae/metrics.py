@@ -25,7 +25,7 @@ __all__ = [
     "spearman",
 ]
 
-# Normalised expression is counts per ten thousand before the logarithm.
+# Normalized expression is counts per ten thousand before the logarithm.
 TARGET_SUM = 1e4
 
 
@@ -43,7 +43,7 @@ class EffectiveRank(NamedTuple):
     Attributes
     ----------
     entropy
-        Of the sum-normalised singular values, nats.
+        Of the sum-normalized singular values, nats.
     rank
         Its exponential, between 1 and the number of directions.
     """
@@ -177,7 +177,7 @@ def effective_rank(X: ArrayLike) -> EffectiveRank:
     Parameters
     ----------
     X
-        Embedding, shape ``(n_obs, n_latent)``, taken as it is: centre it first to leave the mean out.
+        Embedding, shape ``(n_obs, n_latent)``, taken as it is: center it first to leave the mean out.
 
     Returns
     -------
@@ -215,7 +215,7 @@ def masked_pearson(
     *,
     library: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
-    r"""Correlate predicted with observed log-normalised expression over each cell's masked genes.
+    r"""Correlate predicted with observed log-normalized expression over each cell's masked genes.
 
     Parameters
     ----------
@@ -331,10 +331,10 @@ def knn_label_recovery(
     labels
         Labels, shape ``(n_obs,)``.
     groups
-        Group of each cell, such as its donor, shape ``(n_obs,)``. With groups, neighbours come from other
+        Group of each cell, such as its donor, shape ``(n_obs,)``. With groups, neighbors come from other
         groups only; without, from all other cells.
     n_neighbors
-        Neighbours that vote, >= 1; ties go to the first label in sorted order.
+        Neighbors that vote, >= 1; ties go to the first label in sorted order.
 
     Returns
     -------
@@ -350,7 +350,7 @@ def knn_label_recovery(
     codes = np.unique(labels, return_inverse=True)[1]
     if groups is None:
         model = KNeighborsClassifier(n_neighbors=n_neighbors).fit(X, codes)
-        # X=None makes scikit-learn leave each cell out of its own neighbours.
+        # X=None makes scikit-learn leave each cell out of its own neighbors.
         return balanced_accuracy(codes, model.predict(None))
     members = _column(groups)
     check_consistent_length(X, members)
@@ -363,16 +363,14 @@ def knn_label_recovery(
     for name in names:
         inside = members == name
         if (n_outside := int((~inside).sum())) < n_neighbors:
-            raise ValueError(
-                f"Wanted {n_neighbors} neighbours outside group {name!r}, there are {n_outside}."
-            )
+            raise ValueError(f"Wanted {n_neighbors} neighbors outside group {name!r}, there are {n_outside}.")
         model = KNeighborsClassifier(n_neighbors=n_neighbors).fit(X[~inside], codes[~inside])
         predicted[inside] = model.predict(X[inside])
     return balanced_accuracy(codes, predicted)
 
 
 def batch_mixing(X: ArrayLike, batch: ArrayLike, *, n_neighbors: int = 90) -> float:
-    """Integration LISI: how well batches mix among a cell's neighbours, by scib-metrics.
+    """Integration LISI: how well batches mix among a cell's neighbors, by scib-metrics.
 
     Parameters
     ----------
@@ -381,7 +379,7 @@ def batch_mixing(X: ArrayLike, batch: ArrayLike, *, n_neighbors: int = 90) -> fl
     batch
         Batch of each cell, shape ``(n_obs,)``.
     n_neighbors
-        Neighbours a cell, below ``n_obs``; the perplexity is a third of it.
+        Neighbors a cell, below ``n_obs``; the perplexity is a third of it.
 
     Returns
     -------
@@ -410,5 +408,5 @@ def batch_mixing(X: ArrayLike, batch: ArrayLike, *, n_neighbors: int = 90) -> fl
             f"Wanted two batches and more than {n_neighbors} cells, got {codes.max() + 1} and {len(X)}."
         )
     distances, indices = NearestNeighbors(n_neighbors=n_neighbors).fit(X).kneighbors(X)
-    neighbours = NeighborsResults(indices=indices, distances=distances)
-    return float(ilisi_knn(neighbours, codes, perplexity=n_neighbors // 3))
+    neighbors = NeighborsResults(indices=indices, distances=distances)
+    return float(ilisi_knn(neighbors, codes, perplexity=n_neighbors // 3))

@@ -8,9 +8,9 @@ import pytest
 from anndata import AnnData
 
 from scr2mae import benchmark
-from scr2mae.benchmark._design import Design, make_design
-from scr2mae.benchmark._methods import Embedding, Options, make_methods
-from scr2mae.benchmark._tasks import as_tasks
+from scr2mae.benchmark.design import Design, make_design
+from scr2mae.benchmark.methods import Embedding, Options, make_methods
+from scr2mae.benchmark.tasks import as_tasks
 from scr2mae.datasets import simulate_donors
 
 QUICK: dict[str, Any] = {

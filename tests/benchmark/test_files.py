@@ -9,13 +9,13 @@ import pytest
 
 import scr2mae
 from scr2mae import benchmark
-from scr2mae.benchmark import _methods
-from scr2mae.benchmark._resources import Meter
+from scr2mae.benchmark import methods as _methods
+from scr2mae.benchmark.resources import Meter
 
 
 def test_a_second_run_computes_nothing_and_gives_the_same_rows(finished, cells, quick, monkeypatch):
     result, folder = finished
-    monkeypatch.setattr("scr2mae.benchmark._fits._embed", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("scr2mae.benchmark.fits._embed", lambda *_: pytest.fail("computed again"))
     again = benchmark.run(
         cells, methods=["lognorm", "pca", "scvi", "r2mae", "X_mine"], seeds=(0, 1), out=folder, **quick
     )
@@ -57,7 +57,7 @@ def test_what_an_embedding_depends_on_makes_it_anew(change, cells, one, tmp_path
     if change == "seed":
         settings["split_seed"] = 1
     if change == "versions":
-        monkeypatch.setattr("scr2mae.benchmark._fits.versions", lambda: {"torch": "0"})
+        monkeypatch.setattr("scr2mae.benchmark.fits.versions", lambda: {"torch": "0"})
     benchmark.run(cells, **settings)
     assert len(fitted) == 2
 
@@ -114,7 +114,7 @@ def test_the_tables_say_what_pretraining_saw_and_are_one_a_scaling(finished):
     cells_of = {
         line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if "|" in line
     }
-    assert cells_of["Log-normalised"] == "nothing"
+    assert cells_of["Log-normalized"] == "nothing"
     assert cells_of["PCA"] == "all cells"
     assert cells_of["X_mine"] == "not known"
     row = next(line for line in text.splitlines() if line.startswith("| PCA"))

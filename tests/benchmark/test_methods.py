@@ -10,8 +10,8 @@ import scvi
 import torch
 
 import scr2mae
-from scr2mae.benchmark import _methods
-from scr2mae.benchmark._methods import SCVI_CLASSES, Options, make_methods
+from scr2mae.benchmark import methods as _methods
+from scr2mae.benchmark.methods import SCVI_CLASSES, Options, make_methods
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
 

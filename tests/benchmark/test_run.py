@@ -8,7 +8,7 @@ import torch
 
 import scr2mae
 from scr2mae import benchmark
-from scr2mae.benchmark import _resources
+from scr2mae.benchmark import resources as _resources
 from scr2mae.probe import check_no_donor_leak, linear_probe
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from scr2mae.benchmark import mean_scores, score_and_rank
-from scr2mae.benchmark._table import headings, seed_spread, to_markdown
+from scr2mae.benchmark.table import headings, seed_spread, to_markdown
 
 # Printed in Dong et al. (2025), arXiv 2509.21650: six scores, then Score and Rank. For comparison only.
 TABLE_4 = {  # SEA-AD

@@ -6,8 +6,8 @@ import pytest
 from anndata import AnnData
 
 from scr2mae import benchmark
-from scr2mae.benchmark._design import make_design
-from scr2mae.benchmark._tasks import as_tasks
+from scr2mae.benchmark.design import make_design
+from scr2mae.benchmark.tasks import as_tasks
 
 SETTINGS = {
     "donor_key": "donor_id",

@@ -14,9 +14,9 @@ from anndata import AnnData
 
 import scr2mae
 from scr2mae import R2MAEModel, benchmark, datasets, masking, metrics, pl, probe, theory
-from scr2mae.curriculum import Curriculum, CurriculumWeights, GradientSchedule, sinkhorn
 from scr2mae.data import align_genes, open_store, split_cells
 from scr2mae.masking import DiscreteRatio, FixedRatio, UniformDecayRatio, UniformRatio, draw_mask
+from scr2mae.nn.curriculum import Curriculum, CurriculumWeights, GradientSchedule, sinkhorn
 
 __all__ = ["CASES", "LINES", "Case", "Place"]
 
@@ -229,7 +229,7 @@ TRAIN = [
         ("accelerator", ValueError, "accelerator must be 'auto', 'cpu'", {"accelerator": "abacus"}),
         ("place of counts", ValueError, "counts_on must be one of", {"counts_on": "tape"}),
         ("counts not on disk", ValueError, "counts_on='disk', but the counts are in memory", {"counts_on": "disk"}),
-        ("optimiser", ValueError, "optimizer must be one of", {"plan_kwargs": {"optimizer": "Newton"}}),
+        ("optimizer", ValueError, "optimizer must be one of", {"plan_kwargs": {"optimizer": "Newton"}}),
         ("learning rate", ValueError, "lr and eps must be positive", {"plan_kwargs": {"lr": -1.0}}),
         ("positions outside", ValueError, "must lie in [0, 120)", {"datasplitter_kwargs": {"external_indexing": [[0, 1, 500]]}}),
         ("stopping without validation", ValueError, "needs validation cells", {"train_size": 1.0, "early_stopping": True, "split_key": False}),
@@ -355,7 +355,7 @@ FUNCTIONS = [
     Case("fetch: hash", ValueError, "must be 64 hexadecimal digits", _fetch(sha256="abc")),
     Case("fetch: retries", ValueError, "retries must not be negative", _fetch(retries=-1)),
     Case("pl: embedding", KeyError, "No 'X_x' in adata.obsm", lambda p: pl.embedding(p.adata, "X_x", color="donor")),
-    Case("pl: colour", KeyError, "No 'x' in adata.obs", lambda p: pl.embedding(p.adata, "X_mine", color="x")),
+    Case("pl: color", KeyError, "No 'x' in adata.obs", lambda p: pl.embedding(p.adata, "X_mine", color="x")),
     Case("pl: nothing to draw", ValueError, "at least one model or frame", lambda p: pl.reconstruction({})),
     Case("pl: no curves", ValueError, "Expected a history with the curve 'train_loss', got []", lambda p: pl.training_curves({})),
     Case("pl: no scores", ValueError, "methods and the column 'Rank', got []", lambda p: pl.benchmark_scores(pd.DataFrame())),

@@ -81,7 +81,7 @@ def test_orders_depend_on_seed_and_epoch_alone() -> None:
 @pytest.mark.parametrize(("batch_size", "drop_single"), [(0, False), (-3, False), (1, True)])
 def test_too_small_a_batch_is_refused(batch_size: int, drop_single: bool) -> None:
     with pytest.raises(
-        ValueError, match=r"batch_size must be at least .* batch normalisation needs two cells"
+        ValueError, match=r"batch_size must be at least .* batch normalization needs two cells"
     ):
         BatchSampler(10, batch_size, drop_single=drop_single)
 

@@ -4,43 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
-import scanpy as sc
-import scipy.sparse as sp
-from anndata import AnnData
 
-from scr2mae import datasets
-from scr2mae.datasets import _download
-
-
-@pytest.fixture(scope="session")
-def simulated() -> AnnData:
-    return datasets.simulate_donors(
-        n_donors=12,
-        n_cells_per_donor=200,
-        n_genes=300,
-        n_cell_types=4,
-        n_batches=3,
-        disease_effect=0.7,
-        age_effect=0.2,
-    )
-
-
-@pytest.fixture
-def atlas_like(simulated) -> AnnData:
-    """Log-values in X, raw counts of more genes in raw, as the portal lays its files out."""
-    counts = simulated.X[::4].astype(np.float64)
-    n_obs = counts.shape[0]
-    counts[:5] = counts[:5].multiply(np.arange(counts.shape[1]) < 3)  # cells with hardly any gene
-    full = AnnData(X=sp.csr_matrix(counts), obs=simulated.obs.iloc[::4].copy(), var=simulated.var.copy())
-    adata = full.copy()
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
-    adata.raw = full
-    adata = adata[:, 10:].copy()
-    adata.obsm["X_other"] = np.arange(2.0 * n_obs).reshape(n_obs, 2)
-    return adata
+from scr2mae.datasets import download as _download
 
 
 @dataclass
@@ -49,7 +15,7 @@ class Site:
 
     files: dict[str, bytes] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
-    ranges: bool = True  # whether range requests are honoured
+    ranges: bool = True  # whether range requests are honored
     validators: bool = True  # whether an ETag is sent
     lengths: bool = True  # whether the length is announced
     shift: int = 0  # bytes by which range answers miss what was asked

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from scr2mae import datasets
-from scr2mae.datasets import _atlas
+from scr2mae.datasets import atlas as _atlas
 
 
 @pytest.fixture

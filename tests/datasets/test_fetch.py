@@ -7,8 +7,9 @@ import pooch
 import pytest
 import requests
 
-from scr2mae import _progress, datasets
-from scr2mae.datasets import _download
+from scr2mae import datasets
+from scr2mae._utils import progress as _progress
+from scr2mae.datasets import download as _download
 
 BODY = np.random.default_rng(0).bytes(50_000)
 DIGEST = hashlib.sha256(BODY).hexdigest()

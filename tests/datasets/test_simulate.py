@@ -119,7 +119,7 @@ def test_simulation_is_sparse_reproducible_and_survives_a_file(simulated, tmp_pa
 
 
 def test_simulated_blocks_cover_donors_larger_than_one_block(monkeypatch):
-    monkeypatch.setattr("scr2mae.datasets._simulate._BLOCK_ENTRIES", 100)
+    monkeypatch.setattr("scr2mae.datasets.simulate._BLOCK_ENTRIES", 100)
     adata = datasets.simulate_donors(n_donors=2, n_cells_per_donor=43, n_genes=20)
     assert adata.shape == (86, 20)
     assert np.abs(_residuals(adata)[1]).max() < 5

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scr2mae._require import require
+from scr2mae._utils.optional import require
 
 
 def test_a_missing_dependency_is_an_error_that_says_what_to_install(monkeypatch):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from scr2mae.extra._training import decay_groups, repeatable_dropout
+from scr2mae.extra.training import decay_groups, repeatable_dropout
 
 
 def dropped(module: nn.Module, seed: int, step: int) -> list[float]:

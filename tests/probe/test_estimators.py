@@ -11,7 +11,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFo
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from scr2mae.probe import LogisticProbe, RidgeProbe
-from scr2mae.probe import _multinomial as solvers
+from scr2mae.probe import multinomial as solvers
 
 
 @parametrize_with_checks([RidgeProbe(), LogisticProbe()])

@@ -4,7 +4,7 @@ from scipy.stats import norm, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from scr2mae.metrics import balanced_accuracy, macro_auroc, macro_f1, spearman
-from scr2mae.probe import _intervals as intervals
+from scr2mae.probe import intervals
 
 N_DONORS, N_CLASSES = 6, 4
 

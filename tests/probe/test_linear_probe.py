@@ -317,16 +317,16 @@ class TestBadInput:
         with pytest.raises(ValueError, match="two donors to train and one to test, got 2"):
             linear_probe(two, use_rep="Z", targets=TARGETS, **FAST)
 
-    def test_one_labelled_donor_is_refused(self, adata):
+    def test_one_labeled_donor_is_refused(self, adata):
         adata.obs.loc[adata.obs["donor"] != "d1", "age"] = np.nan
         with pytest.raises(ValueError, match=r"Only donor 'd1' has labels in adata.obs\['age'\]"):
             linear_probe(adata, use_rep="Z", targets={"age": "regression"}, **FAST)
 
     def test_one_class_and_one_value_are_refused(self, adata):
         adata.obs["same"], adata.obs["flat"] = "a", 1.5
-        with pytest.raises(ValueError, match="two classes, all 480 labelled cells are 'a'"):
+        with pytest.raises(ValueError, match="two classes, all 480 labeled cells are 'a'"):
             linear_probe(adata, use_rep="Z", targets={"same": "classification"}, **FAST)
-        with pytest.raises(ValueError, match=r"is 1\.5 for every labelled cell"):
+        with pytest.raises(ValueError, match=r"is 1\.5 for every labeled cell"):
             linear_probe(adata, use_rep="Z", targets={"flat": "regression"}, **FAST)
 
     def test_text_as_a_regression_target_is_refused(self, adata):
@@ -364,7 +364,7 @@ class TestBadInput:
 
     def test_a_missing_donor_or_sample_is_refused(self, adata):
         adata.obs.loc[adata.obs_names[:2], "sample"] = np.nan
-        with pytest.raises(ValueError, match=r"2 labelled cell\(s\) have no 'sample'"):
+        with pytest.raises(ValueError, match=r"2 labeled cell\(s\) have no 'sample'"):
             linear_probe(adata, use_rep="Z", targets={"stim": "classification"}, sample_key="sample", **FAST)
         adata.obs.loc[adata.obs_names[:3], "donor"] = np.nan
         with pytest.raises(ValueError, match=r"3 cell\(s\) have no 'donor'"):

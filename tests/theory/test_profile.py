@@ -64,7 +64,7 @@ def test_a_panel_is_the_profile_of_the_sliced_data(adata):
 
 def test_each_ratio_says_its_regime(adata):
     profile = theory.mask_profile(adata, gamma=0.5, ratios=[0.2, 0.4, 0.7])
-    assert list(profile.regime) == ["over-parametrised", "over-parametrised", "under-parametrised"]
+    assert list(profile.regime) == ["over-parametrized", "over-parametrized", "under-parametrized"]
 
 
 def test_the_default_ratios_leave_out_the_pole(adata):
@@ -73,14 +73,14 @@ def test_the_default_ratios_leave_out_the_pole(adata):
     assert 0.5 not in profile.ratios
 
 
-def test_the_favoured_range_is_where_the_pooled_risk_stays_near_its_minimum(adata):
+def test_the_favored_range_is_where_the_pooled_risk_stays_near_its_minimum(adata):
     profile = theory.mask_profile(adata, gamma=2.0)
-    low, high = profile.favoured_range(tolerance=0.1)
+    low, high = profile.favored_range(tolerance=0.1)
     inside = (profile.ratios >= low) & (profile.ratios <= high)
     limit = 1.1 * profile.pooled_risk.min()
     assert (profile.pooled_risk[inside] <= limit).all()
     assert (profile.pooled_risk[~inside] > limit).all()
-    assert profile.favoured_range(tolerance=0.0) == (
+    assert profile.favored_range(tolerance=0.0) == (
         profile.ratios[profile.pooled_risk.argmin()],
         profile.ratios[profile.pooled_risk.argmin()],
     )
@@ -88,7 +88,7 @@ def test_the_favoured_range_is_where_the_pooled_risk_stays_near_its_minimum(adat
 
 def test_the_advice_names_range_regime_gamma_and_assumptions(adata):
     text = theory.mask_profile(adata, gamma=2.0).advice()
-    for part in ("gamma = 2", "over-parametrised", "Assumes linear prediction", "your choice"):
+    for part in ("gamma = 2", "over-parametrized", "Assumes linear prediction", "your choice"):
         assert part in text
 
 

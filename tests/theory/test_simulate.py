@@ -62,9 +62,9 @@ def check_general_formulas(name, *, d, gamma, n_draws, tolerance, precise_share)
     terms = [theory.general_terms(fixed, beta=beta, **args) for beta in betas.T]
     risks = np.stack([t.risk for t in terms], axis=1)
     powers = np.stack([t.power for t in terms], axis=1)
-    randomised = np.array([[theory.r2mae_risk(law, beta=beta, **args) for beta in betas.T] for law in laws])
+    randomized = np.array([[theory.r2mae_risk(law, beta=beta, **args) for beta in betas.T] for law in laws])
     assert_agrees(risks, at_fixed.risks, tolerance=tolerance, precise_share=precise_share)
-    assert_agrees(randomised, at_random.risks, tolerance=tolerance)
+    assert_agrees(randomized, at_random.risks, tolerance=tolerance)
     assert_agrees(powers, at_fixed.powers, tolerance=tolerance)
 
 

@@ -7,9 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scr2mae.cli import _arguments as arguments
-from scr2mae.cli._command import Command, loading
-from scr2mae.cli._files import check_free, check_writable
+from scr2mae.cli import arguments
+from scr2mae.cli.command import Command, loading
+from scr2mae.cli.files import check_free, check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> str:
     check_writable(args.output)
     with loading():
         import_module("scr2mae.model")
-    from scr2mae.demo import FILES, SNIPPET, run_demo, save_demo
+    from scr2mae.cli.demo_run import FILES, SNIPPET, run_demo, save_demo
 
     result = run_demo(
         seed=args.seed,

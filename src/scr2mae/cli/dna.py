@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from scr2mae.cli import _arguments as arguments
-from scr2mae.cli import _dna as run
-from scr2mae.cli._command import Command, CommandGroup
+from scr2mae.cli import arguments
+from scr2mae.cli import dna_jobs as run
+from scr2mae.cli.command import Command, CommandGroup
 
 __all__ = ["COMMAND"]
 

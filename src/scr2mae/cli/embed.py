@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scr2mae.cli import _arguments as arguments
-from scr2mae.cli._command import Command, loading
-from scr2mae.cli._files import check_counts, check_free, check_writable, open_counts, replacing
+from scr2mae.cli import arguments
+from scr2mae.cli.command import Command, loading
+from scr2mae.cli.files import check_counts, check_free, check_writable, open_counts, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +105,7 @@ def _new_store(args: argparse.Namespace, adata: AnnData, shape: tuple[int, int])
     """Give the rows of an embedding in a new store, which takes its name when they are filled."""
     import pandas as pd
 
-    from scr2mae.datasets import _store_writer as writer
+    from scr2mae.data.prepare import writer
 
     output = args.output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from scr2mae.cli import _arguments as arguments
-from scr2mae.cli._command import Command, loading
-from scr2mae.cli._files import check_writable
+from scr2mae.cli import arguments
+from scr2mae.cli.command import Command, loading
+from scr2mae.cli.files import check_writable
 
 __all__ = ["COMMAND"]
 
@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace) -> str:
     check_writable(args.output.absolute().parent)
     with loading():
         from scr2mae import datasets
-        from scr2mae._ondisk import open_group
+        from scr2mae.data.store import open_group
 
     datasets.prepare(
         args.inputs,

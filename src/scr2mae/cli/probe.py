@@ -6,10 +6,9 @@ import argparse
 import logging
 from typing import TYPE_CHECKING, Any
 
-from scr2mae.cli import _arguments as arguments
-from scr2mae.cli import _probing as probing
-from scr2mae.cli._command import Command, loading
-from scr2mae.cli._files import check_free, check_input_file, check_writable, read_anndata, replacing
+from scr2mae.cli import arguments, probing
+from scr2mae.cli.command import Command, loading
+from scr2mae.cli.files import check_free, check_input_file, check_writable, read_anndata, replacing
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from scr2mae.cli import _arguments as arguments
-from scr2mae.cli import _text as run
-from scr2mae.cli._command import Command, CommandGroup
+from scr2mae.cli import arguments
+from scr2mae.cli import text_jobs as run
+from scr2mae.cli.command import Command, CommandGroup
 
 __all__ = ["COMMAND"]
 
@@ -136,7 +136,7 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
         help=".tsv or .csv to train on (default: the task on the Hugging Face hub)",
     )
     parser.add_argument(
-        "--test", metavar="TABLE", type=arguments.path, help="table to score on, labelled and held out"
+        "--test", metavar="TABLE", type=arguments.path, help="table to score on, labeled and held out"
     )
     arguments.add_output(parser, "OUT.csv", "file for the accuracy of every seed")
     arguments.add_force(parser, "OUT.csv")

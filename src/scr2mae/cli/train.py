@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scr2mae.cli import _arguments as arguments
-from scr2mae.cli._command import Command, UsageError, loading
-from scr2mae.cli._files import check_counts, check_free, check_writable, open_counts
+from scr2mae.cli import arguments
+from scr2mae.cli.command import Command, UsageError, loading
+from scr2mae.cli.files import check_counts, check_free, check_writable, open_counts
 
 if TYPE_CHECKING:
     from scr2mae.model import R2MAEModel

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from scr2mae.cli import _arguments as arguments
-from scr2mae.cli import _vision as run
-from scr2mae.cli._command import Command, CommandGroup
+from scr2mae.cli import arguments
+from scr2mae.cli import vision_jobs as run
+from scr2mae.cli.command import Command, CommandGroup
 
 __all__ = ["COMMAND"]
 
@@ -22,7 +22,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=arguments.positive_int,
         help="side that images in files are scaled and cut to (default: 224, CelebA 64; with --model its own)",
     )
-    group.add_argument("--grey", action="store_true", help="read image files as grey, not RGB")
+    group.add_argument("--gray", action="store_true", help="read image files as gray, not RGB")
     group.add_argument(
         "--workers",
         metavar="N",

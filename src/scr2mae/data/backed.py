@@ -10,7 +10,7 @@ import zarr
 from anndata.abc import CSRDataset
 from scipy import sparse
 
-from scr2mae._untrusted import check_sparse
+from scr2mae._utils.untrusted import check_sparse
 from scr2mae.data.counts import check_counts
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class BackedCounts:
             yield self.rows(start, min(start + n_rows, self.shape[0]))
 
     def __getitem__(self, where: np.ndarray | slice) -> sparse.csr_matrix:
-        """Rows in the order asked for; neighbours are read together, and so are those with less than a chunk between them."""
+        """Rows in the order asked for; neighbors are read together, and so are those with less than a chunk between them."""
         if isinstance(where, slice):
             start, stop, step = where.indices(self.shape[0])
             if step == 1:

@@ -12,9 +12,9 @@ import pandas as pd
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
-from scr2mae._genes import align_genes
 from scr2mae.data.backed import BackedCounts, is_streamable
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts, take_rows
+from scr2mae.data.genes import align_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData

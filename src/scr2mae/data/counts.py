@@ -10,8 +10,8 @@ import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
-from scr2mae._compat import layer_names
-from scr2mae._untrusted import check_sparse
+from scr2mae._utils.compat import layer_names
+from scr2mae._utils.untrusted import check_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,7 +183,7 @@ def check_counts(
     hint = f"here there are {', '.join(look)}" if look else "this AnnData has neither layers nor raw"
     note = ""
     if kind == "fractional":
-        note = " It looks normalised or log-transformed; pass check_counts=False for estimated counts (soupX, CellBender)."
+        note = " It looks normalized or log-transformed; pass check_counts=False for estimated counts (soupX, CellBender)."
     raise ValueError(
         f"Expected raw counts in {place}, got {counts.data[position]:g} ({kind}) at cell {cell!r}, gene {gene!r}. "
         f"Raw counts are usually in adata.layers['counts'] (layer='counts') or adata.raw; {hint}.{note}"

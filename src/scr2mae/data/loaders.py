@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from scr2mae._batches import BatchLoader, BatchSampler
+from scr2mae._utils.batches import BatchLoader, BatchSampler
 from scr2mae.data.backed import BackedCounts
 from scr2mae.data.device import DeviceCells, to_device
 
@@ -54,7 +54,7 @@ def sparse_tensors(cells: Cells, where: np.ndarray) -> dict[str, torch.Tensor]:
 
     Returns
     -------
-    As :func:`dense_tensors`, with ``columns``, ``starts`` and ``values`` of a :class:`scr2mae.nn.SparseRows` in place of
+    As :func:`dense_tensors`, with ``columns``, ``starts`` and ``values`` of a :class:`scr2mae.nn.layers.SparseRows` in place of
     the counts.
     """
     counts = cells.rows(where)
@@ -92,7 +92,7 @@ class CellLoader(BatchLoader):
     -----
     Lightning finds ``sampler.set_epoch``, and saves and restores ``state_dict``, so that a run killed in mid-epoch
     goes on with the batch that it had not seen. Counts on disk are read some 8,192 cells at a time, one read ahead, and
-    shuffled by blocks of neighbours; fewer cells than that are shuffled as in memory.
+    shuffled by blocks of neighbors; fewer cells than that are shuffled as in memory.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class CellLoader(BatchLoader):
 
 
 def _reading(cells: Cells, n_obs: int, batch_size: int) -> dict[str, int]:
-    """How many neighbours stay together, and how many mini-batches are read together."""
+    """How many neighbors stay together, and how many mini-batches are read together."""
     window = max(1, round(CELLS_A_READ / batch_size))
     block = cells.counts.block if isinstance(cells.counts, BackedCounts) else 1
     return {"window": window, "block": 1 if n_obs <= window * batch_size else block}

@@ -3,12 +3,12 @@
 Importing this package touches no network; only `fetch`, `hlca` and `sea_ad` ever do, when they are called.
 """
 
-from scr2mae.datasets._atlas import Atlas, hlca, load_atlas, sea_ad
-from scr2mae.datasets._download import fetch
-from scr2mae.datasets._pbmc import pbmc68k, recover_counts
-from scr2mae.datasets._prepare import prepare
-from scr2mae.datasets._preprocess import highly_variable_genes, preprocess
-from scr2mae.datasets._simulate import simulate_donors
+from scr2mae.data.prepare.prepare import prepare
+from scr2mae.data.preprocess import highly_variable_genes, preprocess
+from scr2mae.datasets.atlas import Atlas, hlca, load_atlas, sea_ad
+from scr2mae.datasets.download import fetch
+from scr2mae.datasets.pbmc import pbmc68k, recover_counts
+from scr2mae.datasets.simulate import simulate_donors
 
 __all__ = [
     "Atlas",

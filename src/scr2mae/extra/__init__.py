@@ -1,22 +1,11 @@
 """Backbones for DNA, images and text, on the masking objects, curriculum and training plan of the cells.
 
-Each needs its own optional dependencies: ``scr2mae[dna]``, ``scr2mae[vision]``, ``scr2mae[text]``, or ``scr2mae[extra]`` for
-all. Importing this package loads none of them.
+Each needs its own optional dependencies: ``scr2mae[dna]``, ``scr2mae[vision]``, ``scr2mae[text]``, or
+``scr2mae[extra]`` for all. Importing this package loads none of them.
 """
 
-from importlib import import_module
-from typing import Any
+from scr2mae._utils.lazy import lazy_names
 
-_MODULES = ("dna", "text", "vision")
+__all__ = ["dna", "text", "vision"]
 
-__all__ = list(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"scr2mae.extra.{name}")
-    raise AttributeError(f"module 'scr2mae.extra' has no attribute {name!r}; it has {sorted(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, modules=__all__)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scr2mae.model._embedding import EmbeddingMixin
-from scr2mae.model._query import QueryMixin
-from scr2mae.model._storage import StorageMixin
-from scr2mae.model._training import TrainingMixin
+from scr2mae.model.inference import EmbeddingMixin
+from scr2mae.model.query import QueryMixin
+from scr2mae.model.saving import StorageMixin
+from scr2mae.model.training import TrainingMixin
 
 if TYPE_CHECKING:
     from typing import Self
@@ -37,7 +37,7 @@ class R2MAEModel(TrainingMixin, EmbeddingMixin, QueryMixin, StorageMixin):
         which it is drawn anew for every mini-batch (R²MAE), or a schedule of :mod:`scr2mae.masking`.
     curriculum
         Learned weights on the loss: ``"cl"`` (from easy to hard), ``"cl_k0"`` (easy throughout), settings
-        (:class:`scr2mae.curriculum.Curriculum`), or None.
+        (:class:`scr2mae.nn.curriculum.Curriculum`), or None.
     seed
         Seed of the initial weights, the masks and the order of cells. The global generators are left alone.
     registry

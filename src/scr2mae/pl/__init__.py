@@ -4,11 +4,11 @@ Without ``ax`` a new pyplot figure is made, which notebooks show by themselves. 
 Settings of matplotlib are never changed.
 """
 
-from scr2mae.pl._axes import OKABE_ITO
-from scr2mae.pl._benchmark import benchmark_reconstruction, benchmark_scores
-from scr2mae.pl._curriculum import curriculum_history, curriculum_weights
-from scr2mae.pl._embedding import embedding
-from scr2mae.pl._training import reconstruction, training_curves
+from scr2mae.pl.axes import OKABE_ITO
+from scr2mae.pl.curriculum import curriculum_history, curriculum_weights
+from scr2mae.pl.embeddings import embedding
+from scr2mae.pl.tables import benchmark_reconstruction, benchmark_scores
+from scr2mae.pl.training import reconstruction, training_curves
 
 __all__ = [
     "OKABE_ITO",

@@ -16,7 +16,7 @@ from scr2mae.theory.curves import align_accuracy, align_errors, read_accuracies
 from scr2mae.theory.laws import RatioLaw
 from scr2mae.theory.optimum import OptimalRatio, optimal_ratio
 from scr2mae.theory.profile import MaskProfile, ShrunkCovariance, ledoit_wolf, mask_profile
-from scr2mae.theory.randomised import r2mae_risk
+from scr2mae.theory.randomized import r2mae_risk
 from scr2mae.theory.risk import (
     RiskTerms,
     eigenvector_risk,

@@ -145,7 +145,7 @@ def spiked_covariance(
     Raises
     ------
     ValueError
-        If the spike is negative or the direction cannot be normalised.
+        If the spike is negative or the direction cannot be normalized.
     """
     if not spike >= 0:
         raise ValueError(f"spike must be non-negative, got {spike}.")

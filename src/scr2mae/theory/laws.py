@@ -17,7 +17,7 @@ _N_PANEL_NODES = 4
 
 @dataclass(frozen=True, eq=False)
 class RatioLaw:
-    """A law of the masking ratio, discretised for the formulas and sampled by inversion.
+    """A law of the masking ratio, discretized for the formulas and sampled by inversion.
 
     Build one with `fixed`, `uniform`, `discrete` or `from_density`.
 
@@ -111,7 +111,7 @@ class RatioLaw:
         Parameters
         ----------
         density
-            Vectorised; non-negative, integrating to one over (low, high) within 1 %. It should vanish towards 1,
+            Vectorized; non-negative, integrating to one over (low, high) within 1 %. It should vanish towards 1,
             for the risk's variance grows like 1/(1 - p).
         low, high
             The support, within [0, 1].

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class OptimalRatio(NamedTuple):
-    """A minimiser of the risk over the masking ratio.
+    """A minimizer of the risk over the masking ratio.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ def optimal_ratio(
     bounds
         Search range within (0, 1).
     n_grid
-        Ratios tried before the best is refined by Brent's method between its neighbours.
+        Ratios tried before the best is refined by Brent's method between its neighbors.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def optimal_ratio(
     grid = grid[np.abs(grid / gamma - 1) > 0.02]
     values = np.asarray(risk(grid))
     best = int(values.argmin())
-    # a neighbour beyond the pole is no neighbour
+    # a neighbor beyond the pole is no neighbor
     side = grid[(grid < gamma) == (grid[best] < gamma)]
     here = int(np.searchsorted(side, grid[best]))
     left, right = side[max(here - 1, 0)], side[min(here + 1, side.size - 1)]

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from scr2mae.theory._checks import check_positive, check_ratios, cholesky_inverse
+from scr2mae.theory.checks import check_positive, check_ratios, cholesky_inverse
 from scr2mae.theory.covariance import Covariance
 from scr2mae.theory.leave_one_out import leave_one_out_risk
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
 _DEFAULT_RATIOS = np.round(np.arange(0.05, 0.96, 0.05), 2)
@@ -68,8 +67,8 @@ class MaskProfile:
 
     @property
     def regime(self) -> NDArray[np.str_]:
-        """Regime of each ratio, shape ``(n_ratios,)``: fewer kept rows than covariates is over-parametrised."""
-        return np.where(self.ratios < self.gamma, "over-parametrised", "under-parametrised")
+        """Regime of each ratio, shape ``(n_ratios,)``: fewer kept rows than covariates is over-parametrized."""
+        return np.where(self.ratios < self.gamma, "over-parametrized", "under-parametrized")
 
     @property
     def relative_risk(self) -> NDArray[np.float64]:
@@ -86,7 +85,7 @@ class MaskProfile:
         """Ratio of least risk of each gene among `ratios`, shape ``(n_genes,)``."""
         return self.ratios[self.risk.argmin(axis=1)]
 
-    def favoured_range(self, *, tolerance: float = 0.05) -> tuple[float, float]:
+    def favored_range(self, *, tolerance: float = 0.05) -> tuple[float, float]:
         """Return the stretch of ratios around the pooled minimum whose pooled risk stays near it.
 
         Parameters
@@ -106,25 +105,25 @@ class MaskProfile:
         return float(self.ratios[low]), float(self.ratios[high])
 
     def advice(self, *, tolerance: float = 0.05) -> str:
-        """Say which range the profile favours, in which regime, and what that rests on.
+        """Say which range the profile favors, in which regime, and what that rests on.
 
         Parameters
         ----------
         tolerance
-            As in :meth:`favoured_range`.
+            As in :meth:`favored_range`.
 
         Returns
         -------
         A few sentences, for people.
         """
-        low, high = self.favoured_range(tolerance=tolerance)
+        low, high = self.favored_range(tolerance=tolerance)
         best = int(self.pooled_risk.argmin())
         spread = np.quantile(self.optimal_ratio, [0.25, 0.75])
         return (
             f"Ratios {low:g} to {high:g} keep the pooled risk within {tolerance:.0%} of its minimum, "
             f"{self.pooled_risk[best]:.3g} of the null risk at {self.ratios[best]:g} ({self.regime[best]}, "
             f"gamma = {self.gamma:g}); half of the genes have their own minimum between {spread[0]:g} and "
-            f"{spread[1]:g}. Assumes linear prediction of centred Gaussian genes by minimum-norm least squares, "
+            f"{spread[1]:g}. Assumes linear prediction of centered Gaussian genes by minimum-norm least squares, "
             f"the estimated covariance (shrinkage {self.shrinkage:.3g}) in place of the true one, and masks drawn "
             "cell by cell. gamma stands for a network's capacity per cell and is your choice."
         )
@@ -156,7 +155,7 @@ def ledoit_wolf(matrix: NDArray[np.float64] | sparse.csr_array | sparse.csr_matr
 
 
 def mask_profile(
-    adata: AnnData,
+    adata: Any,
     *,
     gamma: float,
     genes: Sequence[str] | None = None,
@@ -168,7 +167,7 @@ def mask_profile(
     Parameters
     ----------
     adata
-        Cells by genes, log-normalised in ``X``, dense or sparse.
+        Cells by genes, log-normalized in ``X``, dense or sparse.
     gamma
         Covariates per row in the linear model: below one, rows outnumber covariates. It stands for the capacity of
         a network per cell and is yours to choose; genes over cells is one candidate and not a default.
@@ -182,7 +181,7 @@ def mask_profile(
 
     Returns
     -------
-    Curves of all genes, with the regime of each ratio and the range that they favour.
+    Curves of all genes, with the regime of each ratio and the range that they favor.
 
     Raises
     ------
@@ -194,7 +193,7 @@ def mask_profile(
     Notes
     -----
     Gene j is regressed on the others with β = Σ₋ⱼ⁻¹Σ₋ⱼⱼ and σ² = 1/(Σ⁻¹)ⱼⱼ, so that only Σ is needed; the risks are
-    those of `general_risk`, computed for all genes at once. Genes are centred, not scaled: the minimum-norm
+    those of `general_risk`, computed for all genes at once. Genes are centered, not scaled: the minimum-norm
     solution, and with it the profile, changes with the genes' units.
     """
     names, values = _panel(adata, genes)
@@ -212,7 +211,7 @@ def mask_profile(
     return MaskProfile(names, grid, risk, model.diagonal - noise, noise, float(gamma), weight)
 
 
-def _panel(adata: AnnData, genes: Sequence[str] | None) -> tuple[tuple[str, ...], Any]:
+def _panel(adata: Any, genes: Sequence[str] | None) -> tuple[tuple[str, ...], Any]:
     names = [str(name) for name in adata.var_names]
     known = set(names)
     if genes is not None:
@@ -228,7 +227,7 @@ def _panel(adata: AnnData, genes: Sequence[str] | None) -> tuple[tuple[str, ...]
     stored = np.asarray(values.data if sparse.issparse(values) else values)  # type: ignore[attr-defined]
     if stored.size and stored.max() > 1 and np.array_equal(stored, np.round(stored)):
         raise ValueError(
-            "adata.X holds integers, so it looks like raw counts; normalise and log-transform it first."
+            "adata.X holds integers, so it looks like raw counts; normalize and log-transform it first."
         )
     return tuple(names), values
 
@@ -250,14 +249,14 @@ def _shrink(sample: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
 
 
 def _moments(matrix: Any) -> tuple[NDArray[np.float64], float]:
-    """Return the covariance and the sum of the fourth powers of the centred rows' norms."""
+    """Return the covariance and the sum of the fourth powers of the centered rows' norms."""
     n_obs = matrix.shape[0]
     is_dense = not sparse.issparse(matrix)
     rows: Any = matrix.astype(np.float64)
     mean = np.asarray(rows.mean(axis=0)).ravel()
     if is_dense:
-        centred = rows - mean
-        return centred.T @ centred / n_obs, float(np.sum(np.sum(centred**2, axis=1) ** 2))
+        centered = rows - mean
+        return centered.T @ centered / n_obs, float(np.sum(np.sum(centered**2, axis=1) ** 2))
     second = (rows.T @ rows).toarray() / n_obs
     squares = np.asarray(rows.multiply(rows).sum(axis=1)).ravel()
     norms = squares - 2 * (rows @ mean) + mean @ mean

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy import optimize
 
-from scr2mae.theory._checks import (
+from scr2mae.theory.checks import (
     as_output,
     check_covariance,
     check_positive,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy import linalg
 
-from scr2mae.theory._checks import check_covariance, check_positive
+from scr2mae.theory.checks import check_covariance, check_positive
 from scr2mae.theory.laws import LawLike, RatioLaw, as_law
 
 if TYPE_CHECKING:

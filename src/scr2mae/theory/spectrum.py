@@ -16,7 +16,7 @@ class EffectiveRank(NamedTuple):
     Attributes
     ----------
     entropy
-        Of the sum-normalised singular values, nats.
+        Of the sum-normalized singular values, nats.
     rank
         Its exponential, between 1 and the number of directions.
     """
@@ -31,7 +31,7 @@ def effective_rank(matrix: ArrayLike) -> EffectiveRank:
     Parameters
     ----------
     matrix
-        Shape ``(n_obs, n_features)``, for example an embedding. It is not centred.
+        Shape ``(n_obs, n_features)``, for example an embedding. It is not centered.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The spiked covariance I + δ v vᵀ: Corollary 1, Theorem 2 and the sweet spot (over-parametrised, p < γ)."""
+"""The spiked covariance I + δ v vᵀ: Corollary 1, Theorem 2 and the sweet spot (over-parametrized, p < γ)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import optimize
 
-from scr2mae.theory._checks import (
+from scr2mae.theory.checks import (
     as_output,
     check_overparametrised,
     check_positive,
@@ -102,7 +102,7 @@ def spiked_terms(
 
     Notes
     -----
-    Assumes that the spike's direction is delocalised (every entry small), so that masked rows have a constant
+    Assumes that the spike's direction is delocalized (every entry small), so that masked rows have a constant
     variance; the gap to finite d closes like 1/d.
     """
     ratios = check_ratios(p, gamma=gamma)
@@ -189,7 +189,7 @@ def spiked_spectral_terms(
 
     Notes
     -----
-    Delocalisation enters through the best masked predictor β + a c v and the hidden variance only; the shrinkage
+    Delocalization enters through the best masked predictor β + a c v and the hidden variance only; the shrinkage
     comes from the exact eigenvalues and eigenvectors of (1-p)² Σ + p(1-p) diag(Σ). That this is the theorem's split
     into two terms is inferred from its proof.
     """

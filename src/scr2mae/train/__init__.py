@@ -1,13 +1,12 @@
 """One training plan for every modality, on Lightning."""
 
-from scr2mae.train import history, record
 from scr2mae.train.averaging import RunningWeightAverage
 from scr2mae.train.curriculum_log import CurriculumLog, expression_deciles
 from scr2mae.train.guard import NonFiniteError, StepGuard
 from scr2mae.train.learning_rate import LearningRateSchedule
+from scr2mae.train.loop import fit
 from scr2mae.train.plan import VALIDATION_RATIOS, MaskedTrainingPlan
 from scr2mae.train.progress import TrainingProgress
-from scr2mae.train.run import fit
 
 __all__ = [
     "VALIDATION_RATIOS",
@@ -20,6 +19,4 @@ __all__ = [
     "TrainingProgress",
     "expression_deciles",
     "fit",
-    "history",
-    "record",
 ]

@@ -25,7 +25,7 @@ class RunningWeightAverage(WeightAveraging):
     Parameters
     ----------
     share
-        Memory of the average, as a share of the optimiser steps, in (0, 1].
+        Memory of the average, as a share of the optimizer steps, in (0, 1].
 
     Raises
     ------
@@ -36,7 +36,7 @@ class RunningWeightAverage(WeightAveraging):
     -----
     Step t, from 1, moves the average by ``min(1, 1 / (share * t))`` of its distance to the weights: the last weights at first,
     whatever the length of the run. Later only every eighth step is taken, with eight times the weight. Statistics of batch
-    normalisation are averaged alike.
+    normalization are averaged alike.
     """
 
     def __init__(self, share: float) -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from scr2mae._durable import beside
+from scr2mae._utils.files import atomic_write
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -38,12 +38,12 @@ class WholeFileIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, str(path), storage_options)
             return
-        with beside(Path(path)) as part, part.open("wb") as file:
+        with atomic_write(Path(path)) as part, part.open("wb") as file:
             torch.save(checkpoint, file)
 
 
 class StepCheckpoint(Callback):
-    """Replace ``last.ckpt`` every so many optimiser steps; an epoch's last step is left to its end.
+    """Replace ``last.ckpt`` every so many optimizer steps; an epoch's last step is left to its end.
 
     Where mini-batches are executed together, the checkpoint follows at the end of an execution.
 
@@ -52,7 +52,7 @@ class StepCheckpoint(Callback):
     folder
         Where it lies.
     every
-        Optimiser steps between two, >= 1.
+        Optimizer steps between two, >= 1.
     """
 
     def __init__(self, folder: str | Path, every: int) -> None:

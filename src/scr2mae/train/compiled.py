@@ -14,7 +14,7 @@ __all__ = ["compile_loss"]
 
 
 def compile_loss(module: Any, **compile_kwargs: Any) -> Callable[..., torch.Tensor]:
-    """Compile a network's ``hidden_loss``.
+    """Compile a network's ``masked_nll``.
 
     Parameters
     ----------
@@ -25,21 +25,21 @@ def compile_loss(module: Any, **compile_kwargs: Any) -> Callable[..., torch.Tens
 
     Returns
     -------
-    ``hidden_loss`` with the network as its first argument, compiled at its first call, which raises RuntimeError if that
+    ``masked_nll`` with the network as its first argument, compiled at its first call, which raises RuntimeError if that
     cannot be done.
 
     Raises
     ------
     ValueError
-        If the network has no ``hidden_loss``.
+        If the network has no ``masked_nll``.
     """
     kind = type(module)
-    if not hasattr(kind, "hidden_loss"):
+    if not hasattr(kind, "masked_nll"):
         raise ValueError(
-            f"compile=True needs a network with the method hidden_loss, which {kind.__name__} lacks; leave compile out."
+            f"compile=True needs a network with the method masked_nll, which {kind.__name__} lacks; leave compile out."
         )
     # Static shapes: the same graph computes a mini-batch whatever came before it, so that a resumed run goes on bit for bit.
-    compiled = torch.compile(_with_own_cache(kind.hidden_loss), **{"dynamic": False, **compile_kwargs})
+    compiled = torch.compile(_with_own_cache(kind.masked_nll), **{"dynamic": False, **compile_kwargs})
 
     def loss(*args: Any) -> torch.Tensor:
         try:

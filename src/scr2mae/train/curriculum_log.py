@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from scr2mae.curriculum import balance_errors
 from scr2mae.masking import DiscreteRatio
+from scr2mae.nn.curriculum import balance_errors
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -57,7 +57,7 @@ class CurriculumLog(Callback):
         if not trainer.is_last_batch:
             return
         with torch.no_grad():
-            weights = pl_module.module.curriculum_weights(pl_module.under_way.batch)
+            weights = pl_module.module.curriculum_weights(pl_module.context.batch)
         weights = weights if weights.dim() == 2 else weights.mean(dim=0)
         epoch = trainer.current_epoch
         row_error, column_error = balance_errors(weights)

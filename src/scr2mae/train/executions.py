@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from scr2mae._batches import BatchLoader, ExecutionLoader
+from scr2mae._utils.batches import BatchLoader, ExecutionLoader
 from scr2mae.train.curriculum_log import CurriculumLog
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def in_executions(datamodule: LightningDataModule, n: int) -> Iterator[None]:
     Parameters
     ----------
     datamodule
-        Its training loader is a :class:`scr2mae._batches.BatchLoader`, and it does nothing to mini-batches on their way to the
+        Its training loader is a :class:`scr2mae._utils.batches.BatchLoader`, and it does nothing to mini-batches on their way to the
         device.
     n
         How many together; with 1 nothing changes.

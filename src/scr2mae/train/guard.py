@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils._pytree import tree_leaves, tree_map
 
-from scr2mae.train.ranks import gather_from_ranks
+from scr2mae.train.distributed import gather_from_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,10 +48,10 @@ class NonFiniteError(RuntimeError):
 
 
 class StepGuard(Callback):
-    """Skip the optimiser steps whose gradient is not finite, and stop when they do not end.
+    """Skip the optimizer steps whose gradient is not finite, and stop when they do not end.
 
-    A skipped step leaves no trace: weights, moments and step count of the optimiser, and the running statistics of batch
-    normalisation are those of before. The plan carries a loss, or running statistics, that are not finite over to the
+    A skipped step leaves no trace: weights, moments and step count of the optimizer, and the running statistics of batch
+    normalization are those of before. The plan carries a loss, or running statistics, that are not finite over to the
     gradient; gradients are added up over ranks before they are looked at, so that all ranks skip the same steps.
 
     Parameters
@@ -61,7 +61,7 @@ class StepGuard(Callback):
     unit
         What they are.
     look_every
-        Optimiser steps between two looks at whether to stop; None for each on a CPU, else every sixteenth.
+        Optimizer steps between two looks at whether to stop; None for each on a CPU, else every sixteenth.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class StepGuard(Callback):
 
     Notes
     -----
-    Off the CPU nothing waits for the device but that look: a fused optimiser is handed the verdict as a tensor, as
+    Off the CPU nothing waits for the device but that look: a fused optimizer is handed the verdict as a tensor, as
     ``torch.amp.GradScaler`` does. Where there is such a scaler it skips the step itself, and its own steps in search
     of a scale are counted here. A gradient whose squares overflow counts as non-finite: Adam would keep the infinity.
     """
@@ -116,7 +116,7 @@ class StepGuard(Callback):
 
     @staticmethod
     def _skip(trainer: pl.Trainer, optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
-        """Keep an optimiser from stepping if the verdict, which may still be on its way, says so."""
+        """Keep an optimizer from stepping if the verdict, which may still be on its way, says so."""
         if getattr(trainer, "scaler", None) is not None:
             return
         if all(group.get("fused") for group in optimizer.param_groups):
@@ -149,7 +149,7 @@ class StepGuard(Callback):
 
     def _blame(self, trainer: pl.Trainer, pl_module: Any) -> tuple[str, np.ndarray | None, bool]:
         """Who is to blame in this rank's mini-batch: in words, by position, and whether alone."""
-        batch, number, _ = pl_module.under_way
+        batch, number, _ = pl_module.context
         rows, why = _bad_rows(trainer, pl_module, batch)
         at = getattr(trainer.train_dataloader, "positions", None)
         positions = None if at is None else at(number)
@@ -200,7 +200,7 @@ class StepGuard(Callback):
 def _is_bad(gradients: list[Tensor]) -> Tensor:
     """Whether a gradient has a value that is not finite, or so large that its squares are not."""
     vectors = [g for g in gradients if g.dim() < 2 and g.device.type == "cpu"]
-    # Each layer's vectors, biases and normalisation, are given what its matrices are given, and cost nothing to read; a
+    # Each layer's vectors, biases and normalization, are given what its matrices are given, and cost nothing to read; a
     # processor reads the matrices for as long as a twentieth of a step takes. They are looked at when a vector stands out.
     if vectors and torch.stack(torch._foreach_norm(vectors)).sum() < _CALM:
         return torch.zeros((), dtype=torch.bool)
@@ -248,7 +248,7 @@ def _bad_rows(trainer: pl.Trainer, pl_module: Any, batch: Any) -> tuple[np.ndarr
 
 
 def _fail_alone(trainer: pl.Trainer, pl_module: Any, batch: Any, n: int) -> Tensor:
-    """Whether each observation by itself, normalised as in evaluation, has a non-finite loss or gradient."""
+    """Whether each observation by itself, normalized as in evaluation, has a non-finite loss or gradient."""
     parameters = [p for p in pl_module.module.parameters() if p.requires_grad]
     training = [(each, each.training) for each in pl_module.modules()]
     is_bad = torch.zeros(n, dtype=torch.bool)
@@ -261,7 +261,7 @@ def _fail_alone(trainer: pl.Trainer, pl_module: Any, batch: Any, n: int) -> Tens
                 return leaf[i : i + 1] if is_row else leaf
 
             with torch.enable_grad(), trainer.precision_plugin.forward_context():
-                loss = pl_module.masked_loss(tree_map(alone, batch))
+                loss = pl_module.training_loss(tree_map(alone, batch))
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             norms = [g.norm().cpu() for g in gradients if g is not None]
             is_bad[i] = not torch.stack([loss.detach().cpu(), *norms]).isfinite().all()

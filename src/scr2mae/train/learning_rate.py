@@ -12,7 +12,7 @@ _DECAYS = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """What the learning rate is multiplied by at each optimiser step.
+    """What the learning rate is multiplied by at each optimizer step.
 
     It rises linearly to 1 over the warm-up, then stays there or falls to ``final`` at the end of the run.
 

@@ -11,17 +11,17 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from scr2mae.masking import DiscreteRatio
-from scr2mae.train import history
 from scr2mae.train.averaging import RunningWeightAverage
 from scr2mae.train.compiled import compile_loss
+from scr2mae.train.distributed import moving_statistics
 from scr2mae.train.guard import StepGuard
-from scr2mae.train.ranks import moving_statistics
+from scr2mae.train.provenance import History, decode_history, encode_history, extend_history
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from scr2mae.curriculum import GradientSchedule
     from scr2mae.masking import RatioSchedule
+    from scr2mae.nn.curriculum import GradientSchedule
     from scr2mae.train.learning_rate import LearningRateSchedule
 
 __all__ = ["VALIDATION_RATIOS", "MaskedModule", "MaskedTrainingPlan"]
@@ -38,7 +38,7 @@ class _Loss(Protocol):
     n_obs_minibatch: int
 
 
-class UnderWay(NamedTuple):
+class StepContext(NamedTuple):
     """What is trained on now.
 
     Attributes
@@ -59,19 +59,19 @@ class UnderWay(NamedTuple):
 class MaskedModule(Protocol):
     """What a network must offer to be trained here.
 
-    It may also have ``hidden_loss``, a part of ``masked_loss`` of tensors alone: ``masked_loss`` then also takes that part
-    compiled, as ``compiled``. And it may have ``parameter_groups(weight_decay)``, which returns the optimiser's groups, each
+    It may also have ``masked_nll``, a part of ``training_loss`` of tensors alone: ``training_loss`` then also takes that part
+    compiled, as ``compiled``. And it may have ``parameter_groups(weight_decay)``, which returns the optimizer's groups, each
     a dict with ``params`` and, where they differ from the run's, ``weight_decay`` and ``lr``, or ``lr_scale``, a multiple of
     it.
     """
 
-    def masked_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> _Loss:
+    def training_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> _Loss:
         """Hide a share of a mini-batch, as a pure function of seed and step, and score it."""
         ...
 
 
 class MaskedTrainingPlan(pl.LightningModule):
-    """Draw a ratio and a mask for each step, minimise the loss over what is hidden.
+    """Draw a ratio and a mask for each step, minimize the loss over what is hidden.
 
     Parameters
     ----------
@@ -82,13 +82,13 @@ class MaskedTrainingPlan(pl.LightningModule):
     seed
         Seed of the masks; they depend on it and on the step alone.
     lr, weight_decay, eps
-        Of the optimiser.
+        Of the optimizer.
     optimizer
         ``"Adam"`` (the paper's, weight decay inside the gradient) or ``"AdamW"``.
     betas
-        Of the optimiser.
+        Of the optimizer.
     learning_rate
-        What ``lr`` is multiplied by at each optimiser step; None keeps it constant.
+        What ``lr`` is multiplied by at each optimizer step; None keeps it constant.
     averaging
         Average the weights over this share of the run (:class:`RunningWeightAverage`); None keeps the last ones.
     validation_ratios
@@ -98,7 +98,7 @@ class MaskedTrainingPlan(pl.LightningModule):
     before
         Curves of earlier runs of the same network, which this run continues.
     compile
-        Whether training steps are compiled; the network must have ``hidden_loss``. Validation is not.
+        Whether training steps are compiled; the network must have ``masked_nll``. Validation is not.
     compile_kwargs
         Arguments of :func:`torch.compile`; ``dynamic`` is False by default, as in scvi-tools.
 
@@ -124,7 +124,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         averaging: float | None = None,
         validation_ratios: Sequence[float] = VALIDATION_RATIOS,
         gradient_schedule: GradientSchedule | None = None,
-        before: history.History | None = None,
+        before: History | None = None,
         compile: bool = False,
         compile_kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -151,18 +151,18 @@ class MaskedTrainingPlan(pl.LightningModule):
         self._epoch_losses: list[float] = []
         self.statistics: list[torch.Tensor] = []
         self.steps_per_execution = 1
-        self.under_way = UnderWay()
+        self.context = StepContext()
         self._total_steps = 0
         self.run: dict[str, Any] = {}
 
     @property
-    def history(self) -> history.History:
+    def history(self) -> History:
         """One frame a curve, indexed by step or epoch, with one column of the curve's name; earlier runs first."""
         frames = {}
         for name, rows in self.rows.items():
             index = pd.Index([i for i, _ in rows], name="step" if name.endswith("_step") else "epoch")
             frames[name] = pd.DataFrame({name: [value for _, value in rows]}, index=index)
-        return history.extend(self.before, frames)
+        return extend_history(self.before, frames)
 
     @property
     def last_loss(self) -> torch.Tensor:
@@ -221,10 +221,10 @@ class MaskedTrainingPlan(pl.LightningModule):
             batch = move_data_to_device(made, self.device)
             for callback in follow:
                 callback.on_train_batch_start(trainer, self, batch, i)
-            self._begin(UnderWay(batch, i, before + i))
+            self._begin(StepContext(batch, i, before + i))
             loss = self._training_loss(batch)
             optimizer.zero_grad(set_to_none=True)
-            # Lightning calls this method under autocast, its own backward pass and optimiser not.
+            # Lightning calls this method under autocast, its own backward pass and optimizer not.
             with torch.autocast(self.device.type, enabled=False):
                 loss.backward()
                 optimizer.step()
@@ -232,14 +232,14 @@ class MaskedTrainingPlan(pl.LightningModule):
                 callback.on_train_batch_end(trainer, self, None, batch, i)
 
     def _training_loss(self, batch: Any) -> torch.Tensor:
-        step, total = self.under_way.step, self._total_steps
+        step, total = self.context.step, self._total_steps
         loss = self._score(batch, **self._compiled)
         self._steps.append((step, self.ratio_schedule(step, total), loss.detach()))
         # What is not finite here is to be seen in the gradient, on every rank that it is added up with.
         total_moved = sum((s.sum() for s in self.statistics), start=loss.detach())
         return loss * torch.where(total_moved.isfinite(), 1.0, torch.nan)
 
-    def masked_loss(self, batch: Any) -> torch.Tensor:
+    def training_loss(self, batch: Any) -> torch.Tensor:
         """Score a mini-batch as the step under way does, without a trace.
 
         Parameters
@@ -254,11 +254,11 @@ class MaskedTrainingPlan(pl.LightningModule):
         return self._score(batch)
 
     def _score(self, batch: Any, **compiled: Any) -> torch.Tensor:
-        step, total = self.under_way.step, self._total_steps
+        step, total = self.context.step, self._total_steps
         module: Any = self.module
         ratio = self.ratio_schedule(step, total)
         options = {**self._weighting(step, total), **compiled}
-        return module.masked_loss(batch, ratio=ratio, seed=self.mask_seed, step=step, **options).loss
+        return module.training_loss(batch, ratio=ratio, seed=self.mask_seed, step=step, **options).loss
 
     def _weighting(self, step: int, total: int) -> dict[str, Any]:
         """Column and gradient multiplier of the curriculum at this step; freezes and thaws its network."""
@@ -268,10 +268,10 @@ class MaskedTrainingPlan(pl.LightningModule):
         frozen = self.gradient_schedule.is_frozen(step, total)
         # A zero gradient would still let weight decay and momentum move the weights.
         module.curriculum.requires_grad_(not frozen)
-        multiplier = self.gradient_schedule(step, total)
-        self.last_multiplier = multiplier
-        column = self.ratio_schedule.index(step) if isinstance(self.ratio_schedule, DiscreteRatio) else 0
-        return {"column": column, "multiplier": multiplier}
+        grad_scale = self.gradient_schedule(step, total)
+        self.last_multiplier = grad_scale
+        ratio_index = self.ratio_schedule.index(step) if isinstance(self.ratio_schedule, DiscreteRatio) else 0
+        return {"ratio_index": ratio_index, "grad_scale": grad_scale}
 
     def flush_steps(self) -> None:
         """Move the steps' losses from the device to the history, in one transfer."""
@@ -306,7 +306,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         """
         module: Any = self.module
         for ratio in self.validation_ratios:
-            out = module.masked_loss(batch, ratio=ratio, seed=_VALIDATION_SEED, step=batch_idx)
+            out = module.training_loss(batch, ratio=ratio, seed=_VALIDATION_SEED, step=batch_idx)
             self.log(
                 f"validation_loss_{ratio:g}",
                 out.loss,
@@ -328,7 +328,7 @@ class MaskedTrainingPlan(pl.LightningModule):
             self.record(name, self.current_epoch, value)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser over the parameters that train."""
+        """Return the optimizer over the parameters that train."""
         module: Any = self.module
         if self.gradient_schedule is not None:
             module.curriculum.requires_grad_(True)
@@ -344,7 +344,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         for group in groups:
             group["peak_lr"] = group.setdefault("lr", self.optimizer_kwargs["lr"])
         fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-        # A fused optimiser unscales gradients itself, which Lightning cannot clip under mixed precision.
+        # A fused optimizer unscales gradients itself, which Lightning cannot clip under mixed precision.
         fused = fused and not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
         return _OPTIMIZERS[self.optimizer_name](groups, fused=fused, **self.optimizer_kwargs)
 
@@ -353,13 +353,13 @@ class MaskedTrainingPlan(pl.LightningModule):
         self.statistics = moving_statistics(self.module)
         trainer: Any = self.trainer
         if self.automatic_optimization:
-            # Not of optimiser steps: with accumulated gradients each mini-batch has a ratio and a mask of its own.
+            # Not of optimizer steps: with accumulated gradients each mini-batch has a ratio and a mask of its own.
             self._total_steps = int(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches
         else:
             self._total_steps = trainer.max_epochs * len(trainer.train_dataloader.loader)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of this optimiser step.
+        """Set the learning rate of this optimizer step.
 
         Parameters
         ----------
@@ -369,15 +369,15 @@ class MaskedTrainingPlan(pl.LightningModule):
             Its number in the epoch.
         """
         if self.automatic_optimization:
-            self._begin(UnderWay(batch, batch_idx, self.trainer.fit_loop.epoch_loop.total_batch_idx))
+            self._begin(StepContext(batch, batch_idx, self.trainer.fit_loop.epoch_loop.total_batch_idx))
 
     def on_train_end(self) -> None:
         """Let go of the last mini-batch."""
-        self.under_way = UnderWay()
+        self.context = StepContext()
 
-    def _begin(self, under_way: UnderWay) -> None:
+    def _begin(self, context: StepContext) -> None:
         """Take up a mini-batch."""
-        self.under_way = under_way
+        self.context = context
         if self.learning_rate is None:
             return
         # Not by a scheduler: to make one, the length of the run must be known, and asking for it before a checkpoint is
@@ -393,7 +393,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         checkpoint["scr2mae_history"] = {
             "rows": {name: list(rows) for name, rows in self.rows.items()},
             "epoch_losses": list(self._epoch_losses),
-            "before": history.encode(self.before),
+            "before": encode_history(self.before),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -401,4 +401,4 @@ class MaskedTrainingPlan(pl.LightningModule):
         kept = checkpoint["scr2mae_history"]
         self.rows = {name: [(int(i), float(v)) for i, v in rows] for name, rows in kept["rows"].items()}
         self._epoch_losses = list(kept["epoch_losses"])
-        self.before = history.decode(kept["before"])
+        self.before = decode_history(kept["before"])

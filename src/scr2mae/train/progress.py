@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 
-from scr2mae._progress import progress
+from scr2mae._utils.progress import progress
 
 __all__ = ["TrainingProgress"]
 

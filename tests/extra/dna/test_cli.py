@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import scr2mae
-from scr2mae._domains import scheme_names
+from scr2mae._schemes import scheme_names
 from scr2mae.cli import main
 from scr2mae.extra import dna
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scr2mae.curriculum import Curriculum
 from scr2mae.extra import dna
 from scr2mae.extra.dna.corruption import corrupt, draw_base_mask, flip_labels
 from scr2mae.extra.dna.layers import rotary_tables, rotate
+from scr2mae.nn.curriculum import Curriculum
 
 N_SPECIES = 3
 
@@ -30,7 +30,7 @@ def windows(n_obs=4, n_positions=16, *, seed=0, n_species=N_SPECIES):
 def test_the_default_network_has_the_published_number_of_parameters():
     with torch.device("meta"):
         model = dna.GPNMSAForMaskedLM(dna.GPNMSAConfig())
-    # 12 layers of four square maps, a block of 3072 and two normalisations; a dense head and six symbols
+    # 12 layers of four square maps, a block of 3072 and two normalizations; a dense head and six symbols
     layer = 4 * (768 * 768 + 768) + (768 * 3072 + 3072) + (3072 * 768 + 768) + 4 * 768
     head = (768 * 768 + 768) + 2 * 768 + (768 * 6 + 6)
     assert sum(p.numel() for p in model.parameters()) == 12 * layer + head == 85_651_206
@@ -156,7 +156,7 @@ def test_the_masked_loss_is_that_of_the_forward_pass_on_the_corrupted_windows(ti
     mask = draw_base_mask(human, 0.3, **draw)
     labels = human.long().masked_fill(~mask, -100)
     wanted = model(corrupt(human, mask, **draw), others, labels=labels, loss_weight=weight).loss
-    found = model.masked_loss(batch, ratio=0.3, **draw)
+    found = model.training_loss(batch, ratio=0.3, **draw)
     torch.testing.assert_close(found.loss, wanted)
     assert found.n_obs_minibatch == 6
 
@@ -171,7 +171,7 @@ def test_padding_is_neither_hidden_nor_seen_by_the_masked_loss(tiny):
         filled, filled_others = human.clone(), others.clone()
         filled[:, 10:], filled_others[:, 10:] = filling, filling
         batch = {"input_ids": filled, "aux_features": filled_others, "attention_mask": attention_mask}
-        losses.append(model.masked_loss(batch, ratio=0.5, seed=0, step=0).loss)
+        losses.append(model.training_loss(batch, ratio=0.5, seed=0, step=0).loss)
     torch.testing.assert_close(losses[0], losses[1])
 
 
@@ -180,11 +180,11 @@ def test_dropout_is_a_function_of_seed_and_step(tiny):
     human, others = windows()
     batch = {"input_ids": human, "aux_features": others}
     torch.manual_seed(0)
-    first = model.masked_loss(batch, ratio=0.3, seed=1, step=2).loss
+    first = model.training_loss(batch, ratio=0.3, seed=1, step=2).loss
     torch.manual_seed(1)
-    assert torch.equal(model.masked_loss(batch, ratio=0.3, seed=1, step=2).loss, first)
+    assert torch.equal(model.training_loss(batch, ratio=0.3, seed=1, step=2).loss, first)
     model.eval()
-    assert not torch.equal(model.masked_loss(batch, ratio=0.3, seed=1, step=2).loss, first)
+    assert not torch.equal(model.training_loss(batch, ratio=0.3, seed=1, step=2).loss, first)
 
 
 # --- corruption
@@ -247,9 +247,9 @@ def test_curriculum_weights_multiply_the_loss_and_have_mean_one(tiny):
     assert weights.shape == (n, 10)
     torch.testing.assert_close(weights.sum(0), torch.full((10,), float(n)), rtol=1e-4, atol=1e-3)
     nll = F.cross_entropy(model.predict(hidden), human.long()[mask], reduction="none")
-    found = model.masked_loss(batch, **draw, column=4, multiplier=1.0).loss
+    found = model.training_loss(batch, **draw, ratio_index=4, grad_scale=1.0).loss
     torch.testing.assert_close(found, (nll * weights[:, 4]).mean())
-    torch.testing.assert_close(model.masked_loss(batch, **draw).loss, nll.mean())
+    torch.testing.assert_close(model.training_loss(batch, **draw).loss, nll.mean())
 
 
 def test_the_multiplier_turns_the_curriculum_and_never_reaches_the_backbone(tiny):
@@ -259,7 +259,9 @@ def test_the_multiplier_turns_the_curriculum_and_never_reaches_the_backbone(tiny
     gradients = {}
     for multiplier in (1.0, -1.0, 0.0):
         model.zero_grad()
-        model.masked_loss(batch, ratio=0.4, seed=0, step=0, column=1, multiplier=multiplier).loss.backward()
+        model.training_loss(
+            batch, ratio=0.4, seed=0, step=0, ratio_index=1, grad_scale=multiplier
+        ).loss.backward()
         gradients[multiplier] = {name: p.grad.clone() for name, p in model.named_parameters()}
     own = [name for name in gradients[1.0] if name.startswith("curriculum")]
     assert any(bool(gradients[1.0][name].any()) for name in own)
@@ -272,7 +274,9 @@ def test_the_multiplier_turns_the_curriculum_and_never_reaches_the_backbone(tiny
 def test_a_column_without_a_curriculum_is_refused(tiny):
     human, others = windows()
     with pytest.raises(ValueError, match=r"has no curriculum; give its GPNMSAConfig"):
-        tiny().masked_loss({"input_ids": human, "aux_features": others}, ratio=0.3, seed=0, step=0, column=0)
+        tiny().training_loss(
+            {"input_ids": human, "aux_features": others}, ratio=0.3, seed=0, step=0, ratio_index=0
+        )
 
 
 def test_biases_and_normalisations_do_not_decay(tiny):
@@ -324,7 +328,7 @@ def test_damaged_and_foreign_folders_say_so(tiny, tmp_path):
     for changed, message in (
         ({**document, "schema_version": 99}, r"schema version 99"),
         ({"hidden_size": 768}, r"from_songlab_state_dict"),
-        ({**document, "config": {**document["config"], "colour": 1}}, r"Unknown keys.*colour"),
+        ({**document, "config": {**document["config"], "color": 1}}, r"Unknown keys.*color"),
         (
             {**document, "config": {**document["config"], "num_hidden_layers": 3}},
             r"do not fit the configuration",

@@ -193,12 +193,12 @@ def by_hand(model, msa, pos, ref, alt, size):
     """Score of one variant, from the definition."""
     start = pos - 1 - size // 2
     scores = []
-    for strand, centre in (("+", size // 2), ("-", size - 1 - size // 2)):
+    for strand, center in (("+", size // 2), ("-", size - 1 - size // 2)):
         tokens = torch.from_numpy(msa.tokens("chr1", start, start + size, strand).astype(np.int64))[None]
         human = tokens[..., 0].clone()
-        human[0, centre] = dna.VOCABULARY.index("?")
+        human[0, center] = dna.VOCABULARY.index("?")
         complement = dict(zip("ACGT", "TGCA", strict=True)) if strand == "-" else {b: b for b in "ACGT"}
-        logits = model(human, tokens[..., 1:]).logits[0, centre]
+        logits = model(human, tokens[..., 1:]).logits[0, center]
         scores.append(
             float(
                 logits[dna.VOCABULARY.index(complement[alt])] - logits[dna.VOCABULARY.index(complement[ref])]

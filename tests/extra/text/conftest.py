@@ -10,7 +10,7 @@ from scr2mae.extra import text
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False, "batch_size": 8, "accumulate_grad_batches": 1}
-WORDS = ["the", "a", "small", "large", "grey", "white", "cat", "dog", "sees", "hears", "wants", "likes"]
+WORDS = ["the", "a", "small", "large", "gray", "white", "cat", "dog", "sees", "hears", "wants", "likes"]
 
 
 def _documents(n: int = 300, *, seed: int = 0) -> list[str]:

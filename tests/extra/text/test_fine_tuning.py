@@ -11,23 +11,23 @@ import pytest
 import torch
 
 from scr2mae.extra import text
-from scr2mae.extra.text import LabelledText, RobertaClassifier, average_rank, fine_tune, read_task
+from scr2mae.extra.text import LabeledText, RobertaClassifier, average_rank, fine_tune, read_task
 
 RUN = {"accelerator": "cpu", "enable_progress_bar": False, "length": 24}
 
 
-def labelled(n, *, seed=0, pairs=False):
+def labeled(n, *, seed=0, pairs=False):
     """Sentences about a cat (1) or a dog (0); as pairs: whether both are about the same."""
     rng = np.random.default_rng(seed)
     animals = rng.integers(2, size=(2, n))
-    adjectives = rng.choice(["small", "large", "grey", "white"], size=(2, n))
+    adjectives = rng.choice(["small", "large", "gray", "white"], size=(2, n))
     first, second = (
         [f"the {a} {('dog', 'cat')[k]}" for a, k in zip(adjectives[side], animals[side], strict=True)]
         for side in (0, 1)
     )
     if pairs:
-        return LabelledText(first, second, (animals[0] == animals[1]).astype(int), ("0", "1"))
-    return LabelledText(first, None, animals[0], ("0", "1"))
+        return LabeledText(first, second, (animals[0] == animals[1]).astype(int), ("0", "1"))
+    return LabeledText(first, None, animals[0], ("0", "1"))
 
 
 FILES = {
@@ -95,7 +95,7 @@ def test_bad_tables_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"has labels \['-1', '2'\]; expected \['0', '1'\]"):
         read_task(path)
     path.write_text("sentence\tlabel\n")
-    with pytest.raises(ValueError, match="There is no labelled text"):
+    with pytest.raises(ValueError, match="There is no labeled text"):
         read_task(path)
     with pytest.raises(ValueError, match="task must be one of"):
         read_task(path, task="cola")
@@ -112,7 +112,7 @@ def test_bad_tables_are_named(tmp_path):
 )
 def test_labels_out_of_range_are_named(labels, message):
     with pytest.raises(ValueError, match=message):
-        LabelledText(["a", "b"], None, labels, ("0", "1"))
+        LabeledText(["a", "b"], None, labels, ("0", "1"))
 
 
 def test_the_hub_s_columns_are_those_of_its_data_set(monkeypatch):
@@ -140,7 +140,7 @@ def test_without_datasets_the_error_names_it(monkeypatch):
 
 def test_a_classifier_learns_a_task(build):
     scores = fine_tune(
-        build(), labelled(320), labelled(100, seed=1), seeds=(0, 1), max_epochs=4, lr=1e-2, **RUN
+        build(), labeled(320), labeled(100, seed=1), seeds=(0, 1), max_epochs=4, lr=1e-2, **RUN
     )
     assert scores["seed"].tolist() == [0, 1]
     assert scores["accuracy"].mean() > 0.97
@@ -148,9 +148,9 @@ def test_a_classifier_learns_a_task(build):
 
 def test_a_classifier_of_pairs_looks_at_both(build):
     # Which class depends on the second sentence alone; without it one can but guess.
-    pairs = {seed: labelled(320, seed=seed, pairs=True) for seed in (0, 1)}
+    pairs = {seed: labeled(320, seed=seed, pairs=True) for seed in (0, 1)}
     data = {
-        seed: LabelledText(
+        seed: LabeledText(
             each.first, each.second, [int("cat" in second) for second in each.second], ("0", "1")
         )
         for seed, each in pairs.items()
@@ -163,9 +163,9 @@ def test_fine_tuning_leaves_the_pretrained_model_as_it_is_and_repeats(build):
     model = build()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     run = {"seeds": (3,), "max_epochs": 1, "lr": 1e-3, **RUN}
-    first = fine_tune(model, labelled(64), labelled(32, seed=1), **run)
+    first = fine_tune(model, labeled(64), labeled(32, seed=1), **run)
     torch.manual_seed(77)
-    pd.testing.assert_frame_equal(fine_tune(model, labelled(64), labelled(32, seed=1), **run), first)
+    pd.testing.assert_frame_equal(fine_tune(model, labeled(64), labeled(32, seed=1), **run), first)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
@@ -177,14 +177,14 @@ def test_a_classifier_starts_from_the_pretrained_encoder(build, blocks):
 
 
 def test_predictions_do_not_depend_on_the_batch(build):
-    classifier, data = RobertaClassifier(build(), 2), labelled(37, pairs=True)
+    classifier, data = RobertaClassifier(build(), 2), labeled(37, pairs=True)
     predicted = classifier.predict(data, length=24)
     np.testing.assert_array_equal(classifier.predict(data, length=24, batch_size=5), predicted)
 
 
 def test_pairs_are_joined_as_roberta_does_and_the_longer_is_cut_first(build, tokenizer):
     start, end = tokenizer.start_id, tokenizer.end_id
-    data = labelled(1, pairs=True)
+    data = labeled(1, pairs=True)
     sentences = text.classifier._Sentences(RobertaClassifier(build(), 2), data, 64)
     a, b = tokenizer.encode([data.first[0], data.second[0]])
     assert sentences.tokens[0].tolist() == [start, *a, end, end, *b, end]
@@ -196,8 +196,8 @@ def test_pairs_are_joined_as_roberta_does_and_the_longer_is_cut_first(build, tok
 
 
 def test_bad_fine_tuning_is_named(build):
-    model, data = build(), labelled(8)
-    three = LabelledText(["a"], None, [2], ("x", "y", "z"))
+    model, data = build(), labeled(8)
+    three = LabeledText(["a"], None, [2], ("x", "y", "z"))
     with pytest.raises(ValueError, match="not one task"):
         fine_tune(model, data, three)
     with pytest.raises(ValueError, match="seeds is empty"):
@@ -209,7 +209,7 @@ def test_bad_fine_tuning_is_named(build):
     with pytest.raises(ValueError, match="n_classes must be at least 2"):
         RobertaClassifier(model, 1)
     with pytest.raises(ValueError, match="ratio must be 0"):
-        RobertaClassifier(model, 2).masked_loss({}, ratio=0.15, seed=0, step=0)
+        RobertaClassifier(model, 2).training_loss({}, ratio=0.15, seed=0, step=0)
 
 
 def test_the_average_rank_is_that_of_the_papers_table_2():

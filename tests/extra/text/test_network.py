@@ -5,10 +5,10 @@ import sys
 import pytest
 import torch
 
-from scr2mae.curriculum import Curriculum
 from scr2mae.extra import text
 from scr2mae.extra.text import RobertaR2MAE, corrupt, n_parameters, roberta_config
 from scr2mae.masking import UniformDecayRatio, UniformRatio
+from scr2mae.nn.curriculum import Curriculum
 
 transformers = pytest.importorskip("transformers")
 
@@ -39,7 +39,7 @@ def test_medium_is_as_wide_and_deep_as_the_paper_says():
 @pytest.mark.parametrize("ratio", [0.0, 0.15, 0.5, 1.0])
 def test_the_loss_is_that_of_transformers_at_hidden_tokens(build, tokens, ratio):
     model = build().eval()
-    ours = model.masked_loss(tokens, ratio=ratio, seed=0, step=3)
+    ours = model.training_loss(tokens, ratio=ratio, seed=0, step=3)
     hidden = corrupt(tokens, ratio, tokenizer=model.tokenizer, seed=0, step=3)
     labels = torch.full_like(tokens, -100).flatten()
     labels[hidden.positions] = hidden.targets
@@ -59,24 +59,24 @@ def test_padding_does_not_change_what_tokens_become(build, tokens):
 def test_the_loss_stays_in_float32_under_mixed_precision(build, tokens):
     model = build()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model.masked_loss(tokens, ratio=0.4, seed=0, step=0).loss
+        loss = model.training_loss(tokens, ratio=0.4, seed=0, step=0).loss
     assert loss.dtype == torch.float32
     torch.testing.assert_close(
-        loss, model.masked_loss(tokens, ratio=0.4, seed=0, step=0).loss, rtol=0.02, atol=0
+        loss, model.training_loss(tokens, ratio=0.4, seed=0, step=0).loss, rtol=0.02, atol=0
     )
 
 
 def test_dropout_is_a_function_of_seed_and_step_and_leaves_the_global_generator_alone(build, tokens):
     model = build(hidden_dropout_prob=0.5).train()
     state = torch.get_rng_state()
-    first = model.masked_loss(tokens, ratio=0.3, seed=0, step=5).loss
+    first = model.training_loss(tokens, ratio=0.3, seed=0, step=5).loss
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(123)
-    assert torch.equal(model.masked_loss(tokens, ratio=0.3, seed=0, step=5).loss, first)
+    assert torch.equal(model.training_loss(tokens, ratio=0.3, seed=0, step=5).loss, first)
     # The same hidden tokens through other dropout: another seed would hide others too.
     kept = model.network.config.hidden_dropout_prob
     assert kept == 0.5
-    assert not torch.equal(model.eval().masked_loss(tokens, ratio=0.3, seed=0, step=5).loss, first)
+    assert not torch.equal(model.eval().training_loss(tokens, ratio=0.3, seed=0, step=5).loss, first)
 
 
 def test_initial_weights_depend_on_the_seed_alone(build):
@@ -104,14 +104,14 @@ def test_biases_and_normalisation_do_not_decay_and_nothing_is_left_out(build):
 
 def test_curriculum_weights_multiply_the_loss_of_each_token_and_spare_the_backbone(build, tokens):
     model = build(curriculum=Curriculum(n_ratios=3)).eval()
-    plain = model.masked_loss(tokens, ratio=0.4, seed=0, step=0)
-    columns = [model.masked_loss(tokens, ratio=0.4, seed=0, step=0, column=c) for c in range(3)]
+    plain = model.training_loss(tokens, ratio=0.4, seed=0, step=0)
+    columns = [model.training_loss(tokens, ratio=0.4, seed=0, step=0, ratio_index=c) for c in range(3)]
     # Rows sum to their width, so the columns average to the plain loss, up to Sinkhorn's tolerance.
     torch.testing.assert_close(sum(each.loss for each in columns) / 3, plain.loss, rtol=1e-4, atol=0)
 
     def gradient(multiplier):
         model.zero_grad()
-        out = model.masked_loss(tokens, ratio=0.4, seed=0, step=0, column=1, multiplier=multiplier)
+        out = model.training_loss(tokens, ratio=0.4, seed=0, step=0, ratio_index=1, grad_scale=multiplier)
         out.loss.backward()
         return (
             model.curriculum.to_ratios.weight.grad.clone(),

@@ -117,7 +117,7 @@ def test_each_micro_batch_has_a_ratio_of_its_own_and_counts_the_same(build, bloc
     assert ratios[0] != ratios[1]
     loader = text.pretraining._loader(text.TokenBlocks(half, blocks.tokenizer), 8, shuffle=True, seed=0)
     losses = [
-        expected.masked_loss(tokens, ratio=ratio, seed=0, step=step).loss
+        expected.training_loss(tokens, ratio=ratio, seed=0, step=step).loss
         for step, (tokens, ratio) in enumerate(zip(loader, ratios, strict=True))
     ]
     (sum(losses) / 2).backward()
@@ -160,7 +160,7 @@ def test_held_out_losses_are_means_over_tokens_and_rank_a_trained_model_above_an
     for step, start in enumerate(range(0, len(blocks), 64)):
         tokens = torch.from_numpy(blocks.tokens[start : start + 64].astype("int64"))
         with torch.no_grad():
-            out = model.masked_loss(tokens, ratio=0.4, seed=20_250_922, step=step)
+            out = model.training_loss(tokens, ratio=0.4, seed=20_250_922, step=step)
         total, n = total + float(out.loss) * out.n_scored, n + out.n_scored
     assert frame["loss"][1] == pytest.approx(total / n)
     assert frame["n_tokens"][1] == n

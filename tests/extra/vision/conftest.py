@@ -40,6 +40,6 @@ def images() -> vision.ImageArray:
 
 
 @pytest.fixture
-def grey() -> vision.ImageArray:
-    """48 grey images of 16 x 16 pixels in three classes."""
+def gray() -> vision.ImageArray:
+    """48 gray images of 16 x 16 pixels in three classes."""
     return vision.ImageArray(*make_images(n_channels=1))

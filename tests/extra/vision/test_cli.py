@@ -82,9 +82,9 @@ def test_a_vit_is_pretrained_on_files_resumed_fine_tuned_and_predicts(folder, tm
 
 
 def test_a_unet_takes_its_channels_from_the_images(tmp_path, capsys):
-    np.savez(tmp_path / "grey.npz", x=make_images(20, n_channels=1)[0][..., 0])
+    np.savez(tmp_path / "gray.npz", x=make_images(20, n_channels=1)[0][..., 0])
     options = ["--network", "unet", "--width", 2, "--max-epochs", 1, *SMALL]
-    assert run("pretrain", tmp_path / "grey.npz", "-o", tmp_path / "unet", *options) == 0
+    assert run("pretrain", tmp_path / "gray.npz", "-o", tmp_path / "unet", *options) == 0
     assert vision.load(tmp_path / "unet").init_params == {"base_channels": 2, "n_channels": 1}
 
 

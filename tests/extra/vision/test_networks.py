@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from scr2mae.extra import vision
-from scr2mae.extra.vision._common import hide_pixels, masked_mse
+from scr2mae.extra.vision.common import hide_pixels, masked_mse
 
 from .conftest import QUICK, make_images
 
@@ -69,7 +69,7 @@ def test_the_loss_is_the_mean_squared_error_over_hidden_pixels():
 @pytest.mark.parametrize("ratio", [0.0, 1e-9, 0.5, 1.0])
 def test_the_loss_and_its_gradient_are_finite_at_every_ratio(name, ratio, images):
     network = NETWORKS[name]()
-    out = network.masked_loss(images.batch(np.arange(4)), ratio=ratio, seed=0, step=0)
+    out = network.training_loss(images.batch(np.arange(4)), ratio=ratio, seed=0, step=0)
     out.loss.backward()
     assert out.n_obs_minibatch == 4
     assert torch.isfinite(out.loss)
@@ -119,7 +119,7 @@ def test_the_error_of_uncorrupted_images_is_that_of_the_network_s_output(name, i
 )
 def test_images_that_do_not_fit_are_refused(make, shape, message):
     with pytest.raises(ValueError, match=message):
-        make().masked_loss({"image": torch.zeros(shape)}, ratio=0.5, seed=0, step=0)
+        make().training_loss({"image": torch.zeros(shape)}, ratio=0.5, seed=0, step=0)
 
 
 def test_sizes_below_one_are_refused():
@@ -135,7 +135,7 @@ def test_a_linear_head_learns_separable_classes():
     features = rng.normal(size=(300, 5)).astype(np.float32) * 0.1
     features[:, :3] += 3 * np.eye(3)[labels]
     torch.manual_seed(0)
-    head = vision.LinearHead(5, 3, normalise=True)
+    head = vision.LinearHead(5, 3, normalize=True)
     vision.fit_head(
         head, features, labels, recipe=replace(vision.RECIPES["linear"], max_epochs=20, lr=0.05), **QUICK
     )
@@ -154,7 +154,7 @@ def test_an_attribute_head_learns_each_attribute_and_its_dropout_is_a_function_o
     batch = {"features": torch.from_numpy(features[:32]), "label": torch.from_numpy(labels[:32])}
     head.train()
     state = torch.get_rng_state()
-    losses = [head.masked_loss(batch, ratio=0.0, seed=0, step=step).loss.item() for step in (4, 4, 5)]
+    losses = [head.training_loss(batch, ratio=0.0, seed=0, step=step).loss.item() for step in (4, 4, 5)]
     assert losses[0] == losses[1] != losses[2]
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -162,11 +162,11 @@ def test_an_attribute_head_learns_each_attribute_and_its_dropout_is_a_function_o
 def test_the_loss_of_heads_is_the_cross_entropy():
     features, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
     head = vision.LinearHead(4, 3)
-    out = head.masked_loss({"features": features, "label": labels}, ratio=0.0, seed=0, step=0)
+    out = head.training_loss({"features": features, "label": labels}, ratio=0.0, seed=0, step=0)
     assert out.loss.item() == pytest.approx(F.cross_entropy(head(features), labels).item())
     attributes = vision.AttributeHead(4, 2).eval()
     y = torch.tensor([[0, 1]] * 6)
-    out = attributes.masked_loss({"features": features, "label": y}, ratio=0.0, seed=0, step=0)
+    out = attributes.training_loss({"features": features, "label": y}, ratio=0.0, seed=0, step=0)
     p = attributes(features).sigmoid()
     assert out.loss.item() == pytest.approx(-(y * p.log() + (1 - y) * (1 - p).log()).mean().item(), rel=1e-5)
 

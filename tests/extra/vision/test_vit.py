@@ -1,4 +1,4 @@
-"""ViT-MAE: masks, loss, initialisation, the configuration left alone, checkpoints; the classifier made of it."""
+"""ViT-MAE: masks, loss, initialization, the configuration left alone, checkpoints; the classifier made of it."""
 
 import copy
 
@@ -10,7 +10,7 @@ from transformers import ViTMAEForPreTraining
 import scr2mae
 from scr2mae.extra import vision
 from scr2mae.extra.vision.classifier import StochasticDepth
-from scr2mae.extra.vision.vit import normalise, position_table
+from scr2mae.extra.vision.vit import normalize, position_table
 from scr2mae.masking import draw_mask
 
 from .conftest import TINY
@@ -72,7 +72,7 @@ def test_the_loss_and_its_gradient_are_finite_under_every_scheme(name, x):
     network = make_vit()
     schedule = scr2mae.schemes("vision")[name].mask_ratio
     for step in range(4):
-        network.masked_loss({"image": x}, ratio=schedule(step, 4), seed=0, step=step).loss.backward()
+        network.training_loss({"image": x}, ratio=schedule(step, 4), seed=0, step=step).loss.backward()
     grads = [p.grad for p in network.parameters() if p.requires_grad]
     assert all(torch.isfinite(grad).all() for grad in grads)
     assert sum(float(grad.abs().sum()) for grad in grads) > 0
@@ -80,7 +80,7 @@ def test_the_loss_and_its_gradient_are_finite_under_every_scheme(name, x):
 
 def test_the_loss_is_that_of_normalised_hidden_patches(vit, x):
     out = vit(x, ratio=0.5, seed=0, step=1)
-    z = normalise(x).unfold(2, 4, 4).unfold(3, 4, 4)  # (n, c, rows, columns, 4, 4)
+    z = normalize(x).unfold(2, 4, 4).unfold(3, 4, 4)  # (n, c, rows, columns, 4, 4)
     patches = z.permute(0, 2, 3, 4, 5, 1).reshape(6, N_PATCHES, 48)
     target = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     expected = (out.logits - target).square()[out.mask.bool()].mean()
@@ -153,7 +153,7 @@ def test_a_checkpoint_loads_in_plain_transformers_and_back(vit, x, tmp_path):
     torch.testing.assert_close(dict(weights), dict(vit.mae.state_dict()), rtol=0, atol=0)
     noise = torch.arange(N_PATCHES).float().expand(6, -1)
     plain.config.mask_ratio = 0.5
-    logits = plain(normalise(x), noise=noise).logits
+    logits = plain(normalize(x), noise=noise).logits
     assert torch.isfinite(logits).all()
     back = vision.load(tmp_path)
     torch.testing.assert_close(back.embed(x), vit.embed(x), rtol=0, atol=0)
@@ -167,14 +167,14 @@ def test_the_image_processor_of_a_checkpoint_does_what_the_network_does(vit, ima
     pixels = images.images[0].permute(1, 2, 0).numpy()
     processed = processor(pixels, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(
-        processed, normalise(images.batch(np.arange(1))["image"]), rtol=1e-4, atol=1e-4
+        processed, normalize(images.batch(np.arange(1))["image"]), rtol=1e-4, atol=1e-4
     )
 
 
 def test_embedding_sees_all_patches_in_order_and_is_the_mean_over_them(vit, x):
     noise = torch.arange(N_PATCHES).float().expand(6, -1)
     vit.mae.config.mask_ratio, before = 0.0, vit.mae.config.mask_ratio
-    states = vit.mae.vit(normalise(x), noise=noise).last_hidden_state
+    states = vit.mae.vit(normalize(x), noise=noise).last_hidden_state
     vit.mae.config.mask_ratio = before
     torch.testing.assert_close(vit.embed(x), states[:, 1:].mean(dim=1))
 
@@ -262,7 +262,9 @@ def test_stochastic_depth_rises_over_the_layers_and_acts_in_both_branches(vit, x
     calls = []
     classifier.encoder.layers[1].dropout.register_forward_hook(lambda *_: calls.append(1))
     batch = {"image": x, "label": torch.zeros(6, dtype=torch.long)}
-    losses = [classifier.train().masked_loss(batch, ratio=0.0, seed=0, step=s).loss.item() for s in (1, 1, 2)]
+    losses = [
+        classifier.train().training_loss(batch, ratio=0.0, seed=0, step=s).loss.item() for s in (1, 1, 2)
+    ]
     assert losses[0] == losses[1] != losses[2]
     assert len(calls) == 2 * 3
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scr2mae._require import require
-from scr2mae._untrusted import check_codecs
+from scr2mae._utils.optional import require
+from scr2mae._utils.untrusted import check_codecs
 from scr2mae.extra.dna.alphabet import encode, reverse_complement
 from scr2mae.extra.dna.chromosomes import find_chrom
 from scr2mae.extra.dna.maf import read_maf

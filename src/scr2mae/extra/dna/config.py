@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from scr2mae.curriculum import Curriculum
 from scr2mae.extra.dna.alphabet import MASK_ID, VOCABULARY
+from scr2mae.nn.curriculum import Curriculum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,7 @@ class GPNMSAConfig:
     hidden_dropout_prob, attention_probs_dropout_prob
         Dropout in training.
     layer_norm_eps
-        Of the layer normalisations.
+        Of the layer normalizations.
     initializer_range
         Standard deviation of the first weights.
     max_position_embeddings

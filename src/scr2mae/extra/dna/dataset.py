@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from scr2mae._batches import BatchLoader
+from scr2mae._utils.batches import BatchLoader
 from scr2mae.extra.dna.alphabet import encode, reverse_complement
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Transformer layers with rotary positions, normalised after each residual."""
+"""Transformer layers with rotary positions, normalized after each residual."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def rotary_tables(n_positions: int, n_head_channels: int) -> tuple[Tensor, Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of neighbouring channels of ``x`` (..., n_positions, n_head_channels) by their angles."""
+    """Turn the pairs of neighboring channels of ``x`` (..., n_positions, n_head_channels) by their angles."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (..., n_positions, n_head_channels / 2)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     return turned.flatten(-2).to(x.dtype)
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward block, each with residual, dropout and then layer normalisation.
+    """Self-attention and a feed-forward block, each with residual, dropout and then layer normalization.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ def variant_metrics(
 
     Returns
     -------
-    Indexed by ``"all"`` and the classes: ``n``, ``n_positive``, ``auroc``, ``auprc`` (average precision) and ``pauroc``, standardised so
+    Indexed by ``"all"`` and the classes: ``n``, ``n_positive``, ``auroc``, ``auprc`` (average precision) and ``pauroc``, standardized so
     that chance is 0.5 (McClish 1989). NaN where a class has positives or negatives alone.
 
     Raises

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scr2mae.curriculum import Curriculum, CurriculumWeights, scale_gradient
-from scr2mae.extra._training import BatchLoss, decay_groups, repeatable_dropout
 from scr2mae.extra.dna import pretrained
 from scr2mae.extra.dna.alphabet import VOCABULARY
 from scr2mae.extra.dna.compatibility import check_window
 from scr2mae.extra.dna.corruption import IGNORED, corrupt, draw_base_mask, flip_labels
 from scr2mae.extra.dna.layers import EncoderLayer, rotary_tables
+from scr2mae.extra.training import BatchLoss, decay_groups, repeatable_dropout
+from scr2mae.nn.curriculum import Curriculum, CurriculumWeights, scale_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +51,7 @@ class MaskedLMOutput:
 
 
 def _weighted_mean(loss: Tensor, loss_weight: Tensor | None, curriculum_weight: Tensor | None) -> Tensor:
-    """Mean over scored elements: loss weights are normalised, a curriculum's have mean one already."""
+    """Mean over scored elements: loss weights are normalized, a curriculum's have mean one already."""
     weighted = loss if curriculum_weight is None else loss * curriculum_weight
     if loss_weight is None:
         return weighted.mean()
@@ -246,15 +246,15 @@ class GPNMSAForMaskedLM(nn.Module):
         )
         return MaskedLMOutput(logits, hidden, element_loss, loss)
 
-    def masked_loss(
+    def training_loss(
         self,
         batch: Mapping[str, Any],
         *,
         ratio: float,
         seed: int,
         step: int,
-        column: int | None = None,
-        multiplier: float = 1.0,
+        ratio_index: int | None = None,
+        grad_scale: float = 1.0,
     ) -> BatchLoss:
         """Hide a share of the human bases of a mini-batch and score them.
 
@@ -264,9 +264,9 @@ class GPNMSAForMaskedLM(nn.Module):
             As :class:`MSAWindowDataset` makes it.
         ratio, seed, step
             As in :func:`scr2mae.masking.draw_mask`; the whole mini-batch is one draw.
-        column
+        ratio_index
             Column of the curriculum's weights that belongs to the ratio; None scores without.
-        multiplier
+        grad_scale
             What the gradient that reaches the curriculum's network is multiplied by.
 
         Returns
@@ -291,8 +291,8 @@ class GPNMSAForMaskedLM(nn.Module):
         loss = F.cross_entropy(self.predict(hidden).float(), labels, reduction="none")
         weight = batch.get("loss_weight")
         curriculum_weight = None
-        if column is not None:
-            curriculum_weight = scale_gradient(self.curriculum_weights(hidden), multiplier)[:, column]
+        if ratio_index is not None:
+            curriculum_weight = scale_gradient(self.curriculum_weights(hidden), grad_scale)[:, ratio_index]
         mean = _weighted_mean(loss, None if weight is None else weight[mask], curriculum_weight)
         return BatchLoss(mean, tokens.shape[0])
 
@@ -320,7 +320,7 @@ class GPNMSAForMaskedLM(nn.Module):
         return self.curriculum(hidden.detach().float())
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Weights with decay; biases and normalisations without, as GPN-MSA is trained.
+        """Weights with decay; biases and normalizations without, as GPN-MSA is trained.
 
         Parameters
         ----------
@@ -329,7 +329,7 @@ class GPNMSAForMaskedLM(nn.Module):
 
         Returns
         -------
-        Two groups, for an optimiser.
+        Two groups, for an optimizer.
         """
         return decay_groups(self, weight_decay)
 

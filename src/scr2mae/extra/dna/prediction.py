@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from scr2mae._compat import torch_device
+from scr2mae._utils.compat import torch_device
 from scr2mae.extra.dna.alphabet import BASES, GAP_ID, MASK_ID, VOCABULARY
 from scr2mae.extra.dna.compatibility import check_species, check_window
 
@@ -47,7 +47,7 @@ def predict_bases(
     batch_size: int = 256,
     accelerator: str = "auto",
 ) -> pd.DataFrame:
-    """Predict each known reference base of some windows while it is hidden, with a share of its neighbours.
+    """Predict each known reference base of some windows while it is hidden, with a share of its neighbors.
 
     Parameters
     ----------

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 
-from scr2mae._durable import write_durably
-from scr2mae._run_file import RUN_FILE
-from scr2mae._run_file import document as document_of
-from scr2mae._untrusted import load_tensors, read_json
+from scr2mae._utils.files import RUN_FILE, write_durably
+from scr2mae._utils.files import run_document as document_of
+from scr2mae._utils.untrusted import load_tensors, read_json
 from scr2mae.extra.dna.config import GPNMSAConfig
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scr2mae._compat import torch_device
-from scr2mae._progress import progress as progress_bar
+from scr2mae._utils.compat import torch_device
+from scr2mae._utils.progress import progress as progress_bar
 from scr2mae.extra.dna.alphabet import BASES, MASK_ID, VOCABULARY, encode, reverse_complement
 from scr2mae.extra.dna.compatibility import check_species
 from scr2mae.extra.dna.variants import check_variants
@@ -46,14 +46,14 @@ def _centre_logits(
     half, device = window_size // 2, model.cos.device
     forward = np.stack([msa.get(chrom, pos - half, pos - half + window_size) for chrom, pos in sites])
     total = np.zeros((len(sites), len(BASES)))
-    for symbols, centre, order in (
+    for symbols, center, order in (
         (forward, half, slice(None)),
         (reverse_complement(forward, axis=1), window_size - 1 - half, _COMPLEMENT),
     ):
         tokens = torch.from_numpy(encode(symbols)).to(device)
         human = tokens[..., 0].long()
-        human[:, centre] = MASK_ID
-        states = model.encode(human, tokens[..., 1:])[:, centre]
+        human[:, center] = MASK_ID
+        states = model.encode(human, tokens[..., 1:])[:, center]
         total += model.predict(states)[:, _BASE_TOKENS].double().cpu().numpy()[:, order]
     return total / 2
 
@@ -70,7 +70,7 @@ def score_variants(
 ) -> pd.DataFrame:
     """Score substitutions without labels: logit of the alternative base minus that of the reference base.
 
-    The centre of a window is hidden from the network, which sees the other species there; the mean over both strands counts.
+    The center of a window is hidden from the network, which sees the other species there; the mean over both strands counts.
     The lower a score, the less the alternative is expected.
 
     Parameters

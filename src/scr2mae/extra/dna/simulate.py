@@ -24,7 +24,7 @@ def simulate_alignment(
 ) -> tuple[GenomeMSA, ArrayTrack]:
     """Simulate an alignment in which conserved elements change less than what lies between.
 
-    Bases follow a Markov chain, so that neighbours tell something of each other. Species i differs from the reference at a share
+    Bases follow a Markov chain, so that neighbors tell something of each other. Species i differs from the reference at a share
     of positions that rises evenly over the species, a fifth of that inside elements; transitions are twice as
     frequent as each transversion. Gaps come in runs.
 

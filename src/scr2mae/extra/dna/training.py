@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
-from scr2mae._batches import BatchSampler
 from scr2mae._schemes import schemes
-from scr2mae.curriculum import Curriculum
+from scr2mae._utils.batches import BatchSampler
 from scr2mae.extra.dna.compatibility import check_species, check_window
 from scr2mae.extra.dna.dataset import WindowDataModule
 from scr2mae.masking import as_ratio_schedule
+from scr2mae.nn.curriculum import Curriculum
 from scr2mae.train import LearningRateSchedule, MaskedTrainingPlan, fit
-from scr2mae.train.run import _quiet_lightning as quiet_lightning
+from scr2mae.train.loop import _quiet_lightning as quiet_lightning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scr2mae.extra.dna.dataset import MSAWindowDataset
     from scr2mae.extra.dna.network import GPNMSAForMaskedLM
     from scr2mae.masking import RatioSchedule
-    from scr2mae.train.history import History
+    from scr2mae.train.provenance import History
 
 __all__ = ["VALIDATION_RATIOS", "pretrain"]
 
@@ -97,7 +97,7 @@ def pretrain(
     mask_ratio
         Share of bases hidden instead of the scheme's: a number, a pair or a schedule.
     max_steps
-        Optimiser steps in all, those before ``resume`` counted in. They are spread over as many epochs as they need, the same
+        Optimizer steps in all, those before ``resume`` counted in. They are spread over as many epochs as they need, the same
         number in each, so there may be a few more; an epoch may then leave some windows out, others each time.
     batch_size
         Windows a mini-batch and device; ``accumulate_grad_batches`` multiplies it.

@@ -4,7 +4,7 @@ from scr2mae.extra.text.classifier import RobertaClassifier, fine_tune
 from scr2mae.extra.text.config import SIZES, n_parameters, roberta_config
 from scr2mae.extra.text.corpus import read_documents, stream_documents
 from scr2mae.extra.text.corruption import Corruption, corrupt
-from scr2mae.extra.text.glue import TASKS, GlueTask, LabelledText, average_rank, load_task, read_task
+from scr2mae.extra.text.glue import TASKS, GlueTask, LabeledText, average_rank, load_task, read_task
 from scr2mae.extra.text.model import MaskedLoss, RobertaR2MAE
 from scr2mae.extra.text.packing import TokenBlocks, pack
 from scr2mae.extra.text.pretraining import LEARNING_RATES, VALIDATION_RATIOS, masked_losses, pretrain
@@ -19,7 +19,7 @@ __all__ = [
     "BytePairTokenizer",
     "Corruption",
     "GlueTask",
-    "LabelledText",
+    "LabeledText",
     "MaskedLoss",
     "RobertaClassifier",
     "RobertaR2MAE",

@@ -10,17 +10,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from scr2mae._batches import BatchLoader
-from scr2mae._require import require
-from scr2mae.extra._training import decay_groups, repeatable_dropout
+from scr2mae._utils.batches import BatchLoader
+from scr2mae._utils.optional import require
 from scr2mae.extra.text.model import MaskedLoss
+from scr2mae.extra.training import decay_groups, repeatable_dropout
 from scr2mae.masking import FixedRatio
 from scr2mae.train import LearningRateSchedule, MaskedTrainingPlan, fit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scr2mae.extra.text.glue import LabelledText
+    from scr2mae.extra.text.glue import LabeledText
     from scr2mae.extra.text.model import RobertaR2MAE
 
 __all__ = ["RobertaClassifier", "fine_tune"]
@@ -75,7 +75,7 @@ class RobertaClassifier(nn.Module):
         attention_mask = (tokens != self.tokenizer.pad_id).long()
         return self.network(tokens, attention_mask=attention_mask).logits
 
-    def masked_loss(self, tensors: dict[str, Tensor], *, ratio: float, seed: int, step: int) -> MaskedLoss:
+    def training_loss(self, tensors: dict[str, Tensor], *, ratio: float, seed: int, step: int) -> MaskedLoss:
         """Score the classes of a mini-batch, with nothing hidden.
 
         What the training plan calls: here the label alone is hidden, always.
@@ -107,7 +107,7 @@ class RobertaClassifier(nn.Module):
         return MaskedLoss(nn.functional.cross_entropy(logits, labels), len(tokens), n_correct, len(tokens))
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the optimiser's groups: matrices decay, biases and normalisation do not.
+        """Return the optimizer's groups: matrices decay, biases and normalization do not.
 
         Parameters
         ----------
@@ -117,7 +117,7 @@ class RobertaClassifier(nn.Module):
         return decay_groups(self, weight_decay)
 
     @torch.no_grad()
-    def predict(self, data: LabelledText, *, length: int = 128, batch_size: int = 128) -> np.ndarray:
+    def predict(self, data: LabeledText, *, length: int = 128, batch_size: int = 128) -> np.ndarray:
         """Predict the class of each sentence or pair.
 
         Parameters
@@ -142,12 +142,12 @@ class RobertaClassifier(nn.Module):
 
 
 class _Sentences(pl.LightningDataModule):
-    """Mini-batches of labelled sentences, padded to the longest among them."""
+    """Mini-batches of labeled sentences, padded to the longest among them."""
 
     def __init__(
         self,
         model: RobertaClassifier,
-        data: LabelledText,
+        data: LabeledText,
         length: int,
         *,
         batch_size: int = 32,
@@ -208,8 +208,8 @@ class _Sentences(pl.LightningDataModule):
 
 def fine_tune(
     pretrained: RobertaR2MAE,
-    train: LabelledText,
-    test: LabelledText,
+    train: LabeledText,
+    test: LabeledText,
     *,
     seeds: Sequence[int] = (0, 1, 2),
     max_epochs: int = 5,
@@ -230,7 +230,7 @@ def fine_tune(
     pretrained
         Where every run starts from; it stays as it is.
     train, test
-        Labelled text of the same classes. The score is taken once, after the last epoch; no epoch is chosen by it.
+        Labeled text of the same classes. The score is taken once, after the last epoch; no epoch is chosen by it.
     seeds
         Seeds of the head, the order and dropout.
     max_epochs, batch_size, lr, weight_decay

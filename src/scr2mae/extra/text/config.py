@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scr2mae._require import require
+from scr2mae._utils.optional import require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ import gzip
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scr2mae.extra.text._hub import load_dataset
+from scr2mae.extra.text.hub import load_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scr2mae.extra.text._hub import load_dataset
+from scr2mae.extra.text.hub import load_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["TASKS", "GlueTask", "LabelledText", "average_rank", "load_task", "read_task"]
+__all__ = ["TASKS", "GlueTask", "LabeledText", "average_rank", "load_task", "read_task"]
 
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ TASKS: Mapping[str, GlueTask] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class LabelledText:
+class LabeledText:
     """Sentences, or pairs of them, with a class each.
 
     Attributes
@@ -90,7 +90,7 @@ class LabelledText:
         object.__setattr__(self, "labels", np.asarray(self.labels))
         n_obs = len(self.first)
         if not n_obs:
-            raise ValueError("There is no labelled text: the table is empty.")
+            raise ValueError("There is no labeled text: the table is empty.")
         if self.labels.shape != (n_obs,) or (self.second is not None and len(self.second) != n_obs):
             raise ValueError(
                 f"{n_obs} sentences need as many labels"
@@ -102,7 +102,7 @@ class LabelledText:
             bad = np.unique(self.labels if self.labels.dtype.kind not in "iu" else self.labels[wrong])[:5]
             raise ValueError(
                 f"Labels must be whole numbers from 0 to {len(self.classes) - 1}, one for each of {list(self.classes)}; "
-                f"got {bad.tolist()}. GLUE's test sets are unlabelled: score on its validation sets."
+                f"got {bad.tolist()}. GLUE's test sets are unlabeled: score on its validation sets."
             )
 
     def __len__(self) -> int:
@@ -115,8 +115,8 @@ def _task(name: str) -> GlueTask:
     return TASKS[name]
 
 
-def read_task(path: str | Path, *, task: str = "sst2") -> LabelledText:
-    """Read the labelled sentences of a task from a table.
+def read_task(path: str | Path, *, task: str = "sst2") -> LabeledText:
+    """Read the labeled sentences of a task from a table.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def read_task(path: str | Path, *, task: str = "sst2") -> LabelledText:
         )
     if n_short:
         logger.warning("Left out %d of %d rows of %s, which lack columns.", n_short, len(rows), file)
-    return _labelled(table, layout, source=str(file))
+    return _labeled(table, layout, source=str(file))
 
 
 def _rows(file: Path) -> list[list[str]]:
@@ -173,7 +173,7 @@ def _rows(file: Path) -> list[list[str]]:
         return [row for row in csv.reader(handle, **options) if row]
 
 
-def _labelled(table: Iterable[Sequence[str]], layout: GlueTask, *, source: str) -> LabelledText:
+def _labeled(table: Iterable[Sequence[str]], layout: GlueTask, *, source: str) -> LabeledText:
     """Give numbers to the classes of rows that end in a label."""
     kept = [row for row in table if row[-1] != "-"]  # MNLI's annotators did not agree
     numbers = {name: i for i, name in enumerate(layout.classes)}
@@ -181,10 +181,10 @@ def _labelled(table: Iterable[Sequence[str]], layout: GlueTask, *, source: str) 
     if unknown := sorted({row[-1] for row in kept} - set(numbers)):
         raise ValueError(
             f"{source} has labels {unknown[:5]}; expected {list(layout.classes)} or their numbers from 0. "
-            "GLUE's test sets are unlabelled: score on its validation sets."
+            "GLUE's test sets are unlabeled: score on its validation sets."
         )
     columns = list(zip(*kept, strict=True)) or [()] * (len(layout.columns) + 1)
-    return LabelledText(
+    return LabeledText(
         first=columns[0],
         second=columns[1] if len(layout.columns) == 2 else None,
         labels=np.array([numbers[label] for label in columns[-1]], dtype=np.int64),
@@ -192,8 +192,8 @@ def _labelled(table: Iterable[Sequence[str]], layout: GlueTask, *, source: str) 
     )
 
 
-def load_task(task: str, *, split: str | None = None) -> LabelledText:
-    """Load the labelled sentences of a task from the Hugging Face hub.
+def load_task(task: str, *, split: str | None = None) -> LabeledText:
+    """Load the labeled sentences of a task from the Hugging Face hub.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def load_task(task: str, *, split: str | None = None) -> LabelledText:
     columns = ("premise", "hypothesis") if task == "mnli" else layout.columns
     rows = load_dataset("nyu-mll/glue", task, split=split or layout.split)
     table = [[*(str(row[name]) for name in columns), str(row["label"])] for row in rows]
-    return _labelled(table, layout, source=f"{task} on the hub")
+    return _labeled(table, layout, source=f"{task} on the hub")
 
 
 def average_rank(scores: pd.DataFrame) -> pd.Series:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scr2mae._require import require
-from scr2mae.curriculum import Curriculum, CurriculumWeights, scale_gradient
-from scr2mae.extra._training import BatchLoss, decay_groups, repeatable_dropout
+from scr2mae._utils.optional import require
 from scr2mae.extra.text import saved
 from scr2mae.extra.text.config import roberta_config
 from scr2mae.extra.text.corruption import corrupt
+from scr2mae.extra.training import BatchLoss, decay_groups, repeatable_dropout
 from scr2mae.masking import as_ratio_schedule
+from scr2mae.nn.curriculum import Curriculum, CurriculumWeights, scale_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from scr2mae.extra.text.tokenizer import BytePairTokenizer
     from scr2mae.masking import RatioSchedule
-    from scr2mae.train.history import History
+    from scr2mae.train.provenance import History
 
 __all__ = ["MaskedLoss", "RobertaR2MAE"]
 
@@ -153,15 +153,15 @@ class RobertaR2MAE(nn.Module):
             tokens, attention_mask=(tokens != self.tokenizer.pad_id).long()
         ).last_hidden_state
 
-    def masked_loss(
+    def training_loss(
         self,
         tokens: Tensor,
         *,
         ratio: float,
         seed: int,
         step: int,
-        column: int | None = None,
-        multiplier: float = 1.0,
+        ratio_index: int | None = None,
+        grad_scale: float = 1.0,
     ) -> MaskedLoss:
         """Hide a share of the tokens of a mini-batch and score what the network makes of them.
 
@@ -171,9 +171,9 @@ class RobertaR2MAE(nn.Module):
             int64, shape ``(n_obs, length)``.
         ratio, seed, step
             As in :func:`corrupt`.
-        column
+        ratio_index
             Column of the curriculum's weights that belongs to the ratio; None scores without weights.
-        multiplier
+        grad_scale
             What the gradient that reaches the curriculum's network is multiplied by.
 
         Returns
@@ -187,13 +187,13 @@ class RobertaR2MAE(nn.Module):
             logits = self.network.lm_head(states).float()
         nll = nn.functional.cross_entropy(logits, hidden.targets, reduction="none")
         n_correct = (logits.detach().argmax(dim=1) == hidden.targets).sum()
-        if column is not None and self.curriculum is not None:
-            weights = scale_gradient(self.curriculum(states.detach()), multiplier)
-            nll = nll * weights[:, column]
+        if ratio_index is not None and self.curriculum is not None:
+            weights = scale_gradient(self.curriculum(states.detach()), grad_scale)
+            nll = nll * weights[:, ratio_index]
         return MaskedLoss(nll.mean(), len(tokens), n_correct, len(nll))
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the optimiser's groups: matrices decay, biases and normalisation do not.
+        """Return the optimizer's groups: matrices decay, biases and normalization do not.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Masked language modelling on packed text, by the one training plan."""
+"""Masked language modeling on packed text, by the one training plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scr2mae._batches import BatchLoader
+from scr2mae._utils.batches import BatchLoader
 from scr2mae.train import LearningRateSchedule, MaskedTrainingPlan, fit
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def pretrain(
     batch_size
         Blocks a micro-batch and device. Each has a ratio and a mask of its own.
     accumulate_grad_batches
-        Micro-batches an optimiser step; their gradients are averaged with equal weights, whatever their ratios.
+        Micro-batches an optimizer step; their gradients are averaged with equal weights, whatever their ratios.
     lr
         Peak learning rate; None for :data:`LEARNING_RATES`.
     weight_decay
@@ -150,7 +150,7 @@ def pretrain(
     Notes
     -----
     The defaults are the recipe of Dong et al. (2025), appendix C.6: an effective batch of 2048 blocks of 128 tokens, here
-    8 micro-batches of 256. A ratio a micro-batch rather than an optimiser step is a choice of this package.
+    8 micro-batches of 256. A ratio a micro-batch rather than an optimizer step is a choice of this package.
     """
     _check(model, blocks, "blocks")
     if validation is not None:
@@ -235,7 +235,7 @@ def masked_losses(
     for ratio in ratios:
         loss, n_correct, n_scored = 0.0, 0, 0
         for step, tokens in enumerate(_loader(blocks, batch_size)):
-            out = model.masked_loss(tokens.to(device), ratio=ratio, seed=seed, step=step)
+            out = model.training_loss(tokens.to(device), ratio=ratio, seed=seed, step=step)
             loss += float(out.loss) * out.n_scored
             n_correct += int(out.n_correct)
             n_scored += out.n_scored

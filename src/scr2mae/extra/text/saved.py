@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 
-from scr2mae._durable import exchange
-from scr2mae._require import require
-from scr2mae._run_file import RUN_FILE, document
-from scr2mae._untrusted import load_tensors, read_json
-from scr2mae.curriculum import Curriculum
+from scr2mae._utils.files import RUN_FILE, exchange
+from scr2mae._utils.files import run_document as document
+from scr2mae._utils.optional import require
+from scr2mae._utils.untrusted import load_tensors, read_json
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
-from scr2mae.io import decode_schedule, encode_schedule
-from scr2mae.train import history
+from scr2mae.model.folder import decode_schedule, encode_schedule
+from scr2mae.nn.curriculum import Curriculum
+from scr2mae.train.provenance import decode_history, encode_history
 
 if TYPE_CHECKING:
     from scr2mae.extra.text.model import RobertaR2MAE
@@ -84,7 +84,7 @@ def _write(model: RobertaR2MAE, folder: Path) -> None:
         "seed": model.seed,
         "mask_ratio": mask_ratio,
         "curriculum": None if settings is None else asdict(settings),
-        "history": history.encode(model.history_),
+        "history": encode_history(model.history_),
     }
     (folder / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
     if runs := getattr(model, "runs_", []):
@@ -131,7 +131,7 @@ def load(cls: type[RobertaR2MAE], dir_path: str | Path) -> RobertaR2MAE:
     _load_weights(model.network, folder / _WEIGHTS, absent=set(_TIED))
     if model.curriculum is not None:
         _load_weights(model.curriculum, folder / _CURRICULUM, absent=set())
-    model.history_ = history.decode(about["history"])
+    model.history_ = decode_history(about["history"])
     return model.eval()
 
 

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scr2mae._require import require
+from scr2mae._utils.optional import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -148,7 +148,7 @@ class BytePairTokenizer:
 
     @property
     def sha256(self) -> str:
-        """Hash of the tokenizer, by which packed text and networks recognise it."""
+        """Hash of the tokenizer, by which packed text and networks recognize it."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @property

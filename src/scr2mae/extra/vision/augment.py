@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scr2mae.extra.vision._common import step_generator
+from scr2mae.extra.vision.common import step_generator
 
 __all__ = [
     "FinetuneAugment",
@@ -92,7 +92,7 @@ def horizontal_flip(images: Tensor, rng: np.random.Generator, *, p: float = 0.5)
 
 
 def _inside(box: np.ndarray, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Mark the pixels whose centres lie in a rectangle of each image; boolean, shape (n, 1, height, width)."""
+    """Mark the pixels whose centers lie in a rectangle of each image; boolean, shape (n, 1, height, width)."""
     top, left, height, width = (torch.from_numpy(each).to(device)[:, None] for each in box.T)
     y, x = (torch.arange(side, device=device) + 0.5 for side in shape)
     rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scr2mae._require import require
-from scr2mae.extra._training import BatchLoss, repeatable_dropout
-from scr2mae.extra.vision._common import check_images
+from scr2mae._utils.optional import require
+from scr2mae.extra.training import BatchLoss, repeatable_dropout
+from scr2mae.extra.vision.common import check_images
 from scr2mae.extra.vision.heads import check_classes
-from scr2mae.extra.vision.vit import keep_order, normalise, visible_patches
+from scr2mae.extra.vision.vit import keep_order, normalize, visible_patches
 from scr2mae.extra.vision.vit_sizes import check_config, sides
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class StochasticDepth(nn.Module):
 
 
 class ViTMAEClassifier(nn.Module):
-    """Encoder of a ViT-MAE without masking, mean over patches, normalisation, linear classifier.
+    """Encoder of a ViT-MAE without masking, mean over patches, normalization, linear classifier.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class ViTMAEClassifier(nn.Module):
         self.image_size, patch_size = sides(config)
         self.n_patches = (self.image_size // patch_size) ** 2
         self.encoder = require("transformers", extra="vision").ViTMAEModel(config)
-        # Pooled first, normalised after: the encoder's own normalisation is left out.
+        # Pooled first, normalized after: the encoder's own normalization is left out.
         self.encoder.layernorm = nn.Identity()
         n_layers = len(self.encoder.layers)
         for i, layer in enumerate(self.encoder.layers):
@@ -143,10 +143,10 @@ class ViTMAEClassifier(nn.Module):
         check_images(images, n_channels=self.config.num_channels, size=self.image_size)
         noise = keep_order(self.n_patches, images.device).expand(len(images), -1)
         with visible_patches(self.config, self.n_patches, self.n_patches):
-            states = self.encoder(normalise(images), noise=noise).last_hidden_state
+            states = self.encoder(normalize(images), noise=noise).last_hidden_state
         return self.head(self.norm(states[:, 1:].mean(dim=1)))
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
+    def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Return the cross-entropy of a mini-batch; nothing is hidden.
 
         Parameters
@@ -185,7 +185,7 @@ class ViTMAEClassifier(nn.Module):
 
         Returns
         -------
-        Groups for an optimiser, with a factor of the learning rate each.
+        Groups for an optimizer, with a factor of the learning rate each.
         """
         n_layers = len(self.encoder.layers)
         groups: dict[tuple[int, bool], dict[str, Any]] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from scr2mae._require import require
+from scr2mae._utils.optional import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,9 +108,9 @@ class ImageFiles:
     labels
         Classes, shape (n_obs,), or attributes, shape (n_obs, n_attributes); None without.
     size
-        Side of the square that each image becomes: its shorter side is scaled to that, and the centre kept.
+        Side of the square that each image becomes: its shorter side is scaled to that, and the center kept.
     n_channels
-        3 for RGB, 1 for grey.
+        3 for RGB, 1 for gray.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class ImageFiles:
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}.")
         if n_channels not in (1, 3):
-            raise ValueError(f"n_channels must be 1 (grey) or 3 (RGB), got {n_channels}.")
+            raise ValueError(f"n_channels must be 1 (gray) or 3 (RGB), got {n_channels}.")
         self.paths, self.size, self.n_channels = list(paths), size, n_channels
         self.labels = None if labels is None else torch.from_numpy(labels)
 
@@ -142,7 +142,7 @@ class ImageFiles:
         return tensors
 
     def _read(self, path: Path) -> np.ndarray:
-        """Decode a file, scale its shorter side to ``size`` and keep the centre; (size, size, n_channels)."""
+        """Decode a file, scale its shorter side to ``size`` and keep the center; (size, size, n_channels)."""
         pillow = require("PIL.Image", extra="vision")
         try:
             with pillow.open(path) as file:
@@ -165,9 +165,9 @@ class ImageFolder(ImageFiles):
     folder
         Where the images are.
     size
-        Side of the square that each image becomes: its shorter side is scaled to that, and the centre kept.
+        Side of the square that each image becomes: its shorter side is scaled to that, and the center kept.
     n_channels
-        3 for RGB, 1 for grey.
+        3 for RGB, 1 for gray.
     classes
         Names of the classes in the order of their numbers, such as ``classes_`` of the training images; None takes the
         names of the subfolders in alphabetical order.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scr2mae._untrusted import check_memory
+from scr2mae._utils.untrusted import check_memory
 from scr2mae.extra.vision.datasets import ImageArray, ImageFiles, ImageFolder
 
 if TYPE_CHECKING:

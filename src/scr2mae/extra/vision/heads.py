@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scr2mae.extra._training import BatchLoss, repeatable_dropout
+from scr2mae.extra.training import BatchLoss, repeatable_dropout
 
 __all__ = ["AttributeHead", "LinearHead"]
 
@@ -22,20 +22,20 @@ class LinearHead(nn.Module):
         Width of the embedding.
     n_classes
         Number of classes, >= 2.
-    normalise
-        Whether batch normalisation without learned scale comes first, as in the linear probes of MAE.
+    normalize
+        Whether batch normalization without learned scale comes first, as in the linear probes of MAE.
 
     Notes
     -----
-    For MNIST (Dong et al. 2025, appendix C.3) without normalisation, by cross-entropy.
+    For MNIST (Dong et al. 2025, appendix C.3) without normalization, by cross-entropy.
     """
 
-    def __init__(self, n_in: int, n_classes: int, *, normalise: bool = False) -> None:
+    def __init__(self, n_in: int, n_classes: int, *, normalize: bool = False) -> None:
         super().__init__()
         if n_classes < 2:
             raise ValueError(f"n_classes must be at least 2, got {n_classes}.")
         self.n_in, self.n_classes = n_in, n_classes
-        self.norm = nn.BatchNorm1d(n_in, affine=False) if normalise else nn.Identity()
+        self.norm = nn.BatchNorm1d(n_in, affine=False) if normalize else nn.Identity()
         self.linear = nn.Linear(n_in, n_classes)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class LinearHead(nn.Module):
         """
         return self.linear(self.norm(features))
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
+    def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Return the cross-entropy of a mini-batch; nothing is hidden.
 
         Parameters
@@ -123,7 +123,7 @@ class AttributeHead(nn.Module):
         """
         return self.outputs(self.shared(features))
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
+    def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Return the binary cross-entropy of a mini-batch; nothing is hidden.
 
         Parameters

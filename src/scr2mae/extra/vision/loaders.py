@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from scr2mae._batches import BatchLoader
+from scr2mae._utils.batches import BatchLoader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scr2mae.extra._training import BatchLoss
-from scr2mae.extra.vision._common import check_images, hide_pixels, masked_mse
+from scr2mae.extra.training import BatchLoss
+from scr2mae.extra.vision.common import check_images, hide_pixels, masked_mse
 
 __all__ = ["MaskedMLP"]
 
@@ -30,7 +30,7 @@ class MaskedMLP(nn.Module):
 
     Notes
     -----
-    Dong et al. (2025), appendix C.3: batch normalisation and ReLU after each hidden layer, sigmoid at the output, mean
+    Dong et al. (2025), appendix C.3: batch normalization and ReLU after each hidden layer, sigmoid at the output, mean
     squared error over hidden pixels. Hidden pixels are set to zero and each image has a mask of its own (both inferred).
 
     Examples
@@ -88,7 +88,7 @@ class MaskedMLP(nn.Module):
         seen = images if mask is None else images.masked_fill(mask, 0.0)
         return self.decoder(self.embed(seen)).view_as(images)
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
+    def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Hide a share of the pixels of each image and score them.
 
         Parameters

@@ -1,4 +1,4 @@
-"""How long, how fast and with which optimiser each network is trained in the paper."""
+"""How long, how fast and with which optimizer each network is trained in the paper."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Recipe:
     lr_batch_size
         Images a step that ``lr`` is stated for; None where it is the rate itself.
     optimizer, betas, weight_decay
-        Of the optimiser.
+        Of the optimizer.
     warmup_epochs
         Epochs over which the rate rises.
     decay
@@ -79,7 +79,7 @@ class Recipe:
         Parameters
         ----------
         n_images_step
-            Images an optimiser step: those of a mini-batch, times devices, times accumulated mini-batches.
+            Images an optimizer step: those of a mini-batch, times devices, times accumulated mini-batches.
         """
         scale = 1.0 if self.lr_batch_size is None else n_images_step / self.lr_batch_size
         share = min(self.warmup_epochs / self.max_epochs, 1.0)

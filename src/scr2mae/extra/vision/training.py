@@ -52,7 +52,7 @@ def pretrain(
     Parameters
     ----------
     network
-        :class:`MaskedMLP`, :class:`MaskedUNet`, :class:`R2ViTMAE`, or another with ``masked_loss``. Trained in place.
+        :class:`MaskedMLP`, :class:`MaskedUNet`, :class:`R2ViTMAE`, or another with ``training_loss``. Trained in place.
     images
         What to train on.
     mask_ratio

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scr2mae.extra._training import BatchLoss
-from scr2mae.extra.vision._common import check_images, hide_pixels, masked_mse
+from scr2mae.extra.training import BatchLoss
+from scr2mae.extra.vision.common import check_images, hide_pixels, masked_mse
 
 __all__ = ["MaskedUNet"]
 
@@ -16,10 +16,10 @@ _N_LEVELS = 4
 
 
 def _block(n_in: int, n_out: int) -> nn.Sequential:
-    """Two 3 x 3 convolutions, each with batch normalisation and ReLU."""
+    """Two 3 x 3 convolutions, each with batch normalization and ReLU."""
     layers: list[nn.Module] = []
     for n in (n_in, n_out):
-        # A bias would vanish in the normalisation that follows.
+        # A bias would vanish in the normalization that follows.
         layers += [
             nn.Conv2d(n, n_out, 3, padding=1, bias=False),
             nn.BatchNorm2d(n_out),
@@ -110,7 +110,7 @@ class MaskedUNet(nn.Module):
             h = block(torch.cat([upsample(h), skip], dim=1))
         return self.output(h)
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
+    def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Hide a share of the pixels of each image and score them.
 
         Parameters

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scr2mae._require import require
-from scr2mae.extra._training import BatchLoss, decay_groups
-from scr2mae.extra.vision._common import check_images
+from scr2mae._utils.optional import require
+from scr2mae.extra.training import BatchLoss, decay_groups
+from scr2mae.extra.vision.common import check_images
 from scr2mae.extra.vision.vit_sizes import check_config, sides
 from scr2mae.masking import draw_mask
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from transformers import ViTMAEConfig
 
-__all__ = ["R2ViTMAE", "normalise"]
+__all__ = ["R2ViTMAE", "normalize"]
 
-# What ImageNet's pixels are standardised with, in MAE and in the checkpoints of transformers.
+# What ImageNet's pixels are standardized with, in MAE and in the checkpoints of transformers.
 _RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -62,8 +62,8 @@ def _initialise(mae: Any) -> None:
     decoder.decoder_pos_embed.copy_(position_table(mae.config.decoder_hidden_size, grid))
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Standardise pixels in [0, 1] as checkpoints of transformers expect: RGB by ImageNet's, else by 0.5 and 0.5."""
+def normalize(images: Tensor) -> Tensor:
+    """Standardize pixels in [0, 1] as checkpoints of transformers expect: RGB by ImageNet's, else by 0.5 and 0.5."""
     if images.shape[1] != 3:
         return (images - 0.5) / 0.5
     mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (_RGB_MEAN, _RGB_STD))
@@ -154,9 +154,9 @@ class R2ViTMAE(nn.Module):
         # transformers keeps the patches of least noise, in order of noise.
         noise = hidden * float(self.n_patches) + keep_order(self.n_patches, images.device)
         with visible_patches(self.config, self.n_patches, n_visible):
-            return self.mae(normalise(images), noise=noise)
+            return self.mae(normalize(images), noise=noise)
 
-    def masked_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
+    def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Hide a share of the patches of each image and score them.
 
         Parameters
@@ -184,7 +184,7 @@ class R2ViTMAE(nn.Module):
         self._check(images)
         noise = keep_order(self.n_patches, images.device).expand(len(images), -1)
         with visible_patches(self.config, self.n_patches, self.n_patches):
-            states = self.mae.vit(normalise(images), noise=noise).last_hidden_state
+            states = self.mae.vit(normalize(images), noise=noise).last_hidden_state
         return states[:, 1:].mean(dim=1)
 
     def reconstruct(self, images: Tensor, *, ratio: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ class R2ViTMAE(nn.Module):
 
         Notes
         -----
-        A network trained on normalised pixels predicts each patch up to its mean and spread, which are taken from the
+        A network trained on normalized pixels predicts each patch up to its mean and spread, which are taken from the
         image here, as is usual for showing it.
         """
         out = self(images, ratio=ratio, seed=seed, step=step)
@@ -213,7 +213,7 @@ class R2ViTMAE(nn.Module):
         return self.mae.unpatchify(torch.where(hidden, predicted, target)).clamp(0, 1), mask
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Group parameters so that biases and normalisation are not decayed.
+        """Group parameters so that biases and normalization are not decayed.
 
         Parameters
         ----------
@@ -222,7 +222,7 @@ class R2ViTMAE(nn.Module):
 
         Returns
         -------
-        Two groups, for an optimiser.
+        Two groups, for an optimizer.
         """
         return decay_groups(self, weight_decay)
 

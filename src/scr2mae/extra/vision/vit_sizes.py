@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from scr2mae._require import require
+from scr2mae._utils.optional import require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,7 +73,7 @@ def vit_config(
 
     Notes
     -----
-    Layer normalisation has epsilon 1e-6 (transformers' default is 1e-12), and targets are normalised patch by patch, as
+    Layer normalization has epsilon 1e-6 (transformers' default is 1e-12), and targets are normalized patch by patch, as
     He et al. (2022) pretrain.
     """
     transformers = require("transformers", extra="vision")

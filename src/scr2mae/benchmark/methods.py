@@ -1,0 +1,206 @@
+"""Embeddings to compare: each is fitted to the cells that pretraining may see and embeds all cells."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import scvi
+from anndata import AnnData
+from sklearn.decomposition import PCA
+
+from scr2mae._schemes import SCHEME_NAMES, schemes
+from scr2mae.benchmark.design import BATCH, Pretraining
+from scr2mae.benchmark.scvi import fit_scvi
+from scr2mae.benchmark.store import digest
+from scr2mae.metrics import TARGET_SUM
+from scr2mae.model import R2MAEModel
+from scr2mae.probe.inputs import read_representation
+
+SCVI_CLASSES: dict[str, Any] = {"scvi": scvi.model.SCVI}
+# From scvi-tools 1.5 on.
+if hasattr(scvi.external, "JointEmbeddingSCVI"):
+    SCVI_CLASSES["scvi_joint"] = scvi.external.JointEmbeddingSCVI
+
+LABELS = {
+    "lognorm": "Log-normalized",
+    "pca": "PCA",
+    "scvi": "scVI",
+    "scvi_joint": "JointEmbeddingSCVI",
+    "mae": "MAE (25 %)",
+    "mae_low": "MAE (10 %)",
+    "mae_high": "MAE (50 %)",
+    "mdlm": "MDLM",
+    "dynamic": "Dynamic",
+    "r2mae": "R²MAE",
+    "r2mae_dynamic": "R²MAE + Dynamic",
+    "cl": "CL",
+    "cl_k0": "CL (k=0)",
+    "r2mae_cl": "R²MAE + CL",
+    "r2mae_cl_k0": "R²MAE + CL (k=0)",
+}
+"""Headings of the methods in tables and figures; an embedding of the user's own goes by its key."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the methods."""
+
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    train_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    scvi_model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    scvi_train_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    n_pcs: int = 50
+    ratios: tuple[float, ...] = ()
+    mask_seed: int = 0
+    accelerator: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What a method makes of the cells: one row a cell, and Pearson's correlation by ratio where it reconstructs."""
+
+    matrix: Any
+    reconstruction: Mapping[float, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes
+    ----------
+    name
+        What it is asked for by.
+    fit
+        From cells and a seed to their embedding.
+    settings
+        What its result depends on besides.
+    learns
+        Whether it is fitted to cells, so that it matters which.
+    seeded
+        Whether the seed changes it.
+    saw
+        What its pretraining has seen, where ``learns`` is False.
+    """
+
+    name: str
+    fit: Callable[[Pretraining, int], Embedding]
+    settings: Any
+    learns: bool = True
+    seeded: bool = True
+    saw: str = ""
+
+
+def make_methods(names: Sequence[str] | None, adata: AnnData, options: Options) -> list[Method]:
+    """Find methods by name; None means all but the embeddings of ``adata``.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, ambiguous or repeated, or settings take away what a scheme is defined by.
+    """
+    built_in = _built_in(options)
+    chosen = list(built_in) if names is None else list(names)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"Wanted at least one method, each of them once; got {chosen}.")
+    if both := [name for name in chosen if name in built_in and name in adata.obsm]:
+        raise ValueError(f"{both} name both a method and an entry of adata.obsm; rename the entry.")
+    if unknown := [name for name in chosen if name not in built_in and name not in adata.obsm]:
+        hint = " 'scvi_joint' needs scvi-tools 1.5 or newer." if "scvi_joint" in unknown else ""
+        raise ValueError(
+            f"No method {unknown}; choose from {list(built_in)} and the embeddings in adata.obsm, {list(adata.obsm)}.{hint}"
+        )
+    return [built_in[name] if name in built_in else _given(adata, name) for name in chosen]
+
+
+def _built_in(options: Options) -> dict[str, Method]:
+    masks: dict[str, Any] = {"ratios": options.ratios, "mask_seed": options.mask_seed}
+    _check_kwargs(options)
+    methods = [
+        Method(
+            "lognorm", lambda cells, _: Embedding(log_normalised(cells.cells.X)), {}, False, False, "nothing"
+        ),
+        Method("pca", partial(_fit_pca, n_pcs=options.n_pcs), {"n_pcs": options.n_pcs}, seeded=False),
+    ]
+    settings = {"model": dict(options.scvi_model_kwargs), "train": dict(options.scvi_train_kwargs)} | masks
+    for name, model_class in SCVI_CLASSES.items():
+        fit = partial(_fit_scvi, model_class=model_class, options=options)
+        methods.append(Method(name, fit, settings))
+    settings = {"model": dict(options.model_kwargs), "train": dict(options.train_kwargs)} | masks
+    for name in SCHEME_NAMES:
+        methods.append(Method(name, partial(_fit_scheme, name=name, options=options), settings))
+    return {method.name: method for method in methods}
+
+
+def _check_kwargs(options: Options) -> None:
+    """Refuse settings that would make methods differ in more than the method."""
+    by_train = {"datasplitter_kwargs", "split_key", "train_size", "validation_size", "seed", "datamodule"}
+    for name, fixed in (
+        ("model_kwargs", {"mask_ratio", "curriculum", "seed"}),
+        ("train_kwargs", by_train | {"resume", "checkpoint_dir"}),
+        ("scvi_train_kwargs", by_train),
+    ):
+        if taken := sorted(getattr(options, name).keys() & fixed):
+            raise ValueError(f"{name} sets {taken}, which the benchmark sets for all methods; leave it out.")
+
+
+def _given(adata: AnnData, key: str) -> Method:
+    values = read_representation(adata, key)
+    return Method(key, lambda *_: Embedding(values), {"values": digest(values)}, False, False, "not known")
+
+
+def log_normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """Return counts per ten thousand on the log scale."""
+    library = np.asarray(counts.sum(axis=1)).ravel()
+    scaled = counts.copy()
+    scaled.data = np.log1p(scaled.data * np.repeat(TARGET_SUM / library, np.diff(counts.indptr)))
+    return scaled.astype(np.float32)
+
+
+def _fit_pca(cells: Pretraining, _: int, *, n_pcs: int) -> Embedding:
+    expression = log_normalised(cells.cells.X)
+    learned = expression[cells.seen]
+    n_components = min(n_pcs, *(n - 1 for n in learned.shape))
+    # Exact to rounding, so that no seed is needed; the start of the iteration alone is drawn.
+    model = PCA(n_components, svd_solver="arpack", random_state=0).fit(learned)
+    return Embedding(model.transform(expression).astype(np.float32))
+
+
+def _fit_scvi(cells: Pretraining, seed: int, *, model_class: Any, options: Options) -> Embedding:
+    values, reconstruction = fit_scvi(
+        cells,
+        seed,
+        model_class=model_class,
+        model_kwargs=options.scvi_model_kwargs,
+        train_kwargs={"accelerator": options.accelerator} | dict(options.scvi_train_kwargs),
+        ratios=options.ratios,
+        mask_seed=options.mask_seed,
+    )
+    return Embedding(values, reconstruction)
+
+
+def _fit_scheme(cells: Pretraining, seed: int, *, name: str, options: Options) -> Embedding:
+    scheme = schemes(seed=seed)[name]
+    seen = cells.subset(cells.seen)
+    R2MAEModel.setup_anndata(seen, batch_key=BATCH if cells.has_batch else None)
+    model = R2MAEModel(
+        seen, mask_ratio=scheme.mask_ratio, curriculum=scheme.curriculum, seed=seed, **options.model_kwargs
+    )
+    defaults: dict[str, Any] = {
+        "accelerator": options.accelerator,
+        "split_key": False,
+        "enable_progress_bar": False,
+        "datasplitter_kwargs": {"external_indexing": cells.external_indexing},
+    }
+    model.train(**defaults | dict(options.train_kwargs))
+    everything = cells.subset()
+    values = model.get_latent_representation(everything)
+    if not options.ratios:
+        return Embedding(values)
+    frame = model.get_masked_reconstruction(
+        everything, cells.scored, ratios=options.ratios, seed=options.mask_seed
+    )
+    return Embedding(values, dict(zip(options.ratios, frame["pearson"].tolist(), strict=True)))

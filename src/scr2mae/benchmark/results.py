@@ -1,0 +1,234 @@
+"""A finished benchmark: its rows, its tables and its files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scr2mae.benchmark.store import replacing
+from scr2mae.benchmark.table import (
+    Columns,
+    headings,
+    mean_scores,
+    score_and_rank,
+    seed_spread,
+    to_markdown,
+)
+
+MARKER = "benchmark.json"
+"""File that tells a folder of results."""
+
+_SAW = {
+    "all": "Pretraining saw the counts of all cells, those of the test donors among them, and no label, as in the paper.",
+    "train": "Pretraining saw the cells of the training donors of each split, and none of the test donors'.",
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Benchmark:
+    """Scores of all methods.
+
+    Attributes
+    ----------
+    results
+        One row a score. ``part`` is "probe" or "reconstruction"; ``method``, ``pretrained_on``, ``seed`` (of
+        training; missing where it changes nothing), ``split``; ``target``, ``metric``, ``level``, ``unit``, ``scale``
+        and the further columns of :func:`scr2mae.probe.linear_probe`, its ``seed`` as ``split_seed``; ``ratio``, the
+        share of genes hidden; ``value``. What the fit behind it cost: ``seconds`` (training and embedding),
+        ``probe_seconds``, ``peak_memory_mb`` (of the process), ``peak_gpu_memory_mb``; and ``versions``.
+    columns
+        For every task the (metric, level) pairs that are columns of the table.
+    about
+        Size of the data, settings and splits.
+    labels
+        Method to its heading.
+    """
+
+    results: pd.DataFrame
+    columns: Columns
+    about: Mapping[str, Any]
+    labels: Mapping[str, str]
+
+    @property
+    def scalings(self) -> list[bool]:
+        """Whether features were scaled: False, True or both, in the order they were asked for."""
+        return [bool(scaled) for scaled in self._probe()["scale"].unique()]
+
+    def _probe(self, scale: bool | None = None) -> pd.DataFrame:
+        rows = self.results[self.results["part"] == "probe"]
+        return rows if scale is None else rows[rows["scale"] == scale]
+
+    def table(self, *, scale: bool | None = None) -> pd.DataFrame:
+        """Return the table of scores, best rank first.
+
+        Parameters
+        ----------
+        scale
+            Of the rows with or without scaled features; None for the first that was asked for.
+
+        Returns
+        -------
+        Methods by (task, metric, level), means over splits and seeds; then "Score" and "Rank", as
+        :func:`score_and_rank` gives them, and "Score sd", the standard deviation of Score over training seeds.
+
+        Raises
+        ------
+        ValueError
+            If there are no rows of that scaling.
+        """
+        scale = self.scalings[0] if scale is None else scale
+        if scale not in self.scalings:
+            raise ValueError(f"No rows with scale={scale}; there are {self.scalings}.")
+        rows = self._probe(scale)
+        scores = mean_scores(rows, self.columns)
+        summary = score_and_rank(scores).assign(**{"Score sd": seed_spread(rows, self.columns)})
+        summary.columns = pd.MultiIndex.from_tuples([(name, "", "") for name in summary])
+        return pd.concat([scores, summary], axis=1).sort_values(("Rank", "", ""), kind="stable")
+
+    def reconstruction(self) -> pd.DataFrame:
+        """Return Pearson's correlation over hidden genes: methods by share of genes hidden, means over seeds and splits."""
+        rows = self.results[self.results["part"] == "reconstruction"]
+        wide = rows.pivot_table(index="method", columns="ratio", values="value", sort=False)
+        return wide.sort_index(axis="columns")
+
+    def to_markdown(self) -> str:
+        """Describe the benchmark and lay its tables out."""
+        parts = [f"# Benchmark\n\n{self._description()}"]
+        for scale in self.scalings:
+            title = (
+                "Features divided by their standard deviation"
+                if scale
+                else "Features as they are, as in the paper"
+            )
+            parts.append(f"## {title}\n\n{self._score_table(scale)}")
+        reconstruction = self.reconstruction()
+        if len(reconstruction):
+            shown = reconstruction.map("{:.3f}".format).rename(index=self.labels)
+            shown.columns = pd.Index([f"{ratio:.0%}" for ratio in reconstruction])
+            shown.index.name = "Method"
+            parts.append(f"## Reconstruction by share of genes hidden\n\n{self._reconstruction_note()}\n")
+            parts[-1] += "\n" + to_markdown(shown, best=_largest(shown, reconstruction))
+        if notes := self._notes():
+            parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in notes))
+        return "\n\n".join(parts) + "\n"
+
+    def _description(self) -> str:
+        about = self.about
+        versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+        n_train = about["splits"][0]["train_donors"]
+        return (
+            f"{about['n_obs']} cells, {about['n_vars']} genes, {about['n_donors']} donors. {_SAW[about['pretrain_on']]}\n\n"
+            f"Linear probes: {len(about['splits'])} split(s) of donors, {len(n_train)} of them to train; training seeds "
+            f"{', '.join(map(str, about['seeds']))}. Score is the mean over tasks, ± its standard deviation over training "
+            f"seeds; Rank is the mean over columns, ties taking the smallest. Versions: {versions}."
+        )
+
+    def _score_table(self, scale: bool) -> str:
+        table = self.table(scale=scale)
+        scores = table.iloc[:, :-3]
+        shown = scores.map("{:.3f}".format)
+        shown = shown.set_axis(headings(scores.columns), axis=1)
+        best = _largest(shown, scores)
+        summary = table.iloc[:, -3:].set_axis(["Score", "Rank", "sd"], axis=1)
+        spread = summary["sd"].map(lambda sd: "" if np.isnan(sd) else f" ± {sd:.3f}")
+        shown["Score"] = summary["Score"].map("{:.3f}".format) + spread
+        shown["Rank"] = summary["Rank"].map("{:.2f}".format)
+        best |= _largest(
+            shown[["Score", "Rank"]], pd.DataFrame({"s": summary["Score"], "r": -summary["Rank"]})
+        )
+        saw = self._probe(scale).drop_duplicates("method").set_index("method")["pretrained_on"]
+        shown["Pretrained on"] = saw.reindex(shown.index)
+        shown.index.name = "Method"
+        best = {column: self.labels.get(name, name) for column, name in best.items()}
+        return to_markdown(shown.rename(index=self.labels), best=best)
+
+    def _reconstruction_note(self) -> str:
+        where = "validation cells" if self.about["pretrain_on"] == "all" else "cells of the test donors"
+        return (
+            f"Pearson's correlation over the hidden genes of {where}, mean over cells; the same genes are hidden from "
+            "every method. scVI sees zeros in their place, and the library of the whole cell."
+        )
+
+    def _notes(self) -> list[str]:
+        rows = self._probe()
+        undefined = rows[rows["value"].isna()]
+        notes = [
+            f"{self.labels[method]}, {target}, {metric} by {level}: undefined {len(group)} time(s) "
+            f"({'; '.join(sorted(set(group['note'])))})."
+            for method in self.labels
+            for target, scores in self.columns.items()
+            for metric, level in scores
+            for group in [
+                undefined.query("method == @method & target == @target & metric == @metric & level == @level")
+            ]
+            if len(group)
+        ]
+        for side, column in (("training", "absent_train"), ("test", "absent_test")):
+            absent = rows[rows[column] != ""].groupby("target", sort=False)[column].unique()
+            notes += [
+                f"{target}: no {side} donor carried {', '.join(sorted({c for text in texts for c in text.split('; ')}))} "
+                "in at least one split."
+                for target, texts in absent.items()
+            ]
+        return notes
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Write the rows, the tables, the two figures, and settings with splits.
+
+        Parameters
+        ----------
+        folder
+            Where to; made where it is absent.
+
+        Returns
+        -------
+        The paths written.
+        """
+        folder = Path(folder)
+        texts = {
+            "results.csv": self.results.to_csv(index=False),
+            "table.md": self.to_markdown(),
+        }
+        for name, text in texts.items():
+            with replacing(folder / name) as part:
+                part.write_text(text, encoding="utf-8")
+        write_about(folder, self.about)
+        return [folder / name for name in [*texts, MARKER, *self._draw(folder)]]
+
+    def _draw(self, folder: Path) -> list[str]:
+        from matplotlib.figure import Figure
+
+        from scr2mae import pl
+
+        frames = {"scores.png": self.table(), "reconstruction.png": self.reconstruction()}
+        drawn = []
+        for name, frame in frames.items():
+            if not len(frame):
+                continue
+            figure = Figure(figsize=(7.5, max(3.6, 1.5 + 0.3 * len(frame))), layout="constrained")
+            draw = pl.benchmark_scores if name == "scores.png" else pl.benchmark_reconstruction
+            draw(frame.rename(index=self.labels), ax=figure.add_subplot())
+            with replacing(folder / name) as part:
+                figure.savefig(part, dpi=150)
+            drawn.append(name)
+        return drawn
+
+
+def write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write settings and splits, by which a folder of results is told."""
+    with replacing(folder / MARKER) as part:
+        part.write_text(json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def _largest(shown: pd.DataFrame, values: pd.DataFrame) -> dict[str, str]:
+    """For every column shown the row with the largest value."""
+    where = values.to_numpy(dtype=float)
+    return {
+        column: shown.index[int(np.nanargmax(where[:, j]))]
+        for j, column in enumerate(shown.columns)
+        if not np.isnan(where[:, j]).all()
+    }

@@ -1,0 +1,191 @@
+"""The benchmark as one call."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from anndata import AnnData
+
+from scr2mae.benchmark.design import Design, PretrainOn, make_design
+from scr2mae.benchmark.fits import Probing, order, run_fits
+from scr2mae.benchmark.methods import LABELS, Options, make_methods
+from scr2mae.benchmark.resources import versions
+from scr2mae.benchmark.results import Benchmark, write_about
+from scr2mae.benchmark.store import Store
+from scr2mae.benchmark.tasks import Task, as_tasks
+from scr2mae.probe.inputs import Kind
+
+
+def run(
+    adata: AnnData,
+    *,
+    targets: Mapping[str, Kind] | Sequence[Task],
+    donor_key: str,
+    methods: Sequence[str] | None = None,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    sample_key: str | None = None,
+    cell_level: Sequence[str] = ("cell_type",),
+    seeds: Sequence[int] = (0, 1, 2),
+    n_splits: int = 5,
+    n_train_donors: int | None = None,
+    split_seed: int = 0,
+    max_cells_per_donor: int | None = None,
+    max_cells_per_donor_and_class: int | None = None,
+    scale: bool | Sequence[bool] = (False, True),
+    n_bootstrap: int = 0,
+    confidence: float = 0.95,
+    pretrain_on: Literal["all", "train"] = "all",
+    ratios: Sequence[float] = (0.1, 0.2, 0.3, 0.5, 0.7),
+    model_kwargs: Mapping[str, Any] | None = None,
+    train_kwargs: Mapping[str, Any] | None = None,
+    scvi_model_kwargs: Mapping[str, Any] | None = None,
+    scvi_train_kwargs: Mapping[str, Any] | None = None,
+    n_pcs: int = 50,
+    accelerator: str = "auto",
+    out: str | Path | None = None,
+    enable_progress_bar: bool = True,
+) -> Benchmark:
+    """Compare embeddings by what linear probes read from them in donors held out, and by their reconstruction.
+
+    Parameters
+    ----------
+    adata
+        Raw counts, restricted to the genes to be used; not changed.
+    targets
+        Column of ``adata.obs`` to "classification" (balanced accuracy and macro F1 by cell) or "regression"
+        (Spearman's correlation by cell and by donor); or tasks, such as those of :func:`tasks`.
+    donor_key
+        Column with the donor.
+    methods
+        Names of methods and keys of ``adata.obsm``. Methods are ``"lognorm"``, ``"pca"``, ``"scvi"``,
+        ``"scvi_joint"`` (``scvi.external.JointEmbeddingSCVI``, from scvi-tools 1.5 on) and the masking schemes
+        of :func:`scr2mae.schemes`. None means all of them.
+    batch_key
+        Column with the batch, told to scVI and to the masked autoencoders.
+    layer
+        Layer of raw counts; None for ``X``.
+    sample_key, cell_level, max_cells_per_donor, max_cells_per_donor_and_class, n_bootstrap, confidence
+        As in :func:`scr2mae.probe.linear_probe`; intervals over donors are in the rows, and off by default.
+    seeds
+        Training seeds.
+    n_splits
+        Splits of donors, the same for every method, seed and task.
+    n_train_donors
+        Donors that train, at least two; by default half of those with a label.
+    split_seed
+        Seed of the splits of donors, of validation cells and of draws after which labels are dropped.
+    scale
+        Whether features are divided by their standard deviation over the training cells; a pair gives both tables.
+    pretrain_on
+        "all": pretraining sees the counts of all cells, a tenth of which validate, as in the paper. "train": it
+        sees those of a split's training donors, so that every method is trained once a split.
+    ratios
+        Shares of the genes hidden for the reconstruction of validation cells, or, if ``pretrain_on`` is "train", of
+        the test donors' cells; empty to leave it out.
+    model_kwargs, train_kwargs
+        Arguments of :class:`scr2mae.R2MAEModel` and of its ``train`` for all masking schemes.
+    scvi_model_kwargs, scvi_train_kwargs
+        The same for scVI; by default those of scvi-tools.
+    n_pcs
+        Principal components of log-normalized expression, fewer where there are fewer cells or genes.
+    accelerator
+        As in :class:`lightning.pytorch.Trainer`.
+    out
+        Folder that receives the results and, fit by fit, the embeddings and scores behind them. What is there
+        already and was made from the same data, settings and versions is not computed again.
+    enable_progress_bar
+        Whether to show one; it stays quiet where standard error is not a terminal.
+
+    Returns
+    -------
+    Rows and tables; written to ``out`` as well.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer is missing.
+    ValueError
+        If a method is unknown, the counts are no raw counts, or donors, labels or batches do not allow the probes.
+
+    Notes
+    -----
+    Protocol of Dong et al. (2025), appendix C.8, with one split of donors for all tasks, so that a method can be
+    trained on one side of it. Log-normalized expression, principal components and embeddings in ``adata.obsm`` do
+    not reconstruct.
+    """
+    scalings = (scale,) if isinstance(scale, bool) else tuple(scale)
+    probing = Probing(max_cells_per_donor, max_cells_per_donor_and_class, scalings, n_bootstrap, confidence)
+    _check_settings(seeds, n_splits, pretrain_on, ratios, probing)
+    options = Options(
+        model_kwargs=dict(model_kwargs or {}),
+        train_kwargs=dict(train_kwargs or {}),
+        scvi_model_kwargs=dict(scvi_model_kwargs or {}),
+        scvi_train_kwargs=dict(scvi_train_kwargs or {}),
+        n_pcs=n_pcs,
+        ratios=tuple(ratios),
+        accelerator=accelerator,
+    )
+    chosen = make_methods(methods, adata, options)
+    design = make_design(
+        adata,
+        as_tasks(targets, cell_level),
+        donor_key=donor_key,
+        sample_key=sample_key,
+        batch_key=batch_key,
+        layer=layer,
+        n_splits=n_splits,
+        n_train_donors=n_train_donors,
+        max_cells_per_donor=max_cells_per_donor,
+        max_cells_per_donor_and_class=max_cells_per_donor_and_class,
+        pretrain_on=pretrain_on,
+        seed=split_seed,
+    )
+    about = _about(design, seeds, probing, options)
+    if out is not None:
+        write_about(Path(out), about)
+    store = Store(None if out is None else Path(out))
+    records = run_fits(design, chosen, seeds, probing, store, enable_progress_bar)
+    benchmark = Benchmark(
+        results=order(records, [method.name for method in chosen]),
+        columns={task.name: task.scores for task in design.tasks},
+        about=about,
+        labels={name: LABELS.get(name, name) for name in (method.name for method in chosen)},
+    )
+    if out is not None:
+        benchmark.write(out)
+    return benchmark
+
+
+def _check_settings(
+    seeds: Sequence[int], n_splits: int, pretrain_on: str, ratios: Sequence[float], probing: Probing
+) -> None:
+    if not len(seeds) or len(set(seeds)) < len(seeds) or n_splits < 1:
+        raise ValueError(
+            f"Wanted distinct seeds and at least one split, got seeds={list(seeds)}, n_splits={n_splits}."
+        )
+    if pretrain_on not in get_args(PretrainOn):
+        raise ValueError(f"pretrain_on must be one of {get_args(PretrainOn)}, got {pretrain_on!r}.")
+    if not all(0 < ratio < 1 for ratio in ratios) or len(set(ratios)) < len(ratios):
+        raise ValueError(f"Wanted distinct ratios between 0 and 1, got {list(ratios)}.")
+    if not probing.scale or len(set(probing.scale)) < len(probing.scale):
+        raise ValueError(f"Wanted scale to be True, False or a pair of both, got {probing.scale}.")
+    if probing.n_bootstrap < 0 or not 0 < probing.confidence < 1:
+        raise ValueError(
+            f"Wanted n_bootstrap >= 0 and confidence between 0 and 1, got {probing.n_bootstrap} and {probing.confidence}."
+        )
+
+
+def _about(design: Design, seeds: Sequence[int], probing: Probing, options: Options) -> dict[str, Any]:
+    return {
+        "n_obs": design.cells.n_obs,
+        "n_vars": design.cells.n_vars,
+        "n_donors": int(design.obs[design.donor_key].nunique()),
+        "pretrain_on": design.pretrain_on,
+        "seeds": [int(seed) for seed in seeds],
+        "probing": asdict(probing),
+        "options": asdict(options),
+        "versions": versions(),
+        "splits": [split.to_manifest() for split in design.splits],
+    }

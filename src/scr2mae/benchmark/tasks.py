@@ -1,0 +1,174 @@
+"""What is read from an embedding: labels, the cells that count, and the scores; the paper's tasks on two atlases."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from scr2mae.probe.inputs import Kind
+
+Score = tuple[str, str]
+
+_CLASSES: tuple[Score, ...] = (("balanced_accuracy", "cell"), ("macro_f1", "cell"))
+_NUMBERS: tuple[Score, ...] = (("spearman", "cell"), ("spearman", "donor"))
+_AREAS: tuple[Score, ...] = (("macro_auroc", "cell"), ("macro_auroc", "donor"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Something to read from an embedding.
+
+    Parameters
+    ----------
+    name
+        Heading in the tables.
+    kind
+        "classification" or "regression".
+    labels
+        From ``adata.obs`` to the labels of its cells, missing where a cell does not count.
+    scores
+        Metric and level ("cell" or "donor") of each column of the table.
+    cell_level
+        Whether the label belongs to the cell rather than to its donor, as cell type does.
+    drop_after_cap
+        Labels that take part in the draw of a donor's cells and are dropped after it.
+    """
+
+    name: str
+    kind: Kind
+    labels: Callable[[pd.DataFrame], pd.Series]
+    scores: tuple[Score, ...]
+    cell_level: bool = False
+    drop_after_cap: tuple[str, ...] = ()
+
+
+def tasks(atlas: str) -> tuple[Task, ...]:
+    """Return the paper's tasks on an atlas: which cells count, what is predicted and how it is scored.
+
+    Parameters
+    ----------
+    atlas
+        ``"hlca"`` or ``"sea_ad"``, as loaded by :func:`scr2mae.datasets.hlca` and :func:`scr2mae.datasets.sea_ad`;
+        donors are in ``obs["donor_id"]``.
+
+    Returns
+    -------
+    Three tasks, six columns.
+
+    - HLCA: cell state (``ann_finest_level``; "Unknown" is dropped after cells are drawn) and ``disease`` by balanced
+      accuracy and macro F1, age (``age_or_mean_of_age_range``, cells without one dropped) by Spearman's correlation.
+    - SEA-AD, the reference donors dropped: cell state (``Supertype``, in the classes of ``Subclass`` that have
+      Alzheimer-specific supertypes) by balanced accuracy and macro F1, Alzheimer status (``ADNC``) by macro AUROC,
+      age (``development_stage``, exact ages only) by Spearman's correlation.
+
+    AUROC and Spearman's correlation are taken by cell and by donor.
+
+    Raises
+    ------
+    ValueError
+        If the atlas is unknown.
+
+    Notes
+    -----
+    Dong et al. (2025), appendix C.8. That SEA-AD's cell states are supertypes, and that the Alzheimer-specific ones
+    are those named "...-SEAAD", is inferred. The paper's numbers of donors and cells are lost: they are arguments of
+    :func:`run`.
+    """
+    if atlas not in _ATLASES:
+        raise ValueError(f"atlas must be one of {list(_ATLASES)}, got {atlas!r}.")
+    return _ATLASES[atlas]
+
+
+def as_tasks(targets: Mapping[str, Kind] | Sequence[Task], cell_level: Sequence[str]) -> tuple[Task, ...]:
+    """Turn columns of ``obs`` into tasks; tasks stay as they are.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or two of one name.
+    """
+    if isinstance(targets, Mapping):
+        made = tuple(_column_task(name, kind, name in cell_level) for name, kind in targets.items())
+    else:
+        made = tuple(targets)
+    names = [task.name for task in made]
+    if not made or len(set(names)) < len(names):
+        raise ValueError(f"Wanted at least one target, each of a name of its own; got {names}.")
+    return made
+
+
+def _column_task(column: str, kind: Kind, cell_level: bool) -> Task:
+    scores = _CLASSES if kind == "classification" else _NUMBERS[:1] if cell_level else _NUMBERS
+    return Task(
+        name=column, kind=kind, labels=lambda obs: _column(obs, column), scores=scores, cell_level=cell_level
+    )
+
+
+def _column(obs: pd.DataFrame, name: str) -> pd.Series:
+    if name not in obs:
+        raise KeyError(f"No {name!r} in adata.obs; choose one of {list(obs)}.")
+    return obs[name]
+
+
+# The reference donors of SEA-AD are young and carry no diagnosis.
+_REFERENCE = "Reference"
+_EXACT_AGE = re.compile(r"^(\d+)[- ]year[- ]old(?: human)?(?: stage)?$")
+_ALZHEIMER_SPECIFIC = "SEAAD"
+
+
+def _without_reference(obs: pd.DataFrame, labels: pd.Series) -> pd.Series:
+    return labels.astype(object).where(_column(obs, "ADNC").astype(object) != _REFERENCE)
+
+
+def _sea_ad_status(obs: pd.DataFrame) -> pd.Series:
+    return _without_reference(obs, _column(obs, "ADNC"))
+
+
+def _sea_ad_cell_state(obs: pd.DataFrame) -> pd.Series:
+    classes, states = _column(obs, "Subclass").astype(object), _column(obs, "Supertype").astype(object)
+    specific = states.str.endswith(_ALZHEIMER_SPECIFIC, na=False).astype(bool)
+    return _without_reference(obs, states.where(classes.isin(classes[specific].unique())))
+
+
+def _sea_ad_age(obs: pd.DataFrame) -> pd.Series:
+    stages = _column(obs, "development_stage").astype(object)
+    years = stages.astype("string").str.extract(_EXACT_AGE, expand=False)
+    return _without_reference(obs, pd.to_numeric(years).astype(float))
+
+
+_ATLASES: dict[str, tuple[Task, ...]] = {
+    "hlca": (
+        Task(
+            name="Cell state",
+            kind="classification",
+            labels=lambda obs: _column(obs, "ann_finest_level"),
+            scores=_CLASSES,
+            cell_level=True,
+            drop_after_cap=("Unknown",),
+        ),
+        Task(
+            name="Disease",
+            kind="classification",
+            labels=lambda obs: _column(obs, "disease"),
+            scores=_CLASSES,
+        ),
+        Task(
+            name="Age",
+            kind="regression",
+            labels=lambda obs: _column(obs, "age_or_mean_of_age_range"),
+            scores=_NUMBERS,
+        ),
+    ),
+    "sea_ad": (
+        Task(
+            name="Cell state",
+            kind="classification",
+            labels=_sea_ad_cell_state,
+            scores=_CLASSES,
+            cell_level=True,
+        ),
+        Task(name="Alzheimer's", kind="classification", labels=_sea_ad_status, scores=_AREAS),
+        Task(name="Age", kind="regression", labels=_sea_ad_age, scores=_NUMBERS),
+    ),
+}

@@ -1,0 +1,166 @@
+"""Files of counts, opened together and read block by block."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from scr2mae.data.preprocess import read_block
+from scr2mae.data.store import on_disk, open_group, read_frame
+
+__all__ = ["Source", "open_sources"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of counts, left on disk.
+
+    Attributes
+    ----------
+    path
+        Where it is.
+    label
+        Short name, unique among the files.
+    group
+        The file or folder, open.
+    element
+        The counts as stored: an array, or the group of a sparse matrix.
+    n_obs
+        Number of cells.
+    var
+        Genes of the counts.
+    """
+
+    path: Path
+    label: str
+    group: Any
+    element: Any
+    n_obs: int
+    var: pd.DataFrame
+
+    def read_obs(self) -> pd.DataFrame:
+        """Read the table of cells, which is not kept: names of cells take more room than a block of counts."""
+        obs = read_frame(self.group, "obs", path=self.path)
+        return obs.set_axis(obs.index.astype(str))
+
+    def blocks(self, max_nnz: int) -> Iterator[tuple[int, sp.csr_matrix]]:
+        """Read the counts in blocks of whole cells with at most ``max_nnz`` stored values, or one cell.
+
+        Yields
+        ------
+        Number of the first cell, and the block: CSR, float64, all genes of the file.
+        """
+        counts = on_disk(self.element)
+        for start, stop in self._bounds(max_nnz):
+            yield start, read_block(counts, start, stop)
+
+    def _bounds(self, max_nnz: int) -> Iterator[tuple[int, int]]:
+        if hasattr(self.element, "dtype"):
+            step = max(1, max_nnz // len(self.var))
+            yield from ((start, min(start + step, self.n_obs)) for start in range(0, self.n_obs, step))
+            return
+        indptr = self.element["indptr"][...]
+        start = 0
+        while start < self.n_obs:
+            stop = int(np.searchsorted(indptr, indptr[start] + max_nnz, side="right")) - 1
+            yield start, (stop := max(stop, start + 1))
+            start = stop
+
+
+@contextmanager
+def open_sources(paths: Sequence[Path], *, layer: str | None) -> Iterator[list[Source]]:
+    """Open files of counts for as long as the block runs.
+
+    Parameters
+    ----------
+    paths
+        ``.h5ad`` files or ``.zarr`` folders.
+    layer
+        Layer with the counts; None for ``raw`` where there is one, else ``X``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one is not there.
+    KeyError
+        If one lacks the layer.
+    ValueError
+        If none is given, one is given twice, is not an AnnData, stores counts by gene, or names genes twice.
+    """
+    if not paths:
+        raise ValueError("Expected at least one file to prepare, got none.")
+    whole = [path.resolve() for path in paths]
+    for path in paths:
+        if whole.count(path.resolve()) > 1:
+            raise ValueError(f"{path} is given twice; each cell may go in once.")
+    with ExitStack() as stack:
+        yield [_open(path, label, layer, stack) for path, label in zip(paths, _labels(whole), strict=True)]
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Shortest ends of the paths that tell them apart, without suffix where that suffices."""
+    for depth in range(1, max(len(path.parts) for path in paths)):
+        tails = ["/".join(path.parts[-depth:]) for path in paths]
+        for labels in ([os.path.splitext(tail)[0] for tail in tails], tails):
+            if len(set(labels)) == len(paths):
+                return labels
+    return [str(path) for path in paths]
+
+
+def _open(path: Path, label: str, layer: str | None, stack: ExitStack) -> Source:
+    group = open_group(path)
+    if hasattr(group, "close"):  # a file; folders need no closing
+        stack.callback(group.close)
+    element, genes = _find_counts(group, path, layer)
+    var = read_frame(group, genes, path=path)
+    var.index = var.index.astype(str)
+    n_obs = len(read_frame(group, "obs", path=path))
+    _check_shape(element, path, n_obs, len(var))
+    if not var.index.is_unique:
+        repeated = var.index[var.index.duplicated()].unique()[:5].tolist()
+        raise ValueError(
+            f"Gene names must be unique, but {repeated} occur more than once in {path}; "
+            "call adata.var_names_make_unique() and write it again."
+        )
+    return Source(path=path, label=label, group=group, element=element, n_obs=n_obs, var=var)
+
+
+def _find_counts(group: Any, path: Path, layer: str | None) -> tuple[Any, str]:
+    """Find the matrix of counts, and which table names its genes."""
+    if layer is not None:
+        layers = sorted(group["layers"]) if "layers" in group else []
+        if layer not in layers:
+            raise KeyError(f"No {layer!r} in the layers of {path}; choose one of {layers} or layer=None.")
+        return group["layers"][layer], "var"
+    if "raw" in group and "X" in group["raw"]:
+        return group["raw/X"], "raw/var"
+    if "X" not in group or group["X"].attrs.get("encoding-type") == "null":
+        raise ValueError(f"{path} has no matrix in X and no raw; name the layer with the counts.")
+    return group["X"], "var"
+
+
+def _check_shape(element: Any, path: Path, n_obs: int, n_vars: int) -> None:
+    matrix = on_disk(element)
+    if getattr(matrix, "format", None) == "csc":
+        raise ValueError(
+            f"The counts of {path} are stored by gene (CSC), so cells cannot be read a few at a time; store them "
+            "by cell once: adata = anndata.read_h5ad(path); adata.X = adata.X.tocsr(); adata.write_h5ad(new_path)."
+        )
+    if tuple(matrix.shape) != (n_obs, n_vars) or not n_obs or not n_vars:
+        raise ValueError(
+            f"Expected counts of {n_obs} cells x {n_vars} genes in {path}, both at least 1, got {tuple(matrix.shape)}."
+        )
+    if not hasattr(element, "dtype"):
+        ends = element["indptr"][...]
+        if len(ends) != n_obs + 1 or ends[0] != 0 or (np.diff(ends) < 0).any():
+            raise ValueError(
+                f"The counts of {path} are damaged: their indptr does not rise from 0 over {n_obs} cells."
+            )

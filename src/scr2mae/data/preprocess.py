@@ -1,0 +1,291 @@
+"""The paper's preprocessing: raw counts of the highly variable genes, block by block and sparse throughout."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scr2mae._utils.progress import progress
+from scr2mae._utils.untrusted import check_sparse
+
+logger = logging.getLogger(__name__)
+
+STATISTICS = ("means", "dispersions", "dispersions_norm")
+
+
+def preprocess(
+    adata: AnnData,
+    *,
+    n_top_genes: int = 5000,
+    min_genes: int = 0,
+    target_sum: float | None = 1e4,
+    layer: str | None = None,
+    chunk_size: int = 10_000,
+    progressbar: bool = True,
+) -> AnnData:
+    """Keep the raw counts of the highly variable genes, and the cells in which enough of them are detected.
+
+    Genes are chosen on all cells, as in Dong et al. (2025); cells are dropped afterwards.
+
+    Parameters
+    ----------
+    adata
+        In memory or backed; read in blocks of cells and never changed. Counts come from ``adata.raw.X`` where
+        there is a ``raw``, else from ``adata.X``.
+    n_top_genes
+        Highly variable genes to keep, >= 1; the paper keeps 5000.
+    min_genes
+        Cells with fewer of these genes detected are dropped, >= 0; the paper drops HLCA cells below 20.
+    target_sum
+        Counts per cell that the genes are ranked at, see `highly_variable_genes`.
+    layer
+        Layer with the counts, instead of ``raw`` or ``X``.
+    chunk_size
+        Cells read at once, >= 1.
+    progressbar
+        Whether to show one; it stays quiet where standard error is not a terminal.
+
+    Returns
+    -------
+    New AnnData in memory: counts in ``X`` (CSR, float32), ``obs`` and ``obsm`` of the cells kept, the gene
+    annotation that goes with the counts, joined by ``means``, ``dispersions`` and ``dispersions_norm``. Genes
+    keep their order.
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer.
+    ValueError
+        If the values are not counts, or no cell or gene is left.
+    """
+    if min_genes < 0:
+        raise ValueError(f"min_genes must not be negative, got {min_genes}.")
+    ranking = highly_variable_genes(
+        adata,
+        n_top_genes=n_top_genes,
+        target_sum=target_sum,
+        layer=layer,
+        chunk_size=chunk_size,
+        progressbar=progressbar,
+    )
+    counts, var = _counts_and_var(adata, layer)
+    genes = np.flatnonzero(ranking["highly_variable"])
+    n_stored = int(ranking["n_cells"].to_numpy()[genes].sum())
+    logger.info("Keeping %d genes needs %.2f GB of memory.", len(genes), n_stored * 8 / 1e9)
+    X, kept = _gather(
+        _blocks(counts, chunk_size, "counts of the genes", progressbar), genes, n_stored, min_genes
+    )
+    if not kept.any():
+        raise ValueError(f"No cell has {min_genes} of the {len(genes)} genes detected; lower min_genes.")
+    logger.info("Kept %d of %d cells.", kept.sum(), len(kept))
+    return AnnData(
+        X=X,
+        obs=adata.obs.loc[kept].copy(),
+        # by position, since gene names may repeat
+        var=var.iloc[genes].assign(**{name: ranking[name].to_numpy()[genes] for name in STATISTICS}),
+        obsm={key: value[kept] for key, value in adata.obsm.items()},
+    )
+
+
+def highly_variable_genes(
+    adata: AnnData,
+    *,
+    n_top_genes: int = 5000,
+    target_sum: float | None = 1e4,
+    layer: str | None = None,
+    chunk_size: int = 10_000,
+    progressbar: bool = True,
+) -> pd.DataFrame:
+    """Rank genes as Scanpy does by default, reading the counts once in blocks.
+
+    The result is that of `scanpy.pp.normalize_total`, `scanpy.pp.log1p` and `scanpy.pp.highly_variable_genes`
+    (flavor ``"seurat"``), which hold several copies of the whole matrix.
+
+    Parameters
+    ----------
+    adata, layer, chunk_size, progressbar
+        As in `preprocess`.
+    n_top_genes
+        Genes to mark, >= 1. Genes that are never detected or never vary are not marked, even if fewer are left.
+    target_sum
+        Counts per cell after scaling, > 0. None takes the median over cells, which needs one more pass; that is
+        Scanpy's default, 10,000 is what the portal's own log-values and the tutorials use. [The paper says only
+        "Scanpy's defaults"; reading that as the flavor is inferred.]
+
+    Returns
+    -------
+    One row per gene of the counts: ``means`` and ``dispersions`` (both on the log scale, as Scanpy writes them),
+    ``dispersions_norm``, ``highly_variable`` (bool) and ``n_cells`` (cells in which the gene is detected).
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer.
+    ValueError
+        If the values are not counts, an argument is out of range, or fewer than two cells have any.
+
+    Notes
+    -----
+    Satija et al. (2015), as implemented for ``flavor="seurat"``: the logarithm of variance over mean, centered
+    and scaled within twenty bins of equal width in ``log1p(mean)``. A gene alone in its bin scores one.
+    """
+    if n_top_genes < 1:
+        raise ValueError(f"n_top_genes must be at least 1, got {n_top_genes}.")
+    if target_sum is not None and not target_sum > 0:
+        raise ValueError(f"target_sum must be positive, got {target_sum}; None takes the median.")
+    counts, var = _counts_and_var(adata, layer)
+    if target_sum is None:
+        sizes = _blocks(counts, chunk_size, "library sizes", progressbar)
+        library = np.concatenate([np.asarray(block.sum(1)).ravel() for block in sizes])
+        target_sum = float(np.median(library[library > 0])) if library.any() else 1.0
+    blocks = _blocks(
+        counts, chunk_size, "highly variable genes", progressbar, obs_names=adata.obs_names, genes=var.index
+    )
+    return rank_genes(
+        *moments(blocks, counts.shape, target_sum), n_top_genes=n_top_genes, var_names=var.index
+    )
+
+
+def rank_genes(
+    mean: np.ndarray, variance: np.ndarray, n_cells: np.ndarray, *, n_top_genes: int, var_names: pd.Index
+) -> pd.DataFrame:
+    """Rank genes by what `moments` has found; the table that `highly_variable_genes` returns."""
+    table = _seurat_dispersions(mean, variance)
+    ranked = np.argsort(-table["dispersions_norm"].to_numpy(), kind="stable")  # NaN comes last
+    n_rankable = int(table["dispersions_norm"].notna().sum())
+    if n_rankable < n_top_genes:
+        logger.warning(
+            "Only %d genes vary, fewer than n_top_genes=%d; keeping those.", n_rankable, n_top_genes
+        )
+    marked = np.zeros(len(var_names), dtype=bool)
+    marked[ranked[: min(n_top_genes, n_rankable)]] = True
+    return table.assign(highly_variable=marked, n_cells=n_cells).set_index(var_names)
+
+
+def _counts_and_var(adata: AnnData, layer: str | None) -> tuple[Any, pd.DataFrame]:
+    """Find the counts, as a matrix or on-disk matrix that can be sliced by row, and their genes."""
+    if layer is not None:
+        if layer not in adata.layers:
+            raise KeyError(
+                f"No {layer!r} in adata.layers; choose one of {[name for name in adata.layers if name]}."
+            )
+        counts, var = adata.layers[layer], adata.var
+    elif adata.raw is not None:
+        counts, var = adata.raw.X, adata.raw.var
+    else:
+        counts, var = adata.X, adata.var
+    if counts is None:
+        raise ValueError("The AnnData has no matrix in X; pass layer= or set adata.raw.")
+    if min(counts.shape) == 0:
+        raise ValueError(f"The counts are empty, shape {counts.shape}.")
+    if getattr(counts, "format", None) == "csc":
+        if not sp.issparse(counts):
+            logger.warning(
+                "The counts are stored by gene on disk; reading them whole. Convert the file to CSR."
+            )
+            counts = counts.to_memory()
+        counts = counts.tocsr()
+    return counts, var
+
+
+def _blocks(
+    counts: Any,
+    chunk_size: int,
+    description: str,
+    progressbar: bool,
+    *,
+    obs_names: pd.Index | None = None,
+    genes: pd.Index | None = None,
+) -> Iterator[sp.csr_matrix]:
+    """Read blocks of cells, each value checked where the names of cells and genes are given."""
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    starts = range(0, counts.shape[0], chunk_size)
+    for start in progress(starts, desc=description, unit="block", show=progressbar):
+        block = read_block(counts, start, start + chunk_size)
+        if obs_names is not None and genes is not None:
+            check_counts(block, obs_names[start : start + chunk_size], genes)
+        yield block
+
+
+def read_block(counts: Any, start: int, stop: int) -> sp.csr_matrix:
+    """Read cells ``start`` to ``stop`` as CSR, float64, without stored zeros or entries given twice."""
+    block = sp.csr_matrix(counts[start:stop], dtype=np.float64)
+    check_sparse(block)
+    block.sum_duplicates()
+    block.eliminate_zeros()
+    return block
+
+
+def check_counts(block: sp.csr_matrix, obs_names: pd.Index, var_names: pd.Index) -> None:
+    """Refuse what is no raw count, naming the first such cell and gene.
+
+    Raises
+    ------
+    ValueError
+        If a value is negative, fractional or not finite.
+    """
+    wrong = ~(np.isfinite(block.data) & (block.data > 0) & (block.data == np.floor(block.data)))
+    if wrong.any():
+        first = int(wrong.argmax())
+        cell = obs_names[int(np.searchsorted(block.indptr, first, side="right")) - 1]
+        raise ValueError(
+            f"Raw counts are whole and not negative, got {block.data[first]} in cell {cell!r} and gene "
+            f"{var_names[block.indices[first]]!r}. Counts are usually in adata.raw or adata.layers['counts']; pass layer=."
+        )
+
+
+def moments(
+    blocks: Iterator[sp.csr_matrix], shape: tuple[int, int], target_sum: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and variance per gene of the scaled counts, and the cells in which each is detected."""
+    n_obs, n_vars = shape
+    if n_obs < 2:
+        raise ValueError(f"Ranking genes by their variance needs at least 2 cells, got {n_obs}.")
+    total, total_squares, n_cells = np.zeros(n_vars), np.zeros(n_vars), np.zeros(n_vars, dtype=np.int64)
+    for block in blocks:
+        library = np.asarray(block.sum(1)).ravel()
+        block.data *= np.repeat(target_sum / np.where(library > 0, library, 1), np.diff(block.indptr))
+        total += np.bincount(block.indices, weights=block.data, minlength=n_vars)
+        total_squares += np.bincount(block.indices, weights=block.data**2, minlength=n_vars)
+        n_cells += np.bincount(block.indices, minlength=n_vars)
+    mean = total / n_obs
+    variance = np.maximum(total_squares / n_obs - mean**2, 0) * n_obs / (n_obs - 1)
+    return mean, variance, n_cells
+
+
+def _seurat_dispersions(mean: np.ndarray, variance: np.ndarray) -> pd.DataFrame:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = variance / mean
+        dispersion = pd.Series(np.where(ratio > 0, np.log(ratio), np.nan))
+    log_mean = np.log1p(mean)
+    groups = dispersion.groupby(pd.cut(log_mean, bins=20, labels=False))
+    center, spread = groups.transform("mean"), groups.transform("std")
+    alone = spread.isna() & dispersion.notna()
+    normalized = ((dispersion - center) / spread).where(~alone, 1.0)
+    return pd.DataFrame({"means": log_mean, "dispersions": dispersion, "dispersions_norm": normalized})
+
+
+def _gather(
+    blocks: Iterator[sp.csr_matrix], genes: np.ndarray, n_stored: int, min_genes: int
+) -> tuple[sp.csr_matrix, np.ndarray]:
+    """Copy the columns of cells with enough genes into arrays whose length is known beforehand."""
+    data, indices = np.empty(n_stored, dtype=np.float32), np.empty(n_stored, dtype=np.int32)
+    row_lengths, kept, filled = [], [], 0
+    for block in blocks:
+        block = block[:, genes]
+        detected = np.diff(block.indptr)
+        keep = detected >= min_genes
+        block = block[keep]
+        data[filled : filled + block.nnz] = block.data
+        indices[filled : filled + block.nnz] = block.indices
+        filled += block.nnz
+        row_lengths.append(detected[keep])
+        kept.append(keep)
+    indptr = np.concatenate([[0], np.concatenate(row_lengths).cumsum(dtype=np.int64)])
+    shape = (len(indptr) - 1, len(genes))
+    return sp.csr_matrix((data[:filled], indices[:filled], indptr), shape=shape), np.concatenate(kept)

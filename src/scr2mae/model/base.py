@@ -1,0 +1,226 @@
+"""What every part of the model rests on: the registered data and the network."""
+
+from __future__ import annotations
+
+import logging
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi.model.base import BaseModelClass
+
+from scr2mae.data import CellSpec, read_cells
+from scr2mae.data.setup import make_actual, register
+from scr2mae.masking import as_ratio_schedule
+from scr2mae.model import embed
+from scr2mae.nn.curriculum import Curriculum
+from scr2mae.nn.module import R2MAEModule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from anndata import AnnData
+
+    from scr2mae.data import Cells, Split
+    from scr2mae.masking import RatioSchedule
+    from scr2mae.train.provenance import History
+
+logger = logging.getLogger(__name__)
+
+
+class CellModel(BaseModelClass):
+    """Cells that were set up, a network that fits them, and how they are read for it."""
+
+    _module_cls = R2MAEModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        n_hidden: int = 256,
+        n_latent: int = 64,
+        n_layers: int = 1,
+        *,
+        n_layers_decoder: int = 1,
+        mask_ratio: float | Sequence[float] | RatioSchedule = (0.1, 0.5),
+        curriculum: str | Curriculum | None = None,
+        seed: int = 0,
+        registry: dict[str, Any] | None = None,
+    ) -> None:
+        sizes = {
+            "n_hidden": n_hidden,
+            "n_latent": n_latent,
+            "n_layers": n_layers,
+            "n_layers_decoder": n_layers_decoder,
+        }
+        for name, value in sizes.items():
+            check_whole_number(name, value, smallest=1)
+        check_whole_number("seed", seed, smallest=0)
+        self.curriculum = Curriculum.named(curriculum)
+        self.mask_ratio = mask_ratio
+        self._ratio_schedule(seed)
+        if adata is not None:
+            self._ensure_registered(adata)
+        super().__init__(adata, registry=registry)
+        self.init_params_ = {**{name: int(value) for name, value in sizes.items()}, "seed": int(seed)}
+        self.split_: Split | None = None
+        self.history_: History | None = None
+        self.runs_: list[dict[str, Any]] = []
+        self.n_new_categories_: list[int] | None = None
+        self.module = self.build_module()
+        self._model_summary_string = (
+            f"R2MAEModel with {n_hidden} hidden units, {n_latent} latent dimensions, "
+            f"{n_layers} + {n_layers_decoder} hidden layers, masking ratio {mask_ratio}."
+        )
+
+    @classmethod
+    def setup_anndata(  # type: ignore[override]
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        donor_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        check_counts: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Say where the raw counts and the covariates are.
+
+        Parameters
+        ----------
+        adata
+            Raw counts, cells by genes, dense or sparse, in memory or backed.
+        layer
+            Layer of raw counts; None for ``X``.
+        batch_key
+            Column of ``obs`` with the batch, which encoder and decoder are told.
+        labels_key, donor_key
+            Columns with cell type and donor: bookkeeping for splits and probes, never inputs of the network.
+        size_factor_key
+            Column that replaces the total count as library size.
+        categorical_covariate_keys, continuous_covariate_keys
+            Further columns that the network is told; continuous ones as they are, not standardized.
+        check_counts
+            Whether fractions are refused.
+        kwargs
+            ``source_registry``, the registry of a model to transfer from, and ``extend_categories``.
+
+        Raises
+        ------
+        KeyError
+            If a layer or column does not exist.
+        ValueError
+            If the counts are no raw counts, gene names repeat, or a covariate is missing.
+        """
+        arguments = cls._get_setup_method_args(**locals())
+        cls.register_manager(register(adata, arguments, **kwargs))
+
+    @classmethod
+    def _ensure_registered(cls, adata: AnnData) -> None:
+        """Register an AnnData that was never set up, or that is a copy or subset of one that was."""
+        make_actual(adata)
+        manager = cls._setup_adata_manager_store.get(adata.uns.get("_scvi_uuid"))
+        if manager is not None and manager.adata is adata:
+            return
+        adata.uns.pop("_scvi_uuid", None)
+        if manager is None:
+            logger.info(
+                "AnnData was not set up; taking raw counts from adata.X, no batch and no donor. "
+                "Call R2MAEModel.setup_anndata first to choose otherwise."
+            )
+            cls.setup_anndata(adata)
+        else:
+            logger.info("AnnData is a copy or subset of one that was set up; setting it up alike.")
+            cls.setup_anndata(adata, **manager.registry["setup_args"])
+
+    def build_module(self) -> R2MAEModule:
+        """Make the network; its weights depend on the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            return self.module_for(
+                self.spec,
+                self.init_params_,
+                curriculum=self.curriculum,
+                n_new_categories=self.n_new_categories_,
+            )
+
+    @classmethod
+    def module_for(
+        cls,
+        spec: CellSpec,
+        init_params: dict[str, Any],
+        *,
+        curriculum: Curriculum | None,
+        n_new_categories: list[int] | None,
+    ) -> R2MAEModule:
+        """Make a network for cells, without a model around it.
+
+        Parameters
+        ----------
+        spec
+            What it reads.
+        init_params
+            Its widths, as ``model.init_params_`` has them.
+        curriculum
+            Settings of learned weights, or None.
+        n_new_categories
+            How many categories came with a query, or None.
+
+        Returns
+        -------
+        The network, in evaluation mode.
+        """
+        return cls._module_cls(
+            len(spec.var_names),
+            n_categories=[len(categories) for _, categories in spec.categorical],
+            n_new_categories=n_new_categories,
+            n_continuous=len(spec.continuous),
+            use_size_factor=spec.size_factor_key is not None,
+            curriculum=curriculum,
+            **{name: value for name, value in init_params.items() if name != "seed"},
+        ).eval()
+
+    def _ratio_schedule(self, seed: int) -> RatioSchedule:
+        if self.curriculum is None:
+            return as_ratio_schedule(self.mask_ratio, seed=seed)
+        return self.curriculum.ratio_schedule(self.mask_ratio, seed=seed)
+
+    @property
+    def seed(self) -> int:
+        """Seed of weights, masks and order of cells."""
+        return self.init_params_["seed"]
+
+    @property
+    def spec(self) -> CellSpec:
+        """What the model reads of an AnnData."""
+        return CellSpec.from_registry(self.registry)
+
+    def _cells(self, adata: AnnData | None, *, on_disk: bool = False) -> Cells:
+        """Read the model's own data, or new data by name, without registering them."""
+        if adata is None and self.adata is None:
+            raise ValueError("This model was loaded without data; pass adata=.")
+        return read_cells(self.adata if adata is None else adata, self.spec, on_disk=on_disk)
+
+    def _trained_cells(self, adata: AnnData | None, indices: Any) -> tuple[Cells, np.ndarray | None]:
+        self._check_if_trained(warn=False, message="The model is not trained yet; call model.train() first.")
+        cells = self._cells(adata, on_disk=True)  # each is read once
+        return cells, embed.positions(indices, cells.n_obs)
+
+
+def check_whole_number(name: str, value: Any, *, smallest: int) -> None:
+    """Refuse what is no whole number, or too small a one.
+
+    Raises
+    ------
+    TypeError
+        If it is of another kind.
+    ValueError
+        If it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}.")
+    if value < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {value}.")

@@ -1,0 +1,144 @@
+"""Model card: what a model folder says about its training, for people to read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scr2mae.data import CellSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["model_card"]
+
+TAGS = ["biology", "single-cell", "scRNA-seq", "masked-autoencoder", "r2mae", "scverse"]
+_SHOWN_GENES = 5
+
+_TEXT = """\
+# {name}
+
+Embeddings of single-cell counts by a masked autoencoder that hides another share of the genes at every step
+([R²MAE](https://arxiv.org/abs/2509.21650)), made with `scr2mae`. The table below was filled in from the record of training.
+
+## Use
+
+```python
+import scr2mae  # pip install 'scr2mae[hub]'
+
+model = scr2mae.R2MAEModel.from_hub({repo!r}, revision={revision!r})
+adata.obsm["X_r2mae"] = model.get_latent_representation(adata)  # raw counts; genes are matched by name
+```
+
+Genes that `adata` lacks are treated as masked; do not pad with zeros. Name the hash of a commit as `revision` where results
+must not change.
+
+## Training
+
+| | |
+|---|---|
+{table}
+
+## Data
+
+Which cells these were, where they come from and under which terms: to be written by the owner of this repository.
+
+## Not for
+
+- Diagnosis, or any decision about a patient.
+- Differential expression on imputed or reconstructed values: they are predictions of a network, with its confidence and its errors.
+- Another species, another gene vocabulary, or tissues and assays unlike those of training, unless donors held out there show that it works.
+- Scores on the cells of training: judge the embedding on donors that training did not see.
+
+## Files
+
+`model.json` (settings, gene names, names of batches and covariate categories, curves) and a safetensors file named by its hash (weights,
+positions of the split). Neither can hold code, and counts are not included.
+"""
+
+
+def model_card(
+    metadata: Mapping[str, Any],
+    *,
+    repo: str,
+    revision: str,
+    split_sizes: Mapping[str, int],
+    versions: Mapping[str, str],
+) -> str:
+    """Write the text of a model card, in Markdown, without its YAML header.
+
+    Parameters
+    ----------
+    metadata
+        As :func:`scr2mae.model.state.describe` returns it.
+    repo, revision
+        Where the model will be.
+    split_sizes
+        Side of the split to its number of cells; empty where the split is unknown.
+    versions
+        Library to version, of the machine that pushes.
+
+    Returns
+    -------
+    Markdown.
+    """
+    rows = {**_data_rows(metadata), **_network_rows(metadata), **_training_rows(metadata, split_sizes)}
+    rows["Versions"] = ", ".join(f"{library} {version}" for library, version in versions.items())
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    return _TEXT.format(name=repo.rpartition("/")[2], repo=repo, revision=revision, table=table)
+
+
+def _cell(value: str) -> str:
+    """Keep the names of columns and genes, which can be anything, inside their cell of the table."""
+    return value.replace("|", "\\|").replace("\n", " ")
+
+
+def _data_rows(metadata: Mapping[str, Any]) -> dict[str, str]:
+    registry = metadata["registry"]
+    spec = CellSpec.from_registry(registry)
+    genes = ", ".join(spec.var_names[:_SHOWN_GENES])
+    more = " ..." if len(spec.var_names) > _SHOWN_GENES else ""
+    rows = {
+        "Cells": f"{registry['field_registries']['X']['state_registry']['n_obs']:,}",
+        "Genes": f"{len(spec.var_names):,} ({genes}{more})",
+        "Counts": f"`layers[{spec.layer!r}]`" if spec.layer else "`X`",
+    }
+    (batch_key, batches), *further = spec.categorical
+    if batch_key is not None:
+        rows["Batch"] = f"`{batch_key}`, {len(batches)} known"
+    if names := [name for name, _ in further] + list(spec.continuous):
+        rows["Further covariates"] = ", ".join(f"`{name}`" for name in names)
+    return rows
+
+
+def _network_rows(metadata: Mapping[str, Any]) -> dict[str, str]:
+    sizes = metadata["init_params"]
+    ratio = metadata["mask_ratio"]
+    shown = {
+        list: lambda: f"drawn from {ratio[0]:g} to {ratio[1]:g} for every mini-batch (R²MAE)",
+        float: lambda: f"{ratio:g}, fixed",
+        dict: lambda: ", ".join(f"{name} {value}" for name, value in ratio.items()),
+    }
+    rows = {
+        "Network": f"{sizes['n_layers']} encoder and {sizes['n_layers_decoder']} decoder layers of {sizes['n_hidden']} units, "
+        f"embedding of {sizes['n_latent']} dimensions",
+        "Masking ratio": shown[type(ratio)]() if type(ratio) in shown else "a schedule of the owner's own",
+    }
+    if metadata["curriculum"] is not None:
+        rows["Curriculum"] = ", ".join(f"{name} {value}" for name, value in metadata["curriculum"].items())
+    return rows
+
+
+def _training_rows(metadata: Mapping[str, Any], split_sizes: Mapping[str, int]) -> dict[str, str]:
+    rows = {"Seed": str(metadata["init_params"]["seed"])}
+    split = metadata["split"]
+    if split is not None:
+        sides = ", ".join(f"{size:,} {side}" for side, size in split_sizes.items() if size)
+        unit = f"whole groups of `{split['key']}`" if split["key"] else "single cells"
+        rows["Split"] = f"{sides} cells; {unit} held out"
+    curves = metadata["history"]
+    if "train_loss" in curves:
+        rows["Epochs"] = str(len(curves["train_loss"]["values"]))
+    for name, label in (("train_loss", "Training loss"), ("validation_loss", "Validation loss")):
+        if curves.get(name, {}).get("values"):
+            rows[label] = f"{curves[name]['values'][-1]:.4f} nats a masked count, at the end"
+    return rows

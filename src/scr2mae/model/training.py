@@ -1,0 +1,254 @@
+"""Training: who is on which side, what a run is made of, and what is kept of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scr2mae._utils.compat import resolve_precision, torch_device
+from scr2mae.data import CellDataModule, Split, split_cells, stays_on_disk
+from scr2mae.data.foreign import check_data_module
+from scr2mae.model import state as saved
+from scr2mae.model.base import CellModel, check_whole_number
+from scr2mae.train import CurriculumLog, MaskedTrainingPlan, expression_deciles, fit
+from scr2mae.train.provenance import fingerprint
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+
+_AVERAGING = 0.1  # share of a run whose weights are averaged; measured on the documentation's benchmark page
+
+
+class TrainingMixin(CellModel):
+    """``train`` and what belongs to it."""
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float = 0.9,
+        validation_size: float | None = None,
+        batch_size: int = 128,
+        split_key: str | bool | None = None,
+        early_stopping: bool = False,
+        seed: int | None = None,
+        precision: str | int | None = "auto",
+        counts_on: str = "auto",
+        resume: str | Path | None = None,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every_n_steps: int | None = None,
+        steps_per_execution: int | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        datamodule: LightningDataModule | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train; a second call goes on from the weights of the first.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells; None chooses by the number of cells.
+        accelerator, devices
+            As in :class:`lightning.pytorch.Trainer`.
+        train_size, validation_size
+            Shares of cells; validation takes the rest by default.
+        batch_size
+            Cells a mini-batch, each with its own masking ratio.
+        split_key
+            Column whose groups stay on one side of the split. None means the registered donor, or cells where there
+            is none; False means cells, as in the paper.
+        early_stopping
+            Stop when the validation loss no longer falls.
+        seed
+            Seed of split, order and masks; None for the model's.
+        precision
+            ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"auto"`` multiplies matrices in bfloat16 where the processor does
+            that in hardware. Only ``"32-true"`` gives the same weights on every kind of processor.
+        counts_on
+            Where counts are while the network trains: ``"device"``, ``"memory"`` or ``"disk"``. ``"auto"`` takes the
+            first of them where they fit, and the disk only if they are there (a backed AnnData).
+        resume
+            Checkpoint, or ``checkpoint_dir`` of an earlier run, to go on from.
+        checkpoint_dir
+            Folder that receives a checkpoint after every epoch.
+        checkpoint_every_n_steps
+            Write one every so many mini-batches too; None for epochs only.
+        steps_per_execution
+            Mini-batches that Lightning's loop is given together, which spares small networks and fast devices most of what
+            the loop costs. Each is a step of its own as ever, with the same result; checkpoints come after the last. None takes sixteen where nothing looks at single mini-batches (a callback, a logger, several processes,
+            accumulated or clipped gradients), else one.
+        plan_kwargs
+            Arguments of :class:`scr2mae.train.MaskedTrainingPlan`: ``lr``, ``weight_decay``, ``eps``, ``optimizer``,
+            ``averaging`` (a tenth of the run by default; None keeps the last weights, as in the paper), ``compile`` and
+            ``compile_kwargs``.
+        datasplitter_kwargs
+            ``shuffle`` and ``external_indexing`` of :func:`scr2mae.data.split_cells`.
+        datamodule
+            Lightning data module that yields mini-batches under scvi-tools' keys, such as those of ``scvi.dataloaders``,
+            in place of the model's data: the model's genes in its order, batches numbered as the model numbers them.
+        trainer_kwargs
+            Further arguments of :class:`lightning.pytorch.Trainer`, such as ``logger``.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range or there is nothing to train.
+        FileNotFoundError
+            If there is no checkpoint to resume from.
+        NotADirectoryError
+            If ``checkpoint_dir`` is a file.
+        scr2mae.train.NonFiniteError
+            If twenty steps in a row had a loss or gradient that is not finite; it names the cells. The model keeps the weights
+            of before and can be used.
+        """
+        if not any(p.requires_grad for p in self.module.parameters()):
+            raise ValueError(
+                "This query has no new category, so there is nothing to train; embed it as it is."
+            )
+        if max_epochs is not None:
+            check_whole_number("max_epochs", max_epochs, smallest=1)
+        seed = self.seed if seed is None else seed
+        check_whole_number("seed", seed, smallest=0)
+        if checkpoint_dir is not None and Path(checkpoint_dir).is_file():
+            raise NotADirectoryError(f"{checkpoint_dir} is a file; checkpoints go into a folder.")
+        obs_names = None
+        if datamodule is not None:
+            check_data_module(datamodule, self.spec)
+            steps_per_execution = 1 if steps_per_execution is None else steps_per_execution
+        else:
+            split = {"train_size": train_size, "validation_size": validation_size}
+            datamodule = self._data_module(
+                self._split(split_key, seed=seed, **split, **(datasplitter_kwargs or {})),
+                early_stopping=early_stopping,
+                batch_size=batch_size,
+                seed=seed,
+                counts_on=counts_on,
+            )
+            obs_names = self.adata.obs_names
+        plan = self._training_plan(seed, plan_kwargs or {})
+        max_epochs = max_epochs or default_max_epochs(_n_obs_epoch(datamodule))
+        arguments = {
+            "max_epochs": max_epochs,
+            "batch_size": batch_size,
+            "train_size": train_size,
+            "validation_size": validation_size,
+            "split_key": split_key,
+            "early_stopping": early_stopping,
+            "precision": precision,
+            "plan_kwargs": plan_kwargs,
+            "datasplitter_kwargs": datasplitter_kwargs,
+        }
+        about = saved.describe_run(self, datamodule, seed=seed, resumed=resume is not None, train=arguments)
+        try:
+            self.trainer = fit(
+                plan,
+                datamodule,
+                max_epochs=max_epochs,
+                n_obs_epoch=_n_obs_epoch(datamodule),
+                obs_names=obs_names,
+                accelerator=accelerator,
+                devices=devices,
+                precision=resolve_precision(precision, torch_device(accelerator, "auto")),
+                early_stopping=early_stopping,
+                resume=resume,
+                checkpoint_dir=checkpoint_dir,
+                checkpoint_every_n_steps=checkpoint_every_n_steps,
+                steps_per_execution=steps_per_execution,
+                **self._trainer_arguments(plan, datamodule, trainer_kwargs),
+            )
+        finally:
+            self._finish(plan, about)
+
+    def _split(self, split_key: str | bool | None, **kwargs: Any) -> Split:
+        """Split the model's cells by ``split_key``: None means the registered donor, False means cells."""
+        if self.adata is None:
+            raise ValueError("This model was loaded without data; load it with adata= to train it.")
+        obs = self.adata.obs
+        if split_key is True:
+            raise ValueError(
+                "split_key takes a column of adata.obs, None (the registered donor) or False (cells)."
+            )
+        key = self.registry["setup_args"].get("donor_key") if split_key is None else split_key or None
+        if key is not None and key not in obs:
+            raise KeyError(
+                f"No {key!r} in adata.obs to split by; choose one of {list(obs)}, or split_key=False."
+            )
+        return split_cells(self.adata.n_obs, groups=None if key is None else obs[key], key=key, **kwargs)
+
+    def _data_module(
+        self, split: Split, *, early_stopping: bool, counts_on: str, **kwargs: Any
+    ) -> CellDataModule:
+        """Read the model's own cells and remember who is on which side."""
+        cells = self._cells(None, on_disk=stays_on_disk(self.adata, self.spec.layer, counts_on))
+        datamodule = CellDataModule(cells, split, counts_on=counts_on, **kwargs)
+        self.keep_split(split)
+        if early_stopping and not len(split.validation):
+            raise ValueError("early_stopping=True needs validation cells; lower train_size.")
+        return datamodule
+
+    def _training_plan(self, seed: int, plan_kwargs: dict[str, Any]) -> MaskedTrainingPlan:
+        curriculum = None if self.module.is_query else self.curriculum
+        return MaskedTrainingPlan(
+            self.module,
+            ratio_schedule=self._ratio_schedule(seed),
+            seed=seed,
+            gradient_schedule=None if curriculum is None else curriculum.schedule,
+            before=self.history_,
+            **{"averaging": _AVERAGING, **plan_kwargs},
+        )
+
+    def _trainer_arguments(
+        self, plan: MaskedTrainingPlan, datamodule: Any, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Add to the caller's what follows from the data: whether there is validation, the curriculum's curves."""
+        ours = datamodule if isinstance(datamodule, CellDataModule) else None
+        callbacks = list(kwargs.get("callbacks") or [])
+        if plan.gradient_schedule is not None:
+            mean = None if ours is None else np.asarray(ours.cells.counts.mean(axis=0)).ravel()
+            callbacks.append(CurriculumLog(None if mean is None else expression_deciles(mean)))
+        has_validation = ours is None or len(ours.split.validation) > 0
+        return {
+            **({} if has_validation else {"limit_val_batches": 0}),
+            **kwargs,
+            "callbacks": callbacks,
+        }
+
+    def keep_split(self, split: Split) -> None:
+        """Remember which cells train, validate and are left out.
+
+        Parameters
+        ----------
+        split
+            Positions of the cells on each side, of the data that the model was made with.
+        """
+        self.split_ = split
+        self.train_indices_, self.validation_indices_, self.test_indices_ = (
+            split.train,
+            split.validation,
+            split.test,
+        )
+
+    def _finish(self, plan: MaskedTrainingPlan, about: dict[str, Any]) -> None:
+        """Take over what a run, whole or broken off, has learned, and what it was."""
+        self.module.eval()
+        if plan.rows:
+            self.is_trained_ = True
+            self.history_ = plan.history
+            self.runs_ = [*self.runs_, fingerprint({**plan.run, **about})]
+
+
+def _n_obs_epoch(datamodule: Any) -> int:
+    """Training cells of a data module; 0 where it does not say."""
+    if isinstance(datamodule, CellDataModule):
+        return len(datamodule.split.train)
+    return int(getattr(datamodule, "n_obs", 0))
+
+
+def default_max_epochs(n_obs: int) -> int:
+    """Epochs for a number of training cells: about 480,000 cells seen in all, but 20 to 100 passes."""
+    return max(20, min(100, round(480_000 / max(n_obs, 1))))

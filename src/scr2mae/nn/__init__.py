@@ -1,0 +1,1 @@
+"""Layers, negative binomial likelihood, curriculum and the network itself."""

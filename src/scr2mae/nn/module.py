@@ -1,0 +1,398 @@
+"""The network and its loss: masked counts in, negative binomial over the hidden genes out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput
+from torch import Tensor, nn
+
+from scr2mae.masking import draw_mask
+from scr2mae.nn.curriculum import scale_gradient
+from scr2mae.nn.layers import CovariateMLP
+from scr2mae.nn.likelihood import log_mean_of_counts, nb_log_prob, shapes_are_free
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from scr2mae.nn.curriculum import Curriculum
+
+__all__ = ["MEASURED_KEY", "R2MAEModule"]
+
+MEASURED_KEY = "measured"
+"""Optional entry of a mini-batch: boolean (n_vars,), False where a gene panel lacks the gene."""
+
+
+class R2MAEModule(BaseModuleClass):
+    """Masked autoencoder of counts (Dong et al. 2025, section 4 and appendix C).
+
+    Encoder: ``log1p(masked counts)`` and covariates, hidden layers with batch normalization and ReLU, a
+    linear map to the latent space; deterministic. Decoder: latent and covariates, hidden layers, a softmax over
+    genes times the library size of the unmasked cell; one dispersion a gene.
+
+    Parameters
+    ----------
+    n_vars
+        Number of genes, >= 2.
+    n_hidden, n_latent
+        Widths.
+    n_layers, n_layers_decoder
+        Hidden layers of encoder and decoder, >= 1.
+    n_categories
+        Number of categories of the batch and of each further categorical covariate.
+    n_new_categories
+        How many of them came with a query (see :meth:`R2MAEModel.load_query_data`).
+    n_continuous
+        Number of continuous covariates.
+    use_size_factor
+        Whether a size factor in the mini-batch replaces the total count. Data modules of scvi-tools send one unasked.
+    curriculum
+        Settings of learned loss weights, or None for equal weights.
+    """
+
+    def __init__(
+        self,
+        n_vars: int,
+        *,
+        n_hidden: int,
+        n_latent: int,
+        n_layers: int = 2,
+        n_layers_decoder: int = 1,
+        n_categories: Sequence[int] = (),
+        n_new_categories: Sequence[int] | None = None,
+        n_continuous: int = 0,
+        use_size_factor: bool = False,
+        curriculum: Curriculum | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_vars = n_vars
+        self.use_size_factor = use_size_factor
+        covariates: dict[str, Any] = {
+            "n_categories": n_categories,
+            "n_new_categories": n_new_categories,
+            "n_continuous": n_continuous,
+        }
+        self.encoder = CovariateMLP(n_vars, n_hidden, n_layers, **covariates)
+        self.n_latent = n_latent
+        self.to_latent = nn.Linear(n_hidden, n_latent)
+        self.decoder = CovariateMLP(n_latent, n_hidden, n_layers_decoder, **covariates)
+        self.to_logits = nn.Linear(n_hidden, n_vars)
+        self.log_theta = nn.Parameter(torch.zeros(n_vars))
+        self.curriculum = None if curriculum is None else curriculum.for_cells(n_vars)
+        self.is_query = n_new_categories is not None
+        if self.is_query:
+            self._freeze_reference()
+
+    def _freeze_reference(self) -> None:
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.endswith(".new"))
+
+    def train(self, mode: bool = True) -> R2MAEModule:
+        """Switch to training mode; a query keeps the running statistics of its reference.
+
+        Parameters
+        ----------
+        mode
+            True for training, False for evaluation.
+
+        Returns
+        -------
+        The module itself.
+        """
+        return super().train(mode and not self.is_query)
+
+    @staticmethod
+    def _covariates(tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        batch, further = tensors[REGISTRY_KEYS.BATCH_KEY], tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
+        # A data module without a batch sends None.
+        batch = (
+            torch.zeros_like(tensors[REGISTRY_KEYS.X_KEY][:, :1]).long() if batch is None else batch.long()
+        )
+        return {
+            "categories": batch if further is None else torch.cat([batch, further.long()], dim=1),
+            "continuous": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+        }
+
+    def log_library(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Log of the size factor if the model uses one, else of the total count, at least log 1; (n_obs, 1).
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+
+        Returns
+        -------
+        Natural logarithms.
+        """
+        if self.use_size_factor:
+            return tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].float().log()
+        return tensors[REGISTRY_KEYS.X_KEY].float().sum(dim=1, keepdim=True).clamp(min=1.0).log()
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **_: Any) -> dict[str, Any]:
+        return {"counts": tensors[REGISTRY_KEYS.X_KEY], **self._covariates(tensors)}
+
+    def inference(
+        self,
+        counts: Tensor,
+        categories: Tensor | None = None,
+        continuous: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Embed cells, with the genes in ``mask`` (n_vars,) hidden; never masks by itself.
+
+        Parameters
+        ----------
+        counts
+            Raw counts, shape (n_obs, n_vars).
+        categories
+            Codes of batch and covariates, shape (n_obs, n_covariates).
+        continuous
+            Shape (n_obs, n_continuous).
+        mask
+            Boolean, shape (n_vars,); None hides none.
+
+        Returns
+        -------
+        ``{"z": shape (n_obs, n_latent)}``.
+        """
+        x = counts.float().log1p()
+        if mask is not None:
+            x = x * ~mask
+        return {"z": self.to_latent(self.encoder(x, categories, continuous))}
+
+    def _get_generative_input(
+        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any], **_: Any
+    ) -> dict[str, Any]:
+        return {"z": inference_outputs["z"], **self._covariates(tensors)}
+
+    def generative(
+        self, z: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Decode latent vectors to logits over genes, shape (n_obs, n_vars).
+
+        Parameters
+        ----------
+        z
+            Embeddings, shape (n_obs, n_latent).
+        categories
+            Codes of batch and covariates, shape (n_obs, n_covariates).
+        continuous
+            Shape (n_obs, n_continuous).
+
+        Returns
+        -------
+        ``{"logits": shape (n_obs, n_vars)}``.
+        """
+        h = self.decoder(z, categories, continuous)
+        # The bias holds most of what tells genes apart: added after the product, it stays float32 under autocast.
+        return {"logits": nn.functional.linear(h, self.to_logits.weight) + self.to_logits.bias}
+
+    def element_nll(
+        self,
+        tensors: dict[str, Tensor],
+        logits: Tensor,
+        *,
+        genes: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood of each count in nats.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+        logits
+            Decoder output, shape (n_obs, n_vars).
+        genes
+            Positions of the genes to score, shape (k,); None for all.
+        weights
+            What each element is multiplied by, shape (n_vars,) or (n_obs, n_vars).
+
+        Returns
+        -------
+        Shape (n_obs, k).
+        """
+        counts = tensors[REGISTRY_KEYS.X_KEY]
+        log_theta: Tensor = self.log_theta
+        log_mean = log_mean_of_counts(logits, self.log_library(tensors), measured=tensors.get(MEASURED_KEY))
+        if genes is not None:
+            counts, log_mean, log_theta = (
+                counts.index_select(1, genes),
+                log_mean.index_select(1, genes),
+                log_theta.index_select(0, genes),
+            )
+        nll = -nb_log_prob(counts, log_mean, log_theta)
+        if weights is None:
+            return nll
+        return nll * (weights if genes is None else weights.index_select(-1, genes))
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Tensor],
+        generative_outputs: dict[str, Tensor],
+        *,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> LossOutput:
+        """Mean negative log-likelihood over the hidden genes, or over all measured genes without a mask.
+
+        Its size does not depend on how many genes are hidden. ``weights``, of shape (n_vars,) or (n_obs, n_vars),
+        multiply each element.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+        inference_outputs, generative_outputs
+            From :meth:`inference` and :meth:`generative`.
+        mask
+            Boolean, shape (n_vars,), the genes to score; None for all measured ones.
+        weights
+            Of each gene, or of each cell's genes.
+
+        Returns
+        -------
+        Mean over cells and genes, in nats a count.
+        """
+        scored = tensors.get(MEASURED_KEY) if mask is None else mask
+        genes = None if scored is None else scored.nonzero().squeeze(1)
+        nll = self.element_nll(tensors, generative_outputs["logits"], genes=genes, weights=weights)
+        return LossOutput(loss=nll.mean(), n_obs_minibatch=nll.shape[0], reconstruction_loss=nll.mean(dim=1))
+
+    def curriculum_weights(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Weights of each gene at each ratio, made from this mini-batch's uncorrupted counts.
+
+        Shape (n_vars, n_ratios), or (n_obs, n_vars, n_ratios) with a matrix a cell.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+
+        Returns
+        -------
+        Positive, mean one.
+
+        Raises
+        ------
+        ValueError
+            If the network has no curriculum.
+        """
+        if self.curriculum is None:
+            raise ValueError(
+                "This network has no curriculum; build the model with curriculum='cl' or the like."
+            )
+        counts = tensors[REGISTRY_KEYS.X_KEY].float()
+        # Balancing compares weights that differ little.
+        with torch.autocast(counts.device.type, enabled=False):
+            return self.curriculum(counts.log1p(), valid=tensors.get(MEASURED_KEY))
+
+    def draw_gene_mask(self, tensors: dict[str, Tensor], ratio: float, *, seed: int, step: int) -> Tensor:
+        """Hide ``round(ratio * n)`` of the n measured genes; boolean, shape (n_vars,).
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch, which says which genes were measured.
+        ratio, seed, step
+            As in :func:`scr2mae.masking.draw_mask`.
+
+        Returns
+        -------
+        True where a gene is hidden.
+        """
+        device = tensors[REGISTRY_KEYS.X_KEY].device
+        measured = tensors.get(MEASURED_KEY)
+        if measured is None:
+            return draw_mask(self.n_vars, ratio, seed=seed, step=step, device=device)
+        mask = torch.zeros(self.n_vars, dtype=torch.bool, device=device)
+        mask[measured] = draw_mask(int(measured.sum()), ratio, seed=seed, step=step, device=device)
+        return mask
+
+    def masked_nll(
+        self,
+        tensors: dict[str, Tensor],
+        mask: Tensor,
+        genes: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Score the hidden genes as ``forward`` does: the part of a step that a compiler is given.
+
+        Tensors alone go in and come out, and nothing waits for the device.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+        mask
+            Boolean, shape (n_vars,), True where a gene is hidden.
+        genes
+            Positions of the hidden genes, shape (k,). None evaluates the likelihood of all genes and drops that of the
+            others, so that no shape depends on how many are hidden.
+        weights
+            Of each gene, shape (n_vars,), or of each cell's genes, shape (n_obs, n_vars).
+
+        Returns
+        -------
+        Mean over cells and hidden genes, in nats a count; a scalar.
+        """
+        counts, covariates = tensors[REGISTRY_KEYS.X_KEY], self._covariates(tensors)
+        z = self.inference(counts, **covariates, mask=mask)["z"]
+        logits = self.generative(z, **covariates)["logits"]
+        nll = self.element_nll(tensors, logits, genes=genes, weights=weights)
+        return nll.mean() if genes is not None else (nll * (mask / mask.sum())).sum(dim=1).mean()
+
+    def training_loss(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        ratio: float,
+        seed: int,
+        step: int,
+        ratio_index: int | None = None,
+        grad_scale: float = 1.0,
+        compiled: Callable[..., Tensor] | None = None,
+    ) -> LossOutput:
+        """Hide a share of the genes of this mini-batch, the same for all its cells, and score them.
+
+        Parameters
+        ----------
+        tensors
+            A mini-batch.
+        ratio, seed, step
+            As in :func:`scr2mae.masking.draw_mask`.
+        ratio_index
+            Column of the curriculum's weights that belongs to the ratio; None scores without weights.
+        grad_scale
+            What the gradient that reaches the curriculum's network is multiplied by.
+        compiled
+            :meth:`masked_nll`, compiled, whose first argument is the network; None scores without.
+
+        Returns
+        -------
+        Mean over cells and hidden genes, in nats a count.
+        """
+        mask = self.draw_gene_mask(tensors, ratio, seed=seed, step=step)
+        weights = None
+        if ratio_index is not None:
+            weights = scale_gradient(self.curriculum_weights(tensors), grad_scale)[..., ratio_index]
+        if compiled is not None:
+            loss = compiled(self, tensors, mask, _scored_alone(mask), weights)
+            return LossOutput(loss=loss, n_obs_minibatch=len(tensors[REGISTRY_KEYS.X_KEY]))
+        return self(tensors, inference_kwargs={"mask": mask}, loss_kwargs={"mask": mask, "weights": weights})[
+            2
+        ]
+
+
+def _scored_alone(mask: Tensor) -> Tensor | None:
+    """Positions of the hidden genes where counting them costs nothing, for a graph that takes any number of them."""
+    if not shapes_are_free(mask.device):
+        return None
+    genes = mask.nonzero().squeeze(1)
+    torch._dynamo.maybe_mark_dynamic(genes, 0)
+    return genes

@@ -1,0 +1,124 @@
+"""What a curriculum weighs, and how it came to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.ticker import MaxNLocator
+
+from scr2mae.pl.axes import despine, make_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from scr2mae.model import R2MAEModel
+    from scr2mae.train.provenance import History
+
+__all__ = ["curriculum_history", "curriculum_weights"]
+
+_CURVE = re.compile(r"curriculum_weight_(?P<column>.+)_decile_(?P<decile>\d+)")
+
+
+def curriculum_weights(model_or_frame: R2MAEModel | pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the loss weight of each gene at each masking ratio.
+
+    Parameters
+    ----------
+    model_or_frame
+        A model trained with a curriculum, or what its ``get_curriculum_weights`` returned: genes by ratios.
+    ax
+        Where to draw.
+
+    Returns
+    -------
+    The Axes. A row a gene, sorted by how its weight at the largest ratio compares with that at the smallest, or with one fixed
+    ratio by the column that is in use; colors show the binary logarithm of the weight, white at one, and stop at the most extreme hundredth.
+
+    Raises
+    ------
+    ValueError
+        If the model has no curriculum, or there is nothing to draw.
+    """
+    frame = (
+        model_or_frame
+        if isinstance(model_or_frame, pd.DataFrame)
+        else model_or_frame.get_curriculum_weights()
+    )
+    if not frame.size or not (frame.to_numpy() > 0).all():
+        raise ValueError(
+            f"Expected positive weights, genes by ratios, got a frame of shape {frame.shape} with minimum {frame.min().min()}."
+        )
+    logs = np.log2(frame.to_numpy(dtype=float))
+    by_ratio = pd.api.types.is_float_dtype(frame.columns.dtype)
+    logs = logs[np.argsort(logs[:, -1] - logs[:, 0] if by_ratio else logs[:, 0], kind="stable")]
+    ax = make_axes(ax, width=5.5, height=4.5)
+    bound = max(float(np.quantile(np.abs(logs), 0.99)), 1e-3)
+    image = ax.imshow(
+        logs, aspect="auto", interpolation="nearest", cmap="RdBu_r", norm=TwoSlopeNorm(0.0, -bound, bound)
+    )
+    ax.figure.colorbar(image, ax=ax, label="log2 of the loss weight", extend="both")
+    ax.set_xticks(
+        range(len(frame.columns)),
+        [f"{100 * value:.3g}" if by_ratio else str(value) for value in frame.columns],
+    )
+    ax.set(
+        xlabel="Genes hidden (%)" if by_ratio else "Column of weights, the first in use",
+        ylabel=f"{len(logs):,} genes, sorted",
+        yticks=[],
+    )
+    return ax
+
+
+def curriculum_history(model_or_history: R2MAEModel | History, *, ax: Axes | None = None) -> Axes:
+    """Draw how the weights of a curriculum moved in training, by mean expression of the genes.
+
+    Parameters
+    ----------
+    model_or_history
+        A model trained with a curriculum, or its ``history``.
+    ax
+        Where to draw.
+
+    Returns
+    -------
+    The Axes. A line a decile of genes by expression, at the largest masking ratio, or at the one ratio of a fixed scheme. The
+    weight network is frozen where the ground is gray; the dashed line is where the multiplier turns negative, from easy to hard.
+
+    Raises
+    ------
+    ValueError
+        If the history holds no curriculum.
+    """
+    history = model_or_history if isinstance(model_or_history, Mapping) else model_or_history.history
+    found = [match for name in history or {} if (match := _CURVE.fullmatch(name))]
+    if not found:
+        raise ValueError(
+            f"Expected the history of a model trained with curriculum='cl' or the like, got the curves {sorted(history or {})}."
+        )
+    column = max({match["column"] for match in found}, key=lambda text: (text != "selected", text))
+    lines = {
+        int(match["decile"]): history[match[0]][match[0]] for match in found if match["column"] == column
+    }
+    ax = make_axes(ax, width=5.5, height=3.8)
+    colors = mpl.colormaps["viridis"]
+    for decile, line in sorted(lines.items()):
+        ax.plot(line.index, line, color=colors((decile - 1) / 9.5), linewidth=1.5)
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(1, 10.5), colors)
+    ax.figure.colorbar(scale, ax=ax, label="Expression decile of the genes", ticks=[1, 4, 7, 10])
+    multiplier = history["curriculum_multiplier"]["curriculum_multiplier"]
+    frozen, negative = multiplier.index[multiplier == 0], multiplier.index[multiplier < 0]
+    if len(frozen):
+        ax.axvspan(multiplier.index[0] - 0.5, frozen[-1] + 0.5, color="0.9", zorder=0)
+    if len(negative):
+        ax.axvline(negative[0] - 0.5, color="black", linestyle="--", linewidth=1)
+    where = "" if column == "selected" else f", {100 * float(column):.3g} % hidden"
+    ax.set(xlabel="Epoch", ylabel=f"Mean loss weight{where}")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    despine(ax)
+    return ax

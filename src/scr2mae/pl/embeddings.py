@@ -1,0 +1,170 @@
+"""Cells in two dimensions."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scr2mae.pl.axes import MARKERS, OKABE_ITO, despine, frameless_legend, make_axes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
+
+__all__ = ["embedding"]
+
+logger = logging.getLogger(__name__)
+
+_MISSING = "#BBBBBB"
+
+
+def embedding(
+    adata: AnnData,
+    basis: str = "X_r2mae",
+    *,
+    color: str | None = None,
+    n_neighbors: int = 15,
+    seed: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw cells in two dimensions: the UMAP of an embedding.
+
+    Parameters
+    ----------
+    adata
+        Cells. See the notes for what is written to it.
+    basis
+        Key of ``adata.obsm``, shape ``(n_obs, n_latent)``. Two columns are drawn as they are, without UMAP.
+    color
+        Column of ``adata.obs``; numbers get a color bar, anything else a legend. None draws all cells alike.
+    n_neighbors
+        Neighbors of a cell, at least 2; where there are fewer cells, all of them.
+    seed
+        Seed of the UMAP.
+    ax
+        Where to draw.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    KeyError
+        If there is no such embedding or column.
+    ValueError
+        If the embedding is not finite or there are fewer than four cells.
+
+    Notes
+    -----
+    Scanpy's neighbors and UMAP are computed on a copy; neither ``adata.obsm["X_umap"]`` nor ``adata.obsp`` is
+    touched. Written are ``adata.obsm[f"{basis}_umap"]``, so that a second figure costs nothing, and a checksum in
+    ``adata.uns["scr2mae"]``, by which they are computed anew once the embedding or a setting has changed. Nothing
+    is written to a view; to draw a subset where it lies among all cells, pass ``basis=f"{basis}_umap"``.
+    """
+    if basis not in adata.obsm:
+        raise KeyError(f"No {basis!r} in adata.obsm; choose one of {list(adata.obsm)}.")
+    if color is not None and color not in adata.obs:
+        raise KeyError(f"No {color!r} in adata.obs; choose one of {list(adata.obs)}.")
+    values = np.asarray(adata.obsm[basis])
+    if values.shape[1] == 2:
+        points, title = values, "UMAP" if basis.endswith("umap") else basis
+    else:
+        points, title = _stored_umap(adata, basis, values, n_neighbors=n_neighbors, seed=seed), "UMAP"
+    ax = make_axes(ax, width=6.5, height=4.5)
+    size = float(np.clip(20_000 / max(len(points), 1), 1, 24))
+    style: dict[str, Any] = {"s": size, "rasterized": len(points) > 5_000}
+    if color is None:
+        _dots(ax, points, color=OKABE_ITO[0], **style)
+    elif pd.api.types.is_numeric_dtype(adata.obs[color]) and not pd.api.types.is_bool_dtype(adata.obs[color]):
+        _scatter_numbers(ax, points, adata.obs[color], style)
+    else:
+        _scatter_categories(ax, points, adata.obs[color], style)
+    ax.set(xlabel=f"{title} 1", ylabel=f"{title} 2", xticks=[], yticks=[])
+    despine(ax)
+    return ax
+
+
+def _stored_umap(
+    adata: AnnData, basis: str, values: np.ndarray, *, n_neighbors: int, seed: int
+) -> np.ndarray:
+    """Return the UMAP kept in ``adata`` if it is that of these values, else compute and keep it."""
+    key = f"{basis}_umap"
+    settings = f"{values.shape} {values.dtype} n_neighbors={n_neighbors} seed={seed}"
+    checksum = hashlib.sha256(settings.encode() + np.ascontiguousarray(values).tobytes()).hexdigest()
+    if key in adata.obsm and adata.uns.get("scr2mae", {}).get(key) == checksum:
+        return np.asarray(adata.obsm[key])
+    points = _umap(values, n_neighbors=n_neighbors, seed=seed)
+    if not adata.is_view:
+        adata.obsm[key] = points
+        adata.uns.setdefault("scr2mae", {})[key] = checksum
+        logger.info("Wrote the UMAP of %s to adata.obsm[%r].", basis, key)
+    return points
+
+
+def _umap(values: np.ndarray, *, n_neighbors: int, seed: int) -> np.ndarray:
+    """Lay cells out in two dimensions; shape ``(n_obs, 2)``."""
+    if len(values) < 4:
+        raise ValueError(f"UMAP needs at least four cells, got {len(values)}.")
+    if n_neighbors < 2:
+        raise ValueError(f"n_neighbors must be at least 2, got {n_neighbors}.")
+    if not np.isfinite(values).all():
+        raise ValueError("The embedding holds NaN or infinite values; embed those cells again or drop them.")
+    import scanpy as sc
+    from anndata import AnnData
+
+    work = AnnData(np.ascontiguousarray(values, dtype=np.float32))
+    sc.pp.neighbors(work, n_neighbors=min(n_neighbors, len(values) - 1), use_rep="X", random_state=seed)
+    sc.tl.umap(work, random_state=seed)
+    return np.asarray(work.obsm["X_umap"], dtype=np.float32)
+
+
+def _dots(ax: Axes, points: np.ndarray, **style: Any) -> PathCollection:
+    return ax.scatter(points[:, 0], points[:, 1], **{"linewidths": 0, **style})
+
+
+def _scatter_numbers(ax: Axes, points: np.ndarray, column: pd.Series, style: dict[str, Any]) -> None:
+    shown = column.to_numpy(dtype=float, na_value=np.nan)
+    known = np.isfinite(shown)
+    if not known.all():
+        _dots(ax, points[~known], color=_MISSING, **style)
+    dots = _dots(ax, points[known], c=shown[known], cmap="viridis", **style)
+    ax.figure.colorbar(dots, ax=ax, label=str(column.name))
+
+
+def _scatter_categories(ax: Axes, points: np.ndarray, column: pd.Series, style: dict[str, Any]) -> None:
+    """Draw each category in a color and, past eight of them, a marker of its own; the rarest on top."""
+    column = column.astype("category").cat.remove_unused_categories()
+    codes, names = column.cat.codes.to_numpy(), [str(name) for name in column.cat.categories]
+    if len(names) > len(OKABE_ITO) * len(MARKERS):
+        logger.warning("%r has %d categories; some share color and marker.", column.name, len(names))
+    handles = {}
+    if (codes < 0).any():
+        handles[len(names)] = _dots(ax, points[codes < 0], color=_MISSING, label="missing", **style)
+    for code in np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable"):
+        turn, i = divmod(int(code), len(OKABE_ITO))
+        handles[int(code)] = _dots(
+            ax,
+            points[codes == code],
+            color=OKABE_ITO[i],
+            marker=MARKERS[turn % len(MARKERS)],
+            # An outline keeps small marks of one color apart where the shapes alone would not.
+            linewidths=0.1 * style["s"] ** 0.5 if turn else 0,
+            edgecolors="black",
+            label=names[code],
+            **style,
+        )
+    frameless_legend(
+        ax,
+        handles=[handles[code] for code in sorted(handles)],
+        title=str(column.name),
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        markerscale=float(np.sqrt(36 / style["s"])),
+        ncols=1 + len(handles) // 21,
+    )

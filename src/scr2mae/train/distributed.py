@@ -1,0 +1,188 @@
+"""Several processes: how they are started, and what they share beside gradients."""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning.fabric.utilities.imports import _IS_INTERACTIVE
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from torch import Tensor
+
+    from scr2mae.train.plan import MaskedTrainingPlan
+
+__all__ = ["RankAverages", "data_parallel_options", "gather_from_ranks", "moving_statistics"]
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_SILENCE = timedelta(minutes=10)
+
+
+class RankAverages(Callback):
+    """Average over ranks, after each step, what gradients do not carry: running statistics and the loss that is shown.
+
+    Without :class:`torch.nn.SyncBatchNorm` each rank normalizes by its own share of the mini-batch. Its running
+    statistics are linear in those of the mini-batches, so averaging at each step gives the mean over ranks, at any
+    moment: for validation, a weight average, a checkpoint, a saved model. At the end every rank takes the first one's
+    curves, so that all hold the same history.
+    """
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average in one exchange."""
+        if trainer.world_size == 1:
+            return
+        shared = [pl_module.last_loss, *moving_statistics(pl_module, synchronized=False)]
+        flat = torch.cat([each.detach().flatten().float() for each in shared])
+        mean: Any = trainer.strategy.reduce(flat, reduce_op="mean")
+        for each, part in zip(shared, mean.split([each.numel() for each in shared]), strict=True):
+            each.copy_(part.view_as(each))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Take the first rank's curves."""
+        if trainer.world_size > 1:
+            pl_module.flush_steps()
+            pl_module.rows = trainer.strategy.broadcast(pl_module.rows)
+
+
+def gather_from_ranks(trainer: pl.Trainer, value: Any) -> list[Any]:
+    """Return what each rank passes here; all of them must come here.
+
+    Parameters
+    ----------
+    trainer
+        Of the run.
+    value
+        This rank's; it can be pickled.
+    """
+    if trainer.world_size == 1:
+        return [value]
+    values = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def moving_statistics(module: torch.nn.Module, *, synchronized: bool = True) -> list[Tensor]:
+    """Return the running means and variances that a forward pass moves.
+
+    Parameters
+    ----------
+    module
+        A network.
+    synchronized
+        Whether those of layers that see all ranks' shares are among them.
+    """
+    return [
+        statistic
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm)
+        and layer.training
+        and (synchronized or not isinstance(layer, torch.nn.SyncBatchNorm))
+        for statistic in (layer.running_mean, layer.running_var)
+        if statistic is not None
+    ]
+
+
+def data_parallel_options(
+    plan: MaskedTrainingPlan, *, devices: int | list[int] | str, accelerator: str, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Choose devices, nodes and strategy of a trainer.
+
+    Parameters
+    ----------
+    plan
+        What is trained.
+    devices, accelerator
+        As in :class:`lightning.pytorch.Trainer`.
+    given
+        The caller's further arguments of the trainer, which win.
+
+    Returns
+    -------
+    ``devices``, and where there are several processes ``num_nodes``, ``strategy`` and ``sync_batchnorm``: batch
+    normalization is synchronized on GPUs and by rank on CPUs.
+
+    Raises
+    ------
+    ValueError
+        If torchrun or srun has started another number of processes, or the processes could not hand their result back.
+    """
+    n_nodes = int(given.get("num_nodes", 1))
+    launch = _launch()
+    if launch is not None and devices == "auto" and "num_nodes" not in given:
+        devices, n_nodes = launch.on_node, launch.n_nodes
+    if not _several(devices, accelerator, n_nodes):
+        if launch is not None:
+            _refuse_copies(launch)
+        return {"devices": devices}
+    strategy = given.get("strategy", "auto")
+    if isinstance(strategy, str) and strategy.split("_find_")[0] in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
+        raise ValueError(
+            f"strategy={strategy!r} leaves the curves of training in the processes that it starts; use 'ddp', from a script."
+        )
+    if _IS_INTERACTIVE and strategy == "auto":
+        if devices not in ("auto", -1, "-1"):
+            raise ValueError(
+                f"devices={devices!r} makes several processes, which a notebook cannot start; run a script, or pass devices=1."
+            )
+        logger.info("Training on one device: several need several processes, which a notebook cannot start.")
+        return {"devices": 1}
+    options: dict[str, Any] = {"devices": devices, "num_nodes": n_nodes}
+    if strategy == "auto":
+        options["strategy"] = DDPStrategy(
+            broadcast_buffers=False,  # RankAverages has made them equal
+            # While the curriculum's network is frozen, its parameters have no gradient to exchange.
+            find_unused_parameters=plan.gradient_schedule is not None,
+            timeout=_LONGEST_SILENCE,
+        )
+    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
+        options["sync_batchnorm"] = given.get("sync_batchnorm", True)
+    return options
+
+
+class _Launch(NamedTuple):
+    """Processes that somebody else has started."""
+
+    by: str
+    on_node: int
+    n_nodes: int
+
+
+def _launch() -> _Launch | None:
+    """Return who has started several processes, and how many; None if this one is alone."""
+    if TorchElasticEnvironment.detect():
+        on_node, n_processes = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        return _Launch("torchrun", on_node, n_processes // on_node) if n_processes > 1 else None
+    # SLURM_NTASKS is there in a batch script too, which is one process; these are in a step alone.
+    n_tasks, n_nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
+    if n_tasks > 1 and SLURMEnvironment.detect():
+        return _Launch("srun", n_tasks // n_nodes, n_nodes)
+    return None
+
+
+def _refuse_copies(launch: _Launch) -> None:
+    raise ValueError(
+        f"{launch.by} has started {launch.on_node * launch.n_nodes} processes, but one device on one node makes each train alone; "
+        f"leave devices and num_nodes out, or pass devices={launch.on_node}, num_nodes={launch.n_nodes}."
+    )
+
+
+def _several(devices: int | list[int] | str, accelerator: str, n_nodes: int) -> bool:
+    """Whether training runs in several processes."""
+    if n_nodes > 1:
+        return True
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if devices in ("auto", "-1", -1):
+        return accelerator in ("auto", "gpu", "cuda") and torch.cuda.device_count() > 1
+    return len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and devices > 1

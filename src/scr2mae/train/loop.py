@@ -1,0 +1,239 @@
+"""Run a plan with Lightning: callbacks, checkpoints, resume, interruption."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins import CheckpointIO
+
+from scr2mae.train.averaging import RunningWeightAverage
+from scr2mae.train.checkpoints import RunRecord, StepCheckpoint, WholeFileIO, describe_run, find_checkpoint
+from scr2mae.train.distributed import RankAverages, data_parallel_options
+from scr2mae.train.executions import choose_steps, in_executions
+from scr2mae.train.guard import StepGuard
+from scr2mae.train.progress import TrainingProgress
+from scr2mae.train.provenance import recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from scr2mae.train.plan import MaskedTrainingPlan
+
+__all__ = ["fit"]
+
+
+_SAYS_NOTHING = (
+    ".*does not have many workers.*",
+    ".*GPU available but not used.*",
+    # A query trains with its reference's normalization frozen, on purpose.
+    r".*module\(s\) in eval mode.*",
+    ".*LeafSpec.*is deprecated.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*smaller than the logging interval.*",
+    # A checkpoint holds all that a run needs; the callback that wrote it holds no more.
+    ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*dirpath has changed from.*",
+    ".*resuming from a checkpoint that ended before the epoch ended.*",
+    ".*Total length of `list` across ranks is zero.*",
+    # PyTorch's, as it looks at the curriculum's weights, an input of what it compiles.
+    r".*\.grad attribute of a Tensor that is not a leaf Tensor.*",
+)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's start-up lines, which say nothing about the model, out of the log."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers += [logging.getLogger("lightning.pytorch.utilities.rank_zero")]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            for message in _SAYS_NOTHING:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+@contextmanager
+def _without_none(datamodule: Any) -> Iterator[None]:
+    """Let a data module that has nothing to validate say so by None, as those of ``scvi.dataloaders`` do."""
+    inherited = getattr(type(datamodule), "val_dataloader", None)
+    if inherited in (None, pl.LightningDataModule.val_dataloader) or "val_dataloader" in vars(datamodule):
+        yield
+        return
+
+    def val_dataloader() -> Any:
+        loaders = inherited(datamodule)
+        return [] if loaders is None else loaders
+
+    datamodule.val_dataloader = val_dataloader
+    try:
+        yield
+    finally:
+        del datamodule.val_dataloader
+
+
+def _early_stopping(early_stopping: bool, kwargs: dict[str, Any]) -> list[Callback]:
+    """Take scvi-tools' ``early_stopping_*`` arguments out of the trainer's."""
+    options = {
+        name.removeprefix("early_stopping_"): kwargs.pop(name)
+        for name in list(kwargs)
+        if name.startswith("early_stopping_")
+    }
+    if not early_stopping:
+        return []
+    return [EarlyStopping(**{"monitor": "validation_loss", "patience": 45, "mode": "min", **options})]
+
+
+def _checkpoints(
+    folder: str | Path | None, every_n_steps: int | None, kwargs: dict[str, Any]
+) -> list[Callback]:
+    """Write ``last.ckpt`` after each epoch, and every so many steps if wanted; make the trainer write whole files."""
+    if every_n_steps is not None and (folder is None or every_n_steps < 1):
+        raise ValueError(
+            f"checkpoint_every_n_steps must be at least 1 and needs checkpoint_dir, got {every_n_steps!r} and {folder!r}."
+        )
+    plugins = kwargs.pop("plugins", None) or []
+    plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeFileIO())
+    kwargs["plugins"] = plugins
+    if folder is None:
+        return []
+    kwargs["enable_checkpointing"] = True
+    callbacks: list[Callback] = [ModelCheckpoint(folder, filename="last", enable_version_counter=False)]
+    return callbacks if every_n_steps is None else [*callbacks, StepCheckpoint(folder, every_n_steps)]
+
+
+def fit(
+    plan: MaskedTrainingPlan,
+    datamodule: pl.LightningDataModule,
+    *,
+    max_epochs: int,
+    n_obs_epoch: int,
+    unit: str = "cells",
+    obs_names: Sequence[str] | None = None,
+    accelerator: str = "auto",
+    devices: int | list[int] | str = "auto",
+    early_stopping: bool = False,
+    resume: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every_n_steps: int | None = None,
+    steps_per_execution: int | None = 1,
+    **trainer_kwargs: Any,
+) -> pl.Trainer:
+    """Train a plan with Lightning.
+
+    Parameters
+    ----------
+    plan
+        What to train.
+    datamodule
+        Mini-batches for training and, if there are any, validation.
+    max_epochs
+        Epochs in all, those before ``resume`` counted in.
+    n_obs_epoch
+        Observations an epoch, for the progress bar.
+    unit
+        What they are called.
+    obs_names
+        Name of each observation by position, for messages; None for positions alone.
+    accelerator, devices
+        As in :class:`lightning.pytorch.Trainer`; with ``"auto"`` under torchrun, as many devices as it has started
+        processes. Several devices train in parallel, each on its share of every mini-batch.
+    early_stopping
+        Stop when ``validation_loss`` no longer falls; ``early_stopping_patience=`` and the like set the details.
+    resume
+        A checkpoint, or the ``checkpoint_dir`` of an earlier run, to go on from. One of a whole run gives its result.
+    checkpoint_dir
+        Folder that receives ``last.ckpt`` after every epoch.
+    checkpoint_every_n_steps
+        Replace it every so many optimizer steps too, for long epochs.
+    steps_per_execution
+        Mini-batches that Lightning's loop is given together, which spares a small network most of what the loop costs. Each
+        is a step of its own as ever; checkpoints come after the last, and callbacks see no single mini-batch. None takes
+        sixteen where nothing looks at single ones, else one.
+    trainer_kwargs
+        Further arguments of :class:`lightning.pytorch.Trainer`.
+
+    Returns
+    -------
+    The trainer, after training.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no checkpoint to resume from.
+    ValueError
+        If the checkpoint is damaged, of another model or run (data, split, seed, masking, optimizer, batch size, number
+        of processes), or beyond ``max_epochs``; if torchrun has started another number of processes; if mini-batches cannot
+        be executed together.
+    scr2mae.train.NonFiniteError
+        If twenty steps in a row had a loss or gradient that is not finite; the plan's network keeps the weights it had.
+    KeyboardInterrupt
+        If training was interrupted; the plan's network keeps the weights it had.
+    """
+    given = list(trainer_kwargs.pop("callbacks", None) or [])
+    # Before whatever looks at the running statistics.
+    callbacks = [StepGuard(obs_names, unit=unit), RankAverages(), *given]
+    callbacks += _early_stopping(early_stopping, trainer_kwargs)
+    if plan.averaging is not None:
+        callbacks.append(RunningWeightAverage(plan.averaging))
+    if trainer_kwargs.setdefault("enable_progress_bar", True):
+        callbacks.append(TrainingProgress(n_obs_epoch, unit=unit))
+    record = RunRecord()
+    callbacks += [record, *_checkpoints(checkpoint_dir, checkpoint_every_n_steps, trainer_kwargs)]
+    defaults: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "check_val_every_n_epoch": 1,
+    }
+    parallel = data_parallel_options(plan, devices=devices, accelerator=accelerator, given=trainer_kwargs)
+    if plan.gradient_schedule is not None:
+        # Parameters that are frozen when the processes are joined would never be exchanged.
+        plan.module.curriculum.requires_grad_(True)
+    plan.module.train()
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    with recorded(plan) as run, _quiet_lightning(), _without_none(datamodule):
+        trainer = pl.Trainer(
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            callbacks=callbacks,
+            **{**defaults, **trainer_kwargs, **parallel},
+        )
+        run["trainer"] = trainer
+        record.described = run["described"] = describe_run(plan, datamodule, n_processes=trainer.world_size)
+        checkpoint, kept = None, None
+        if resume is not None:
+            checkpoint, kept = find_checkpoint(resume, plan, record.described, max_epochs=max_epochs)
+        together = choose_steps(
+            steps_per_execution,
+            trainer,
+            callbacks=given,
+            checkpoint_every=checkpoint_every_n_steps,
+            kept=kept,
+        )
+        plan.execute_together(together)
+        try:
+            with in_executions(datamodule, together):
+                trainer.fit(plan, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as error:
+            raise KeyboardInterrupt("Training was interrupted.") from error
+        finally:
+            plan.flush_steps()
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # Lightning's shutdown leaves Ctrl-C deaf
+                signal.signal(signal.SIGINT, on_interrupt)
+    return trainer

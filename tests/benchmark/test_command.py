@@ -1,0 +1,254 @@
+"""``scr2mae benchmark`` and ``scr2mae probe``: thin over the API, with the conventions of the other subcommands."""
+
+import io
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scr2mae import benchmark
+from scr2mae.cli import main
+from scr2mae.probe import linear_probe
+
+BENCH = (
+    "benchmark counts.h5ad --donor-key donor --target disease:classification -o out --methods pca r2mae --seeds 0 "
+    "--n-splits 1 --scale no --n-hidden 8 --n-latent 4 --max-epochs 1 --batch-size 64 --accelerator cpu -q"
+)
+PROBE = "probe counts.h5ad --use-rep X_mine --target disease:classification --target age:regression --donor-key donor -q"
+
+
+@pytest.fixture
+def counts(cells, tmp_path, monkeypatch):
+    """``counts.h5ad`` in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    cells.layers["counts"] = cells.X.copy()
+    cells.write_h5ad("counts.h5ad")
+    return cells
+
+
+def files():
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def test_benchmark_prints_the_scores_of_the_api_and_writes_its_files(counts, capsys):
+    assert main(shlex.split(BENCH)) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    expected = benchmark.run(
+        counts,
+        targets={"disease": "classification"},
+        donor_key="donor",
+        methods=["pca", "r2mae"],
+        seeds=(0,),
+        n_splits=1,
+        scale=False,
+        model_kwargs={"n_hidden": 8, "n_latent": 4},
+        train_kwargs={"max_epochs": 1, "batch_size": 64},
+        accelerator="cpu",
+        enable_progress_bar=False,
+    ).table()
+    got = pd.read_csv(io.StringIO(out), sep="\t", index_col="method")
+    assert got.index.tolist() == expected.index.tolist()
+    np.testing.assert_allclose(got["score"], expected["Score"].squeeze(), atol=5e-5)
+    np.testing.assert_allclose(got["rank"], expected["Rank"].squeeze(), atol=5e-3)
+    assert {path.name for path in Path("out").iterdir()} == {
+        *(
+            "benchmark.json",
+            "results.csv",
+            "table.md",
+            "scores.png",
+            "reconstruction.png",
+            "cells",
+            "embeddings",
+        ),
+    }
+
+
+def test_the_same_command_goes_on_and_another_folder_is_left_alone(counts, capsys, monkeypatch):
+    Path("out").mkdir()
+    Path("out/notes.txt").write_text("mine")
+    before = files()
+    assert main(shlex.split(BENCH)) == 1
+    assert "out exists and is not empty; choose another path or pass --force." in capsys.readouterr().err
+    assert files() == before
+    assert main([*shlex.split(BENCH), "--force"]) == 0
+    first = capsys.readouterr().out
+    monkeypatch.setattr("scr2mae.benchmark.fits._embed", lambda *_: pytest.fail("computed again"))
+    assert main(shlex.split(BENCH)) == 0
+    assert capsys.readouterr().out == first
+    assert Path("out/notes.txt").read_text() == "mine"
+
+
+def test_an_interrupted_benchmark_says_how_to_go_on(counts, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scr2mae.R2MAEModel.train", interrupted)
+    assert main(shlex.split(BENCH)) == 130
+    err = capsys.readouterr().err
+    assert err == "scr2mae: Finished fits are kept; the same command goes on in out.\nscr2mae: interrupted\n"
+
+
+@pytest.mark.parametrize("atlas", [False, True])
+def test_every_option_reaches_the_benchmark(counts, monkeypatch, atlas):
+    seen = {}
+
+    def stop(adata, **options):
+        seen.update(options)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(benchmark, "run", stop)
+    what = "--atlas sea_ad" if atlas else "--target a:b:classification --target age:regression"
+    line = (
+        f"benchmark counts.h5ad -o out --donor-key donor {what} --layer counts --batch-key batch --sample-key s "
+        "--cell-level a b --methods pca scvi --seeds 4 5 --pretrain-on train --n-hidden 7 --n-latent 3 --max-epochs 2 "
+        "--batch-size 9 --scvi-max-epochs 6 --accelerator cpu --n-splits 3 --n-train-donors 4 --max-cells-per-donor 11 "
+        "--max-cells-per-donor-and-class 12 --scale yes --n-bootstrap 13 -q"
+    )
+    assert main(shlex.split(line)) == 1
+    targets = benchmark.tasks("sea_ad") if atlas else {"a:b": "classification", "age": "regression"}
+    assert seen == {
+        "targets": targets,
+        "out": Path("out"),
+        "donor_key": "donor",
+        "sample_key": "s",
+        "cell_level": ["a", "b"],
+        "layer": "counts",
+        "batch_key": "batch",
+        "methods": ["pca", "scvi"],
+        "seeds": [4, 5],
+        "pretrain_on": "train",
+        "n_splits": 3,
+        "n_train_donors": 4,
+        "max_cells_per_donor": 11,
+        "max_cells_per_donor_and_class": 12,
+        "n_bootstrap": 13,
+        "accelerator": "cpu",
+        "scale": [True],
+        "model_kwargs": {"n_hidden": 7, "n_latent": 3},
+        "train_kwargs": {"max_epochs": 2, "batch_size": 9},
+        "scvi_train_kwargs": {"max_epochs": 6},
+        "enable_progress_bar": False,
+    }
+
+
+def test_probe_prints_and_writes_what_linear_probe_gives(counts, capsys):
+    line = (
+        f"{PROBE} -o deep/scores.csv --seed 3 --n-splits 2 --n-train-donors 5 --max-cells-per-donor 10 --scale both "
+        "--n-bootstrap 5 --cell-level cell_type --max-cells-per-donor-and-class 4"
+    )
+    assert main(shlex.split(line)) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    expected = linear_probe(
+        counts,
+        use_rep="X_mine",
+        targets={"disease": "classification", "age": "regression"},
+        donor_key="donor",
+        seeds=(3,),
+        n_splits=2,
+        n_train_donors=5,
+        max_cells_per_donor=10,
+        max_cells_per_donor_and_class=4,
+        scale=(False, True),
+        n_bootstrap=5,
+    )
+    rows = pd.read_csv("deep/scores.csv")
+    np.testing.assert_allclose(rows["value"], expected["value"], rtol=1e-12)
+    np.testing.assert_allclose(rows["ci_low"], expected["ci_low"], rtol=1e-12)
+    keys = ["method", "target", "metric", "level", "scale"]
+    printed = pd.read_csv(io.StringIO(out), sep="\t")
+    assert list(printed) == [*keys, "mean", "std"]
+    means = expected.groupby(keys, sort=False)["value"].mean()
+    np.testing.assert_allclose(printed["mean"], means, atol=5.1e-5)
+
+
+@pytest.mark.parametrize("name", ["X", "counts"])
+def test_probe_takes_layers_and_x(counts, capsys, name):
+    line = f"probe counts.h5ad --use-rep {name} --target disease:classification --donor-key donor --n-splits 1 -q"
+    assert main(shlex.split(line)) == 0
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[1]
+        .startswith(f"{name}\tdisease\tbalanced_accuracy\tcell\tFalse\t")
+    )
+
+
+def test_probe_says_why_a_score_is_undefined(counts, capsys):
+    counts.obs["rare"] = np.where(counts.obs["donor"] == "donor0", "yes", "no")
+    counts.write_h5ad("counts.h5ad")
+    line = "probe counts.h5ad --use-rep X_mine --target rare:classification --donor-key donor --n-splits 1 -q"
+    assert main(shlex.split(line)) == 0
+    out, err = capsys.readouterr()
+    assert "Some scores are undefined: the t" in err
+    assert "\tnan\t" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "probe counts.h5ad --target a:classification --donor-key donor",
+            "arguments are required: --use-rep",
+        ),
+        ("probe counts.h5ad --use-rep X --donor-key donor", "arguments are required: --target"),
+        ("probe counts.h5ad --use-rep X --target age:regression", "arguments are required: --donor-key"),
+        (f"{PROBE} --target age:regression", "--target names 'age' more than once"),
+        (f"{PROBE} --target age", "expected COLUMN:classification or COLUMN:regression, got 'age'"),
+        (
+            f"{PROBE} --target age:number",
+            "expected COLUMN:classification or COLUMN:regression, got 'age:number'",
+        ),
+        (f"{PROBE} --n-splits 0", "expected a whole number of at least 1, got '0'"),
+        (f"{PROBE} -o -", "'-' (a stream) is not supported"),
+        (f"{BENCH} --atlas hlca", "not allowed with argument"),
+        (f"{BENCH} --seeds 1 1", "--seeds must differ, got 1 1"),
+        (
+            "benchmark counts.h5ad --donor-key donor -o out",
+            "one of the arguments --target --atlas is required",
+        ),
+        ("benchmark counts.h5ad --donor-key donor --atlas hlca", "arguments are required: -o/--output"),
+    ],
+)
+def test_wrong_usage_exits_with_two_and_leaves_nothing(line, message, counts, capsys):
+    before = files()
+    assert main(shlex.split(line)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (PROBE.replace("counts.h5ad", "none.h5ad"), "No file none.h5ad."),
+        (
+            PROBE.replace("X_mine", "X_other"),
+            "No 'X_other' in adata.obsm or adata.layers; choose 'X', one of",
+        ),
+        (PROBE.replace("age:", "agee:"), "No 'agee' in adata.obs; choose one of"),
+        (f"{PROBE} -o notes.txt", "notes.txt exists; choose another path or pass --force."),
+        (f"{PROBE} --n-train-donors 8", "Wanted n_train_donors between 1 and 7"),
+        (BENCH.replace("counts.h5ad", "none.h5ad"), "No file none.h5ad."),
+        (BENCH.replace("-o out", "-o notes.txt"), "notes.txt is a file; expected a folder"),
+        (BENCH.replace("donor-key donor", "donor-key patient"), "No 'patient' in adata.obs; choose one of"),
+        (BENCH.replace("pca r2mae", "r3mae"), "No method ['r3mae']; choose from"),
+        (
+            BENCH.replace("--target disease:classification", "--atlas hlca"),
+            "No 'ann_finest_level' in adata.obs",
+        ),
+    ],
+)
+def test_an_error_is_one_line_exits_with_one_and_leaves_nothing(line, message, counts, capsys):
+    Path("notes.txt").write_text("mine")
+    before = files()
+    assert main(shlex.split(line)) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("scr2mae: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert files() == before

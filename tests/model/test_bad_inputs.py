@@ -1,0 +1,134 @@
+"""Bad input is refused by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scr2mae import R2MAEModel
+
+
+def _set(adata: AnnData, value: float) -> AnnData:
+    X = adata.X.toarray()
+    X[7, 9] = value
+    adata.X = sp.csr_matrix(X)
+    return adata
+
+
+def _log_normalise(adata: AnnData) -> AnnData:
+    X = adata.X.toarray()
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = np.log1p(1e4 * X / X.sum(axis=1, keepdims=True)).astype(np.float32)
+    return adata
+
+
+BAD_COUNTS = {
+    "negative": (lambda a: _set(a, -1), "got -1 (negative) at cell 'cell7', gene 'gene9'"),
+    "fractional": (lambda a: _set(a, 0.5), "got 0.5 (fractional) at cell 'cell7', gene 'gene9'"),
+    "NaN": (lambda a: _set(a, np.nan), "got nan (not finite) at cell 'cell7', gene 'gene9'"),
+    "infinite": (lambda a: _set(a, np.inf), "got inf (not finite) at cell 'cell7', gene 'gene9'"),
+    "log-normalized": (_log_normalise, "(fractional) at cell 'cell0', gene"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_COUNTS)
+@pytest.mark.parametrize("container", [sp.csr_matrix, sp.csc_matrix, np.asarray], ids=["csr", "csc", "dense"])
+def test_what_is_no_count_is_refused_with_its_cell_and_gene_and_where_counts_usually_are(
+    kind: str, container: Callable[[Any], Any], adata: AnnData, trained: R2MAEModel
+) -> None:
+    spoil, message = BAD_COUNTS[kind]
+    adata = spoil(adata)
+    dense = adata.X.toarray() if sp.issparse(adata.X) else adata.X
+    adata.X = container(dense)
+    for use in (R2MAEModel.setup_anndata, R2MAEModel, trained.get_latent_representation):
+        with pytest.raises(ValueError, match=r"Expected raw counts in adata\.X") as caught:
+            use(adata)
+        for part in (message, "layers['counts']", "adata.raw"):
+            assert part in str(caught.value)
+
+
+def test_the_message_about_counts_names_the_layers_and_raw_that_exist(adata: AnnData) -> None:
+    adata.raw = adata.copy()
+    adata = _log_normalise(adata)
+    with pytest.raises(
+        ValueError, match=r"here there are layers\['counts'\], adata\.raw\. It looks normalized"
+    ):
+        R2MAEModel.setup_anndata(adata)
+
+
+def test_fractions_are_accepted_on_request_and_still_no_other_non_count(
+    adata: AnnData, train_tiny: Callable[..., R2MAEModel]
+) -> None:
+    model = train_tiny(_set(adata, 0.5), setup={"check_counts": False})
+    assert np.isfinite(model.get_latent_representation()).all()
+    for value in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"negative|not finite"):
+            R2MAEModel.setup_anndata(_set(adata, value), check_counts=False)
+
+
+def _missing_batch(adata: AnnData) -> AnnData:
+    adata.obs["batch"] = adata.obs["batch"].where(np.arange(adata.n_obs) != 4)
+    return adata
+
+
+def _text_age(adata: AnnData) -> AnnData:
+    adata.obs["age"] = [f"{age:.1f} years" for age in adata.obs["age"]]
+    return adata
+
+
+def _missing_age(adata: AnnData) -> AnnData:
+    adata.obs.loc["cell4", "age"] = np.nan
+    return adata
+
+
+def _duplicate_gene(adata: AnnData) -> AnnData:
+    adata.var_names = ["gene0", "gene0", *adata.var_names[2:]]
+    return adata
+
+
+BAD_ANNDATA = {
+    "duplicate gene names": (_duplicate_gene, r"\['gene0'\] occur more than once"),
+    "NaN in the batch": (_missing_batch, r"adata.obs\['batch'\] has 1 missing values"),
+    "NaN in a covariate": (_missing_age, r"adata.obs\['age'\] (has 1|holds) missing"),
+    "text in a numeric covariate": (_text_age, r"adata.obs\['age'\] must be numeric"),
+    "one gene": (lambda a: a[:, :1].copy(), "at least two genes.*got 1"),
+    "no cells": (lambda a: a[:0].copy(), r"empty AnnData \(0 x 60\)"),
+    "no genes": (lambda a: a[:, :0].copy(), "genes"),
+    "no X": (lambda a: AnnData(obs=a.obs, var=a.var), "adata.X is None"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ANNDATA)
+def test_an_unusable_anndata_is_refused_at_setup_and_as_a_query(
+    kind: str, adata: AnnData, covariates: dict[str, Any], reference: R2MAEModel
+) -> None:
+    spoil, message = BAD_ANNDATA[kind]
+    adata = spoil(adata)
+    with pytest.raises(ValueError, match=message):
+        R2MAEModel.setup_anndata(adata, **covariates)
+    with pytest.raises(ValueError, match=message):
+        reference.get_latent_representation(adata)
+
+
+def test_a_query_that_shares_no_gene_is_refused(adata: AnnData, trained: R2MAEModel) -> None:
+    adata.var_names = [f"ENSG{i:011d}" for i in range(60)]
+    with pytest.raises(ValueError, match="No shared genes: the query has 0 of the reference's 60 genes"):
+        trained.get_latent_representation(adata)
+
+
+def test_an_unseen_batch_is_refused_with_the_way_to_learn_it(
+    simulate: Callable[..., AnnData], reference: R2MAEModel
+) -> None:
+    query = simulate(30, seed=4, batches=("b1", "new"))
+    with pytest.raises(ValueError, match=r"\['new'\], which the model has not seen.*load_query_data"):
+        reference.get_latent_representation(query)
+
+
+@pytest.mark.parametrize("column", ["batch", "chemistry", "age"])
+def test_a_query_without_a_covariate_is_refused(column: str, adata: AnnData, reference: R2MAEModel) -> None:
+    del adata.obs[column]
+    with pytest.raises(KeyError, match=f"No '{column}' in adata.obs"):
+        reference.get_latent_representation(adata)

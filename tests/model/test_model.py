@@ -1,0 +1,322 @@
+"""The main class: setting up, starting weights, embedding, imputation, reconstruction."""
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from scipy import stats
+
+from scr2mae import R2MAEModel
+from scr2mae.masking import DecayRatio, draw_mask
+from scr2mae.model import embed
+
+TINY = {"n_hidden": 16, "n_latent": 4}
+
+
+def weights(model: R2MAEModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+
+def assert_equal_weights(first: R2MAEModel, second: R2MAEModel) -> None:
+    torch.testing.assert_close(weights(first), weights(second), rtol=0, atol=0)
+
+
+def decoded(model: R2MAEModel, adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the library and dispersions that the network says, float64, for an AnnData without covariates."""
+    module = model.module
+    with torch.inference_mode():
+        x = torch.from_numpy(np.log1p(adata.X.toarray()))
+        logits = module.to_logits(module.decoder(module.to_latent(module.encoder(x)))).double()
+        return logits.softmax(dim=1).numpy(), module.log_theta.double().exp().numpy()
+
+
+def test_an_anndata_never_set_up_is_registered_with_defaults_and_one_log_line(
+    adata: AnnData, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="scr2mae"):
+        model = R2MAEModel(adata, **TINY)
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("scr2mae")]
+    assert len(ours) == 1
+    assert "adata.X" in ours[0]
+    assert "setup_anndata" in ours[0]
+    arguments = model.registry["setup_args"]
+    assert arguments.pop("check_counts") is True
+    assert set(arguments.values()) == {None}
+
+
+def test_an_anndata_that_was_set_up_is_taken_without_a_word(
+    adata: AnnData, covariates: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    R2MAEModel.setup_anndata(adata, **covariates)
+    with caplog.at_level(logging.INFO, logger="scr2mae"):
+        R2MAEModel(adata, **TINY)
+    assert not [record for record in caplog.records if record.name.startswith("scr2mae")]
+
+
+def test_models_built_alike_start_equal_whatever_the_global_seed(adata: AnnData) -> None:
+    torch.manual_seed(1)
+    first = R2MAEModel(adata, **TINY)
+    torch.manual_seed(2)
+    assert_equal_weights(first, R2MAEModel(adata, **TINY))
+    other = R2MAEModel(adata, **TINY, seed=1)
+    assert not torch.equal(first.module.to_latent.weight, other.module.to_latent.weight)
+
+
+def test_building_training_and_using_a_model_leaves_the_global_generators_alone(
+    adata: AnnData, covariates: dict[str, Any], train_tiny: Callable[..., R2MAEModel], tmp_path: Any
+) -> None:
+    before = random.getstate(), np.random.get_state()[1:], torch.get_rng_state()  # noqa: NPY002
+    model = train_tiny(adata, setup=covariates)
+    model.get_latent_representation()
+    model.get_masked_reconstruction()
+    model.save(tmp_path / "model")
+    R2MAEModel.load(tmp_path / "model")
+    assert random.getstate() == before[0]
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1][0])  # noqa: NPY002
+    assert np.random.get_state()[2:] == before[1][1:]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_layers_and_widths_are_those_asked_for(adata: AnnData) -> None:
+    module = R2MAEModel(adata, n_hidden=8, n_latent=3, n_layers=3, n_layers_decoder=2).module
+    shapes = {name: tuple(value.shape) for name, value in module.named_parameters() if value.ndim == 2}
+    assert shapes == {
+        "encoder.first.linear.weight": (8, 60),
+        "encoder.rest.2.weight": (8, 8),
+        "encoder.rest.5.weight": (8, 8),
+        "to_latent.weight": (3, 8),
+        "decoder.first.linear.weight": (8, 3),
+        "decoder.rest.2.weight": (8, 8),
+        "to_logits.weight": (60, 8),
+    }
+
+
+def test_the_paper_preset_has_the_paper_s_widths(adata: AnnData) -> None:
+    model = R2MAEModel.paper(adata, seed=3)
+    assert model.init_params_ == {
+        "n_hidden": 1000,
+        "n_latent": 512,
+        "n_layers": 2,
+        "n_layers_decoder": 1,
+        "seed": 3,
+    }
+    assert model.module.to_latent.weight.shape == (512, 1000)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "get_latent_representation",
+        "get_normalized_expression",
+        "get_reconstruction_error",
+        "get_masked_reconstruction",
+    ],
+)
+def test_an_untrained_model_says_so(method: str, adata: AnnData) -> None:
+    with pytest.raises(RuntimeError, match=r"not trained yet; call model\.train\(\) first"):
+        getattr(R2MAEModel(adata, **TINY), method)()
+
+
+def test_the_embedding_is_the_encoder_s_output_for_whole_cells(trained: R2MAEModel) -> None:
+    module, adata = trained.module, trained.adata
+    with torch.inference_mode():
+        expected = module.to_latent(module.encoder(torch.from_numpy(np.log1p(adata.X.toarray()))))
+    embedded = trained.get_latent_representation()
+    assert embedded.dtype == np.float32
+    assert embedded.shape == (120, 4)
+    np.testing.assert_allclose(embedded, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_masked_even_if_the_module_was_left_in_training_mode(
+    trained: R2MAEModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = trained.get_latent_representation()
+    before = weights(trained)
+
+    def forbidden(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a mask was drawn")
+
+    monkeypatch.setattr("scr2mae.nn.module.draw_mask", forbidden)
+    monkeypatch.setattr("scr2mae.model.embed.draw_mask", forbidden)
+    trained.module.train()
+    np.testing.assert_array_equal(trained.get_latent_representation(), expected)
+    torch.testing.assert_close(weights(trained), before, rtol=0, atol=0)
+    assert not trained.module.training
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_an_embedding_does_not_depend_on_the_batch_that_its_cell_came_in(
+    batch_size: int, reference: R2MAEModel
+) -> None:
+    whole = reference.get_latent_representation()
+    np.testing.assert_allclose(reference.get_latent_representation(batch_size=batch_size), whole, atol=1e-5)
+    shuffled = np.random.default_rng(0).permutation(120)
+    embedded = reference.get_latent_representation(indices=shuffled, batch_size=batch_size)
+    np.testing.assert_allclose(embedded, whole[shuffled], atol=1e-5)
+
+
+def test_indices_are_positions_from_either_end_or_a_boolean_mask(trained: R2MAEModel) -> None:
+    whole = trained.get_latent_representation()
+    mask = np.arange(120) % 3 == 0
+    for indices, expected in (([4, -1, 4], whole[[4, 119, 4]]), (mask, whole[mask]), ([], whole[:0])):
+        np.testing.assert_allclose(trained.get_latent_representation(indices=indices), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", ["unseen", "absent"])
+def test_donors_and_labels_are_no_inputs_unseen_or_absent(
+    columns: str, adata: AnnData, reference: R2MAEModel, unchanged: Any
+) -> None:
+    expected = reference.get_latent_representation()
+    if columns == "absent":
+        adata.obs = adata.obs.drop(columns=["donor", "cell_type"])
+    else:
+        adata.obs[["donor", "cell_type"]] = "never seen"
+    with unchanged(adata):
+        np.testing.assert_array_equal(reference.get_latent_representation(adata), expected)
+
+
+def test_normalized_expression_is_the_softmax_and_adds_up_to_the_library_asked_for(
+    trained: R2MAEModel,
+) -> None:
+    rho, _ = decoded(trained, trained.adata)
+    frame = trained.get_normalized_expression(library_size=1e4)
+    assert isinstance(frame, pd.DataFrame)
+    assert frame.index.equals(trained.adata.obs_names)
+    assert frame.columns.equals(trained.adata.var_names)
+    np.testing.assert_allclose(frame, 1e4 * rho, rtol=1e-4)
+    np.testing.assert_allclose(frame.sum(axis=1), 1e4, rtol=1e-5)
+    np.testing.assert_allclose(trained.get_normalized_expression().sum(axis=1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("library_size", ["observed", "latent"])
+def test_expression_at_observed_depth_adds_up_to_each_cell_s_counts(
+    library_size: str, trained: R2MAEModel
+) -> None:
+    values = trained.get_normalized_expression(library_size=library_size, return_numpy=True)
+    assert isinstance(values, np.ndarray)
+    np.testing.assert_allclose(values.sum(axis=1), np.ravel(trained.adata.X.sum(axis=1)), rtol=1e-5)
+
+
+def test_on_a_panel_measured_genes_add_up_to_the_library_and_imputed_ones_come_on_top(
+    trained: R2MAEModel, adata: AnnData
+) -> None:
+    panel = adata[:, 20:].copy()
+    frame = trained.get_normalized_expression(panel, library_size="observed")
+    assert frame.columns.equals(adata.var_names)
+    np.testing.assert_allclose(frame.iloc[:, 20:].sum(axis=1), np.ravel(panel.X.sum(axis=1)), rtol=1e-5)
+    assert (frame.iloc[:, :20] > 0).all(axis=None)
+    np.testing.assert_allclose(trained.get_normalized_expression(panel).sum(axis=1), 1.0, rtol=1e-5)
+
+
+def test_a_gene_list_chooses_columns_in_its_order(trained: R2MAEModel) -> None:
+    whole = trained.get_normalized_expression()
+    part = trained.get_normalized_expression(gene_list=["gene7", "gene3"], indices=[5, 2])
+    pd.testing.assert_frame_equal(part, whole.iloc[[5, 2], [7, 3]], rtol=1e-4)
+
+
+def test_transform_batch_decodes_as_that_batch_and_averages_over_several(reference: R2MAEModel) -> None:
+    own = reference.get_normalized_expression(return_numpy=True)
+    by_batch = [
+        reference.get_normalized_expression(transform_batch=b, return_numpy=True) for b in ("b0", "b1")
+    ]
+    codes = reference.adata.obs["batch"].cat.codes.to_numpy()
+    np.testing.assert_allclose(np.where(codes[:, None] == 0, *by_batch), own, rtol=1e-5)
+    assert np.abs(by_batch[0] - by_batch[1]).max() > 1e-5
+    both = reference.get_normalized_expression(transform_batch=["b0", "b1"], return_numpy=True)
+    np.testing.assert_allclose(both, np.mean(by_batch, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_measured", [60, 40], ids=["whole", "panel"])
+def test_the_reconstruction_error_is_the_negative_binomial_s(
+    n_measured: int, trained: R2MAEModel, adata: AnnData
+) -> None:
+    panel = adata[:, :n_measured].copy()
+    zeroed = adata.copy()
+    zeroed.X = adata.X.multiply(np.arange(60) < n_measured).tocsr()
+    rho, theta = (values[..., :n_measured] for values in decoded(trained, zeroed))
+    counts = panel.X.toarray()
+    mean = rho / rho.sum(axis=1, keepdims=True) * counts.sum(axis=1, keepdims=True)
+    expected = -stats.nbinom.logpmf(counts, theta, theta / (theta + mean)).sum(axis=1)
+    found = trained.get_reconstruction_error(panel)
+    assert set(found) == {"reconstruction_loss"}
+    assert found["reconstruction_loss"] == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def test_masked_reconstruction_scores_exactly_the_hidden_genes(trained: R2MAEModel, adata: AnnData) -> None:
+    ratios, indices = (0.2, 0.5), np.arange(0, 120, 2)
+    table = trained.get_masked_reconstruction(indices=indices, ratios=ratios, seed=7)
+    assert table.index.tolist() == list(ratios)
+    assert table.index.name == "ratio"
+    counts = adata.X.toarray()[indices]
+    library = counts.sum(axis=1, keepdims=True)
+    for ratio in ratios:
+        hidden = draw_mask(60, ratio, seed=7, step=0).numpy()
+        masked = adata[indices].copy()
+        masked.X = masked.X.multiply(~hidden).tocsr()
+        rho, theta = decoded(trained, masked)
+        mean = library * rho
+        nll = -stats.nbinom.logpmf(counts, theta, theta / (theta + mean))[:, hidden]
+        pearson = [
+            np.corrcoef(np.log1p(1e4 * p[hidden]), np.log1p(1e4 * x[hidden] / n))[0, 1]
+            for p, x, n in zip(rho, counts, library, strict=True)
+            if np.ptp(x[hidden]) > 0
+        ]
+        assert table.loc[ratio, "nll"] == pytest.approx(nll.mean(), rel=1e-5)
+        assert table.loc[ratio, "pearson"] == pytest.approx(np.mean(pearson), rel=1e-4)
+
+
+def test_masked_reconstruction_depends_on_its_seed_and_nothing_else(trained: R2MAEModel) -> None:
+    first, again, other = (trained.get_masked_reconstruction(ratios=[0.3], seed=seed) for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(first, again)
+    assert first.loc[0.3, "nll"] != other.loc[0.3, "nll"]
+
+
+def test_masked_reconstruction_hides_measured_genes_of_a_panel_only(
+    trained: R2MAEModel, adata: AnnData
+) -> None:
+    panel = adata[:, :40].copy()
+    cells = trained._cells(panel)
+    _, nll = embed.masked_reconstruction(trained.module, cells, ratio=0.5, seed=3)
+    hidden = np.zeros(60, dtype=bool)
+    hidden[:40] = draw_mask(40, 0.5, seed=3, step=0).numpy()
+    masked = adata.copy()
+    masked.X = adata.X.multiply((np.arange(60) < 40) & ~hidden).tocsr()
+    rho, theta = decoded(trained, masked)
+    counts = adata.X.toarray()
+    library = counts[:, :40].sum(axis=1, keepdims=True)
+    mean = library * rho / rho[:, :40].sum(axis=1, keepdims=True)
+    expected = -stats.nbinom.logpmf(counts, theta, theta / (theta + mean))[:, hidden].mean(axis=1)
+    np.testing.assert_allclose(nll, expected, rtol=1e-4)
+
+
+def test_a_size_factor_replaces_the_total_count(
+    adata: AnnData, train_tiny: Callable[..., R2MAEModel]
+) -> None:
+    adata.obs["size"] = np.linspace(50, 150, 120)
+    model = train_tiny(adata, setup={"size_factor_key": "size"})
+    values = model.get_normalized_expression(library_size="observed", return_numpy=True)
+    np.testing.assert_allclose(values.sum(axis=1), adata.obs["size"], rtol=1e-5)
+
+
+def test_a_model_without_data_embeds_what_it_is_given_and_says_so_without(
+    trained: R2MAEModel, tmp_path: Any, adata: AnnData
+) -> None:
+    trained.save(tmp_path / "model")
+    model = R2MAEModel.load(tmp_path / "model")
+    expected = trained.get_latent_representation()
+    np.testing.assert_array_equal(model.get_latent_representation(adata), expected)
+    for use in (model.get_latent_representation, model.train):
+        with pytest.raises(ValueError, match="loaded without data"):
+            use()
+
+
+def test_a_model_describes_itself(trained: R2MAEModel, adata: AnnData) -> None:
+    assert "16 hidden units, 4 latent dimensions" in trained._model_summary_string
+    model = R2MAEModel(adata, **TINY, mask_ratio=DecayRatio(0.6, 0.2))
+    assert "DecayRatio(high=0.6, low=0.2)" in model._model_summary_string
