@@ -141,16 +141,16 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
         def train_dataloader(self: CellDataModule) -> Any:
             loader = plain(self)
-            take = loader.take
+            collate = loader.collate
 
             def counted(indices: np.ndarray) -> Any:
                 nonlocal count
                 count += 1
                 if count == at:
                     raise _KilledError
-                return take(indices)
+                return collate(indices)
 
-            loader.take = counted
+            loader.collate = counted
             return loader
 
         monkeypatch.setattr(CellDataModule, "train_dataloader", train_dataloader)
@@ -312,11 +312,11 @@ def test_a_data_module_of_another_gives_single_mini_batches(simulate: Callable[.
 def test_mini_batches_of_an_execution_are_made_when_they_are_asked_for() -> None:
     made: list[int] = []
 
-    def take(where: np.ndarray) -> list[int]:
+    def collate(indices: np.ndarray) -> list[int]:
         made.append(len(made))
-        return where.tolist()
+        return indices.tolist()
 
-    loader = ExecutionLoader(BatchLoader(take, np.arange(10), batch_size=2), 2)
+    loader = ExecutionLoader(BatchLoader(collate, np.arange(10), batch_size=2), 2)
     assert len(loader) == 3
     executions = iter(loader)
     first = next(executions)
@@ -326,7 +326,7 @@ def test_mini_batches_of_an_execution_are_made_when_they_are_asked_for() -> None
     state = loader.state_dict()
     assert [list(each) for each in executions] == [[[4, 5], [6, 7]], [[8, 9]]]
     assert loader.positions(3).tolist() == [6, 7]
-    again = ExecutionLoader(BatchLoader(take, np.arange(10), batch_size=2), 2)
+    again = ExecutionLoader(BatchLoader(collate, np.arange(10), batch_size=2), 2)
     again.load_state_dict(state)
     assert [list(each) for each in again] == [[[4, 5], [6, 7]], [[8, 9]]]
     assert list(next(iter(again))) == [[0, 1], [2, 3]]

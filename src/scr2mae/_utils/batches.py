@@ -112,15 +112,15 @@ class BatchLoader:
 
     Parameters
     ----------
-    take
-        Makes a mini-batch of the observations at some positions.
+    collate
+        Returns the mini-batch of the observations at the given positions.
     indices
         Positions of the observations to visit.
     batch_size
         Observations a batch and rank.
     read
         Where observations are read from a disk: called with the positions of ``window`` mini-batches, in a thread of its
-        own while earlier ones are used, it returns what ``take`` is to be, for places among those positions.
+        own while earlier ones are used, it returns the ``collate`` to use for indices into those positions.
     window
         Mini-batches read together.
     sampler_kwargs
@@ -134,7 +134,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        take: Callable[[np.ndarray], Any],
+        collate: Callable[[np.ndarray], Any],
         indices: np.ndarray,
         *,
         batch_size: int,
@@ -142,7 +142,7 @@ class BatchLoader:
         window: int = 1,
         **sampler_kwargs: Any,
     ) -> None:
-        self.take, self.indices = take, np.asarray(indices)
+        self.collate, self.indices = collate, np.asarray(indices)
         self.read, self.window = read, window
         self.sampler = BatchSampler(len(self.indices), batch_size, window=window, **sampler_kwargs)
         self.batch_sampler = None  # Lightning looks for it beside ``sampler``
@@ -154,7 +154,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Any]:
         start, self._start = self._start, 0
         wanted = islice((self.indices[where] for where in self.sampler), start, None)
-        batches = map(self.take, wanted) if self.read is None else self._read_ahead(wanted, start)
+        batches = map(self.collate, wanted) if self.read is None else self._read_ahead(wanted, start)
         for i, batch in enumerate(batches, start + 1):
             self._seen = i
             yield batch
@@ -167,12 +167,12 @@ class BatchLoader:
             window = list(islice(wanted, size))
             pending = pool.submit(read, np.concatenate(window)) if window else None
             while pending is not None:
-                take, current = pending.result(), window
+                collate, current = pending.result(), window
                 window = list(islice(wanted, self.window))
                 pending = pool.submit(read, np.concatenate(window)) if window else None
                 stops = np.cumsum([len(where) for where in current])
                 for where, stop in zip(current, stops, strict=True):
-                    yield take(np.arange(stop - len(where), stop))
+                    yield collate(np.arange(stop - len(where), stop))
 
     def positions(self, number: int) -> np.ndarray:
         """Positions of the observations of a mini-batch of this epoch.

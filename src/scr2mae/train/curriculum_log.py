@@ -61,7 +61,7 @@ class CurriculumLog(Callback):
         weights = weights if weights.dim() == 2 else weights.mean(dim=0)
         epoch = trainer.current_epoch
         row_error, column_error = balance_errors(weights)
-        pl_module.record("curriculum_multiplier", epoch, pl_module.last_multiplier)
+        pl_module.record("curriculum_multiplier", epoch, pl_module.last_grad_scale)
         pl_module.record("curriculum_row_error", epoch, row_error)
         pl_module.record("curriculum_column_error", epoch, column_error)
         if self.deciles is None:

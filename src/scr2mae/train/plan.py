@@ -143,7 +143,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         self.averaging = averaging
         self.validation_ratios = tuple(validation_ratios)
         self.gradient_schedule = gradient_schedule
-        self.last_multiplier = 0.0
+        self.last_grad_scale = 0.0
         self._compiled = {"compiled": compile_loss(module, **(compile_kwargs or {}))} if compile else {}
         self.before = before or {}
         self.rows: dict[str, list[tuple[int, float]]] = {}
@@ -269,7 +269,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         # A zero gradient would still let weight decay and momentum move the weights.
         module.curriculum.requires_grad_(not frozen)
         grad_scale = self.gradient_schedule(step, total)
-        self.last_multiplier = grad_scale
+        self.last_grad_scale = grad_scale
         ratio_index = self.ratio_schedule.index(step) if isinstance(self.ratio_schedule, DiscreteRatio) else 0
         return {"ratio_index": ratio_index, "grad_scale": grad_scale}
 

@@ -136,7 +136,7 @@ class RobertaClassifier(nn.Module):
         self.eval()
         sentences = _Sentences(self, data, length)
         device = self.network.device
-        batches = BatchLoader(sentences.take, np.arange(len(data)), batch_size=batch_size)
+        batches = BatchLoader(sentences.collate, np.arange(len(data)), batch_size=batch_size)
         found = [self(batch["tokens"].to(device)).argmax(dim=1).cpu() for batch in batches]
         return torch.cat(found).numpy()
 
@@ -180,13 +180,13 @@ class _Sentences(pl.LightningDataModule):
         n_second = min(len(second), room - n_first)
         return np.array([start, *first[:n_first], end, end, *second[:n_second], end], dtype=np.int64)
 
-    def take(self, where: np.ndarray) -> dict[str, Tensor]:
-        """Make a mini-batch of the sentences at some positions."""
-        chosen = [self.tokens[i] for i in where]
+    def collate(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """Return the mini-batch of the sentences at ``indices``."""
+        chosen = [self.tokens[i] for i in indices]
         tokens = np.full((len(chosen), max(map(len, chosen))), self.tokenizer.pad_id, dtype=np.int64)
         for row, sentence in zip(tokens, chosen, strict=True):
             row[: len(sentence)] = sentence
-        return {"tokens": torch.from_numpy(tokens), "labels": torch.from_numpy(self.labels[where])}
+        return {"tokens": torch.from_numpy(tokens), "labels": torch.from_numpy(self.labels[indices])}
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return nothing: the score is taken once, at the end."""
@@ -196,7 +196,7 @@ class _Sentences(pl.LightningDataModule):
         """Return shuffled mini-batches."""
         trainer = self.trainer
         return BatchLoader(
-            self.take,
+            self.collate,
             np.arange(len(self.tokens)),
             batch_size=self.batch_size,
             shuffle=True,

@@ -59,10 +59,10 @@ class _Blocks(pl.LightningDataModule):
 
 
 def _loader(blocks: TokenBlocks, batch_size: int, **sampler_kwargs: Any) -> BatchLoader:
-    def take(where: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(blocks.tokens[where], dtype=np.int64))
+    def collate(indices: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(blocks.tokens[indices], dtype=np.int64))
 
-    return BatchLoader(take, np.arange(len(blocks)), batch_size=batch_size, **sampler_kwargs)
+    return BatchLoader(collate, np.arange(len(blocks)), batch_size=batch_size, **sampler_kwargs)
 
 
 def _check(model: RobertaR2MAE, blocks: TokenBlocks, name: str) -> None:

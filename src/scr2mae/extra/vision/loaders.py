@@ -67,7 +67,7 @@ class ImageLoader(BatchLoader):
 
     Parameters
     ----------
-    take, indices, batch_size, sampler_kwargs
+    collate, indices, batch_size, sampler_kwargs
         As in the loader of every modality.
     n_workers
         Threads, each with a mini-batch at a time; 0 makes a mini-batch when it is asked for.
@@ -75,7 +75,7 @@ class ImageLoader(BatchLoader):
 
     def __init__(
         self,
-        take: Callable[[np.ndarray], Any],
+        collate: Callable[[np.ndarray], Any],
         indices: np.ndarray,
         *,
         batch_size: int,
@@ -84,7 +84,7 @@ class ImageLoader(BatchLoader):
     ) -> None:
         if n_workers < 0:
             raise ValueError(f"n_workers must be >= 0, got {n_workers}.")
-        super().__init__(take, indices, batch_size=batch_size, **sampler_kwargs)
+        super().__init__(collate, indices, batch_size=batch_size, **sampler_kwargs)
         self.n_workers = n_workers
 
     def __iter__(self) -> Iterator[Any]:
@@ -98,7 +98,7 @@ class ImageLoader(BatchLoader):
                 for i, where in enumerate(self.sampler):
                     if i < start:
                         continue
-                    coming.append((i, pool.submit(self.take, self.indices[where])))
+                    coming.append((i, pool.submit(self.collate, self.indices[where])))
                     if len(coming) > self.n_workers:
                         yield self._next(coming)
                 while coming:
