@@ -54,7 +54,7 @@ def test_uniform_ratios_follow_the_uniform_law(schedule, low, high):
     assert abs(np.corrcoef(drawn[1:], drawn[:-1])[0, 1]) < 0.05
 
 
-def test_another_seed_gives_another_sequence():
+def test_different_seeds_give_different_sequences():
     a = [UniformRatio(0.1, 0.5, seed=0)(step, 1) for step in range(100)]
     b = [UniformRatio(0.1, 0.5, seed=1)(step, 1) for step in range(100)]
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.3
@@ -82,7 +82,7 @@ def test_uniform_decay_has_the_mean_of_decay_and_never_falls_below_low():
     assert max(late[0]) <= 2 * late[1] - 0.1
 
 
-def test_discrete_ratios_come_equally_often_and_index_names_the_column():
+def test_discrete_ratios_are_drawn_equally_often_and_index_agrees_with_the_draw():
     schedule = DiscreteRatio((0.1, 0.2, 0.4), seed=1)
     drawn = [schedule(step, 1) for step in range(3000)]
     assert [schedule.values[schedule.index(step)] for step in range(3000)] == drawn
@@ -108,12 +108,12 @@ def test_discrete_ratios_come_equally_often_and_index_names_the_column():
         (lambda: draw_mask(10, 0.5, seed=0, step=0, n_obs=-1), "n_obs must be >= 0"),
     ],
 )
-def test_bad_ratios_are_refused(make, message):
+def test_bad_ratios_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_mask_ratio_argument_takes_a_float_a_pair_or_a_schedule():
+def test_mask_ratio_accepts_a_float_a_pair_or_a_schedule():
     schedule = MDLMRatio()
     assert as_ratio_schedule(0.25) == FixedRatio(0.25)
     assert as_ratio_schedule([0.1, 0.5], seed=4) == UniformRatio(0.1, 0.5, seed=4)
@@ -125,14 +125,14 @@ def test_mask_ratio_argument_takes_a_float_a_pair_or_a_schedule():
 
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(2, 3000), ratio=st.floats(0, 1), seed=st.integers(0, 2**40), step=st.integers(0, 10**7))
-def test_masks_hide_exactly_the_asked_share(n, ratio, seed, step):
+def test_masks_have_exactly_the_requested_share(n, ratio, seed, step):
     mask = draw_mask(n, ratio, seed=seed, step=step)
     assert mask.shape == (n,)
     assert mask.dtype == torch.bool
     assert int(mask.sum()) == min(max(round(ratio * n), 1), n - 1)
 
 
-def test_every_item_is_hidden_equally_often_and_independently():
+def test_all_items_are_masked_equally_often_and_independently():
     masks = torch.stack([draw_mask(40, 0.3, seed=0, step=step) for step in range(3000)]).double().numpy()
     assert stats.chisquare(masks.sum(axis=0)).pvalue > 0.01
     off = np.corrcoef(masks.T)[~np.eye(40, dtype=bool)]
@@ -147,14 +147,14 @@ def test_masks_of_successive_steps_are_unrelated():
     assert np.abs(overlap).max() < 0.1
 
 
-def test_a_larger_ratio_hides_what_a_smaller_one_hides():
+def test_masks_of_a_step_are_nested_in_the_ratio():
     small, large = (draw_mask(500, ratio, seed=1, step=7) for ratio in (0.2, 0.6))
     assert bool((large | ~small).all())
 
 
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(2, 400), ratio=st.floats(0, 1), n_obs=st.integers(0, 20), step=st.integers(0, 10**7))
-def test_a_mask_an_observation_hides_exactly_the_asked_share_of_each(n, ratio, n_obs, step):
+def test_masks_per_observation_have_exactly_the_requested_share_each(n, ratio, n_obs, step):
     masks = draw_mask(n, ratio, seed=3, step=step, n_obs=n_obs)
     assert masks.shape == (n_obs, n)
     assert masks.sum(dim=1).tolist() == [min(max(round(ratio * n), 1), n - 1)] * n_obs
@@ -167,7 +167,7 @@ def test_masks_of_different_observations_are_unrelated():
     assert np.abs(np.corrcoef(masks)[np.triu_indices(50, 1)]).max() < 0.1
 
 
-def test_masks_ignore_and_leave_the_global_generators_alone():
+def test_masks_neither_use_nor_change_the_global_generators():
     torch.manual_seed(0)
     state = torch.get_rng_state()
     first = draw_mask(100, 0.3, seed=0, step=0)
@@ -182,7 +182,7 @@ def test_masks_ignore_and_leave_the_global_generators_alone():
 @given(
     n=st.integers(0, 300), high=st.integers(1, 2**32), seed=st.integers(0, 2**40), step=st.integers(0, 10**7)
 )
-def test_integers_lie_below_high_and_a_longer_draw_continues_a_shorter(n, high, seed, step):
+def test_integers_lie_below_high_and_longer_draws_extend_shorter_ones(n, high, seed, step):
     drawn = draw_integers(n, high, seed=seed, step=step)
     assert drawn.shape == (n,)
     assert drawn.dtype == torch.int64
@@ -190,16 +190,16 @@ def test_integers_lie_below_high_and_a_longer_draw_continues_a_shorter(n, high, 
     assert torch.equal(draw_integers(n + 7, high, seed=seed, step=step)[:n], drawn)
 
 
-def test_integers_come_equally_often_and_streams_and_masks_are_unrelated():
+def test_integers_are_uniform_and_independent_of_other_streams_and_masks():
     drawn = draw_integers(50_000, 10, seed=0, step=3).numpy()
     assert stats.chisquare(np.bincount(drawn, minlength=10)).pvalue > 0.01
     other = draw_integers(50_000, 10, seed=0, step=3, stream=1).numpy()
     assert stats.chi2_contingency(np.histogram2d(drawn, other, bins=10)[0]).pvalue > 0.01
-    hidden = draw_mask(50_000, 0.5, seed=0, step=3).numpy()
-    assert stats.chisquare(np.bincount(drawn[hidden], minlength=10)).pvalue > 0.01
+    mask = draw_mask(50_000, 0.5, seed=0, step=3).numpy()
+    assert stats.chisquare(np.bincount(drawn[mask], minlength=10)).pvalue > 0.01
 
 
-def test_integers_refuse_bounds_that_cannot_be_drawn_evenly():
+def test_integers_reject_bounds_out_of_range():
     for n, high in ((3, 0), (3, 2**32 + 1), (-1, 5)):
         with pytest.raises(ValueError, match="drawn n >= 0 times below high"):
             draw_integers(n, high, seed=0, step=0)

@@ -1,18 +1,20 @@
 """Masking ratios and mask draws, shared by counts, bases, patches and tokens.
 
-A ratio and a mask are pure functions of ``(seed, step)``: every data-parallel rank draws the same,
-a resumed run continues the same sequence, and no hidden generator can go stale.
+Ratios and masks are pure functions of ``(seed, step)``: all data-parallel ranks draw the same ones,
+and a resumed run continues the sequence without saving the state of a generator.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
-import torch
+from scr2mae._utils.splitmix import hash_integers, random_words, shift_right
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
 __all__ = [
     "DecayRatio",
@@ -27,56 +29,40 @@ __all__ = [
     "draw_mask",
 ]
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
-_WORD = (1 << 64) - 1
 _RATIO_STREAM, _MASK_STREAM, _INTEGER_STREAM = 1, 2, 3
+
+Device: TypeAlias = "torch.device | str | None"
 
 
 @runtime_checkable
 class RatioSchedule(Protocol):
-    """The share of items to hide at a training step, a pure function of the step."""
+    """Share of items to mask at a training step, a pure function of the step."""
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the ratio at ``step`` (0-based) of a run of ``total_steps``, in [0, 1]."""
         ...
 
 
-def _mix(word: int) -> int:
-    """Finalize a 64-bit word (SplitMix64: Steele, Lea & Flood, OOPSLA 2014)."""
-    word = ((word ^ (word >> 30)) * _MIX_1) & _WORD
-    word = ((word ^ (word >> 27)) * _MIX_2) & _WORD
-    return word ^ (word >> 31)
-
-
-def _key(*parts: int) -> int:
-    """Hash integers, in order, to one 64-bit word."""
-    word = 0
-    for part in parts:
-        word = _mix((word + _GOLDEN + part) & _WORD)
-    return word
-
-
 def _uniform(seed: int, step: int) -> float:
     """Draw from U[0, 1) for a seed and a step."""
-    return (_key(seed, _RATIO_STREAM, step) >> 11) * 2.0**-53
+    return (hash_integers(seed, _RATIO_STREAM, step) >> 11) * 2.0**-53
 
 
-def _check_share(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie in [0, 1], got {value!r}: it is the share of items to hide.")
+def _check_shares(name: str, *values: float) -> None:
+    for value in values:
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {value!r}: it is the share of masked items.")
 
 
-def _check_pair(low: float, high: float) -> None:
-    _check_share("low", low)
-    _check_share("high", high)
+def _check_range(low: float, high: float) -> None:
+    _check_shares("low", low)
+    _check_shares("high", high)
     if low > high:
         raise ValueError(f"A ratio range must be (low, high) with low <= high, got ({low!r}, {high!r}).")
 
 
 def _progress(step: int, total_steps: int) -> float:
-    """Share of the run that is over: 0 at the first step, 1 at the last and beyond."""
+    """Return the completed share of the run: 0 at the first step, 1 at the last and beyond."""
     if step < 0:
         raise ValueError(f"step must be >= 0, got {step}.")
     return min(step / (total_steps - 1), 1.0) if total_steps > 1 else 0.0
@@ -89,13 +75,13 @@ class FixedRatio:
     Parameters
     ----------
     ratio
-        Share hidden, in [0, 1].
+        Share of masked items, in [0, 1].
     """
 
     ratio: float = 0.25
 
     def __post_init__(self) -> None:
-        _check_share("mask_ratio", self.ratio)
+        _check_shares("mask_ratio", self.ratio)
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the ratio."""
@@ -119,7 +105,7 @@ class UniformRatio:
     >>> ratio = UniformRatio(0.1, 0.5, seed=0)
     >>> 0.1 <= ratio(3, 100) <= 0.5
     True
-    >>> ratio(3, 100) == UniformRatio(0.1, 0.5, seed=0)(3, 100)  # of seed and step alone
+    >>> ratio(3, 100) == UniformRatio(0.1, 0.5, seed=0)(3, 100)  # depends on seed and step only
     True
     """
 
@@ -128,7 +114,7 @@ class UniformRatio:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_pair(self.low, self.high)
+        _check_range(self.low, self.high)
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the ratio drawn for ``step``."""
@@ -159,7 +145,7 @@ class DecayRatio:
     Parameters
     ----------
     high, low
-        Ratio at the first and at the last step.
+        Ratios at the first and at the last step.
 
     Examples
     --------
@@ -172,7 +158,7 @@ class DecayRatio:
     low: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_pair(self.low, self.high)
+        _check_range(self.low, self.high)
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the ratio at ``step``."""
@@ -181,9 +167,9 @@ class DecayRatio:
 
 @dataclass(frozen=True)
 class UniformDecayRatio:
-    """R²MAE + Dynamic: U(low, 2 m - low) where m is the ratio of :class:`DecayRatio`.
+    """R²MAE + Dynamic: U(low, 2 m - low), where the mean m is the ratio of :class:`DecayRatio`.
 
-    The mean follows the Dynamic schedule. This reading of the paper's combination is inferred.
+    This reading of the paper's combination is inferred.
 
     Parameters
     ----------
@@ -198,7 +184,7 @@ class UniformDecayRatio:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_pair(self.low, self.high)
+        _check_range(self.low, self.high)
         if 2 * self.high - self.low > 1 + 1e-12:
             raise ValueError(
                 f"U(low, 2 m - low) leaves [0, 1] for low={self.low}, high={self.high}: "
@@ -213,7 +199,7 @@ class UniformDecayRatio:
 
 @dataclass(frozen=True)
 class DiscreteRatio:
-    """A ratio drawn with equal chances from a few values, one curriculum column for each.
+    """A ratio drawn with equal probability from a few values, each with its own curriculum weights.
 
     Parameters
     ----------
@@ -230,13 +216,12 @@ class DiscreteRatio:
         object.__setattr__(self, "values", tuple(float(v) for v in self.values))
         if not self.values:
             raise ValueError("DiscreteRatio needs at least one value, got none.")
-        for value in self.values:
-            _check_share("values", value)
+        _check_shares("values", *self.values)
         if any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
             raise ValueError(f"values must increase strictly, got {self.values}.")
 
     def index(self, step: int) -> int:
-        """Return the position in ``values`` of the ratio drawn for ``step``.
+        """Return the index in ``values`` of the ratio drawn for ``step``.
 
         Parameters
         ----------
@@ -256,9 +241,9 @@ def as_ratio_schedule(mask_ratio: float | Sequence[float] | RatioSchedule, *, se
     Parameters
     ----------
     mask_ratio
-        A float (fixed), a pair ``(low, high)`` (R²MAE), or a schedule, returned as it is.
+        A float (fixed), a pair ``(low, high)`` (R²MAE), or a schedule, which is returned unchanged.
     seed
-        Seed given to a schedule made from a pair.
+        Seed of a schedule made from a pair.
 
     Returns
     -------
@@ -269,7 +254,7 @@ def as_ratio_schedule(mask_ratio: float | Sequence[float] | RatioSchedule, *, se
     ValueError
         If a ratio lies outside [0, 1] or a pair is in the wrong order.
     TypeError
-        If the argument is none of the three.
+        If the argument is not one of these.
 
     Examples
     --------
@@ -293,52 +278,28 @@ def as_ratio_schedule(mask_ratio: float | Sequence[float] | RatioSchedule, *, se
     )
 
 
-def _signed(word: int) -> int:
-    """Reinterpret an unsigned 64-bit word as torch's signed int64."""
-    return word - (1 << 64) if word >> 63 else word
-
-
-def _shift_right(words: torch.Tensor, n_bits: int) -> torch.Tensor:
-    """Shift int64 words right without copying the sign bit."""
-    return (words >> n_bits) & ((1 << (64 - n_bits)) - 1)
-
-
-def _random_words(n: int, key: int, device: torch.device | str | None) -> torch.Tensor:
-    """Return n pseudo-random int64 words of shape (n,), the same on every kind of device."""
-    words = torch.arange(1, n + 1, device=device) * _signed(_GOLDEN) + _signed(key)
-    words = (words ^ _shift_right(words, 30)) * _signed(_MIX_1)
-    words = (words ^ _shift_right(words, 27)) * _signed(_MIX_2)
-    return words ^ _shift_right(words, 31)
-
-
 def draw_mask(
-    n: int,
-    ratio: float,
-    *,
-    seed: int,
-    step: int,
-    n_obs: int | None = None,
-    device: torch.device | str | None = None,
+    n: int, ratio: float, *, seed: int, step: int, n_obs: int | None = None, device: Device = None
 ) -> torch.Tensor:
-    """Hide a random subset of n items, as a pure function of seed and step.
+    """Mask a random subset of n items, as a pure function of seed and step.
 
     Parameters
     ----------
     n
         Number of items (genes, positions, patches), >= 2.
     ratio
-        Share to hide, in [0, 1].
+        Share of items to mask, in [0, 1].
     seed, step
-        What the draw depends on, besides ``n`` and ``ratio``: not the device, nor the rank.
+        Determine the draw, together with ``n`` and ``ratio``; device and rank do not change it.
     n_obs
-        Draw a subset for each of so many observations; None draws one for all.
+        Draw one subset per observation, for this number of observations; None draws one for all.
     device
-        Where the mask is made.
+        Device of the mask.
 
     Returns
     -------
-    Boolean tensor of shape ``(n,)``, or ``(n_obs, n)`` with ``n_obs``, True where an item is hidden, with exactly
-    ``round(ratio * n)`` true entries an observation, clamped to ``[1, n - 1]``.
+    Boolean tensor of shape ``(n,)``, or ``(n_obs, n)`` with ``n_obs``; True for masked items, of which there are
+    exactly ``round(ratio * n)`` per observation, clamped to ``[1, n - 1]``.
 
     Raises
     ------
@@ -347,8 +308,8 @@ def draw_mask(
 
     Notes
     -----
-    Items are ranked by SplitMix64 words keyed by ``(seed, step)``; the smallest are hidden, so
-    the masks of one step are nested in the ratio. The first observation's mask is the one drawn without ``n_obs``.
+    Items are ranked by SplitMix64 words keyed by ``(seed, step)``, and the smallest are masked. The masks of one
+    step are therefore nested in the ratio. The first observation's mask is the one drawn without ``n_obs``.
 
     Examples
     --------
@@ -360,42 +321,42 @@ def draw_mask(
     True
     """
     if n < 2:
-        raise ValueError(f"A mask needs at least two items, one to hide and one to see; got n={n}.")
+        raise ValueError(f"A mask needs at least two items, one masked and one visible; got n={n}.")
     if n_obs is not None and n_obs < 0:
         raise ValueError(f"n_obs must be >= 0, got {n_obs}.")
-    _check_share("ratio", ratio)
-    n_hidden = min(max(round(ratio * n), 1), n - 1)
+    _check_shares("ratio", ratio)
+    n_masked = min(max(round(ratio * n), 1), n - 1)
     n_masks = 1 if n_obs is None else n_obs
-    words = _random_words(n_masks * n, _key(seed, _MASK_STREAM, step), device).view(n_masks, n)
-    # The words of a draw differ from one another, so that a threshold hides exactly n_hidden of them.
-    largest_hidden = words.topk(n_hidden, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
-    mask = words <= largest_hidden
+    words = random_words(n_masks * n, hash_integers(seed, _MASK_STREAM, step), device).view(n_masks, n)
+    # All words of a draw differ, so the threshold masks exactly n_masked items.
+    threshold = words.topk(n_masked, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
+    mask = words <= threshold
     return mask[0] if n_obs is None else mask
 
 
 def draw_integers(
-    n: int, high: int, *, seed: int, step: int, stream: int = 0, device: torch.device | str | None = None
+    n: int, high: int, *, seed: int, step: int, stream: int = 0, device: Device = None
 ) -> torch.Tensor:
-    """Draw n integers below ``high`` with equal chances, as a pure function of seed and step.
+    """Draw n integers below ``high`` with equal probability, as a pure function of seed and step.
 
-    For what becomes of hidden items: which are replaced by a mask symbol, and by what others are replaced.
+    They decide, for example, which masked tokens become the mask symbol and which a random token.
 
     Parameters
     ----------
     n
-        How many.
+        Number of integers; the first k are the draw of ``n=k``.
     high
-        Draws lie in ``[0, high)``; ``1 <= high <= 2**32``.
+        Upper bound, excluded; ``1 <= high <= 2**32``.
     seed, step
-        What the draw depends on, besides ``high`` and ``stream``: not the device, nor the rank.
+        Determine the draw, together with ``high`` and ``stream``; device and rank do not change it.
     stream
-        Draws of different streams are independent of one another, and all are of :func:`draw_mask`.
+        Draws of different streams are independent of each other and of :func:`draw_mask`.
     device
-        Where the integers are made.
+        Device of the integers.
 
     Returns
     -------
-    int64, shape ``(n,)``; the first k of them are the draw of ``n=k``.
+    int64, shape ``(n,)``.
 
     Raises
     ------
@@ -404,5 +365,5 @@ def draw_integers(
     """
     if n < 0 or not 1 <= high <= 1 << 32:
         raise ValueError(f"Integers are drawn n >= 0 times below high in [1, 2**32], got n={n}, high={high}.")
-    words = _random_words(n, _key(seed, _INTEGER_STREAM, step, stream), device)
-    return _shift_right(words, 1) % high
+    words = random_words(n, hash_integers(seed, _INTEGER_STREAM, step, stream), device)
+    return shift_right(words, 1) % high
