@@ -60,30 +60,6 @@ class TestSpearman:
             assert np.isnan(metrics.spearman([1.0, 2.0], [3.0, 3.0]))
 
 
-class TestEffectiveRank:
-    @pytest.mark.parametrize("rank", [1, 3, 7])
-    def test_of_equal_singular_values_is_their_number(self, rng, rank):
-        left = np.linalg.qr(rng.normal(size=(20, rank)))[0]
-        right = np.linalg.qr(rng.normal(size=(9, rank)))[0]
-        result = metrics.effective_rank(left @ right.T)
-        assert result.rank == pytest.approx(rank)
-        assert result.entropy == pytest.approx(np.log(rank), abs=1e-9)
-
-    def test_of_two_singular_values_is_the_closed_form(self):
-        share = 0.2
-        expected = -(share * np.log(share) + (1 - share) * np.log(1 - share))
-        assert metrics.effective_rank(np.diag([8.0, 2.0])).entropy == pytest.approx(expected)
-
-    def test_ignores_scale_and_rotation(self, rng):
-        X = rng.normal(size=(30, 6)) * np.arange(1, 7)
-        Q = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-        assert metrics.effective_rank(7.0 * X @ Q).rank == pytest.approx(metrics.effective_rank(X).rank)
-
-    def test_of_zero_is_refused(self):
-        with pytest.raises(ValueError, match="zero matrix"):
-            metrics.effective_rank(np.zeros((4, 3)))
-
-
 class TestMaskedPearson:
     @pytest.fixture
     def counts(self, rng):

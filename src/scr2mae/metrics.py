@@ -1,7 +1,7 @@
 """Scores of embeddings, predictions and reconstructions: pure functions on arrays."""
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,6 +11,8 @@ from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
+
+from scr2mae._utils.spectrum import EffectiveRank, effective_rank
 
 __all__ = [
     "EffectiveRank",
@@ -35,21 +37,6 @@ def _column(y: ArrayLike) -> NDArray[Any]:
 
 def _matrix(X: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(check_array(X, dtype=np.float64))
-
-
-class EffectiveRank(NamedTuple):
-    """Spread of a matrix over its singular directions.
-
-    Attributes
-    ----------
-    entropy
-        Of the sum-normalized singular values, nats.
-    rank
-        Its exponential, between 1 and the number of directions.
-    """
-
-    entropy: float
-    rank: float
 
 
 def balanced_accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
@@ -169,43 +156,6 @@ def spearman(y_true: ArrayLike, y_pred: ArrayLike) -> float:
         )
         return float("nan")
     return float(spearmanr(y_true, y_pred).statistic)
-
-
-def effective_rank(X: ArrayLike) -> EffectiveRank:
-    """Entropy of the singular values, scaled to sum to one, and its exponential.
-
-    Parameters
-    ----------
-    X
-        Embedding, shape ``(n_obs, n_latent)``, taken as it is: center it first to leave the mean out.
-
-    Returns
-    -------
-    Entropy in nats and its exponential, which lies in [1, min(n_obs, n_latent)].
-
-    Raises
-    ------
-    ValueError
-        If every entry is zero.
-
-    Notes
-    -----
-    Roy and Vetterli (2007), the measure of Dong et al. (2025), who report the entropy itself.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scr2mae.metrics import effective_rank
-    >>> round(effective_rank(np.eye(4)).rank, 6)
-    4.0
-    """
-    values = np.linalg.svd(_matrix(X), compute_uv=False)
-    if values[0] == 0:
-        raise ValueError("The effective rank of a zero matrix is undefined; check the embedding.")
-    share = values / values.sum()
-    share = share[share > 0]
-    entropy = max(float(-(share * np.log(share)).sum()), 0.0)
-    return EffectiveRank(entropy=entropy, rank=float(np.exp(entropy)))
 
 
 def masked_pearson(

@@ -1,5 +1,6 @@
 """Linear theory of masked pretraining: covariance models, risk formulas and simulations, on numpy and scipy alone."""
 
+from scr2mae._utils.spectrum import EffectiveRank, effective_rank
 from scr2mae.theory.covariance import (
     Covariance,
     aligned_signal,
@@ -25,7 +26,6 @@ from scr2mae.theory.risk import (
     isotropic_risk,
 )
 from scr2mae.theory.simulate import SimulatedRisk, minimum_norm, simulate_risk
-from scr2mae.theory.spectrum import EffectiveRank, effective_rank
 from scr2mae.theory.spiked import (
     SpikedTerms,
     spiked_risk,
