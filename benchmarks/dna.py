@@ -213,7 +213,7 @@ def run(name: str, task: Task, scheme: str, seed: int, max_steps: int) -> dict[s
     found |= describe(task, log_probs, frame["base"].to_numpy(), rows)
     if task.variants is not None:
         found["substitution_auroc"] = auroc(
-            dna.score_variants(model, task.msa, task.variants, accelerator="cpu", progress=False)
+            dna.score(model, task.msa, task.variants, accelerator="cpu", progress=False)
         )
     return found
 

@@ -145,9 +145,8 @@ def train(args: argparse.Namespace) -> str:
 
     msa = _open_alignment(args, args.input)
     data, validation = _open_windows(args, msa)
-    model = _build(args, msa.n_species)
-    history = dna.pretrain(
-        model,
+    network = dna.pretrain(
+        _build(args, msa.n_species),
         data,
         validation,
         scheme=args.scheme,
@@ -157,9 +156,10 @@ def train(args: argparse.Namespace) -> str:
     )
     if getattr(rank_zero_only, "rank", 0):
         return ""  # one of several processes writes
-    model.save_pretrained(args.output, overwrite=True)
+    network.save_pretrained(args.output, overwrite=True)
     rows: dict[str, Any] = {"model": args.output, "windows_train": len(data)}
     rows |= {} if validation is None else {"windows_validation": len(validation)}
+    history = network.history_ or {}
     rows["steps"] = len(history["train_loss_step"]) // args.accumulate
     for name in ("train_loss", "validation_loss"):
         if name in history:
@@ -183,7 +183,7 @@ def score(args: argparse.Namespace) -> str:
     if model is None:
         scored = dna.alignment_scores(msa, variants)
     else:
-        scored = dna.score_variants(
+        scored = dna.score(
             model,
             msa,
             variants,

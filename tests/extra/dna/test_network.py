@@ -39,7 +39,7 @@ def test_the_default_network_has_the_published_number_of_parameters():
 
 def test_the_input_is_one_hot_human_symbol_then_one_hot_species_then_zeros(tiny):
     human, others = windows()
-    x = tiny().embed(human, others)
+    x = tiny().embed_tokens(human, others)
     wanted = torch.cat(
         [F.one_hot(human.long(), 6), F.one_hot(others.long(), 5).flatten(2), torch.zeros(4, 16, 32 - 21)],
         dim=-1,
@@ -413,7 +413,7 @@ def test_logits_of_published_weights_are_those_of_roformer(tiny, published):
     human, others = windows()
     model = dna.GPNMSAForMaskedLM.from_songlab_state_dict(published, tiny().config)
     with torch.no_grad():
-        h = model.embed(human, others)
+        h = model.embed_tokens(human, others)
         table = positions(h.shape[:2])[None, None]
         for layer in layers:
             h = layer(h, sinusoidal_pos=table)

@@ -21,7 +21,7 @@ SCHEMES = scr2mae.schemes("dna")
 def test_every_scheme_trains_with_its_ratios(tiny, dataset, quick, scheme):
     model = tiny(curriculum=SCHEMES[scheme].curriculum)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    history = dna.pretrain(model, dataset, scheme=scheme, **{**quick, "max_steps": 12})
+    history = dna.pretrain(model, dataset, scheme=scheme, **{**quick, "max_steps": 12}).history_
     ratios = history["mask_ratio_step"]["mask_ratio_step"].tolist()
     schedule = SCHEMES[scheme].mask_ratio
     if scheme.startswith("r2mae_cl"):
@@ -60,7 +60,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_by_bit(tiny, dataset, quic
     dropout = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
     options = {**quick, "batch_size": 32, "scheme": "r2mae_cl"}
     whole = tiny(curriculum="cl", **dropout)
-    kept = dna.pretrain(whole, dataset, **{**options, "max_steps": 12})
+    kept = dna.pretrain(whole, dataset, **{**options, "max_steps": 12}).history_
     steps_an_epoch = -(-len(dataset) // 32)
     assert steps_an_epoch == 4
 
@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_by_bit(tiny, dataset, quic
             checkpoint_dir=tmp_path,
         )
     again = tiny(seed=5, curriculum="cl", **dropout)
-    resumed = dna.pretrain(again, dataset, **{**options, "max_steps": 12}, resume=tmp_path)
+    resumed = dna.pretrain(again, dataset, **{**options, "max_steps": 12}, resume=tmp_path).history_
     for name, p in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], p), name
     for curve, frame in kept.items():
@@ -95,14 +95,14 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_by_bit(tiny, dataset, quic
 
 
 def test_validation_has_a_curve_for_each_ratio(tiny, dataset, quick):
-    history = dna.pretrain(tiny(), dataset, dataset, **{**quick, "max_steps": 32})
+    history = dna.pretrain(tiny(), dataset, dataset, **{**quick, "max_steps": 32}).history_
     for ratio in dna.VALIDATION_RATIOS:
         assert len(history[f"validation_loss_{ratio:g}"]) == 2
     assert history["validation_loss"]["validation_loss"].iloc[-1] < np.log(6)
 
 
 def test_steps_count_optimiser_steps_when_gradients_are_accumulated(tiny, dataset, quick):
-    history = dna.pretrain(tiny(), dataset, **{**quick, "accumulate_grad_batches": 3})
+    history = dna.pretrain(tiny(), dataset, **{**quick, "accumulate_grad_batches": 3}).history_
     assert len(history["train_loss_step"]) == 4 * 3
 
 
@@ -142,14 +142,14 @@ def test_a_network_knows_its_species_and_refuses_them_in_another_order(tiny, dat
     for use in (
         lambda: dna.pretrain(model, data, **quick),
         lambda: dna.predict_bases(model, data, accelerator="cpu"),
-        lambda: dna.score_variants(model, turned, variants, window_size=16),
+        lambda: dna.score(model, turned, variants, window_size=16),
     ):
         with pytest.raises(
             ValueError, match=r"Species 2 of the alignment is 'species3', .* trained with 'species2'"
         ):
             use()
     unnamed = dna.GenomeMSA.from_numpy(turned.get("chr1", 0, 4000), chrom="chr1")
-    scored = dna.score_variants(model, unnamed, variants, window_size=16, accelerator="cpu", progress=False)
+    scored = dna.score(model, unnamed, variants, window_size=16, accelerator="cpu", progress=False)
     assert len(scored) == 1
 
 

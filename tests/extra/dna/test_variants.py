@@ -222,7 +222,7 @@ def test_scores_are_the_logit_differences_of_the_masked_centre_on_both_strands(
     tiny, msa, substitutions, size
 ):
     model = tiny(initializer_range=0.3).eval()
-    scored = dna.score_variants(
+    scored = dna.score(
         model, msa, substitutions, window_size=size, batch_size=3, accelerator="cpu", progress=False
     )
     with torch.no_grad():
@@ -237,18 +237,14 @@ def test_scores_depend_neither_on_the_batch_nor_on_the_strand_that_is_called_for
 ):
     model = tiny(initializer_range=0.3)
     options = {"window_size": 17, "accelerator": "cpu", "progress": False}
-    scores = [
-        dna.score_variants(model, msa, substitutions, batch_size=n, **options)["score"] for n in (1, 100)
-    ]
+    scores = [dna.score(model, msa, substitutions, batch_size=n, **options)["score"] for n in (1, 100)]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
     turned = dna.GenomeMSA.from_numpy(msa.get("chr1", 0, 4000, "-"), chrom="chr1")
     there = substitutions.assign(
         pos=4001 - substitutions["pos"],
         **{c: substitutions[c].map(dict(zip("ACGT", "TGCA", strict=True))) for c in ("ref", "alt")},
     )
-    np.testing.assert_allclose(
-        dna.score_variants(model, turned, there, **options)["score"], scores[0], atol=1e-5
-    )
+    np.testing.assert_allclose(dna.score(model, turned, there, **options)["score"], scores[0], atol=1e-5)
 
 
 def test_variants_that_cannot_be_scored_are_reported_and_have_no_score(tiny, msa, substitutions, caplog):
@@ -257,7 +253,7 @@ def test_variants_that_cannot_be_scored_are_reported_and_have_no_score(tiny, msa
     bad = table(["chr1", 40, other, ref], ["chr1", 2, "A", "C"], ["chrX", 40, "A", "C"])
     variants = pd.concat([substitutions.iloc[:2], bad], ignore_index=True).assign(name=list("abcde"))
     with caplog.at_level(logging.WARNING, logger="scr2mae"):
-        scored = dna.score_variants(tiny(), msa, variants, window_size=16, accelerator="cpu", progress=False)
+        scored = dna.score(tiny(), msa, variants, window_size=16, accelerator="cpu", progress=False)
     assert scored["status"].tolist() == [
         "scored",
         "scored",
@@ -273,25 +269,25 @@ def test_variants_that_cannot_be_scored_are_reported_and_have_no_score(tiny, msa
 
 def test_a_table_without_any_scorable_variant_has_only_missing_scores(tiny, small):
     variants = table(["1", 102, "A", "G"])
-    scored = dna.score_variants(tiny(), small, variants, window_size=2, accelerator="cpu", progress=False)
+    scored = dna.score(tiny(), small, variants, window_size=2, accelerator="cpu", progress=False)
     assert scored["status"].tolist() == ["reference_mismatch"]
     assert scored["score"].isna().all()
 
 
 def test_scoring_leaves_the_network_as_it_was(tiny, msa, substitutions, capsys):
     model = tiny().train()
-    dna.score_variants(model, msa, substitutions, window_size=8, accelerator="cpu")
+    dna.score(model, msa, substitutions, window_size=8, accelerator="cpu")
     assert model.training
     assert capsys.readouterr().err == ""  # no terminal, no progress
 
 
 def test_scoring_that_cannot_be_is_refused(tiny, msa, substitutions):
     with pytest.raises(ValueError, match=r"takes 2 species beside the reference, the alignment has 3"):
-        dna.score_variants(tiny(n_species=2), msa, substitutions)
+        dna.score(tiny(n_species=2), msa, substitutions)
     with pytest.raises(ValueError, match=r"between 2 and the network's max_position_embeddings=64, got 128"):
-        dna.score_variants(tiny(), msa, substitutions)
+        dna.score(tiny(), msa, substitutions)
     with pytest.raises(ValueError, match=r"holds no variants"):
-        dna.score_variants(tiny(), msa, substitutions.iloc[:0], window_size=8)
+        dna.score(tiny(), msa, substitutions.iloc[:0], window_size=8)
 
 
 # --- the alignment alone

@@ -4,10 +4,11 @@ from scr2mae.extra.dna.alignment import GenomeMSA
 from scr2mae.extra.dna.alphabet import VOCABULARY, encode, reverse_complement
 from scr2mae.extra.dna.config import GPNMSAConfig
 from scr2mae.extra.dna.dataset import MSAWindowDataset, WindowDataModule
+from scr2mae.extra.dna.inference import embed
 from scr2mae.extra.dna.metrics import variant_metrics
 from scr2mae.extra.dna.network import GPNMSAForMaskedLM, MaskedLMOutput
 from scr2mae.extra.dna.prediction import alignment_log_probs, predict_bases, unigram_log_probs
-from scr2mae.extra.dna.scoring import alignment_scores, score_variants
+from scr2mae.extra.dna.scoring import alignment_scores, score
 from scr2mae.extra.dna.simulate import simulate_alignment
 from scr2mae.extra.dna.tracks import ArrayTrack, BigWigTrack, Track, open_track
 from scr2mae.extra.dna.training import VALIDATION_RATIOS, pretrain
@@ -31,6 +32,7 @@ __all__ = [
     "alignment_log_probs",
     "alignment_scores",
     "check_variants",
+    "embed",
     "encode",
     "make_windows",
     "open_track",
@@ -38,7 +40,7 @@ __all__ = [
     "pretrain",
     "read_variants",
     "reverse_complement",
-    "score_variants",
+    "score",
     "select_windows",
     "simulate_alignment",
     "split_windows",

@@ -29,7 +29,7 @@ def variant_metrics(
     y
         True or 1 for pathogenic, shape (n,).
     score
-        The higher the more likely pathogenic, shape (n,). Of :func:`score_variants` take the negative.
+        The higher the more likely pathogenic, shape (n,). Of :func:`score` take the negative.
     groups
         Class of each variant, such as its consequence, shape (n,); None for no classes. Missing ones belong to no class.
     max_fpr

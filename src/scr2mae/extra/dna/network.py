@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scr2mae.extra.dna.config import GPNMSAConfig
+    from scr2mae.train.provenance import History
 
 __all__ = ["GPNMSAForMaskedLM", "MaskedLMOutput"]
 
@@ -88,8 +89,12 @@ class GPNMSAForMaskedLM(nn.Module):
     Attributes
     ----------
     species_
-        Names of the species it was trained with, in the order of their columns; None before training, or if the alignment had no names. Saved
-        with the weights.
+        Names of the species it was trained with, in the order of their columns; None before training, or if the alignment had no names.
+        Saved with the weights.
+    history_
+        Curves of the last training run; None before training, and not saved.
+    runs_
+        Records of its training runs, saved as ``run.json``.
 
     Notes
     -----
@@ -100,6 +105,8 @@ class GPNMSAForMaskedLM(nn.Module):
         super().__init__()
         self.config = config
         self.species_: tuple[str, ...] | None = None
+        self.history_: History | None = None
+        self.runs_: list[dict[str, Any]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             width = config.hidden_size
@@ -140,7 +147,7 @@ class GPNMSAForMaskedLM(nn.Module):
         check_window(self, input_ids.shape[1])
         return input_ids.new_empty(*input_ids.shape, 0) if aux_features is None else aux_features
 
-    def embed(self, input_ids: Tensor, aux_features: Tensor | None) -> Tensor:
+    def embed_tokens(self, input_ids: Tensor, aux_features: Tensor | None) -> Tensor:
         """One-hot input (n_obs, n_positions, hidden_size) of tokens and of other species' tokens.
 
         Parameters
@@ -173,7 +180,7 @@ class GPNMSAForMaskedLM(nn.Module):
         -------
         States of the last layer.
         """
-        h = self.embed(input_ids, aux_features)
+        h = self.embed_tokens(input_ids, aux_features)
         n_positions = input_ids.shape[1]
         attended = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         for layer in self.layers:
@@ -354,7 +361,7 @@ class GPNMSAForMaskedLM(nn.Module):
             self.config,
             species=self.species_,
             overwrite=overwrite,
-            runs=getattr(self, "runs_", ()),
+            runs=self.runs_,
         )
 
     @classmethod

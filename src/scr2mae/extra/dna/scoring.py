@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scr2mae._utils.compat import torch_device
 from scr2mae._utils.progress import progress as progress_bar
 from scr2mae.extra.dna.alphabet import BASES, MASK_ID, VOCABULARY, encode, reverse_complement
 from scr2mae.extra.dna.compatibility import check_species
+from scr2mae.extra.dna.inference import evaluating
 from scr2mae.extra.dna.variants import check_variants
 
 if TYPE_CHECKING:
     from scr2mae.extra.dna.alignment import GenomeMSA
     from scr2mae.extra.dna.network import GPNMSAForMaskedLM
 
-__all__ = ["alignment_scores", "score_variants"]
+__all__ = ["alignment_scores", "score"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,11 @@ def _base_index(column: pd.Series) -> np.ndarray:
     return column.str.upper().map(BASES.index).to_numpy(dtype=int)
 
 
-@torch.no_grad()
-def _centre_logits(
-    model: GPNMSAForMaskedLM, msa: GenomeMSA, sites: list[tuple[str, int]], window_size: int
+def _center_logits(
+    network: GPNMSAForMaskedLM, msa: GenomeMSA, sites: list[tuple[str, int]], window_size: int
 ) -> np.ndarray:
     """Logits of A, C, G and T at some sites, hidden, averaged over both strands; shape (n_sites, 4)."""
-    half, device = window_size // 2, model.cos.device
+    half, device = window_size // 2, network.cos.device
     forward = np.stack([msa.get(chrom, pos - half, pos - half + window_size) for chrom, pos in sites])
     total = np.zeros((len(sites), len(BASES)))
     for symbols, center, order in (
@@ -53,13 +52,13 @@ def _centre_logits(
         tokens = torch.from_numpy(encode(symbols)).to(device)
         human = tokens[..., 0].long()
         human[:, center] = MASK_ID
-        states = model.encode(human, tokens[..., 1:])[:, center]
-        total += model.predict(states)[:, _BASE_TOKENS].double().cpu().numpy()[:, order]
+        states = network.encode(human, tokens[..., 1:])[:, center]
+        total += network.predict(states)[:, _BASE_TOKENS].double().cpu().numpy()[:, order]
     return total / 2
 
 
-def score_variants(
-    model: GPNMSAForMaskedLM,
+def score(
+    network: GPNMSAForMaskedLM,
     msa: GenomeMSA,
     variants: pd.DataFrame,
     *,
@@ -75,7 +74,7 @@ def score_variants(
 
     Parameters
     ----------
-    model
+    network
         The network.
     msa
         The alignment, with the species that the network was trained with, in their order.
@@ -103,10 +102,10 @@ def score_variants(
     KeyError
         If no variant lies on a chromosome of the alignment.
     """
-    check_species(model, msa)
-    if not 2 <= window_size <= model.config.max_position_embeddings:
+    check_species(network, msa)
+    if not 2 <= window_size <= network.config.max_position_embeddings:
         raise ValueError(
-            f"window_size must lie between 2 and the network's max_position_embeddings={model.config.max_position_embeddings}, "
+            f"window_size must lie between 2 and the network's max_position_embeddings={network.config.max_position_embeddings}, "
             f"got {window_size}."
         )
     frame = check_variants(msa, variants, window_size=window_size)
@@ -118,17 +117,15 @@ def score_variants(
     places = zip(chosen["chrom"], (chosen["pos"] - 1).tolist(), strict=True)
     site_of_variant = np.array([site_index.setdefault(place, len(site_index)) for place in places], dtype=int)
     sites = list(site_index)
-    training, before = model.training, model.cos.device
-    model.eval().to(torch_device(accelerator, "auto"))
     logits = np.zeros((len(sites), len(BASES)))
-    try:
-        with progress_bar(total=len(sites), desc="Scoring", unit="sites", show=progress) as bar:
-            for first in range(0, len(sites), batch_size):
-                part = sites[first : first + batch_size]
-                logits[first : first + len(part)] = _centre_logits(model, msa, part, window_size)
-                bar.update(len(part))
-    finally:
-        model.to(before).train(training)
+    with (
+        evaluating(network, accelerator),
+        progress_bar(total=len(sites), desc="Scoring", unit="sites", show=progress) as bar,
+    ):
+        for first in range(0, len(sites), batch_size):
+            part = sites[first : first + batch_size]
+            logits[first : first + len(part)] = _center_logits(network, msa, part, window_size)
+            bar.update(len(part))
     by_variant = logits[site_of_variant]
     rows = np.arange(len(chosen))
     scores = np.full(len(frame), np.nan)
@@ -144,13 +141,13 @@ def alignment_scores(msa: GenomeMSA, variants: pd.DataFrame, *, pseudocount: flo
     msa
         The alignment; its reference column is not counted.
     variants
-        As for :func:`score_variants`.
+        As for :func:`score`.
     pseudocount
         Added to both counts, > 0.
 
     Returns
     -------
-    As from :func:`score_variants`.
+    As from :func:`score`.
 
     Raises
     ------

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from scr2mae.extra.dna.dataset import MSAWindowDataset
     from scr2mae.extra.dna.network import GPNMSAForMaskedLM
     from scr2mae.masking import RatioSchedule
-    from scr2mae.train.provenance import History
 
 __all__ = ["VALIDATION_RATIOS", "pretrain"]
 
@@ -32,16 +31,16 @@ VALIDATION_RATIOS = (0.05, 0.15, 0.30)
 
 
 def _schedule(
-    model: GPNMSAForMaskedLM, scheme: str, mask_ratio: Any, seed: int
+    network: GPNMSAForMaskedLM, scheme: str, mask_ratio: Any, seed: int
 ) -> tuple[RatioSchedule, Curriculum | None]:
     """Ratio schedule of a run, and the settings of its curriculum."""
     known = schemes("dna", seed=seed)
     if scheme not in known:
         raise ValueError(f"scheme must be one of {list(known)}, got {scheme!r}.")
-    wanted, own = Curriculum.named(known[scheme].curriculum), Curriculum.named(model.config.curriculum)
+    wanted, own = Curriculum.named(known[scheme].curriculum), Curriculum.named(network.config.curriculum)
     if (wanted is None) != (own is None):
         raise ValueError(
-            f"Scheme {scheme!r} has curriculum={known[scheme].curriculum!r}, the network has {model.config.curriculum!r}; make it "
+            f"Scheme {scheme!r} has curriculum={known[scheme].curriculum!r}, the network has {network.config.curriculum!r}; make it "
             f"with GPNMSAConfig(curriculum={known[scheme].curriculum!r})."
         )
     ratio = known[scheme].mask_ratio if mask_ratio is None else mask_ratio
@@ -64,7 +63,7 @@ def _n_processes(trainer_kwargs: dict[str, Any]) -> int:
 
 
 def pretrain(
-    model: GPNMSAForMaskedLM,
+    network: GPNMSAForMaskedLM,
     train: MSAWindowDataset,
     validation: MSAWindowDataset | None = None,
     *,
@@ -80,13 +79,13 @@ def pretrain(
     resume: str | Path | None = None,
     checkpoint_dir: str | Path | None = None,
     **trainer_kwargs: Any,
-) -> History:
-    """Train a network to predict hidden human bases.
+) -> GPNMSAForMaskedLM:
+    """Train a network to predict masked human bases.
 
     Parameters
     ----------
-    model
-        Trained in place; in evaluation mode afterwards, and with the names of the alignment's species in ``species_``.
+    network
+        Trained in place.
     train
         Windows that train.
     validation
@@ -119,7 +118,8 @@ def pretrain(
 
     Returns
     -------
-    Curves: the loss and ratio of every step, and per epoch the mean training loss and the validation loss at each ratio.
+    The network, in evaluation mode, with the names of the alignment's species in ``species_``, the record of the run in ``runs_`` and
+    its curves in ``history_``: loss and ratio of every step, and per epoch the mean training loss and the validation loss at each ratio.
 
     Raises
     ------
@@ -137,11 +137,11 @@ def pretrain(
         raise ValueError(f"max_steps and batch_size must be at least 1, got {max_steps} and {batch_size}.")
     for data in (train, validation):
         if data is not None:
-            check_species(model, data.msa)
-            check_window(model, data.window_size)
-    schedule, curriculum = _schedule(model, scheme, mask_ratio, seed)
+            check_species(network, data.msa)
+            check_window(network, data.window_size)
+    schedule, curriculum = _schedule(network, scheme, mask_ratio, seed)
     plan = MaskedTrainingPlan(
-        model,
+        network,
         ratio_schedule=schedule,
         seed=seed,
         lr=lr,
@@ -174,7 +174,8 @@ def pretrain(
             **trainer_kwargs,
         )
     finally:
-        model.eval()
+        network.eval()
     if train.msa.species is not None:
-        model.species_ = train.msa.species[1:]
-    return plan.history
+        network.species_ = train.msa.species[1:]
+    network.history_ = plan.history
+    return network
