@@ -20,7 +20,7 @@ GAMMAS = (0.45, 2.0, 8.0)
 SCORED_RATIO = 0.1  # genes hidden when a network is scored
 
 
-def log_normalize(counts):
+def log_normalised(counts):
     rows = sparse.csr_array(counts, dtype=np.float64)
     library = np.asarray(rows.sum(axis=1)).ravel()
     rows = sparse.diags_array(1e4 / np.maximum(library, 1)) @ rows
@@ -36,7 +36,7 @@ def load(path, n_genes, donor_key):
         train = adata.obs[donor_key].astype(str).isin(donors[: round(0.7 * donors.size)]).to_numpy()
     else:
         train = rng.random(adata.n_obs) < 0.7
-    values = log_normalize(adata.X)
+    values = log_normalised(adata.X)
     keep = np.sort(np.argsort(values[train].var(axis=0))[-n_genes:])
     return adata[:, keep].copy(), values[:, keep], train
 

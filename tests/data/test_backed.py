@@ -11,8 +11,8 @@ import zarr
 from anndata import AnnData
 
 from scr2mae import R2MAEModel
-from scr2mae.data import CellDataModule, CellLoader, read_cells, split_cells, stays_on_disk
-from scr2mae.data.backed import BackedCounts
+from scr2mae.data import CellDataModule, CellLoader, read_cells, split_cells
+from scr2mae.data.backed import BackedCounts, stays_on_disk
 
 LAYOUTS = ["h5ad", "h5ad dense", "zarr", "zarr dense"]
 
@@ -46,14 +46,14 @@ def of(adata: AnnData, **kwargs: object) -> BackedCounts:
 
 
 @pytest.mark.parametrize(
-    "where",
+    "indices",
     [slice(None), slice(5, 9), slice(90, 10, -7), [3], [4, 5, 6], [50, 2, 2, 49, 51], [], [119, 0]],
     ids=str,
 )
 def test_rows_on_disk_are_those_in_memory_in_the_order_asked_for(
-    backed: AnnData, adata: AnnData, where: slice | list[int]
+    backed: AnnData, adata: AnnData, indices: slice | list[int]
 ) -> None:
-    rows = where if isinstance(where, slice) else np.array(where, dtype=np.int64)
+    rows = indices if isinstance(indices, slice) else np.array(indices, dtype=np.int64)
     read = of(backed)[rows]
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read.toarray(), adata.X[rows].toarray())
@@ -62,8 +62,8 @@ def test_rows_on_disk_are_those_in_memory_in_the_order_asked_for(
 def test_genes_come_in_the_order_of_the_reference_and_absent_ones_are_empty(
     backed: AnnData, adata: AnnData
 ) -> None:
-    position = np.array([7, -1, 0, 59])
-    rows = of(backed, position=position)[np.array([3, 8])].toarray()
+    gene_indices = np.array([7, -1, 0, 59])
+    rows = of(backed, gene_indices=gene_indices)[np.array([3, 8])].toarray()
     expected = adata.X[[3, 8]].toarray()[:, [7, 0, 0, 59]]
     expected[:, 1] = 0
     np.testing.assert_array_equal(rows, expected)
@@ -72,7 +72,7 @@ def test_genes_come_in_the_order_of_the_reference_and_absent_ones_are_empty(
 def test_blocks_read_every_row_once_however_many_fit(
     backed: AnnData, adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scr2mae.data.backed._NON_ZEROS_A_READ", 700)
+    monkeypatch.setattr("scr2mae.data.backed._VALUES_PER_READ", 700)
     blocks = list(of(backed).blocks())
     assert len(blocks) > 3
     np.testing.assert_array_equal(sp.vstack(blocks).toarray(), adata.X.toarray())
@@ -81,7 +81,7 @@ def test_blocks_read_every_row_once_however_many_fit(
     )
 
 
-def test_what_is_no_count_is_named_when_its_row_is_read(adata: AnnData, tmp_path: Path) -> None:
+def test_an_invalid_count_is_named_when_its_row_is_read(adata: AnnData, tmp_path: Path) -> None:
     row, column = 77, int(adata.X[77].indices[2])
     adata.X[row, column] = 1.5
     backed = on_disk(adata, tmp_path, "h5ad")
@@ -94,7 +94,7 @@ def test_what_is_no_count_is_named_when_its_row_is_read(adata: AnnData, tmp_path
     backed.file.close()
 
 
-def test_nothing_is_read_whole(backed: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matrix_is_never_read_as_a_whole(backed: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     model = R2MAEModel(backed, n_hidden=8, n_latent=2)
     most = 0
     read = BackedCounts._read
@@ -105,10 +105,10 @@ def test_nothing_is_read_whole(backed: AnnData, monkeypatch: pytest.MonkeyPatch)
         return read(self, start, stop)
 
     monkeypatch.setattr(BackedCounts, "_read", watch)
-    monkeypatch.setattr("scr2mae.data.loaders.CELLS_A_READ", 20)
+    monkeypatch.setattr("scr2mae.data.backed._ROWS_PER_WINDOW", 20)
     monkeypatch.setattr("scr2mae.data.backed._LARGEST_BLOCK", 5)
     monkeypatch.setattr("scr2mae.data.backed._SMALLEST_BLOCK", 5)
-    monkeypatch.setattr(BackedCounts, "_rows_a_read", 20)
+    monkeypatch.setattr(BackedCounts, "_rows_per_read", 20)
     model.train(1, batch_size=10, counts_on="disk", accelerator="cpu", enable_progress_bar=False)
     assert model.get_latent_representation(batch_size=10).shape == (120, 2)
     assert 0 < most <= 20
@@ -118,8 +118,8 @@ def test_scattered_cells_are_read_a_chunk_at_a_time_not_one_by_one(
     adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = zarr.open_group(tmp_path / "cells.zarr", mode="w", zarr_format=3)
-    nnz_a_row = adata.X.nnz / adata.n_obs
-    ad.io.write_elem(group, "X", adata.X, dataset_kwargs={"chunks": (int(10 * nnz_a_row),), "shards": None})
+    nnz_per_row = adata.X.nnz / adata.n_obs
+    ad.io.write_elem(group, "X", adata.X, dataset_kwargs={"chunks": (int(10 * nnz_per_row),), "shards": None})
     stored = AnnData(ad.io.sparse_dataset(group["X"]), obs=adata.obs, var=adata.var)
     spans: list[tuple[int, int]] = []
     read = BackedCounts._read
@@ -136,12 +136,12 @@ def test_scattered_cells_are_read_a_chunk_at_a_time_not_one_by_one(
     np.testing.assert_array_equal(rows.toarray(), adata.X[where].toarray())
 
     spans.clear()
-    monkeypatch.setattr(BackedCounts, "_rows_a_read", 20)
+    monkeypatch.setattr(BackedCounts, "_rows_per_read", 20)
     np.testing.assert_array_equal(of(stored)[where].toarray(), adata.X[where].toarray())
     assert max(stop - start for start, stop in spans) <= 20
 
 
-def test_a_scattered_cell_that_holds_no_count_is_named(adata: AnnData, tmp_path: Path) -> None:
+def test_a_scattered_cell_with_an_invalid_count_is_named(adata: AnnData, tmp_path: Path) -> None:
     adata.X[77, int(adata.X[77].indices[0])] = 1.5
     rows = of(on_disk(adata, tmp_path, "zarr"))
     assert rows[np.array([70, 76, 80])].shape == (3, 60)
@@ -197,7 +197,7 @@ def test_more_cells_than_are_read_together_come_in_the_same_batches_from_disk_an
 
 
 @pytest.mark.parametrize("n_seen", [1, 3, 4, 7])
-def test_reading_ahead_goes_on_in_mid_epoch(backed: AnnData, adata: AnnData, n_seen: int) -> None:
+def test_reading_ahead_resumes_in_mid_epoch(backed: AnnData, adata: AnnData, n_seen: int) -> None:
     spec = R2MAEModel(adata, n_hidden=8, n_latent=2).spec
     cells = read_cells(backed, spec, on_disk=True)
 
@@ -218,16 +218,16 @@ def test_reading_ahead_goes_on_in_mid_epoch(backed: AnnData, adata: AnnData, n_s
 def test_a_failing_read_is_an_error_of_the_loop_not_a_hang(backed: AnnData, adata: AnnData) -> None:
     cells = read_cells(backed, R2MAEModel(adata, n_hidden=8, n_latent=2).spec, on_disk=True)
     n_reads = 0
-    take = type(cells).take
+    to_memory = type(cells).to_memory
 
-    def fail(self: object, where: np.ndarray) -> object:
+    def fail(self: object, indices: np.ndarray) -> object:
         nonlocal n_reads
         n_reads += 1
         if n_reads == 2:
             raise OSError("the disk is gone")
-        return take(cells, where)
+        return to_memory(cells, indices)
 
-    object.__setattr__(cells, "take", fail.__get__(cells))
+    object.__setattr__(cells, "to_memory", fail.__get__(cells))
     loader = CellLoader(cells, batch_size=10, window=2)
     with pytest.raises(OSError, match="the disk is gone"):
         list(loader)

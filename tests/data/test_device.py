@@ -10,6 +10,7 @@ from anndata import AnnData
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scr2mae import R2MAEModel
+from scr2mae._utils import memory
 from scr2mae.data import CellDataModule, Cells, read_cells, split_cells
 from scr2mae.data.device import DeviceCells, to_device
 
@@ -39,14 +40,14 @@ def with_repeated_entries(cells: Cells) -> Cells:
 
 
 @pytest.mark.parametrize("change", [lambda cells: cells, fractions, large, with_repeated_entries])
-@pytest.mark.parametrize("where", [[0], [5, 4, 5, 119], list(range(120)), []], ids=len)
+@pytest.mark.parametrize("indices", [[0], [5, 4, 5, 119], list(range(120)), []], ids=len)
 def test_batches_made_on_the_device_equal_those_made_by_the_host(
-    cells: Cells, change: object, where: list[int]
+    cells: Cells, change: object, indices: list[int]
 ) -> None:
     cells = change(cells)
-    indices = np.array(where, dtype=np.int64)
-    made = DeviceCells(cells, CPU).batch(indices)
-    host = cells.batch(indices)
+    indices = np.array(indices, dtype=np.int64)
+    made = DeviceCells(cells, CPU).collate(indices)
+    host = cells.collate(indices)
     assert made["measured"].tolist() == cells.measured.tolist()
     assert set(made) == {*host, "measured"}
     for key, array in host.items():
@@ -55,7 +56,7 @@ def test_batches_made_on_the_device_equal_those_made_by_the_host(
 
 
 class _Operations(TorchDispatchMode):
-    """What is asked of the device."""
+    """Operations that run on the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,12 +70,12 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_waits_for_the_device_while_a_batch_is_made_there(cells: Cells) -> None:
-    on_device, where = DeviceCells(cells, CPU), np.array([5, 4, 119])
+def test_a_batch_is_made_on_the_device_without_a_synchronization(cells: Cells) -> None:
+    on_device, indices = DeviceCells(cells, CPU), np.array([5, 4, 119])
     with _Operations() as asked:
-        on_device.batch(where)
+        on_device.collate(indices)
     assert not {"nonzero", "_local_scalar_dense", "item", "masked_select", "unique2"} & set(asked.names)
-    assert asked.sizes == [cells.counts[where].nnz]  # without it, the host asks how many there are
+    assert asked.sizes == [cells.counts[indices].nnz]  # without it, the host asks how many there are
 
 
 def test_small_counts_take_two_bytes_and_the_estimate_is_what_they_take(cells: Cells) -> None:
@@ -101,13 +102,11 @@ def test_training_from_the_device_gives_the_weights_of_training_from_the_host(ad
 def test_what_does_not_fit_stays_with_the_host_and_the_log_says_so(
     cells: Cells, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("scr2mae.data.device._free_memory", lambda device: 2 * DeviceCells.estimate(cells))
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * DeviceCells.estimate(cells))
     with caplog.at_level("INFO", logger="scr2mae"):
         assert to_device(cells, CPU) is not None
-        assert "they move there" in caplog.text
-        monkeypatch.setattr(
-            "scr2mae.data.device._free_memory", lambda device: 2 * DeviceCells.estimate(cells) - 2
-        )
+        assert "they move to cpu" in caplog.text
+        monkeypatch.setattr(memory, "free_memory", lambda device: 2 * DeviceCells.estimate(cells) - 2)
         assert to_device(cells, CPU) is None
         assert "they stay in the host's memory" in caplog.text
         assert to_device(cells, CPU, required=True) is not None
@@ -129,7 +128,7 @@ def test_a_device_that_runs_out_of_memory_is_a_warning_and_training_goes_on_from
     assert model.history["train_loss_step"].equals(expected.history["train_loss_step"])
 
 
-def test_the_device_is_given_back_after_training(cells: Cells) -> None:
+def test_the_memory_of_the_device_is_freed_after_training(cells: Cells) -> None:
     module = CellDataModule(cells, split_cells(120, seed=0), batch_size=16, counts_on="device")
     loader = module.train_dataloader()
     assert loader.on_device is module.val_dataloader().on_device

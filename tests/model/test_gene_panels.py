@@ -201,7 +201,7 @@ def test_missing_genes_are_masked_genes(reference: R2MAEModel, adata: AnnData) -
     embedded = reference.get_latent_representation(panel)
     np.testing.assert_array_equal(embedded, reference.get_latent_representation(only(adata, kept)))
     cells = reference._cells(adata)
-    tensors = {key: torch.from_numpy(value) for key, value in cells.batch(np.arange(120)).items()}
+    tensors = {key: torch.from_numpy(value) for key, value in cells.collate(np.arange(120)).items()}
     with torch.inference_mode():
         inputs = reference.module._get_inference_input(tensors)
         masked = reference.module.inference(**inputs, mask=torch.from_numpy(~kept))["z"]

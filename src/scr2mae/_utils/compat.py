@@ -1,4 +1,4 @@
-"""Differences between supported versions of scvi-tools and anndata; devices and number formats."""
+"""Differences between supported versions of scvi-tools; devices and number formats."""
 
 from __future__ import annotations
 
@@ -11,17 +11,10 @@ import torch
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from anndata import AnnData
-
-__all__ = ["autocast", "layer_names", "resolve_precision", "torch_device"]
+__all__ = ["autocast", "resolve_precision", "torch_device"]
 
 _TYPES = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-
-
-def layer_names(adata: AnnData) -> list[str]:
-    """Return the names of the layers; anndata 0.13 counts ``X`` among them, under None."""
-    return [name for name in adata.layers if name is not None]
 
 
 def torch_device(accelerator: str, device: int | str) -> torch.device:

@@ -1,4 +1,4 @@
-"""One progress bar for all that takes long: after two seconds, and where somebody is looking."""
+"""Progress bars, shown after two seconds and on a terminal or in a notebook only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["no_progress", "progress"]
 
-_AFTER_SECONDS = 2.0
-_is_hidden: ContextVar[bool] = ContextVar("is_hidden", default=False)
+_DELAY = 2.0  # seconds
+_is_disabled: ContextVar[bool] = ContextVar("is_disabled", default=False)
 
 
 def progress(
@@ -23,43 +23,19 @@ def progress(
     desc: str,
     unit: str,
     show: bool = True,
-    after: float = _AFTER_SECONDS,
+    after: float = _DELAY,
     **options: Any,
 ) -> Any:
-    """Make a bar with speed and time left; quiet unless standard error is a terminal, or this is a notebook.
-
-    Parameters
-    ----------
-    iterable
-        What is counted; None to call ``update``.
-    desc, unit
-        What is done, to what.
-    show
-        False shows none.
-    after
-        Seconds until it appears.
-    options
-        Further arguments of :class:`tqdm.tqdm`, such as ``total``.
-
-    Returns
-    -------
-    The bar; it iterates over ``iterable``, and is a context.
-    """
-    disable = None if show and not _is_hidden.get() else True
+    """Return a :class:`tqdm.tqdm` that appears after some seconds; without an iterable, call its ``update``."""
+    disable = None if show and not _is_disabled.get() else True  # None: disable unless stderr is a terminal
     return tqdm(iterable, desc=desc, unit=unit, delay=after, disable=disable, dynamic_ncols=True, **options)
 
 
 @contextmanager
-def no_progress(hidden: bool = True) -> Iterator[None]:
-    """Show no bar of what runs inside, since a bar outside counts it, or nobody wants any.
-
-    Parameters
-    ----------
-    hidden
-        False changes nothing.
-    """
-    token = _is_hidden.set(hidden or _is_hidden.get())
+def no_progress(disabled: bool = True) -> Iterator[None]:
+    """Show no bars inside the block, such as those of single steps that an outer bar already counts."""
+    token = _is_disabled.set(disabled or _is_disabled.get())
     try:
         yield
     finally:
-        _is_hidden.reset(token)
+        _is_disabled.reset(token)

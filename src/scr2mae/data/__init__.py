@@ -1,6 +1,6 @@
 """From AnnData to mini-batches: registered fields, counts, splits, loaders.
 
-Names resolve on first use, so preparing files does not load PyTorch.
+Names resolve on first use, so that preparing files does not load PyTorch.
 """
 
 from typing import TYPE_CHECKING
@@ -10,8 +10,7 @@ from scr2mae._utils.lazy import lazy_names
 if TYPE_CHECKING:
     from scr2mae.data.cells import MEASURED_COLUMN, Cells, CellSpec, read_cells
     from scr2mae.data.genes import align_genes
-    from scr2mae.data.loaders import BatchSampler, CellDataModule, CellLoader, dense_tensors, sparse_tensors
-    from scr2mae.data.placement import stays_on_disk
+    from scr2mae.data.loaders import BatchSampler, CellDataModule, CellLoader
     from scr2mae.data.splits import Split, split_cells
     from scr2mae.data.store import open_store
 
@@ -24,19 +23,15 @@ __all__ = [
     "Cells",
     "Split",
     "align_genes",
-    "dense_tensors",
     "open_store",
     "read_cells",
-    "sparse_tensors",
     "split_cells",
-    "stays_on_disk",
 ]
 
 _SUBMODULES = {
     "cells": ["MEASURED_COLUMN", "CellSpec", "Cells", "read_cells"],
     "genes": ["align_genes"],
-    "loaders": ["BatchSampler", "CellDataModule", "CellLoader", "dense_tensors", "sparse_tensors"],
-    "placement": ["stays_on_disk"],
+    "loaders": ["BatchSampler", "CellDataModule", "CellLoader"],
     "splits": ["Split", "split_cells"],
     "store": ["open_store"],
 }

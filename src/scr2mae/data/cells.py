@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,38 +13,36 @@ from scvi import REGISTRY_KEYS
 
 from scr2mae.data.backed import BackedCounts, is_streamable
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts, take_rows
-from scr2mae.data.genes import align_genes
+from scr2mae.data.genes import align_genes, check_overlap, select_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["MEASURED_COLUMN", "CellSpec", "Cells", "align_genes", "encode_categories", "read_cells"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["MEASURED_COLUMN", "CellSpec", "Cells", "read_cells"]
 
 MEASURED_COLUMN = "scr2mae_measured"
-"""Column of ``adata.var``: False where a gene panel lacks a gene of the reference."""
+"""Column of ``adata.var``: False if a gene panel lacks a gene of the reference."""
 
 
 @dataclass(frozen=True)
 class CellSpec:
-    """What a model reads of an AnnData, and how; made from the registry that scvi-tools keeps.
+    """The fields that a model reads from an AnnData, from the registry that scvi-tools keeps.
 
     Attributes
     ----------
     var_names
-        The reference's genes, shape (n_vars,).
+        Genes of the reference, shape (n_vars,).
     layer
-        Where the counts are; None for ``X``.
+        Layer of the counts; None for ``X``.
     categorical
-        Column and categories of the batch, then of each further categorical covariate; the batch's
-        column is None where there is one batch only.
+        Column and categories of the batch, then of each further categorical covariate; the column of
+        the batch is None if there is only one batch.
     continuous
         Columns of the continuous covariates.
     size_factor_key
         Column that replaces the library size, or None.
     integers
-        Whether fractional counts are refused.
+        Whether to raise on fractional counts.
     """
 
     var_names: np.ndarray
@@ -62,11 +59,11 @@ class CellSpec:
         Parameters
         ----------
         registry
-            As ``model.registry``.
+            A registry such as ``model.registry``.
 
         Returns
         -------
-        What the model reads.
+        The specification.
         """
         arguments, fields = registry["setup_args"], registry["field_registries"]
 
@@ -97,7 +94,7 @@ class Cells:
     counts
         CSR float32, shape (n_obs, n_vars), columns in the reference's order; in memory or on disk.
     measured
-        Boolean, shape (n_vars,); None where every gene was measured.
+        Boolean, shape (n_vars,); None if every gene was measured.
     categories
         Codes, int64, shape (n_obs, n_covariates), the batch first.
     continuous
@@ -119,212 +116,94 @@ class Cells:
 
     @property
     def on_disk(self) -> bool:
-        """Whether the counts are read when they are needed."""
+        """Whether the counts are read from disk when they are needed."""
         return isinstance(self.counts, BackedCounts)
 
-    def rows(self, where: np.ndarray | slice) -> sparse.csr_matrix:
-        """Return the counts of the cells at some positions, in memory.
+    def rows(self, indices: np.ndarray | slice) -> sparse.csr_matrix:
+        """Return the counts of the given cells, in memory.
 
         Parameters
         ----------
-        where
-            Positions, shape (n,), or a slice.
+        indices
+            Positions of the cells, shape (n,), or a slice.
 
         Returns
         -------
-        Shape (n, n_vars), in this order.
+        Shape (n, n_vars), in the given order.
         """
         if isinstance(self.counts, BackedCounts):
-            return self.counts[where]
-        return take_rows(self.counts, where)
+            return self.counts[indices]
+        return take_rows(self.counts, indices)
 
-    def take(self, where: np.ndarray | slice) -> Cells:
-        """Cells at some positions, with their counts in memory.
+    def to_memory(self, indices: np.ndarray | slice) -> Cells:
+        """Return the given cells, with their counts in memory.
 
         Parameters
         ----------
-        where
-            Positions, shape (n,), or a slice.
+        indices
+            Positions of the cells, shape (n,), or a slice.
 
         Returns
         -------
-        These cells, in this order.
+        The cells, in the given order.
         """
         return replace(
             self,
-            counts=self.rows(where),
-            categories=self.categories[where],
-            continuous=self.continuous[where],
-            size_factor=None if self.size_factor is None else self.size_factor[where],
+            counts=self.rows(indices),
+            categories=self.categories[indices],
+            continuous=self.continuous[indices],
+            size_factor=None if self.size_factor is None else self.size_factor[indices],
         )
 
-    def covariates(self, where: np.ndarray | slice) -> dict[str, np.ndarray]:
-        """All but the counts of the cells at some positions, under scvi-tools' keys.
+    def covariates(self, indices: np.ndarray | slice) -> dict[str, np.ndarray]:
+        """Return the covariates of the given cells under scvi-tools' keys.
 
         Parameters
         ----------
-        where
-            Positions, shape (n,), or a slice.
+        indices
+            Positions of the cells, shape (n,), or a slice.
 
         Returns
         -------
-        Codes of the batch (n, 1), and further covariates where there are any.
+        Batch codes (n, 1), and further covariates if there are any.
         """
-        arrays = {REGISTRY_KEYS.BATCH_KEY: self.categories[where, :1]}
+        arrays = {REGISTRY_KEYS.BATCH_KEY: self.categories[indices, :1]}
         if self.categories.shape[1] > 1:
-            arrays[REGISTRY_KEYS.CAT_COVS_KEY] = self.categories[where, 1:]
+            arrays[REGISTRY_KEYS.CAT_COVS_KEY] = self.categories[indices, 1:]
         if self.continuous.shape[1]:
-            arrays[REGISTRY_KEYS.CONT_COVS_KEY] = self.continuous[where]
+            arrays[REGISTRY_KEYS.CONT_COVS_KEY] = self.continuous[indices]
         if self.size_factor is not None:
-            arrays[REGISTRY_KEYS.SIZE_FACTOR_KEY] = self.size_factor[where, None]
+            arrays[REGISTRY_KEYS.SIZE_FACTOR_KEY] = self.size_factor[indices, None]
         return arrays
 
-    def batch(self, where: np.ndarray | slice) -> dict[str, np.ndarray]:
-        """Dense mini-batch of the cells at some positions, as NumPy arrays under scvi-tools' keys.
+    def collate(self, indices: np.ndarray | slice) -> dict[str, np.ndarray]:
+        """Return the given cells as a dense mini-batch of NumPy arrays under scvi-tools' keys.
 
         Parameters
         ----------
-        where
-            Positions, shape (n,), or a slice.
+        indices
+            Positions of the cells, shape (n,), or a slice.
 
         Returns
         -------
-        Counts (n, n_vars), codes of the batch (n, 1), and further covariates where there are any.
+        Counts (n, n_vars), batch codes (n, 1), and further covariates if there are any.
         """
-        return {REGISTRY_KEYS.X_KEY: self.rows(where).toarray(), **self.covariates(where)}
-
-
-def check_overlap(n_shared: int, n_vars: int, *, min_shared: float) -> None:
-    """Refuse a query that shares too few genes with the reference; warn below half.
-
-    Raises
-    ------
-    ValueError
-        If no gene is shared, or fewer than ``min_shared`` of the reference's.
-    """
-    report = f"the query has {n_shared} of the reference's {n_vars} genes ({n_shared / n_vars:.0%})"
-    if n_shared == 0:
-        raise ValueError(
-            f"No shared genes: {report}. Compare adata.var_names with the reference's "
-            "(symbols against Ensembl ids?)."
-        )
-    if n_shared < 2 or n_shared < min_shared * n_vars:
-        raise ValueError(f"Too few shared genes: {report}, min_shared={min_shared:g} asks for more.")
-    if n_shared < 0.5 * n_vars:
-        warnings.warn(
-            f"Few shared genes: {report}; absent genes are treated as masked.", UserWarning, stacklevel=3
-        )
-    elif n_shared < n_vars:
-        logger.info("Gene overlap: %s; absent genes are treated as masked.", report)
-
-
-def reorder_columns(counts: sparse.csr_matrix, position: np.ndarray) -> sparse.csr_matrix:
-    """Put columns in the reference's order, absent ones empty.
-
-    Parameters
-    ----------
-    counts
-        Shape (n_obs, n_query_vars).
-    position
-        For each reference gene its column in ``counts``, or -1; shape (n_vars,).
-
-    Returns
-    -------
-    CSR of shape (n_obs, n_vars), never dense in between.
-    """
-    present = np.flatnonzero(position >= 0)
-    shared = counts[:, position[present]]
-    return sparse.csr_matrix(
-        (shared.data, present[shared.indices].astype(shared.indices.dtype), shared.indptr),
-        shape=(counts.shape[0], len(position)),
-    )
-
-
-def encode_categories(adata: AnnData, key: str | None, categories: np.ndarray) -> np.ndarray:
-    """Codes of a categorical column in the reference's categories, int64, shape (n_obs,).
-
-    Raises
-    ------
-    KeyError
-        If the column does not exist.
-    ValueError
-        If an entry is missing or is no category of the reference.
-    """
-    if key is None:
-        return np.zeros(adata.n_obs, dtype=np.int64)
-    if key not in adata.obs:
-        raise KeyError(f"No {key!r} in adata.obs; choose one of {list(adata.obs)}.")
-    column = adata.obs[key]
-    if column.isna().any():
-        raise ValueError(
-            f"adata.obs[{key!r}] has {int(column.isna().sum())} missing values; fill them or drop those cells."
-        )
-    codes = pd.Index(categories).get_indexer(pd.Index(column.to_numpy()))
-    if (codes < 0).any():
-        unseen = pd.unique(column.to_numpy()[codes < 0]).tolist()
-        raise ValueError(
-            f"adata.obs[{key!r}] holds {unseen[:5]}, which the model has not seen; it knows {categories.tolist()[:20]}. "
-            "Use R2MAEModel.load_query_data to learn new batches."
-        )
-    return codes.astype(np.int64)
-
-
-def _numeric(adata: AnnData, key: str) -> np.ndarray:
-    """Read a numeric column; float32, shape (n_obs,)."""
-    if key not in adata.obs:
-        raise KeyError(f"No {key!r} in adata.obs; choose one of {list(adata.obs)}.")
-    try:
-        values = adata.obs[key].to_numpy(dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"adata.obs[{key!r}] must be numeric, got {adata.obs[key].dtype}.") from error
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"adata.obs[{key!r}] holds missing or infinite values; fill them or drop those cells."
-        )
-    return values
-
-
-def _gene_positions(
-    adata: AnnData, spec: CellSpec, *, min_shared: float
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Where the reference's genes are in ``adata`` and which were measured; None and None where both are the same."""
-    same = np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names)
-    position = np.arange(adata.n_vars) if same else align_genes(adata.var_names, spec.var_names)
-    measured = position >= 0
-    if MEASURED_COLUMN in adata.var:
-        measured &= np.asarray(adata.var[MEASURED_COLUMN], dtype=bool)[position]
-    if same and measured.all():
-        return None, None
-    if not same:
-        check_overlap(int(measured.sum()), len(measured), min_shared=min_shared)
-    return np.where(measured, position, -1), None if measured.all() else measured
-
-
-def _read_counts(
-    adata: AnnData, spec: CellSpec, position: np.ndarray | None, *, on_disk: bool
-) -> sparse.csr_matrix | BackedCounts:
-    """Return counts in the reference's gene order."""
-    stored = get_counts(adata, spec.layer)
-    if on_disk and is_streamable(stored):
-        return BackedCounts(stored, adata, spec.layer, integers=spec.integers, position=position)
-    counts = as_csr(stored)
-    check_counts(counts, adata, spec.layer, integers=spec.integers)
-    return counts if position is None else reorder_columns(counts, position)
+        return {REGISTRY_KEYS.X_KEY: self.rows(indices).toarray(), **self.covariates(indices)}
 
 
 def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_disk: bool = False) -> Cells:
-    """Read an AnnData as a model's registry describes it; neither changes nor registers it.
+    """Read the cells of an AnnData as a model needs them; the AnnData is neither changed nor registered.
 
     Parameters
     ----------
     adata
         Raw counts; genes in any order, some may be absent.
     spec
-        The model's specification.
+        Specification of the model.
     min_shared
-        Smallest share of the reference's genes that must be there.
+        Smallest share of the reference's genes that must be present.
     on_disk
-        Leave counts that are on disk there; they are then checked as they are read.
+        Whether to leave counts that are on disk there; they are then validated as they are read.
 
     Returns
     -------
@@ -335,20 +214,27 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_di
     KeyError
         If a layer or a column is absent.
     ValueError
-        If the counts are no counts, too few genes are shared, or a covariate is missing or unseen.
+        If the counts are not raw counts, too few genes are shared, or a covariate is missing or unseen.
     """
     check_genes(adata)
-    position, measured = _gene_positions(adata, spec, min_shared=min_shared)
-    counts = _read_counts(adata, spec, position, on_disk=on_disk)
+    gene_indices, measured = _match_genes(adata, spec, min_shared=min_shared)
+    stored = get_counts(adata, spec.layer)
+    counts: sparse.csr_matrix | BackedCounts
+    if on_disk and is_streamable(stored):
+        counts = BackedCounts(stored, adata, spec.layer, integers=spec.integers, gene_indices=gene_indices)
+    else:
+        counts = as_csr(stored)
+        check_counts(counts, adata, spec.layer, integers=spec.integers)
+        counts = counts if gene_indices is None else select_genes(counts, gene_indices)
     size_factor = None
     if spec.size_factor_key is not None:
-        size_factor = _numeric(adata, spec.size_factor_key)
+        size_factor = _read_numbers(adata, spec.size_factor_key)
         if (size_factor <= 0).any():
             raise ValueError(f"adata.obs[{spec.size_factor_key!r}] must be positive.")
     elif not isinstance(counts, BackedCounts):
-        _warn_of_empty_cells(counts)
-    codes = [encode_categories(adata, key, categories) for key, categories in spec.categorical]
-    continuous = [_numeric(adata, key) for key in spec.continuous]
+        _warn_about_empty_cells(counts)
+    codes = [_encode_categories(adata, key, categories) for key, categories in spec.categorical]
+    continuous = [_read_numbers(adata, key) for key in spec.continuous]
     return Cells(
         counts=counts,
         measured=measured,
@@ -358,7 +244,62 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_di
     )
 
 
-def _warn_of_empty_cells(counts: sparse.csr_matrix) -> None:
+def _match_genes(
+    adata: AnnData, spec: CellSpec, *, min_shared: float
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the column of each reference gene, or None if they are the same, and which were measured, or None for all."""
+    is_same = np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names)
+    indices = np.arange(adata.n_vars) if is_same else align_genes(adata.var_names, spec.var_names)
+    measured = indices >= 0
+    if MEASURED_COLUMN in adata.var:
+        measured &= np.asarray(adata.var[MEASURED_COLUMN], dtype=bool)[indices]
+    if is_same and measured.all():
+        return None, None
+    if not is_same:
+        check_overlap(int(measured.sum()), len(measured), min_shared=min_shared)
+    return np.where(measured, indices, -1), None if measured.all() else measured
+
+
+def _read_column(adata: AnnData, key: str) -> pd.Series:
+    if key not in adata.obs:
+        raise KeyError(f"No {key!r} in adata.obs; choose one of {list(adata.obs)}.")
+    return adata.obs[key]
+
+
+def _encode_categories(adata: AnnData, key: str | None, categories: np.ndarray) -> np.ndarray:
+    """Return the codes of a column in the reference's categories, int64, shape (n_obs,); zeros without a column."""
+    if key is None:
+        return np.zeros(adata.n_obs, dtype=np.int64)
+    column = _read_column(adata, key)
+    if column.isna().any():
+        raise ValueError(
+            f"adata.obs[{key!r}] has {int(column.isna().sum())} missing values; fill them or drop those cells."
+        )
+    codes = pd.Index(categories).get_indexer(pd.Index(column.to_numpy()))
+    if (codes < 0).any():
+        unseen = pd.unique(column.to_numpy()[codes < 0]).tolist()
+        raise ValueError(
+            f"adata.obs[{key!r}] holds {unseen[:5]}, which the model has not seen; its categories are "
+            f"{categories.tolist()[:20]}. Use R2MAEModel.load_query_data to learn new batches."
+        )
+    return codes.astype(np.int64)
+
+
+def _read_numbers(adata: AnnData, key: str) -> np.ndarray:
+    """Read a numeric column; float32, shape (n_obs,)."""
+    column = _read_column(adata, key)
+    try:
+        values = column.to_numpy(dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"adata.obs[{key!r}] must be numeric, got {column.dtype}.") from error
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"adata.obs[{key!r}] holds missing or infinite values; fill them or drop those cells."
+        )
+    return values
+
+
+def _warn_about_empty_cells(counts: sparse.csr_matrix) -> None:
     if n_empty := int((np.asarray(counts.sum(axis=1)) == 0).sum()):
         warnings.warn(
             f"{n_empty} of {counts.shape[0]} cells have no counts; their library size is set to 1.",

@@ -1,8 +1,8 @@
-"""Raw counts of an AnnData: where they are, whether they are counts, and as CSR without a copy."""
+"""Raw counts of an AnnData: found, validated, and as CSR without a copy."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -10,29 +10,31 @@ import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
-from scr2mae._utils.compat import layer_names
 from scr2mae._utils.untrusted import check_sparse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from anndata import AnnData
 
-__all__ = ["as_csr", "check_counts", "check_genes", "get_counts", "take_rows"]
+__all__ = [
+    "as_csr",
+    "check_counts",
+    "check_genes",
+    "find_invalid_count",
+    "get_counts",
+    "layer_names",
+    "take_rows",
+]
 
 _BLOCK = 1 << 24
 
 
-def get_counts(adata: AnnData, layer: str | None) -> Any:
-    """Return ``adata.X`` or a layer as it is stored.
+def layer_names(adata: AnnData) -> list[str]:
+    """Return the names of the layers; anndata 0.13 counts ``X`` among them, under None."""
+    return [name for name in adata.layers if name is not None]
 
-    Raises
-    ------
-    KeyError
-        If the layer does not exist.
-    ValueError
-        If there is no ``X``, or no cell.
-    """
+
+def get_counts(adata: AnnData, layer: str | None) -> Any:
+    """Return ``adata.X`` or a layer as it is stored."""
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"Expected cells and genes, got an empty AnnData ({adata.n_obs} x {adata.n_vars}).")
     if layer is not None:
@@ -45,13 +47,7 @@ def get_counts(adata: AnnData, layer: str | None) -> Any:
 
 
 def as_csr(matrix: Any) -> sparse.csr_matrix:
-    """Return a matrix, dense, sparse or on disk, as float32 CSR; shares memory where it can.
-
-    Raises
-    ------
-    TypeError
-        If the container is of another kind.
-    """
+    """Return a dense, sparse or backed matrix as float32 CSR; shares memory if possible."""
     if isinstance(matrix, (CSRDataset, CSCDataset)):
         matrix = matrix.to_memory()
     if sparse.issparse(matrix):
@@ -69,47 +65,28 @@ def as_csr(matrix: Any) -> sparse.csr_matrix:
     )
 
 
-def take_rows(matrix: sparse.csr_matrix, where: np.ndarray | slice) -> sparse.csr_matrix:
-    """Take rows of a CSR matrix; what it costs depends on these rows alone.
+def take_rows(matrix: sparse.csr_matrix, indices: np.ndarray | slice) -> sparse.csr_matrix:
+    """Return the given rows of a CSR matrix, at a cost that depends on these rows only.
 
-    Parameters
-    ----------
-    matrix
-        Shape (n_obs, n_vars).
-    where
-        Positions of rows, shape (n,), or a slice.
-
-    Returns
-    -------
-    Those rows in that order.
-
-    Notes
-    -----
-    Where offsets have 64 bits and columns 32, as in a matrix that was written in pieces or is very large, SciPy converts all
-    columns of the matrix at each call.
+    If ``indptr`` is int64 and ``indices`` int32, as in a very large matrix or one written in pieces, SciPy would convert
+    all column indices at each call.
     """
     if matrix.indices.dtype == matrix.indptr.dtype:
-        return matrix[where]
-    rows = np.arange(*where.indices(matrix.shape[0])) if isinstance(where, slice) else np.asarray(where)
+        return matrix[indices]
+    rows = np.arange(matrix.shape[0])[indices] if isinstance(indices, slice) else np.asarray(indices)
     starts = matrix.indptr[rows]
     lengths = matrix.indptr[rows + 1] - starts
     ends = np.cumsum(lengths)
     n_values = int(ends[-1]) if len(ends) else 0
-    positions = np.arange(n_values) + np.repeat(starts - (ends - lengths), lengths)
+    entries = np.arange(n_values) + np.repeat(starts - (ends - lengths), lengths)
     indptr = np.concatenate([[0], ends]).astype(matrix.indices.dtype if n_values < 1 << 31 else np.int64)
     return sparse.csr_matrix(
-        (matrix.data[positions], matrix.indices[positions], indptr), shape=(len(rows), matrix.shape[1])
+        (matrix.data[entries], matrix.indices[entries], indptr), shape=(len(rows), matrix.shape[1])
     )
 
 
 def check_genes(adata: AnnData) -> None:
-    """Refuse gene names that cannot be matched by name, and a single gene.
-
-    Raises
-    ------
-    ValueError
-        If a name occurs twice or there are fewer than two genes.
-    """
+    """Raise unless there are at least two genes and their names are unique."""
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()[:5].tolist()
         raise ValueError(
@@ -117,26 +94,32 @@ def check_genes(adata: AnnData) -> None:
             "call adata.var_names_make_unique() or merge them first."
         )
     if adata.n_vars < 2:
-        raise ValueError(f"Expected at least two genes, one to hide and one to see; got {adata.n_vars}.")
+        raise ValueError(f"Expected at least two genes, one to mask and one to keep; got {adata.n_vars}.")
 
 
-def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, len(values), _BLOCK):
-        yield start, values[start : start + _BLOCK]
+class InvalidCount(NamedTuple):
+    """An entry of a matrix that is not a raw count."""
+
+    row: int
+    column: int
+    value: float
+    reason: str
 
 
-def _first_bad(values: np.ndarray, *, integers: bool) -> tuple[int, str] | None:
-    """Position in ``values`` of the first entry that is no count, and what is wrong with it."""
-    for start, block in _blocks(values):
+def find_invalid_count(counts: sparse.csr_matrix, *, integers: bool = True) -> InvalidCount | None:
+    """Return the first stored entry that is negative, not finite or, with ``integers``, fractional."""
+    for start in range(0, len(counts.data), _BLOCK):
+        block = counts.data[start : start + _BLOCK]
         with np.errstate(invalid="ignore"):
-            bad = ~np.isfinite(block) | (block < 0)
+            invalid = ~np.isfinite(block) | (block < 0)
             if integers:
-                bad |= block != np.floor(block)
-        if bad.any():
-            where = int(bad.argmax())
-            value = block[where]
-            kind = "not finite" if not np.isfinite(value) else "negative" if value < 0 else "fractional"
-            return start + where, kind
+                invalid |= block != np.floor(block)
+        if invalid.any():
+            entry = start + int(invalid.argmax())
+            value = counts.data[entry]
+            reason = "not finite" if not np.isfinite(value) else "negative" if value < 0 else "fractional"
+            row = int(np.searchsorted(counts.indptr, entry, side="right")) - 1
+            return InvalidCount(row, int(counts.indices[entry]), value, reason)
     return None
 
 
@@ -148,43 +131,24 @@ def check_counts(
     integers: bool = True,
     rows: np.ndarray | None = None,
 ) -> None:
-    """Refuse anything but non-negative, finite and (by default) whole numbers.
+    """Raise unless all counts are non-negative, finite and (by default) integers.
 
-    Parameters
-    ----------
-    counts
-        Shape (n_obs, n_vars).
-    adata
-        Where they come from: names cells and genes in the message.
-    layer
-        Which layer they are; None for ``X``.
-    integers
-        Whether to refuse fractions.
-    rows
-        The cells of ``adata`` that they are, shape (n_obs,); None for all, in their order.
-
-    Raises
-    ------
-    ValueError
-        With the first offending cell and gene, and where raw counts usually are.
+    The error names the cell, the gene and where raw counts usually are; ``rows`` are the cells of ``adata`` that the rows
+    of ``counts`` belong to, by default all.
     """
-    found = _first_bad(counts.data, integers=integers)
+    found = find_invalid_count(counts, integers=integers)
     if found is None:
         return
-    position, kind = found
-    row = int(np.searchsorted(counts.indptr, position, side="right")) - 1
-    cell, gene = (
-        adata.obs_names[row if rows is None else rows[row]],
-        adata.var_names[counts.indices[position]],
-    )
+    cell = adata.obs_names[found.row if rows is None else rows[found.row]]
+    gene = adata.var_names[found.column]
     place = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     look = [f"layers[{name!r}]" for name in layer_names(adata) if name != layer]
     look += ["adata.raw"] if adata.raw is not None else []
     hint = f"here there are {', '.join(look)}" if look else "this AnnData has neither layers nor raw"
     note = ""
-    if kind == "fractional":
+    if found.reason == "fractional":
         note = " It looks normalized or log-transformed; pass check_counts=False for estimated counts (soupX, CellBender)."
     raise ValueError(
-        f"Expected raw counts in {place}, got {counts.data[position]:g} ({kind}) at cell {cell!r}, gene {gene!r}. "
+        f"Expected raw counts in {place}, got {found.value:g} ({found.reason}) at cell {cell!r}, gene {gene!r}. "
         f"Raw counts are usually in adata.layers['counts'] (layer='counts') or adata.raw; {hint}.{note}"
     )

@@ -1,55 +1,35 @@
-"""Counts on the training device: mini-batches are made dense where they are used."""
+"""Counts on the training device, where mini-batches are made dense."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import torch
 from scvi import REGISTRY_KEYS
+
+from scr2mae._utils.memory import fits
 
 if TYPE_CHECKING:
     from scr2mae.data.cells import Cells
 
 __all__ = ["DeviceCells", "to_device"]
 
-logger = logging.getLogger(__name__)
 
-_SHARE_OF_FREE_MEMORY = 0.5
-_NUMBERS = {
-    torch.uint8: 255,
-    torch.int16: 32_767,
-    torch.int32: 2_147_483_647,
-}
-
-
-def _smallest(values: np.ndarray) -> torch.dtype:
-    """Return the smallest type of torch that holds these non-negative numbers exactly."""
+def _smallest_dtype(values: np.ndarray) -> torch.dtype:
+    """Return the smallest PyTorch type that holds these non-negative numbers exactly."""
     largest = float(values.max(initial=0))
     if values.dtype.kind == "f" and not np.array_equal(values, np.floor(values)):
         return torch.float32
-    return next((dtype for dtype, most in _NUMBERS.items() if largest <= most), torch.float32)
+    integers = (torch.uint8, torch.int16, torch.int32)
+    return next((dtype for dtype in integers if largest <= torch.iinfo(dtype).max), torch.float32)
 
 
 class DeviceCells:
-    """Cells whose counts are a CSR matrix on a device.
+    """Cells whose counts are a CSR matrix on a device, three to four bytes per non-zero count.
 
-    Genes and counts are held in the smallest integers that fit them: three to four bytes a non-zero count.
-
-    Parameters
-    ----------
-    cells
-        Cells in memory.
-    device
-        Where to.
-
-    Attributes
-    ----------
-    nbytes
-        What they take there.
+    Genes and counts are stored as the smallest integers that hold them; ``nbytes`` is what the cells take.
     """
 
     def __init__(self, cells: Cells, device: torch.device) -> None:
@@ -60,12 +40,11 @@ class DeviceCells:
         self.n_obs, self.n_vars = counts.shape
         self._n_values = np.diff(counts.indptr)
         self._starts = torch.from_numpy(counts.indptr.astype(np.int64)).to(device)
-        self._columns = torch.from_numpy(counts.indices).to(_smallest(counts.indices)).to(device)
-        self._values = torch.from_numpy(counts.data).to(_smallest(counts.data)).to(device)
-        everything = slice(None)
+        self._columns = torch.from_numpy(counts.indices).to(_smallest_dtype(counts.indices)).to(device)
+        self._values = torch.from_numpy(counts.data).to(_smallest_dtype(counts.data)).to(device)
         self._covariates = {
             key: torch.from_numpy(np.ascontiguousarray(array)).to(device)
-            for key, array in cells.covariates(everything).items()
+            for key, array in cells.covariates(slice(None)).items()
         }
         self._measured = None if cells.measured is None else torch.from_numpy(cells.measured).to(device)
         self.device = device
@@ -74,26 +53,26 @@ class DeviceCells:
 
     @staticmethod
     def estimate(cells: Cells) -> int:
-        """Bytes that the cells will take, looking at no more than the range of their counts."""
+        """Return the bytes that the counts will take, from their number and range."""
         counts: Any = cells.counts
-        of_columns = _smallest(np.array([counts.shape[1] - 1])).itemsize
-        return counts.nnz * (of_columns + _smallest(counts.data).itemsize) + 8 * (counts.shape[0] + 1)
+        column_bytes = _smallest_dtype(np.array([counts.shape[1] - 1])).itemsize
+        return counts.nnz * (column_bytes + _smallest_dtype(counts.data).itemsize) + 8 * (counts.shape[0] + 1)
 
-    def batch(self, where: np.ndarray) -> dict[str, torch.Tensor]:
-        """Dense mini-batch of the cells at some positions, on the device, under scvi-tools' keys; waits for nothing there."""
-        where = np.asarray(where)
-        rows = torch.from_numpy(where).to(self.device, non_blocking=True)
+    def collate(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        """Return the given cells as a dense mini-batch on the device, under scvi-tools' keys, without a synchronization."""
+        indices = np.asarray(indices)
+        rows = torch.from_numpy(indices).to(self.device, non_blocking=True)
         starts = self._starts[rows]
         lengths = self._starts[rows + 1] - starts
         ends = lengths.cumsum(0)
-        # Told by the host how many there are, the device need not be asked.
-        n_values = int(self._n_values[where].sum())
+        # The host knows the number of values; asking the device for it would synchronize.
+        n_values = int(self._n_values[indices].sum())
         row = torch.repeat_interleave(
             torch.arange(len(rows), device=self.device), lengths, output_size=n_values
         )
-        at = torch.arange(len(row), device=self.device) + (starts - ends + lengths)[row]
+        entries = torch.arange(len(row), device=self.device) + (starts - ends + lengths)[row]
         dense = torch.zeros(len(rows), self.n_vars, device=self.device)
-        dense[row, self._columns[at].long()] = self._values[at].float()
+        dense[row, self._columns[entries].long()] = self._values[entries].float()
         tensors = {REGISTRY_KEYS.X_KEY: dense}
         tensors |= {key: values[rows] for key, values in self._covariates.items()}
         if self._measured is not None:
@@ -102,42 +81,18 @@ class DeviceCells:
 
 
 def to_device(cells: Cells, device: torch.device, *, required: bool = False) -> DeviceCells | None:
-    """Copy cells to a device if they take no more than half of its free memory.
-
-    Parameters
-    ----------
-    cells
-        Cells in memory.
-    device
-        Where to.
-    required
-        Try even if the estimate says that they do not fit.
-
-    Returns
-    -------
-    The copy, or None where the counts have to stay in the host's memory.
-    """
-    needed, free = DeviceCells.estimate(cells), _free_memory(device)
-    fits = required or needed <= _SHARE_OF_FREE_MEMORY * free
-    logger.info(
-        "Counts of %d cells take %.2f GB on %s, of which %.2f GB are free: they %s.",
-        cells.n_obs, needed / 1e9, device, free / 1e9, "move there" if fits else "stay in the host's memory",
-    )  # fmt: skip
-    if not fits:
+    """Copy cells to a device, by default if they take at most half of its free memory; None if they stay."""
+    needed = DeviceCells.estimate(cells)
+    yes, no = f"they move to {device}", "they stay in the host's memory"
+    if not required and not fits(needed, f"Counts of {cells.n_obs} cells", yes=yes, no=no, device=device):
         return None
     try:
         return DeviceCells(cells, device)
     except torch.OutOfMemoryError:
         warnings.warn(
             f"{device} ran out of memory for the counts ({needed / 1e9:.2f} GB); they stay in the host's memory, "
-            "from where each mini-batch is copied. Pass counts_on='memory' to say so from the start.",
+            "from where each mini-batch is copied. Pass counts_on='memory' to choose that from the start.",
             UserWarning,
             stacklevel=2,
         )
         return None
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

@@ -1,4 +1,4 @@
-"""Mini-batches of cells: counts stay sparse until a batch is needed."""
+"""Mini-batches of cells, and the data modules that deliver them."""
 
 from __future__ import annotations
 
@@ -16,54 +16,38 @@ from scr2mae.data.device import DeviceCells, to_device
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scr2mae.data.cells import Cells
+    from scr2mae.data.cells import Cells, CellSpec
     from scr2mae.data.splits import Split
 
-__all__ = ["BatchSampler", "CellDataModule", "CellLoader", "dense_tensors", "sparse_tensors"]
+    Collate = Callable[[Cells, np.ndarray], dict[str, torch.Tensor]]
 
-CELLS_A_READ = 8192
-"""Cells that are read from a disk together, rounded to whole mini-batches."""
+__all__ = [
+    "BatchSampler",
+    "CellDataModule",
+    "CellLoader",
+    "check_data_module",
+    "collate_dense",
+    "collate_sparse",
+]
 
 
-def dense_tensors(cells: Cells, where: np.ndarray) -> dict[str, torch.Tensor]:
-    """Make one dense mini-batch of cells.
+def collate_dense(cells: Cells, indices: np.ndarray) -> dict[str, torch.Tensor]:
+    """Return the given cells as dense tensors under scvi-tools' keys, with ``measured`` if genes are absent."""
+    return _to_tensors(cells, cells.collate(indices))
 
-    Parameters
-    ----------
-    cells
-        Where from.
-    where
-        Their positions, shape (n,).
 
-    Returns
-    -------
-    Tensors under scvi-tools' keys; ``measured`` where genes are absent.
+def collate_sparse(cells: Cells, indices: np.ndarray) -> dict[str, torch.Tensor]:
+    """Return the given cells with ``columns``, ``starts`` and ``values`` of the non-zero counts in place of ``X``.
+
+    They are the fields of a :class:`scr2mae.nn.layers.SparseRows`.
     """
-    return _as_tensors(cells, cells.batch(where))
-
-
-def sparse_tensors(cells: Cells, where: np.ndarray) -> dict[str, torch.Tensor]:
-    """Make one mini-batch of cells that holds the non-zeros of their counts alone.
-
-    Parameters
-    ----------
-    cells
-        Where from.
-    where
-        Their positions, shape (n,).
-
-    Returns
-    -------
-    As :func:`dense_tensors`, with ``columns``, ``starts`` and ``values`` of a :class:`scr2mae.nn.layers.SparseRows` in place of
-    the counts.
-    """
-    counts = cells.rows(where)
+    counts = cells.rows(indices)
     counts.sum_duplicates()
     arrays = {"columns": counts.indices, "starts": counts.indptr[:-1], "values": counts.data}
-    return _as_tensors(cells, {**arrays, **cells.covariates(where)})
+    return _to_tensors(cells, {**arrays, **cells.covariates(indices)})
 
 
-def _as_tensors(cells: Cells, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+def _to_tensors(cells: Cells, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     if cells.measured is not None:
         tensors["measured"] = torch.from_numpy(cells.measured)
@@ -76,23 +60,23 @@ class CellLoader(BatchLoader):
     Parameters
     ----------
     cells
-        Where batches come from.
+        Source of the mini-batches.
     indices
         Positions of the cells to visit; None for all.
     batch_size
-        Cells a batch.
+        Cells per mini-batch.
     on_device
-        A copy of the cells on the training device, which batches are then made from.
-    make
-        Makes a mini-batch of cells and positions: :func:`dense_tensors` or :func:`sparse_tensors`.
+        Copy of the cells on the training device, from which mini-batches are then made.
+    collate
+        Function that makes a mini-batch of the given cells.
     sampler_kwargs
         Further arguments of :class:`BatchSampler`.
 
     Notes
     -----
     Lightning finds ``sampler.set_epoch``, and saves and restores ``state_dict``, so that a run killed in mid-epoch
-    goes on with the batch that it had not seen. Counts on disk are read some 8,192 cells at a time, one read ahead, and
-    shuffled by blocks of neighbors; fewer cells than that are shuffled as in memory.
+    continues with the mini-batch that it had not seen. Counts on disk are read about 8,192 cells at a time, one read
+    ahead, and shuffled by blocks of neighbors; fewer cells than that are shuffled as in memory.
     """
 
     def __init__(
@@ -102,58 +86,39 @@ class CellLoader(BatchLoader):
         *,
         batch_size: int = 128,
         on_device: DeviceCells | None = None,
-        make: Callable[[Cells, np.ndarray], dict[str, torch.Tensor]] = dense_tensors,
+        collate: Collate = collate_dense,
         **sampler_kwargs: Any,
     ) -> None:
-        self.cells, self.on_device, self.make = cells, on_device, make
-        every = np.arange(cells.n_obs) if indices is None else indices
-        if cells.on_disk:
-            sampler_kwargs = {"read": self._read, **_reading(cells, len(every), batch_size), **sampler_kwargs}
-        super().__init__(self.batch, every, batch_size=batch_size, **sampler_kwargs)
-
-    def _read(self, indices: np.ndarray) -> Callable[[np.ndarray], dict[str, torch.Tensor]]:
-        return partial(self.make, self.cells.take(indices))
-
-    def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return the cells at ``indices`` as one mini-batch.
-
-        Parameters
-        ----------
-        indices
-            Positions of the cells, shape (n,).
-
-        Returns
-        -------
-        Tensors under scvi-tools' keys.
-        """
-        if self.on_device is not None:
-            return self.on_device.batch(indices)
-        return self.make(self.cells, indices)
+        self.cells, self.on_device = cells, on_device
+        indices = np.arange(cells.n_obs) if indices is None else indices
+        if isinstance(cells.counts, BackedCounts):
+            plan = cells.counts.reading_plan(len(indices), batch_size)
+            sampler_kwargs = {"read": partial(_read, cells, collate), **plan, **sampler_kwargs}
+        make = partial(collate, cells) if on_device is None else on_device.collate
+        super().__init__(make, indices, batch_size=batch_size, **sampler_kwargs)
 
 
-def _reading(cells: Cells, n_obs: int, batch_size: int) -> dict[str, int]:
-    """How many neighbors stay together, and how many mini-batches are read together."""
-    window = max(1, round(CELLS_A_READ / batch_size))
-    block = cells.counts.block if isinstance(cells.counts, BackedCounts) else 1
-    return {"window": window, "block": 1 if n_obs <= window * batch_size else block}
+def _read(cells: Cells, collate: Collate, indices: np.ndarray) -> Callable[[np.ndarray], Any]:
+    """Read cells from disk and return the function that makes mini-batches of them."""
+    return partial(collate, cells.to_memory(indices))
 
 
 class CellDataModule(pl.LightningDataModule):
-    """Training and validation loaders of a split, each rank its share.
+    """Training and validation loaders of a split; each rank gets its share.
 
     Parameters
     ----------
     cells
-        The data.
+        Cells to train on.
     split
-        Who trains and who validates.
+        Training and validation cells.
     batch_size
-        Cells a batch and rank.
+        Cells per mini-batch and rank.
     seed
         Seed of the order of training cells.
     counts_on
-        Where the counts are while the network trains: ``"device"``, ``"memory"``, or ``"auto"`` for the device where
-        that is not the CPU and they fit. What is on a disk stays there.
+        Place of the counts during training: ``"device"``, ``"memory"``, or ``"auto"`` for the device if it is not the CPU
+        and they fit. Counts on disk stay there.
     loader_kwargs
         Further arguments of :class:`CellLoader`.
     """
@@ -175,8 +140,8 @@ class CellDataModule(pl.LightningDataModule):
         self._on_device: DeviceCells | None = None
         self._is_placed = False
 
-    def _source(self) -> DeviceCells | None:
-        """Return the counts on the device, if that is where they are to be."""
+    def _place(self) -> DeviceCells | None:
+        """Copy the counts to the device once, if ``counts_on`` wants them there."""
         if not self._is_placed:
             self._is_placed = True
             device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
@@ -186,7 +151,7 @@ class CellDataModule(pl.LightningDataModule):
         return self._on_device
 
     def teardown(self, stage: str) -> None:
-        """Give the device's memory back."""
+        """Free the memory of the device."""
         self._on_device, self._is_placed = None, False
 
     def train_dataloader(self) -> CellLoader:
@@ -201,17 +166,82 @@ class CellDataModule(pl.LightningDataModule):
             drop_single=True,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            on_device=self._source(),
+            on_device=self._place(),
             **self.loader_kwargs,
         )
 
     def val_dataloader(self) -> CellLoader | list[CellLoader]:
-        """Return the validation cells in order; nothing where there are none."""
+        """Return the validation cells in order; an empty list if there are none."""
         if not len(self.split.validation):
             return []
         return CellLoader(
             self.cells,
             self.split.validation,
             batch_size=max(self.batch_size, 2),
-            on_device=self._source(),
+            on_device=self._place(),
+        )
+
+
+def check_data_module(datamodule: Any, spec: CellSpec) -> None:
+    """Raise if the mini-batches of a foreign data module do not fit a model.
+
+    Compares the attributes that those of ``scvi.dataloaders`` have: ``n_vars``, ``n_batch``, ``batch_encoder`` or
+    ``batch_labels``, ``extra_categorical_covs`` and ``extra_continuous_covs``. Absent ones are not checked.
+    """
+    n_vars = getattr(datamodule, "n_vars", None)
+    if n_vars is not None and int(n_vars) != len(spec.var_names):
+        raise ValueError(
+            f"The data module yields {int(n_vars)} genes, but the model has {len(spec.var_names)}; "
+            "give it the model's genes, in the model's order."
+        )
+    batch_key, known = spec.categorical[0]
+    n_batch, labels = getattr(datamodule, "n_batch", None), _batch_labels(datamodule)
+    if n_batch is not None and int(n_batch) != len(known):
+        raise ValueError(
+            f"The data module has {int(n_batch)} batch(es), the model {len(known)} "
+            f"(column {batch_key!r} of obs); give both the same column."
+        )
+    # A single batch has the code 0 whatever its name.
+    if labels is not None and len(known) > 1:
+        _check_names("the batches", labels, known)
+    _check_covariates(datamodule, spec)
+
+
+def _batch_labels(datamodule: Any) -> np.ndarray | None:
+    """Return the names of the batches in the order of a data module's codes."""
+    # The batch_labels of TileDB-SOMA are in the order of the cells; its encoder sorts them.
+    encoder = getattr(datamodule, "batch_encoder", None)
+    labels = getattr(encoder, "classes_", getattr(datamodule, "batch_labels", None))
+    if isinstance(labels, dict):  # Lamin: code of each name
+        labels = sorted(labels, key=labels.__getitem__)
+    return None if labels is None else np.asarray(labels)
+
+
+def _check_covariates(datamodule: Any, spec: CellSpec) -> None:
+    further = spec.categorical[1:]
+    state = getattr(datamodule, "extra_categorical_covs", {}).get("state_registry")
+    if state is not None:
+        mappings = list(state.get("mapping", {}).values())
+        sizes, wanted = [len(names) for names in mappings], [len(known) for _, known in further]
+        if sizes != wanted:
+            raise ValueError(
+                f"The data module yields categorical covariates of {sizes} categories, the model has {wanted} "
+                f"({[key for key, _ in further]}). TileDB-SOMA's joins several columns into one: register them joined."
+            )
+        for names, (key, known) in zip(mappings, further, strict=True):
+            if np.asarray(names).dtype.kind not in "iu":  # Lamin gives codes, not names
+                _check_names(f"the categories of {key!r}", np.asarray(names), known)
+    state = getattr(datamodule, "extra_continuous_covs", {}).get("state_registry")
+    if state is not None and list(state.get("columns", [])) != list(spec.continuous):
+        raise ValueError(
+            f"The data module yields the continuous covariates {list(state.get('columns', []))}, the model has "
+            f"{list(spec.continuous)}; give both the same columns, in the same order."
+        )
+
+
+def _check_names(what: str, theirs: np.ndarray, known: np.ndarray) -> None:
+    if not np.array_equal(theirs.astype(str), known.astype(str)):
+        raise ValueError(
+            f"The data module numbers {what} {theirs.tolist()}, the model {known.tolist()}; "
+            "they must be the same, in the same order."
         )

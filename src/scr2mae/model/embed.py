@@ -10,9 +10,10 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scr2mae._utils.compat import autocast
-from scr2mae._utils.memory import check_memory
+from scr2mae._utils.memory import check_array
 from scr2mae._utils.progress import progress
-from scr2mae.data import CellLoader, dense_tensors, sparse_tensors
+from scr2mae.data import CellLoader
+from scr2mae.data.loaders import collate_dense, collate_sparse
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
 from scr2mae.nn.layers import SparseRows
@@ -117,14 +118,14 @@ def _batches(
     cells: Cells,
     indices: np.ndarray | None,
     batch_size: int | None,
-    make: Any = dense_tensors,
+    collate: Any = collate_dense,
     *,
     desc: str,
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Mini-batches on the module's device, with the rows of the result that they fill."""
     start = 0
     with progress(total=_n_rows(cells, indices), desc=desc, unit="cells", unit_scale=True) as bar:
-        for tensors in CellLoader(cells, indices, batch_size=batch_size or BATCH_SIZE, make=make):
+        for tensors in CellLoader(cells, indices, batch_size=batch_size or BATCH_SIZE, collate=collate):
             stop = start + len(tensors[REGISTRY_KEYS.BATCH_KEY])
             yield slice(start, stop), {key: value.to(module.device) for key, value in tensors.items()}
             bar.update(stop - start)
@@ -170,10 +171,10 @@ def latent(
     module.eval()
     wanted = (_n_rows(cells, indices), module.to_latent.out_features)
     if out is None:
-        instead = (
+        advice = (
             "pass out=, an array of zarr or HDF5 on disk, or embed some of the cells at a time by indices="
         )
-        check_memory(wanted, np.float32, what="The embedding", instead=instead)
+        check_array(wanted, np.float32, "The embedding", advice=advice)
         out = np.empty(wanted, dtype=np.float32)
     elif tuple(out.shape) != wanted:
         raise ValueError(f"out must have shape {wanted}, cells by latent dimensions; got {tuple(out.shape)}.")
@@ -206,7 +207,7 @@ def _embed_non_zeros(
         is_reduced = torch.is_autocast_enabled(module.device.type)
         dtype = torch.get_autocast_dtype(module.device.type) if is_reduced else torch.float32
     table = module.encoder.table(dtype)
-    for rows, tensors in _batches(module, cells, indices, batch_size, sparse_tensors, desc="Embedding"):
+    for rows, tensors in _batches(module, cells, indices, batch_size, collate_sparse, desc="Embedding"):
         logged = SparseRows(tensors["columns"], tensors["starts"], tensors["values"].log1p())
         with autocast(precision, module.device):
             h = module.encoder.forward_sparse(logged, table, **module._covariates(tensors))
@@ -248,8 +249,8 @@ def normalized_expression(
     """
     module.eval()
     shape = _n_rows(cells, indices), len(genes)
-    instead = "name some of the genes by gene_list=, or decode some of the cells at a time by indices="
-    check_memory(shape, np.float32, what="The decoded expression", instead=instead)
+    advice = "name some of the genes by gene_list=, or decode some of the cells at a time by indices="
+    check_array(shape, np.float32, "The decoded expression", advice=advice)
     out = np.empty(shape, dtype=np.float32)
     where = torch.as_tensor(genes, device=module.device)
     for rows, tensors in _batches(module, cells, indices, batch_size, desc="Decoding"):

@@ -24,7 +24,7 @@ from scr2mae._utils.files import (
     write_durably,
 )
 from scr2mae._utils.files import run_document as document_of
-from scr2mae._utils.untrusted import LARGEST_JSON, check_memory, is_inside, read_json, tensors_of
+from scr2mae._utils.untrusted import LARGEST_JSON, check_size, is_inside, read_json, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -354,7 +354,7 @@ def _read_weights(folder: Path, document: dict[str, Any], *, follow_links: bool)
     path = folder / name
     if not path.is_file() or (path.is_symlink() and not follow_links):
         raise FileNotFoundError(f"{folder} lacks its weights {name}; restore the folder from a copy.")
-    check_memory(2 * path.stat().st_size, str(path))  # the bytes, and the tensors made of them
+    check_size(2 * path.stat().st_size, str(path))  # the bytes, and the tensors made of them
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != document["weights"]["sha256"]:
         raise ValueError(

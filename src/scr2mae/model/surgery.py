@@ -10,10 +10,9 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scr2mae._utils.compat import layer_names
 from scr2mae.data import MEASURED_COLUMN, align_genes
-from scr2mae.data.cells import check_overlap, reorder_columns
-from scr2mae.data.counts import as_csr, check_genes
+from scr2mae.data.counts import as_csr, check_genes, layer_names
+from scr2mae.data.genes import check_overlap, select_genes
 from scr2mae.data.setup import make_actual
 from scr2mae.model.folder import read_metadata
 
@@ -77,7 +76,7 @@ def align_anndata(adata: AnnData, reference: Any | str | Path, *, min_shared: fl
     var[MEASURED_COLUMN] = measured
     report = {"n_reference_genes": len(genes), "n_shared_genes": n_shared, "n_query_genes": adata.n_vars}
     return AnnData(
-        X=None if adata.X is None else reorder_columns(as_csr(adata.X), position),
+        X=None if adata.X is None else select_genes(as_csr(adata.X), position),
         obs=adata.obs.copy(),
         var=var,
         obsm=dict(adata.obsm),
@@ -86,7 +85,7 @@ def align_anndata(adata: AnnData, reference: Any | str | Path, *, min_shared: fl
             **{k: v for k, v in adata.uns.items() if k not in _SCVI_UNS},
             "scr2mae": {**adata.uns.get("scr2mae", {}), "gene_overlap": report},
         },
-        layers={name: reorder_columns(as_csr(adata.layers[name]), position) for name in layer_names(adata)},
+        layers={name: select_genes(as_csr(adata.layers[name]), position) for name in layer_names(adata)},
         raw=adata.raw.to_adata() if adata.raw is not None else None,
     )
 

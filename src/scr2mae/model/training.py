@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scr2mae._utils.compat import resolve_precision, torch_device
-from scr2mae.data import CellDataModule, Split, split_cells, stays_on_disk
-from scr2mae.data.foreign import check_data_module
+from scr2mae.data import CellDataModule, Split, split_cells
+from scr2mae.data.backed import stays_on_disk
+from scr2mae.data.loaders import check_data_module
 from scr2mae.model import state as saved
 from scr2mae.model.base import CellModel, check_whole_number
 from scr2mae.train import CurriculumLog, MaskedTrainingPlan, expression_deciles, fit

@@ -173,7 +173,7 @@ def _fingerprint(cells: Any) -> str:
     """Return the number of cells and a hash of some of them, counts and covariates."""
     where = np.unique(np.linspace(0, cells.n_obs - 1, _CELLS_COMPARED).astype(np.int64))
     digest = hashlib.sha256()
-    for key, array in sorted(cells.batch(where).items()):
+    for key, array in sorted(cells.collate(where).items()):
         digest.update(f"{key} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return f"{cells.n_obs} of {digest.hexdigest()[:16]}"
 

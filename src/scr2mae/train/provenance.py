@@ -113,7 +113,7 @@ def describe_data(cells: Cells, spec: CellSpec) -> dict[str, Any]:
     n_obs, n_vars = cells.counts.shape
     if cells.on_disk:
         where = np.linspace(0, n_obs - 1, _CELLS_HASHED_ON_DISK).astype(np.int64)
-        cells = cells.take(np.unique(where))
+        cells = cells.to_memory(np.unique(where))
     counts: Any = cells.counts
     digest = hashlib.blake2b(f"{n_obs} {n_vars}".encode(), digest_size=32)
     for array in (counts.indptr, counts.indices, counts.data, *cells.covariates(slice(None)).values()):

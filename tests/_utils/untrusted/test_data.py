@@ -109,7 +109,7 @@ def _virtual(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("point_elsewhere", "message"),
     [
-        (_external_link, "holds no obsm but a link to another file, '/etc/passwd'"),
+        (_external_link, "obsm of .* is a link to another file, '/etc/passwd'"),
         (_external_storage, "uns/secret of .* is stored in other files"),
         (_virtual, "uns/secret of .* is stored in other files"),
     ],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scr2mae._utils.untrusted import check_memory
+from scr2mae._utils.untrusted import check_size
 from scr2mae.extra.vision.datasets import ImageArray, ImageFiles, ImageFolder
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def read_idx(path: str | Path) -> np.ndarray:
         try:
             dtype, shape = _read_idx_header(stream, path)
             n_bytes = math.prod(shape) * dtype.itemsize
-            check_memory(2 * n_bytes, f"The array of shape {shape} in {path}")
+            check_size(2 * n_bytes, f"The array of shape {shape} in {path}")
             # No more is unpacked than the header states, and one byte to tell that there is more.
             content = stream.read(n_bytes + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -245,5 +245,5 @@ def _read_npz(path: Path, suffix: str) -> ImageArray:
         if f"x{suffix}" not in arrays:
             raise ValueError(f"{path} has the arrays {sorted(arrays)}; expected 'x', or 'x_train'.")
         wanted = [f"{name}.npy" for name in (f"x{suffix}", f"y{suffix}") if name in arrays]
-        check_memory(sum(arrays.zip.getinfo(name).file_size for name in wanted), f"Unpacked, {path}")
+        check_size(sum(arrays.zip.getinfo(name).file_size for name in wanted), f"Unpacked, {path}")
         return ImageArray(arrays[f"x{suffix}"], arrays.get(f"y{suffix}"))

@@ -1,4 +1,4 @@
-"""Data modules that are not ours: scvi-tools' for annbatch, and what any of them may send."""
+"""Foreign data modules: those of scvi-tools, and the batches and attributes that any of them may have."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +12,11 @@ from anndata import AnnData
 
 from scr2mae import R2MAEModel
 from scr2mae.data import CellDataModule, CellSpec, split_cells
-from scr2mae.data.foreign import check_data_module
+from scr2mae.data.loaders import check_data_module
 
 
 class AsScviSendsThem(CellDataModule):
-    """Our mini-batches with what scvi-tools' data modules add to them unasked."""
+    """Our mini-batches with the keys that data modules of scvi-tools always add."""
 
     def on_after_batch_transfer(
         self, batch: dict[str, torch.Tensor], dataloader_idx: int
@@ -33,7 +33,7 @@ class AsScviSendsThem(CellDataModule):
 
 
 class AsLaminSendsThem(CellDataModule):
-    """Our mini-batches as those of a Lamin collection that was told of no column and no validation."""
+    """Our mini-batches as a Lamin collection without columns and validation yields them."""
 
     def on_after_batch_transfer(
         self, batch: dict[str, torch.Tensor], dataloader_idx: int
@@ -55,7 +55,7 @@ def train(kind: type[CellDataModule], adata: AnnData) -> R2MAEModel:
     return model
 
 
-def test_a_batch_validation_or_covariate_that_is_none_is_none(simulate: Callable[..., AnnData]) -> None:
+def test_a_batch_validation_or_covariate_that_is_none_is_ignored(simulate: Callable[..., AnnData]) -> None:
     adata = simulate()
     R2MAEModel.setup_anndata(adata)
     ours, theirs = train(CellDataModule, adata), train(AsLaminSendsThem, adata)
@@ -65,7 +65,7 @@ def test_a_batch_validation_or_covariate_that_is_none_is_none(simulate: Callable
     torch.testing.assert_close(ours.module.state_dict(), theirs.module.state_dict(), rtol=0, atol=0)
 
 
-def test_a_size_factor_that_nobody_registered_changes_nothing(adata: AnnData) -> None:
+def test_an_unregistered_size_factor_is_ignored(adata: AnnData) -> None:
     ours, theirs = train(CellDataModule, adata), train(AsScviSendsThem, adata)
     torch.testing.assert_close(ours.module.state_dict(), theirs.module.state_dict(), rtol=0, atol=0)
 
@@ -86,7 +86,7 @@ def spec(adata: AnnData) -> CellSpec:
     ("says", "message"),
     [
         ({"n_vars": 59}, r"yields 59 genes, but the model has 60; give it the model's genes"),
-        ({"n_batch": 3}, r"knows 3 batch\(es\), the model 2 \(column 'plate' of obs\)"),
+        ({"n_batch": 3}, r"has 3 batch\(es\), the model 2 \(column 'plate' of obs\)"),
         ({"batch_labels": np.array(["b", "a"])}, r"numbers the batches \['b', 'a'\], the model \['a', 'b'\]"),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_data_module_of_other_genes_or_batches_is_refused_before_training(
     assert not model.is_trained_
 
 
-def test_a_data_module_that_says_nothing_or_fits_is_taken(spec: CellSpec) -> None:
+def test_a_data_module_without_attributes_or_with_fitting_ones_is_accepted(spec: CellSpec) -> None:
     labels = spec.categorical[0][1]
     for fits in ({}, {"n_vars": 60, "n_batch": len(labels), "batch_labels": labels}):
         check_data_module(SimpleNamespace(**fits), spec)
