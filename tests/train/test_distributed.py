@@ -24,10 +24,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from scr2mae import R2MAEModel
 from scr2mae.cli import main
 from scr2mae.data import CellLoader
-from scr2mae.masking import FixedRatio, as_ratio_schedule, draw_mask
-from scr2mae.train import MaskedTrainingPlan
+from scr2mae.masking import as_ratio_schedule, draw_mask
 from scr2mae.train.checkpoints import WholeFileIO
-from scr2mae.train.distributed import data_parallel_options
+from scr2mae.train.distributed import count_processes, data_parallel_options
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 LONGEST = 600  # seconds until a run that hangs is ended
@@ -376,11 +375,6 @@ def test_checkpoints_by_the_step_need_a_number_and_a_folder(options: dict[str, A
         resumable(adata, checkpoint_every_n_steps=0 if options else 5, **options)
 
 
-@pytest.fixture
-def plan() -> MaskedTrainingPlan:
-    return MaskedTrainingPlan(torch.nn.Linear(1, 1), ratio_schedule=FixedRatio(0.5))
-
-
 def slurm(*, rank: int, n_tasks: int = 2, n_nodes: int = 2) -> dict[str, str]:
     """Environment of a task of srun; the machines are all this one."""
     on_node = n_tasks // n_nodes
@@ -414,11 +408,31 @@ def launcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("launcher")
-def test_devices_and_nodes_are_those_that_were_started(plan: MaskedTrainingPlan) -> None:
-    options = data_parallel_options(plan, devices="auto", accelerator="cpu", given={})
+def test_devices_and_nodes_are_those_that_were_started() -> None:
+    options = data_parallel_options(devices="auto", accelerator="cpu", given={})
     assert (options["devices"], options["num_nodes"]) == (2, 2)
     assert isinstance(options["strategy"], DDPStrategy)
     assert "sync_batchnorm" not in options
+    assert count_processes({"accelerator": "cpu"}) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, 3),
+        ({"devices": 1}, 1),
+        ({"devices": "2"}, 2),
+        ({"devices": [0, 2]}, 2),
+        ({"devices": "0,2"}, 2),
+        ({"devices": -1, "accelerator": "gpu", "num_nodes": 2}, 6),
+        ({"accelerator": "cpu"}, 1),
+    ],
+)
+def test_there_is_a_process_per_device_and_node(
+    asked: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert count_processes(asked) == expected
 
 
 def test_a_copy_of_the_run_in_each_process_is_refused(launcher: str, adata: AnnData) -> None:
@@ -429,13 +443,11 @@ def test_a_copy_of_the_run_in_each_process_is_refused(launcher: str, adata: AnnD
 
 
 @pytest.mark.parametrize("missing", ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"])
-def test_a_batch_script_of_slurm_is_one_process(
-    missing: str, plan: MaskedTrainingPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_script_of_slurm_is_one_process(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in LAUNCHERS["srun"].items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv(missing)
-    assert data_parallel_options(plan, devices="auto", accelerator="cpu", given={}) == {"devices": "auto"}
+    assert data_parallel_options(devices="auto", accelerator="cpu", given={}) == {"devices": "auto"}
 
 
 def test_tasks_of_srun_on_two_machines_train_the_model_that_torchrun_trains(
@@ -467,10 +479,8 @@ def test_tasks_of_srun_on_two_machines_train_the_model_that_torchrun_trains(
     assert runs.digest(R2MAEModel.load(tmp_path / "model")) == together["said"][0]["digest"]
 
 
-def test_several_gpus_synchronise_batch_normalisation_unless_told_otherwise(
-    plan: MaskedTrainingPlan,
-) -> None:
-    asked = {"plan": plan, "devices": 2, "accelerator": "gpu"}
+def test_several_gpus_synchronise_batch_normalisation_unless_told_otherwise() -> None:
+    asked = {"devices": 2, "accelerator": "gpu"}
     assert data_parallel_options(**asked, given={})["sync_batchnorm"] is True
     assert data_parallel_options(**asked, given={"sync_batchnorm": False})["sync_batchnorm"] is False
 
@@ -480,12 +490,12 @@ def test_processes_that_would_keep_the_curves_to_themselves_are_refused(adata: A
         resumable(adata, devices=2, strategy="ddp_spawn")
 
 
-def test_a_notebook_trains_on_one_device(plan: MaskedTrainingPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_trains_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scr2mae.train.distributed._IS_INTERACTIVE", True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert data_parallel_options(plan, devices="auto", accelerator="gpu", given={}) == {"devices": 1}
+    assert data_parallel_options(devices="auto", accelerator="gpu", given={}) == {"devices": 1}
     with pytest.raises(ValueError, match="which a notebook cannot start; run a script, or pass devices=1"):
-        data_parallel_options(plan, devices=2, accelerator="gpu", given={})
+        data_parallel_options(devices=2, accelerator="gpu", given={})
 
 
 def test_autotune_tries_two_learning_rates(simulate: Callable[..., AnnData], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from scr2mae.model import R2MAEModel
 
-__all__ = ["describe_run", "from_state", "to_state"]
+__all__ = ["from_state", "to_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,47 +62,9 @@ def to_state(model: R2MAEModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "n_new_categories": model.n_new_categories_,
         "is_trained": model.is_trained_,
         "split": about_split,
-        "history": provenance.encode_history(model.history_),
+        "history": provenance.history_to_state(model.history_),
         "runs": model.runs_,
         "registry": model.registry,
-    }
-
-
-def describe_run(
-    model: R2MAEModel, datamodule: Any, *, seed: int, resumed: bool, train: dict[str, Any]
-) -> dict[str, Any]:
-    """Say what a run is made of; nothing here names a file, a donor or a cell.
-
-    Parameters
-    ----------
-    model
-        What is trained.
-    datamodule
-        Its data.
-    seed
-        Of split, order and masks.
-    resumed
-        Whether it goes on from a checkpoint.
-    train
-        Arguments of ``train`` that change the result.
-
-    Returns
-    -------
-    Seed, data, arguments and split, which :func:`scr2mae.train.provenance.fingerprint` takes a hash of.
-    """
-    cells, split = (getattr(datamodule, name, None) for name in ("cells", "split"))
-    data = {"datamodule": type(datamodule).__qualname__}
-    arguments = {
-        "model": {**model.init_params_, "mask_ratio": model.mask_ratio, "curriculum": model.curriculum},
-        "setup": model.registry["setup_args"],
-        "train": train,
-    }
-    return {
-        "seed": seed,
-        "data": data if cells is None else provenance.describe_data(cells, model.spec),
-        "arguments": provenance.plain(arguments),
-        "split": None if split is None else provenance.describe_split(split),
-        "resumed": resumed,
     }
 
 
@@ -210,7 +172,7 @@ def _decode(
     if not isinstance(runs, list) or any(not isinstance(run, dict) for run in runs):
         raise ValueError(f"The record of runs in {place} is damaged: it is no list of runs.")
     return _Decoded(
-        weights, mask_ratio, curriculum, split, provenance.decode_history(document["history"]), runs
+        weights, mask_ratio, curriculum, split, provenance.history_from_state(document["history"]), runs
     )
 
 

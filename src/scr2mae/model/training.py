@@ -11,10 +11,9 @@ from scr2mae._utils.compat import resolve_precision, torch_device
 from scr2mae.data import CellDataModule, Split, split_cells
 from scr2mae.data.backed import stays_on_disk
 from scr2mae.data.loaders import check_data_module
-from scr2mae.model import state as saved
 from scr2mae.model.base import CellModel, check_whole_number
+from scr2mae.model.provenance import describe_run
 from scr2mae.train import CurriculumLog, MaskedTrainingPlan, expression_deciles, fit
-from scr2mae.train.provenance import fingerprint
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -144,7 +143,7 @@ class TrainingMixin(CellModel):
             "plan_kwargs": plan_kwargs,
             "datasplitter_kwargs": datasplitter_kwargs,
         }
-        about = saved.describe_run(self, datamodule, seed=seed, resumed=resume is not None, train=arguments)
+        about = describe_run(self, datamodule, seed=seed, resumed=resume is not None, train=arguments)
         try:
             self.trainer = fit(
                 plan,
@@ -160,10 +159,11 @@ class TrainingMixin(CellModel):
                 checkpoint_dir=checkpoint_dir,
                 checkpoint_every_n_steps=checkpoint_every_n_steps,
                 steps_per_execution=steps_per_execution,
+                about=about,
                 **self._trainer_arguments(plan, datamodule, trainer_kwargs),
             )
         finally:
-            self._finish(plan, about)
+            self._finish(plan)
 
     def _split(self, split_key: str | bool | None, **kwargs: Any) -> Split:
         """Split the model's cells by ``split_key``: None means the registered donor, False means cells."""
@@ -234,13 +234,13 @@ class TrainingMixin(CellModel):
             split.test,
         )
 
-    def _finish(self, plan: MaskedTrainingPlan, about: dict[str, Any]) -> None:
+    def _finish(self, plan: MaskedTrainingPlan) -> None:
         """Take over what a run, whole or broken off, has learned, and what it was."""
         self.module.eval()
         if plan.rows:
             self.is_trained_ = True
             self.history_ = plan.history
-            self.runs_ = [*self.runs_, fingerprint({**plan.run, **about})]
+            self.runs_ = [*self.runs_, self.module.runs_[-1]]
 
 
 def _n_obs_epoch(datamodule: Any) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scr2mae.train.plan import MaskedTrainingPlan
 
-__all__ = ["RunRecord", "StepCheckpoint", "WholeFileIO", "describe_run", "find_checkpoint"]
+__all__ = ["ResumeState", "StepCheckpoint", "WholeFileIO", "find_checkpoint", "run_settings"]
 
 _RUN = "scr2mae_run"
 _STEPS = "scr2mae_steps_per_execution"
@@ -72,7 +72,7 @@ class StepCheckpoint(Callback):
             trainer.save_checkpoint(self.path)
 
 
-class RunRecord(Callback):
+class ResumeState(Callback):
     """Keep with each checkpoint what its run was, and the state of the global random generators.
 
     The generators are put back when a single process goes on. Masks, ratios and orders need none of them: they are
@@ -81,16 +81,16 @@ class RunRecord(Callback):
     Attributes
     ----------
     described
-        As :func:`describe_run` returns it; to be set before training.
+        As :func:`run_settings` returns it; to be set before training.
     """
 
     def __init__(self) -> None:
-        self.described: dict[str, str] = {}
+        self.settings: dict[str, str] = {}
         self._random_state: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add to a checkpoint."""
-        checkpoint[_RUN] = dict(self.described)
+        checkpoint[_RUN] = dict(self.settings)
         checkpoint[_STEPS] = pl_module.steps_per_execution
         checkpoint[_RANDOM_STATE] = _random_state()
 
@@ -130,7 +130,7 @@ def _set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
 
 
-def describe_run(plan: MaskedTrainingPlan, datamodule: Any, *, n_processes: int) -> dict[str, str]:
+def run_settings(plan: MaskedTrainingPlan, datamodule: Any, *, n_processes: int) -> dict[str, str]:
     """Say what a run must have in common with the one that it goes on with.
 
     Parameters
@@ -157,7 +157,7 @@ def describe_run(plan: MaskedTrainingPlan, datamodule: Any, *, n_processes: int)
         described["batch_size"] = str(datamodule.batch_size)
     if hasattr(getattr(datamodule, "split", None), "sha256"):
         described["split"] = datamodule.split.sha256[:16]
-    if hasattr(getattr(datamodule, "cells", None), "batch"):
+    if hasattr(getattr(datamodule, "cells", None), "collate"):
         described["cells"] = _fingerprint(datamodule.cells)
     return described
 

@@ -1,4 +1,4 @@
-"""Several processes: how they are started, and what they share beside gradients."""
+"""Data-parallel training: processes, devices, and what ranks exchange beside gradients."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import lightning.pytorch as pl
     from torch import Tensor
 
-    from scr2mae.train.plan import MaskedTrainingPlan
-
-__all__ = ["RankAverages", "data_parallel_options", "gather_from_ranks", "moving_statistics"]
+__all__ = [
+    "RankAverages",
+    "count_processes",
+    "data_parallel_options",
+    "gather_from_ranks",
+    "moving_statistics",
+]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_SILENCE = timedelta(minutes=10)
+_TIMEOUT = timedelta(minutes=10)
+
+Devices = int | list[int] | str
 
 
 class RankAverages(Callback):
@@ -56,15 +64,7 @@ class RankAverages(Callback):
 
 
 def gather_from_ranks(trainer: pl.Trainer, value: Any) -> list[Any]:
-    """Return what each rank passes here; all of them must come here.
-
-    Parameters
-    ----------
-    trainer
-        Of the run.
-    value
-        This rank's; it can be pickled.
-    """
+    """Return the picklable values of all ranks; every rank must call this."""
     if trainer.world_size == 1:
         return [value]
     values = [None] * trainer.world_size
@@ -73,15 +73,7 @@ def gather_from_ranks(trainer: pl.Trainer, value: Any) -> list[Any]:
 
 
 def moving_statistics(module: torch.nn.Module, *, synchronized: bool = True) -> list[Tensor]:
-    """Return the running means and variances that a forward pass moves.
-
-    Parameters
-    ----------
-    module
-        A network.
-    synchronized
-        Whether those of layers that see all ranks' shares are among them.
-    """
+    """Return the running means and variances that a forward pass moves, with or without those of ``SyncBatchNorm``."""
     return [
         statistic
         for layer in module.modules()
@@ -94,36 +86,28 @@ def moving_statistics(module: torch.nn.Module, *, synchronized: bool = True) -> 
 
 
 def data_parallel_options(
-    plan: MaskedTrainingPlan, *, devices: int | list[int] | str, accelerator: str, given: dict[str, Any]
+    *,
+    devices: Devices = "auto",
+    accelerator: str = "auto",
+    given: Mapping[str, Any],
+    find_unused_parameters: bool = False,
 ) -> dict[str, Any]:
-    """Choose devices, nodes and strategy of a trainer.
+    """Choose devices, nodes and strategy of a trainer; ``given``, its further arguments, take precedence.
 
-    Parameters
-    ----------
-    plan
-        What is trained.
-    devices, accelerator
-        As in :class:`lightning.pytorch.Trainer`.
-    given
-        The caller's further arguments of the trainer, which win.
-
-    Returns
-    -------
-    ``devices``, and where there are several processes ``num_nodes``, ``strategy`` and ``sync_batchnorm``: batch
-    normalization is synchronized on GPUs and by rank on CPUs.
-
-    Raises
-    ------
-    ValueError
-        If torchrun or srun has started another number of processes, or the processes could not hand their result back.
+    Returns ``devices``, and for several processes ``num_nodes``, ``strategy`` and ``sync_batchnorm``: batch normalization
+    is synchronized on GPUs and by rank on CPUs. Raises ValueError if torchrun or srun started another number of
+    processes, or if the processes could not return their result.
     """
     n_nodes = int(given.get("num_nodes", 1))
     launch = _launch()
     if launch is not None and devices == "auto" and "num_nodes" not in given:
         devices, n_nodes = launch.on_node, launch.n_nodes
-    if not _several(devices, accelerator, n_nodes):
+    if n_nodes * _count_devices(devices, accelerator) <= 1:
         if launch is not None:
-            _refuse_copies(launch)
+            raise ValueError(
+                f"{launch.by} has started {launch.on_node * launch.n_nodes} processes, but one device on one node makes each "
+                f"train alone; leave devices and num_nodes out, or pass devices={launch.on_node}, num_nodes={launch.n_nodes}."
+            )
         return {"devices": devices}
     strategy = given.get("strategy", "auto")
     if isinstance(strategy, str) and strategy.split("_find_")[0] in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
@@ -135,23 +119,41 @@ def data_parallel_options(
             raise ValueError(
                 f"devices={devices!r} makes several processes, which a notebook cannot start; run a script, or pass devices=1."
             )
-        logger.info("Training on one device: several need several processes, which a notebook cannot start.")
+        logger.info(
+            "Training on one device: a notebook cannot start the processes that several devices need."
+        )
         return {"devices": 1}
     options: dict[str, Any] = {"devices": devices, "num_nodes": n_nodes}
     if strategy == "auto":
         options["strategy"] = DDPStrategy(
-            broadcast_buffers=False,  # RankAverages has made them equal
-            # While the curriculum's network is frozen, its parameters have no gradient to exchange.
-            find_unused_parameters=plan.gradient_schedule is not None,
-            timeout=_LONGEST_SILENCE,
+            broadcast_buffers=False,  # RankAverages makes them equal
+            find_unused_parameters=find_unused_parameters,
+            timeout=_TIMEOUT,
         )
     if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
         options["sync_batchnorm"] = given.get("sync_batchnorm", True)
     return options
 
 
+def count_processes(trainer_kwargs: Mapping[str, Any]) -> int:
+    """Return the number of processes, each with a device and a share of every batch, that these arguments lead to."""
+    chosen = {name: trainer_kwargs[name] for name in ("devices", "accelerator") if name in trainer_kwargs}
+    options = data_parallel_options(**chosen, given=trainer_kwargs)
+    n_devices = _count_devices(options["devices"], trainer_kwargs.get("accelerator", "auto"))
+    return n_devices * options.get("num_nodes", 1)
+
+
+def _count_devices(devices: Devices, accelerator: str) -> int:
+    """Return the number of devices per node that an argument of Lightning's trainer names."""
+    if devices in ("auto", "-1", -1):
+        return max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu", "cuda") else 1
+    if isinstance(devices, str) and not devices.isdigit():
+        return len([each for each in devices.split(",") if each.strip()])
+    return len(devices) if isinstance(devices, list) else int(devices)
+
+
 class _Launch(NamedTuple):
-    """Processes that somebody else has started."""
+    """Processes that a launcher has started."""
 
     by: str
     on_node: int
@@ -159,30 +161,12 @@ class _Launch(NamedTuple):
 
 
 def _launch() -> _Launch | None:
-    """Return who has started several processes, and how many; None if this one is alone."""
+    """Return the launcher that started several processes, and their numbers; None if this process is alone."""
     if TorchElasticEnvironment.detect():
         on_node, n_processes = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         return _Launch("torchrun", on_node, n_processes // on_node) if n_processes > 1 else None
-    # SLURM_NTASKS is there in a batch script too, which is one process; these are in a step alone.
+    # SLURM_NTASKS is set in a batch script too, which is one process; these are set in a step alone.
     n_tasks, n_nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
     if n_tasks > 1 and SLURMEnvironment.detect():
         return _Launch("srun", n_tasks // n_nodes, n_nodes)
     return None
-
-
-def _refuse_copies(launch: _Launch) -> None:
-    raise ValueError(
-        f"{launch.by} has started {launch.on_node * launch.n_nodes} processes, but one device on one node makes each train alone; "
-        f"leave devices and num_nodes out, or pass devices={launch.on_node}, num_nodes={launch.n_nodes}."
-    )
-
-
-def _several(devices: int | list[int] | str, accelerator: str, n_nodes: int) -> bool:
-    """Whether training runs in several processes."""
-    if n_nodes > 1:
-        return True
-    if isinstance(devices, str) and devices.isdigit():
-        devices = int(devices)
-    if devices in ("auto", "-1", -1):
-        return accelerator in ("auto", "gpu", "cuda") and torch.cuda.device_count() > 1
-    return len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and devices > 1

@@ -13,15 +13,15 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import CheckpointIO
 
 from scr2mae.train.averaging import RunningWeightAverage
-from scr2mae.train.checkpoints import RunRecord, StepCheckpoint, WholeFileIO, describe_run, find_checkpoint
+from scr2mae.train.checkpoints import ResumeState, StepCheckpoint, WholeFileIO, find_checkpoint, run_settings
 from scr2mae.train.distributed import RankAverages, data_parallel_options
 from scr2mae.train.executions import choose_steps, in_executions
 from scr2mae.train.guard import StepGuard
 from scr2mae.train.progress import TrainingProgress
-from scr2mae.train.provenance import recorded
+from scr2mae.train.provenance import fingerprint, timed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from scr2mae.train.plan import MaskedTrainingPlan
@@ -131,6 +131,7 @@ def fit(
     checkpoint_dir: str | Path | None = None,
     checkpoint_every_n_steps: int | None = None,
     steps_per_execution: int | None = 1,
+    about: Mapping[str, Any] | None = None,
     **trainer_kwargs: Any,
 ) -> pl.Trainer:
     """Train a plan with Lightning.
@@ -138,15 +139,15 @@ def fit(
     Parameters
     ----------
     plan
-        What to train.
+        Training plan; its network is trained in place.
     datamodule
-        Mini-batches for training and, if there are any, validation.
+        Mini-batches for training and, optionally, validation.
     max_epochs
-        Epochs in all, those before ``resume`` counted in.
+        Total number of epochs, including those before ``resume``.
     n_obs_epoch
-        Observations an epoch, for the progress bar.
+        Observations per epoch, for the progress bar.
     unit
-        What they are called.
+        Name of the observations, in the plural.
     obs_names
         Name of each observation by position, for messages; None for positions alone.
     accelerator, devices
@@ -155,15 +156,18 @@ def fit(
     early_stopping
         Stop when ``validation_loss`` no longer falls; ``early_stopping_patience=`` and the like set the details.
     resume
-        A checkpoint, or the ``checkpoint_dir`` of an earlier run, to go on from. One of a whole run gives its result.
+        Checkpoint, or ``checkpoint_dir`` of an earlier run, to continue. The result is that of an uninterrupted run.
     checkpoint_dir
-        Folder that receives ``last.ckpt`` after every epoch.
+        Folder for ``last.ckpt``, written after every epoch.
     checkpoint_every_n_steps
-        Replace it every so many optimizer steps too, for long epochs.
+        Number of optimizer steps after which ``last.ckpt`` is also replaced, for long epochs.
     steps_per_execution
-        Mini-batches that Lightning's loop is given together, which spares a small network most of what the loop costs. Each
-        is a step of its own as ever; checkpoints come after the last, and callbacks see no single mini-batch. None takes
-        sixteen where nothing looks at single ones, else one.
+        Mini-batches per Lightning iteration. More than one saves a small network most of the overhead of Lightning's
+        loop, with the same result; checkpoints are then written, and callbacks called, after the last of them. None
+        chooses sixteen where nothing needs single mini-batches, else one.
+    about
+        Seed, data, arguments and split for the record of the run in ``module.runs_``; by default those that a checkpoint
+        is compared by.
     trainer_kwargs
         Further arguments of :class:`lightning.pytorch.Trainer`.
 
@@ -177,23 +181,23 @@ def fit(
         If there is no checkpoint to resume from.
     ValueError
         If the checkpoint is damaged, of another model or run (data, split, seed, masking, optimizer, batch size, number
-        of processes), or beyond ``max_epochs``; if torchrun has started another number of processes; if mini-batches cannot
-        be executed together.
+        of processes), or beyond ``max_epochs``; if torchrun has started another number of processes; if mini-batches
+        cannot be executed together.
     scr2mae.train.NonFiniteError
-        If twenty steps in a row had a loss or gradient that is not finite; the plan's network keeps the weights it had.
+        If twenty steps in a row had a non-finite loss or gradient; the network keeps its last finite weights.
     KeyboardInterrupt
-        If training was interrupted; the plan's network keeps the weights it had.
+        If training was interrupted; the network keeps the weights it had.
     """
     given = list(trainer_kwargs.pop("callbacks", None) or [])
-    # Before whatever looks at the running statistics.
+    # Before every callback that reads the running statistics.
     callbacks = [StepGuard(obs_names, unit=unit), RankAverages(), *given]
     callbacks += _early_stopping(early_stopping, trainer_kwargs)
     if plan.averaging is not None:
         callbacks.append(RunningWeightAverage(plan.averaging))
     if trainer_kwargs.setdefault("enable_progress_bar", True):
         callbacks.append(TrainingProgress(n_obs_epoch, unit=unit))
-    record = RunRecord()
-    callbacks += [record, *_checkpoints(checkpoint_dir, checkpoint_every_n_steps, trainer_kwargs)]
+    resumable = ResumeState()
+    callbacks += [resumable, *_checkpoints(checkpoint_dir, checkpoint_every_n_steps, trainer_kwargs)]
     defaults: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
@@ -201,39 +205,72 @@ def fit(
         "num_sanity_val_steps": 0,
         "check_val_every_n_epoch": 1,
     }
-    parallel = data_parallel_options(plan, devices=devices, accelerator=accelerator, given=trainer_kwargs)
-    if plan.gradient_schedule is not None:
+    has_curriculum = plan.gradient_schedule is not None
+    parallel = data_parallel_options(
+        devices=devices,
+        accelerator=accelerator,
+        given=trainer_kwargs,
+        # While the curriculum's network is frozen, its parameters have no gradient to exchange.
+        find_unused_parameters=has_curriculum,
+    )
+    if has_curriculum:
         # Parameters that are frozen when the processes are joined would never be exchanged.
         plan.module.curriculum.requires_grad_(True)
     plan.module.train()
     on_interrupt = signal.getsignal(signal.SIGINT)
-    with recorded(plan) as run, _quiet_lightning(), _without_none(datamodule):
-        trainer = pl.Trainer(
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            callbacks=callbacks,
-            **{**defaults, **trainer_kwargs, **parallel},
-        )
-        run["trainer"] = trainer
-        record.described = run["described"] = describe_run(plan, datamodule, n_processes=trainer.world_size)
-        checkpoint, kept = None, None
-        if resume is not None:
-            checkpoint, kept = find_checkpoint(resume, plan, record.described, max_epochs=max_epochs)
-        together = choose_steps(
-            steps_per_execution,
-            trainer,
-            callbacks=given,
-            checkpoint_every=checkpoint_every_n_steps,
-            kept=kept,
-        )
-        plan.execute_together(together)
-        try:
-            with in_executions(datamodule, together):
-                trainer.fit(plan, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:
-            raise KeyboardInterrupt("Training was interrupted.") from error
-        finally:
-            plan.flush_steps()
-            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # Lightning's shutdown leaves Ctrl-C deaf
-                signal.signal(signal.SIGINT, on_interrupt)
+    run: dict[str, Any] = {}
+    try:
+        with timed(run), _quiet_lightning(), _without_none(datamodule):
+            trainer = pl.Trainer(
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                callbacks=callbacks,
+                **{**defaults, **trainer_kwargs, **parallel},
+            )
+            settings = run_settings(plan, datamodule, n_processes=trainer.world_size)
+            resumable.settings = settings
+            run |= {
+                "seed": plan.mask_seed,
+                "data": {"cells": settings.get("cells")},
+                "arguments": settings,
+                "split": settings.get("split"),
+                **(about or {}),
+            }
+            checkpoint, kept = None, None
+            if resume is not None:
+                checkpoint, kept = find_checkpoint(resume, plan, settings, max_epochs=max_epochs)
+            together = choose_steps(
+                steps_per_execution,
+                trainer,
+                callbacks=given,
+                checkpoint_every=checkpoint_every_n_steps,
+                kept=kept,
+            )
+            plan.execute_together(together)
+            try:
+                with in_executions(datamodule, together):
+                    trainer.fit(plan, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+            except SystemExit as error:
+                raise KeyboardInterrupt("Training was interrupted.") from error
+            finally:
+                plan.flush_steps()
+                run |= _outcome(trainer, plan)
+                if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # Lightning's shutdown disables Ctrl-C
+                    signal.signal(signal.SIGINT, on_interrupt)
+    finally:
+        if plan.rows:
+            module: Any = plan.module
+            module.runs_ = [*getattr(module, "runs_", ()), fingerprint(run)]
     return trainer
+
+
+def _outcome(trainer: pl.Trainer, plan: MaskedTrainingPlan) -> dict[str, Any]:
+    """Return where a run was computed and how far it came."""
+    return {
+        "device": trainer.strategy.root_device.type,
+        "n_processes": trainer.world_size,
+        "precision": str(trainer.precision),
+        "epochs": len(plan.rows.get("train_loss", ())),
+        "steps": trainer.global_step,
+        "skipped_steps": int(sum(n for _, n in plan.rows.get("skipped_steps", ()))),
+    }

@@ -15,7 +15,7 @@ from scr2mae.train.averaging import RunningWeightAverage
 from scr2mae.train.compiled import compile_loss
 from scr2mae.train.distributed import moving_statistics
 from scr2mae.train.guard import StepGuard
-from scr2mae.train.provenance import History, decode_history, encode_history, extend_history
+from scr2mae.train.provenance import History, extend_history, history_from_state, history_to_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -153,7 +153,6 @@ class MaskedTrainingPlan(pl.LightningModule):
         self.steps_per_execution = 1
         self.context = StepContext()
         self._total_steps = 0
-        self.run: dict[str, Any] = {}
 
     @property
     def history(self) -> History:
@@ -393,7 +392,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         checkpoint["scr2mae_history"] = {
             "rows": {name: list(rows) for name, rows in self.rows.items()},
             "epoch_losses": list(self._epoch_losses),
-            "before": encode_history(self.before),
+            "before": history_to_state(self.before),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -401,4 +400,4 @@ class MaskedTrainingPlan(pl.LightningModule):
         kept = checkpoint["scr2mae_history"]
         self.rows = {name: [(int(i), float(v)) for i, v in rows] for name, rows in kept["rows"].items()}
         self._epoch_losses = list(kept["epoch_losses"])
-        self.before = decode_history(kept["before"])
+        self.before = history_from_state(kept["before"])

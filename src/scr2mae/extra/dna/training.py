@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
-
 from scr2mae._schemes import schemes
 from scr2mae._utils.batches import BatchSampler
 from scr2mae.extra.dna.compatibility import check_species, check_window
@@ -14,7 +12,7 @@ from scr2mae.extra.dna.dataset import WindowDataModule
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.nn.curriculum import Curriculum
 from scr2mae.train import LearningRateSchedule, MaskedTrainingPlan, fit
-from scr2mae.train.loop import _quiet_lightning as quiet_lightning
+from scr2mae.train.distributed import count_processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,21 +43,6 @@ def _schedule(
         )
     ratio = known[scheme].mask_ratio if mask_ratio is None else mask_ratio
     return as_ratio_schedule(ratio, seed=seed) if own is None else own.ratio_schedule(ratio, seed=seed), own
-
-
-def _n_processes(trainer_kwargs: dict[str, Any]) -> int:
-    """In how many processes Lightning will train, each with its share of the windows."""
-    names = ("accelerator", "devices", "num_nodes")
-    wanted = {name: trainer_kwargs[name] for name in names if name in trainer_kwargs}
-    with quiet_lightning():
-        trainer = pl.Trainer(
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **wanted,
-        )
-    return int(trainer.num_devices * trainer.num_nodes)
 
 
 def pretrain(
@@ -155,7 +138,7 @@ def pretrain(
         trainer_kwargs.setdefault("limit_val_batches", 0)
     datamodule = WindowDataModule(train, validation, batch_size=batch_size, seed=seed)
     n_together = int(trainer_kwargs.get("accumulate_grad_batches", 1))
-    n_processes = _n_processes(trainer_kwargs)
+    n_processes = count_processes(trainer_kwargs)
     n_batches = len(BatchSampler(len(train), batch_size, world_size=n_processes))
     if not n_batches:
         raise ValueError(f"There are {len(train)} windows for {n_processes} devices; train on fewer devices.")

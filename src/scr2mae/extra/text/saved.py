@@ -19,7 +19,7 @@ from scr2mae._utils.untrusted import load_tensors, read_json
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
 from scr2mae.model.folder import decode_schedule, encode_schedule
 from scr2mae.nn.curriculum import Curriculum
-from scr2mae.train.provenance import decode_history, encode_history
+from scr2mae.train.provenance import history_from_state, history_to_state
 
 if TYPE_CHECKING:
     from scr2mae.extra.text.model import RobertaR2MAE
@@ -84,7 +84,7 @@ def _write(model: RobertaR2MAE, folder: Path) -> None:
         "seed": model.seed,
         "mask_ratio": mask_ratio,
         "curriculum": None if settings is None else asdict(settings),
-        "history": encode_history(model.history_),
+        "history": history_to_state(model.history_),
     }
     (folder / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
     if runs := getattr(model, "runs_", []):
@@ -131,7 +131,7 @@ def load(cls: type[RobertaR2MAE], dir_path: str | Path) -> RobertaR2MAE:
     _load_weights(model.network, folder / _WEIGHTS, absent=set(_TIED))
     if model.curriculum is not None:
         _load_weights(model.curriculum, folder / _CURRICULUM, absent=set())
-    model.history_ = decode_history(about["history"])
+    model.history_ = history_from_state(about["history"])
     return model.eval()
 
 

@@ -11,6 +11,7 @@ from scr2mae.extra.vision.loaders import FeatureArray, ImageDataModule
 from scr2mae.extra.vision.recipes import RECIPES, PerEpoch
 from scr2mae.masking import DecayRatio, FixedRatio, as_ratio_schedule
 from scr2mae.train import MaskedTrainingPlan, fit
+from scr2mae.train.distributed import count_processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -239,14 +240,6 @@ def _check_labels(classifier: Any, labels: torch.Tensor | None) -> None:
     classifier.check_labels(labels)
 
 
-def _n_devices(devices: int | list[int] | str, accelerator: str) -> int:
-    if isinstance(devices, list):
-        return len(devices)
-    if isinstance(devices, int) and devices > 0:
-        return devices
-    return max(torch.cuda.device_count(), 1) if accelerator in ("auto", "gpu", "cuda") else 1
-
-
 def _run(
     network: nn.Module,
     datamodule: ImageDataModule,
@@ -260,14 +253,14 @@ def _run(
     n_obs = len(datamodule.images)
     if n_obs < 2:
         raise ValueError(f"Training needs at least two images, got {n_obs}.")
-    devices = _n_devices(trainer_kwargs.get("devices", "auto"), trainer_kwargs.get("accelerator", "auto"))
+    n_processes = count_processes(trainer_kwargs)
     accumulated = trainer_kwargs.get("accumulate_grad_batches", 1)
     plan = MaskedTrainingPlan(
         network,
         ratio_schedule=schedule,
         seed=seed,
         validation_ratios=validation_ratios,
-        **recipe.plan_kwargs(recipe.batch_size * devices * accumulated),
+        **recipe.plan_kwargs(recipe.batch_size * n_processes * accumulated),
     )
     if datamodule.validation is None:
         trainer_kwargs.setdefault("limit_val_batches", 0)
