@@ -6,8 +6,8 @@ and a resumed run continues the sequence without saving the state of a generator
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from scr2mae._utils.splitmix import hash_integers, random_words, shift_right
 
@@ -27,6 +27,8 @@ __all__ = [
     "as_ratio_schedule",
     "draw_integers",
     "draw_mask",
+    "schedule_from_state",
+    "schedule_to_state",
 ]
 
 _RATIO_STREAM, _MASK_STREAM, _INTEGER_STREAM = 1, 2, 3
@@ -276,6 +278,57 @@ def as_ratio_schedule(mask_ratio: float | Sequence[float] | RatioSchedule, *, se
         f"mask_ratio must be a float, a pair (low, high) or a schedule called as (step, total_steps), "
         f"got {type(mask_ratio).__name__}."
     )
+
+
+def schedule_to_state(mask_ratio: Any) -> Any:
+    """Return the JSON form of a ``mask_ratio`` argument.
+
+    Parameters
+    ----------
+    mask_ratio
+        A float, a pair or a schedule.
+
+    Returns
+    -------
+    A number, a list or a dictionary; None for a schedule that is not defined in this module.
+    """
+    if isinstance(mask_ratio, (int, float)):
+        return float(mask_ratio)
+    if isinstance(mask_ratio, (tuple, list)):
+        return [float(value) for value in mask_ratio]
+    if is_dataclass(mask_ratio) and type(mask_ratio).__name__ in __all__:
+        return {"schedule": type(mask_ratio).__name__, **asdict(mask_ratio)}  # type: ignore[arg-type]
+    return None
+
+
+def schedule_from_state(state: Any) -> Any:
+    """Return the ``mask_ratio`` argument of which :func:`schedule_to_state` gave the JSON form.
+
+    Parameters
+    ----------
+    state
+        A number, a list, a dictionary or None.
+
+    Returns
+    -------
+    A float, a pair or a schedule; None for None.
+
+    Raises
+    ------
+    ValueError
+        If the schedule is not one of this module.
+    """
+    if isinstance(state, list):
+        return tuple(state)
+    if not isinstance(state, dict):
+        return state
+    options = dict(state)
+    name = options.pop("schedule", None)
+    if name not in __all__ or not str(name).endswith("Ratio"):
+        raise ValueError(
+            f"Unknown masking schedule {name!r} in a model folder; was it made by a newer version?"
+        )
+    return globals()[name](**options)
 
 
 def draw_mask(

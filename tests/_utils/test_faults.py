@@ -23,9 +23,9 @@ from anndata import AnnData
 
 from scr2mae import R2MAEModel
 from scr2mae._utils import files as _durable
+from scr2mae._utils import model_folder
 from scr2mae._utils.files import atomic_write, cannot_write, exchange, is_leftover
 from scr2mae.cli import main
-from scr2mae.model import folder as io
 
 FAULTS = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
@@ -219,7 +219,7 @@ def test_of_two_processes_that_save_a_first_model_one_wins_and_the_other_is_told
     adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = [R2MAEModel(adata, **TINY, seed=seed) for seed in (1, 2)]
-    check = io._check_free
+    check = model_folder._check_free
     calls = []
 
     def check_after_the_other(folder: Path) -> None:
@@ -228,7 +228,7 @@ def test_of_two_processes_that_save_a_first_model_one_wins_and_the_other_is_told
         if len(calls) == 1:  # between the look at the folder and the lock, the other comes
             in_a_fork(lambda: models[1].save(tmp_path / "model"), before=lambda: None)
 
-    monkeypatch.setattr(io, "_check_free", check_after_the_other)
+    monkeypatch.setattr(model_folder, "_check_free", check_after_the_other)
     with pytest.raises(FileExistsError, match="already exists and is not empty"):
         models[0].save(tmp_path / "model")
     assert R2MAEModel.load(tmp_path / "model").seed == 2

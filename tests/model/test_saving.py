@@ -14,6 +14,8 @@ import torch
 from anndata import AnnData
 
 from scr2mae import R2MAEModel
+from scr2mae._utils import model_folder
+from scr2mae._utils.model_folder import read_folder, write_folder
 from scr2mae.masking import (
     DecayRatio,
     DiscreteRatio,
@@ -22,8 +24,8 @@ from scr2mae.masking import (
     UniformDecayRatio,
     UniformRatio,
 )
-from scr2mae.model import folder as io
 from scr2mae.model import state as saved
+from scr2mae.model.state import FORMAT
 
 TINY = {"n_hidden": 16, "n_latent": 4}
 SCHEDULES = [
@@ -151,7 +153,7 @@ def test_a_folder_holds_the_model_its_runs_and_the_weights_named_by_their_hash(f
     digest = hashlib.sha256(weights_file(folder).read_bytes()).hexdigest()
     assert weights_file(folder).name == f"weights-{digest}.safetensors"
     assert metadata(folder)["weights"]["sha256"] == digest
-    assert metadata(folder)["schema_version"] == io.SCHEMA_VERSION
+    assert metadata(folder)["schema_version"] == FORMAT.version
 
 
 def test_a_folder_in_use_is_overwritten_on_request_only(folder: Path, adata: AnnData) -> None:
@@ -236,7 +238,7 @@ def test_a_save_killed_after_the_swap_leaves_the_new_model(
 def test_a_model_overwritten_while_it_is_read_is_read_anew(
     folder: Path, trained: R2MAEModel, adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights_file, saved_between = io.weights_file, []
+    weights_file, saved_between = model_folder.weights_file, []
 
     def save_between(document: dict[str, Any], *, place: Any) -> str:
         if not saved_between:
@@ -244,7 +246,7 @@ def test_a_model_overwritten_while_it_is_read_is_read_anew(
             R2MAEModel(adata, **TINY, seed=1).save(folder, overwrite=True)
         return weights_file(document, place=place)
 
-    monkeypatch.setattr(io, "weights_file", save_between)
+    monkeypatch.setattr(model_folder, "weights_file", save_between)
     assert R2MAEModel.load(folder).seed == 1
     assert trained.seed != 1
 
@@ -253,7 +255,7 @@ def test_metadata_longer_than_are_read_back_are_not_written(
     folder: Path, trained: R2MAEModel, adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files(folder)
-    monkeypatch.setattr(io, "LARGEST_JSON", 100)
+    monkeypatch.setattr(model_folder, "LARGEST_JSON", 100)
     with pytest.raises(ValueError, match="no more than 100 are read back"):
         R2MAEModel(adata, **TINY, seed=1).save(folder, overwrite=True)
     assert files(folder) == before
@@ -405,8 +407,8 @@ def test_arrays_and_scalars_of_a_registry_survive_json(
     value: Any, trained: R2MAEModel, tmp_path: Path
 ) -> None:
     described = {**saved.to_state(trained)[1], "registry": {"value": value, "nested": [(value, None)]}}
-    io.write_model(tmp_path / "m", {"w": torch.arange(3)}, described)
-    tensors, document = io.read_model(tmp_path / "m")
+    write_folder(tmp_path / "m", FORMAT, {"w": torch.arange(3)}, described)
+    tensors, document, _ = read_folder(tmp_path / "m", FORMAT)
     assert tensors["w"].tolist() == [0, 1, 2]
     np.testing.assert_array_equal(document["registry"]["value"], value)
     np.testing.assert_array_equal(document["registry"]["nested"][0][0], value)

@@ -9,7 +9,8 @@ import pytest
 from anndata import AnnData
 
 from scr2mae import R2MAEModel
-from scr2mae.model import folder as io
+from scr2mae._utils.model_folder import read_index
+from scr2mae.model.state import FORMAT
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FOLDERS = sorted(path.parent for path in FIXTURES.glob("schema_*/*/model.json"))
@@ -30,10 +31,10 @@ def counts_of(make: ModuleType, folder: Path) -> AnnData:
 
 def test_every_version_up_to_this_one_has_folders_of_every_kind() -> None:
     kinds = {"plain", "covariates", "curriculum", "query"}
-    for version in range(1, io.SCHEMA_VERSION + 1):
+    for version in range(1, FORMAT.version + 1):
         assert {each.name for each in FOLDERS if each.parent.name == f"schema_{version}"} == kinds
         for folder in (FIXTURES / f"schema_{version}").glob("*/"):
-            assert io.read_metadata(folder)["schema_version"] == version
+            assert read_index(folder, FORMAT)["schema_version"] == version
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: f"{path.parent.name}-{path.name}")
@@ -54,7 +55,7 @@ def test_an_old_folder_takes_data_trains_on_and_is_saved_as_this_version(
     model = R2MAEModel.load(folder, counts_of(make, folder), accelerator="cpu")
     model.train(1, batch_size=8, accelerator="cpu", enable_progress_bar=False)
     model.save(tmp_path / "model")
-    assert io.read_metadata(tmp_path / "model")["schema_version"] == io.SCHEMA_VERSION
+    assert read_index(tmp_path / "model", FORMAT)["schema_version"] == FORMAT.version
     np.testing.assert_array_equal(
         R2MAEModel.load(tmp_path / "model", accelerator="cpu").get_latent_representation(model.adata),
         model.get_latent_representation(),

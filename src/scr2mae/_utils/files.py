@@ -1,6 +1,6 @@
-"""Files that are whole or not there: written beside their place, then renamed; what killed writers leave behind.
+"""Atomic writes of files and folders, leftovers of killed writers, and errors of the disk.
 
-Standard library alone, so that the command line can ask before it loads anything heavy.
+Only the standard library is imported, so that the command line can check paths before it loads anything heavy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 RUN_FILE = "run.json"
 RUN_SCHEMA_VERSION = 1
 
-# Hidden, with "part" as a word of its own: parts of models, embeddings, checkpoints, results and stores.
+# A name that starts with a dot and has "part" as a word: unfinished models, embeddings, checkpoints, results, stores.
 _LEFTOVER = re.compile(r"\..+\.part(\..*)?")
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{64}\.safetensors")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -48,40 +48,26 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether this is the unfinished file or folder of a writer that was killed, or of one still at work."""
+    """Return whether this is an unfinished file or folder, of a killed writer or of one still at work."""
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def is_free(folder: Path) -> bool:
-    """Whether nothing is in a folder but what killed writers have left, weights without metadata among them."""
-    items = list(folder.iterdir())
-    has_model = any(item.name == "model.json" for item in items)
-    return not has_model and all(is_leftover(item) or _WEIGHTS.fullmatch(item.name) for item in items)
+    """Return whether a folder holds only what killed writers have left, weights without an index included."""
+    return all(is_leftover(item) or _WEIGHTS.fullmatch(item.name) for item in folder.iterdir())
 
 
 def _errno(error: BaseException) -> int | None:
-    """Return the system's number of an error, which HDF5 has in its message alone."""
+    """Return the system's number of an error, which HDF5 states only in its message."""
     found = re.search(r"errno = (\d+)", str(error))
     number = getattr(error, "errno", None) or (int(found[1]) if found else None)
-    # PyTorch's writer fails on its own account after the file has.
+    # PyTorch's writer raises an error of its own after the one of the file.
     behind = error.__context__ if isinstance(error, RuntimeError) else None
     return number or (None if behind is None else _errno(behind))
 
 
 def cannot_write(path: Path, error: Exception) -> OSError:
-    """Say what could not be written, where, and what to do.
-
-    Parameters
-    ----------
-    path
-        What was to be written.
-    error
-        What the system said.
-
-    Returns
-    -------
-    An error of the same kind, to be raised from it.
-    """
+    """Return an error of the same kind that says what could not be written, where, and what to do."""
     number = _errno(error) or errno.EIO
     advice = {
         errno.ENOSPC: "The disk is full: free some room, or choose another folder",
@@ -97,7 +83,7 @@ def cannot_write(path: Path, error: Exception) -> OSError:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time write into a folder, where system and disk have advisory locks."""
+    """Hold an exclusive lock on a folder, where system and disk have advisory locks."""
     try:
         import fcntl
     except ImportError:  # not POSIX
@@ -117,15 +103,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def clear_errors(path: Path, part: Path) -> Iterator[None]:
-    """Say of a disk's errors what could not be written, and what to do.
-
-    Parameters
-    ----------
-    path
-        What is to be written, for the message.
-    part
-        The file or folder that is written to meanwhile; errors that name others pass as they are.
-    """
+    """Say in errors of the disk that ``path`` could not be written; errors that name files other than ``part`` pass."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -135,7 +113,7 @@ def clear_errors(path: Path, part: Path) -> Iterator[None]:
 
 
 def _is_of(error: BaseException, part: Path) -> bool:
-    """Whether a disk could not take ``part``."""
+    """Return whether an error is of the disk, and of ``part`` or its folder."""
     given = (getattr(error, name, None) for name in ("filename", "filename2"))
     named = [str(name) for name in given if name is not None]
     is_own = not named or any(name == str(part.parent) or name.startswith(str(part)) for name in named)
@@ -144,19 +122,9 @@ def _is_of(error: BaseException, part: Path) -> bool:
 
 @contextmanager
 def atomic_write(path: Path, part: Path | None = None) -> Iterator[Path]:
-    """Give a path to write a file to, in the same folder; it takes its name when the block ends well, else goes.
+    """Yield a temporary path in the folder of ``path``, which is made; rename it on success, delete it on error.
 
-    Parameters
-    ----------
-    path
-        Where the file is to be; its folder is made.
-    part
-        Where it is written, in the same folder; None for a name that :func:`is_leftover` knows.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, with what to do.
+    ``part`` is another temporary path; the default is a name that :func:`is_leftover` knows.
     """
     part = part or path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -172,18 +140,7 @@ def atomic_write(path: Path, part: Path | None = None) -> Iterator[Path]:
 
 
 def write_durably(contents: Mapping[Path, bytes]) -> None:
-    """Put whole files in place, one after the other once all are on the disk, or leave what was there.
-
-    Parameters
-    ----------
-    contents
-        Path to content, in the order in which they take their names.
-
-    Raises
-    ------
-    OSError
-        If one cannot be written, with what to do.
-    """
+    """Write files, then rename them into place in the order given once all are on the disk; on error none is left."""
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in contents}
     path = next(iter(contents))
     try:
@@ -203,7 +160,7 @@ def write_durably(contents: Mapping[Path, bytes]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a loss of power."""
+    """Write the names in a folder to the disk, so that they survive a loss of power."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -214,17 +171,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one step, so that at no moment either is missing.
-
-    Parameters
-    ----------
-    first, second
-        Files or folders on one disk.
-
-    Returns
-    -------
-    False where system or disk cannot do so, and nothing has happened.
-    """
+    """Swap two files or folders on one disk in one step; return False, having done nothing, where that is not possible."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -236,15 +183,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def run_document(runs: Sequence[dict[str, Any]], *, weights: str | None = None) -> bytes:
-    """Return the content of ``run.json``.
-
-    Parameters
-    ----------
-    runs
-        Records of runs, the last one last, as :func:`scr2mae.train.provenance.fingerprint` returns them.
-    weights
-        Hash of the weights that they led to, where it is known.
-    """
+    """Return the content of ``run.json``: records of runs, the latest last, and the hash of the weights if known."""
     whole = {
         "format": "scr2mae.run",
         "schema_version": RUN_SCHEMA_VERSION,

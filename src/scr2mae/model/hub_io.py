@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scr2mae._utils.compat import torch_device
+from scr2mae._utils.model_folder import read_folder, read_index, weights_file, write_folder
 from scr2mae._utils.optional import require
-from scr2mae.model import folder as io
+from scr2mae.masking import schedule_to_state
 from scr2mae.model import state as saved
 from scr2mae.model.card import TAGS, model_card
 
@@ -145,7 +146,7 @@ def push_to_hub(
         tensors, metadata = saved.to_state(model)
         if metadata["split"] is not None and not group_names:
             metadata["split"] = {**metadata["split"], "groups": {}}
-        io.write_model(folder, tensors, metadata)
+        write_folder(folder, saved.FORMAT, tensors, metadata, runs=metadata["runs"])
         api = hub.HfApi(token=token, library_name="scr2mae", library_version=version("scr2mae"))
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
         if branch != _MAIN:
@@ -188,7 +189,8 @@ def _download(repo: str, revision: str, *, token: str | bool | None) -> Path:
     options = {"token": token, "library_name": "scr2mae", "library_version": version("scr2mae")}
     metadata = Path(hub.hf_hub_download(repo, _METADATA, revision=revision, **options))
     folder = metadata.parent
-    name = io.weights_file(io.read_metadata(folder, follow_links=True), place=f"{_METADATA} of {repo}")
+    document = read_index(folder, saved.FORMAT, follow_links=True)
+    name = weights_file(document, place=f"{_METADATA} of {repo}")
     # The folder is named by its commit, so the weights are of the same one, whatever is pushed in between.
     hub.hf_hub_download(repo, name, revision=folder.name, **options)
     return folder
@@ -244,7 +246,7 @@ def from_hub(
     branch, place = revision or _MAIN, torch_device(accelerator, device)
     with _clear_errors(repo, branch):
         folder = _download(repo, branch, token=token)
-    tensors, metadata = io.read_model(folder, follow_links=True)
+    tensors, metadata, _ = read_folder(folder, saved.FORMAT, follow_links=True)
     model = saved.from_state(cls, tensors, metadata, adata=adata, place=repo)
     model.to_device(place)
     return model
@@ -279,7 +281,7 @@ def export_scvi(model: R2MAEModel, dir_path: str | Path, *, overwrite: bool = Fa
         raise ValueError(
             "This model was grown for a query, which scvi-tools' layout cannot describe; export its reference."
         )
-    if io.encode_schedule(model.mask_ratio) is None:
+    if schedule_to_state(model.mask_ratio) is None:
         raise ValueError(
             f"mask_ratio={model.mask_ratio!r} is no schedule of scr2mae.masking; set model.mask_ratio to one, a float or a pair."
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from scvi.data import AnnDataManager
 
 from scr2mae._utils.compat import torch_device
-from scr2mae.model import folder as io
+from scr2mae._utils.model_folder import read_folder, read_index, write_folder
 from scr2mae.model import hub_io as hub
 from scr2mae.model import state as saved
 from scr2mae.model.base import CellModel
@@ -42,7 +42,7 @@ class StorageMixin(CellModel):
             If the disk is full or read-only; a model that was there is as it was.
         """
         tensors, metadata = saved.to_state(self)
-        io.write_model(dir_path, tensors, metadata, overwrite=overwrite)
+        write_folder(dir_path, saved.FORMAT, tensors, metadata, runs=metadata["runs"], overwrite=overwrite)
 
     @classmethod
     def load(  # type: ignore[override]
@@ -75,7 +75,8 @@ class StorageMixin(CellModel):
             If the folder is damaged or foreign, or the genes of ``adata`` are not the model's.
         """
         place = torch_device(accelerator, device)
-        model = saved.from_state(cls, *io.read_model(dir_path), adata=adata, place=dir_path)
+        tensors, document, _ = read_folder(dir_path, saved.FORMAT)
+        model = saved.from_state(cls, tensors, document, adata=adata, place=dir_path)
         model.to_device(place)
         return model
 
@@ -99,7 +100,7 @@ class StorageMixin(CellModel):
         ValueError
             If the folder is damaged or foreign.
         """
-        return io.read_metadata(dir_path)["registry"]
+        return read_index(dir_path, saved.FORMAT)["registry"]
 
     @staticmethod
     def view_setup_args(dir_path: str | Path) -> None:  # type: ignore[override]
@@ -110,7 +111,7 @@ class StorageMixin(CellModel):
         dir_path
             Its folder.
         """
-        AnnDataManager.view_setup_method_args(io.read_metadata(dir_path)["registry"])
+        AnnDataManager.view_setup_method_args(read_index(dir_path, saved.FORMAT)["registry"])
 
     @classmethod
     def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> None:

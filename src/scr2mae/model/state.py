@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from scvi.data import AnnDataManager
 
+from scr2mae._utils.model_folder import FolderFormat
 from scr2mae.data import CellSpec, Split, read_cells, split_cells
 from scr2mae.data.setup import make_actual
-from scr2mae.masking import as_ratio_schedule
-from scr2mae.model import folder as io
+from scr2mae.masking import as_ratio_schedule, schedule_from_state, schedule_to_state
 from scr2mae.nn.curriculum import Curriculum
 from scr2mae.train import provenance
 
@@ -29,9 +29,30 @@ if TYPE_CHECKING:
 
     from scr2mae.model import R2MAEModel
 
-__all__ = ["from_state", "to_state"]
+__all__ = ["FORMAT", "from_state", "to_state"]
 
 logger = logging.getLogger(__name__)
+
+FORMAT = FolderFormat(
+    "scr2mae.model",
+    "scr2mae model",
+    index="model.json",
+    required=frozenset(
+        {
+            *(
+                "curriculum",
+                "history",
+                "init_params",
+                "is_trained",
+                "mask_ratio",
+                "model",
+                "n_new_categories",
+            ),
+            *("registry", "split", "weights"),
+        }
+    ),
+)
+"""Model folders of cells: ``model.json``, ``weights-<sha256>.safetensors`` and ``run.json``."""
 
 _SIDES = ("train", "validation", "test")
 _SIZES = ("n_hidden", "n_latent", "n_layers", "n_layers_decoder", "seed")
@@ -43,7 +64,7 @@ def to_state(model: R2MAEModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
     split = model.split_
     for side in _SIDES if split is not None else ():
         tensors[f"split.{side}"] = torch.from_numpy(getattr(split, side))
-    mask_ratio = io.encode_schedule(model.mask_ratio)
+    mask_ratio = schedule_to_state(model.mask_ratio)
     if mask_ratio is None:
         warnings.warn(
             f"mask_ratio={model.mask_ratio!r} is no schedule of scr2mae.masking and is not saved; "
@@ -83,7 +104,7 @@ def from_state(
     cls
         Its class.
     tensors, document
-        As :func:`scr2mae.model.folder.read_model` returns them.
+        As :func:`scr2mae._utils.model_folder.read_folder` returns them.
     adata
         Data to attach, or None.
     place
@@ -162,7 +183,7 @@ def _decode(
     weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
     wanted = _state_wanted(cls, spec, sizes, curriculum, n_new, n_tensors=len(tensors))
     _check_state(weights, wanted, place)
-    mask_ratio = io.decode_schedule(document["mask_ratio"])
+    mask_ratio = schedule_from_state(document["mask_ratio"])
     if mask_ratio is not None:
         (as_ratio_schedule if curriculum is None else curriculum.ratio_schedule)(mask_ratio)
     if any(len(curve["at"]) != len(curve["values"]) for curve in document["history"].values()):

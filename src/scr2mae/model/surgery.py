@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from scr2mae._utils.model_folder import read_index
 from scr2mae.data import MEASURED_COLUMN, align_genes
 from scr2mae.data.counts import as_csr, check_genes, layer_names
 from scr2mae.data.genes import check_overlap, select_genes
 from scr2mae.data.setup import make_actual
-from scr2mae.model.folder import read_metadata
+from scr2mae.model.state import FORMAT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,8 @@ _SCVI_UNS = ("_scvi_uuid", "_scvi_manager_uuid")
 
 def reference_genes(reference: Any) -> np.ndarray:
     """Gene names of a model, given as a model or as its folder; shape (n_vars,)."""
-    registry = reference.registry if hasattr(reference, "registry") else read_metadata(reference)["registry"]
+    has_registry = hasattr(reference, "registry")
+    registry = reference.registry if has_registry else read_index(reference, FORMAT)["registry"]
     return np.asarray(registry["field_registries"]["X"]["state_registry"]["column_names"]).astype(str)
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from scr2mae import R2MAEModel
+from scr2mae._utils.model_folder import read_folder
 from scr2mae._utils.optional import require
 from scr2mae._utils.optional import require as require_of_extra
-from scr2mae.model import folder as io
 from scr2mae.model import hub_io as hub
+from scr2mae.model.state import FORMAT
 
 pytest.importorskip("huggingface_hub")
 
@@ -140,7 +141,7 @@ def test_weights_of_another_name_are_refused_before_they_are_downloaded(fake_hub
     document["weights"]["file"] = name
     bomb = pickle.dumps(Bomb(tmp_path / "went_off"))
     repository.commit({"model.json": json.dumps(document).encode(), name: bomb}, branch="main")
-    with pytest.raises(ValueError, match="no file name of a model"):
+    with pytest.raises(ValueError, match="not a file name of a model"):
         R2MAEModel.from_hub(REPO)
     assert fake_hub.downloads() == {"model.json"}
     assert not (tmp_path / "went_off").exists()
@@ -248,8 +249,8 @@ def test_links_are_followed_only_when_asked_for(trained, tmp_path):
     weights.rename(tmp_path / "blob")
     weights.symlink_to(tmp_path / "blob")
     with pytest.raises(FileNotFoundError, match="lacks its weights"):
-        io.read_model(tmp_path / "model")
-    tensors, _ = io.read_model(tmp_path / "model", follow_links=True)
+        read_folder(tmp_path / "model", FORMAT)
+    tensors, _, _ = read_folder(tmp_path / "model", FORMAT, follow_links=True)
     assert {name.partition(".")[0] for name in tensors} == {"module", "split"}
 
 

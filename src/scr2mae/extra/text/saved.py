@@ -17,7 +17,7 @@ from scr2mae._utils.files import run_document as document
 from scr2mae._utils.optional import require
 from scr2mae._utils.untrusted import load_tensors, read_json
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
-from scr2mae.model.folder import decode_schedule, encode_schedule
+from scr2mae.masking import schedule_from_state, schedule_to_state
 from scr2mae.nn.curriculum import Curriculum
 from scr2mae.train.provenance import history_from_state, history_to_state
 
@@ -69,7 +69,7 @@ def _write(model: RobertaR2MAE, folder: Path) -> None:
     if model.curriculum is not None:
         arrays = {name: t.cpu().contiguous() for name, t in model.curriculum.state_dict().items()}
         safetensors.torch.save_file(arrays, folder / _CURRICULUM)
-    mask_ratio = encode_schedule(model.mask_ratio)
+    mask_ratio = schedule_to_state(model.mask_ratio)
     if mask_ratio is None:
         warnings.warn(
             f"mask_ratio={model.mask_ratio!r} is no schedule of scr2mae.masking and is not saved; "
@@ -123,7 +123,7 @@ def load(cls: type[RobertaR2MAE], dir_path: str | Path) -> RobertaR2MAE:
     model = cls(
         tokenizer,
         size=about["size"],
-        mask_ratio=0.15 if about["mask_ratio"] is None else decode_schedule(about["mask_ratio"]),
+        mask_ratio=0.15 if about["mask_ratio"] is None else schedule_from_state(about["mask_ratio"]),
         curriculum=Curriculum.from_dict(about["curriculum"]),
         seed=about["seed"],
         **{name: value for name, value in config.items() if name in known},
