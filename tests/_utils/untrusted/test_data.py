@@ -69,7 +69,7 @@ def test_pickled_arrays_of_images_and_tracks_are_refused(trap: Any, bomb: bytes,
     np.save(tmp_path / "track.npy", objects)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         vision.open_images(tmp_path / "images.npz")
-    with pytest.raises(ValueError, match=r"track\.npy is no \.npy file"):
+    with pytest.raises(ValueError, match=r"track\.npy is not a \.npy file"):
         open_track(tmp_path / "track.npy", chrom="1")
 
 

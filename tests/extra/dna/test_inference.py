@@ -33,7 +33,7 @@ def test_both_strands_of_a_window_are_embedded_at_the_same_base(tiny, msa):
 
 
 def test_windows_of_another_alignment_cannot_be_embedded(tiny, dataset):
-    with pytest.raises(ValueError, match=r"takes 2 species beside the reference, the alignment has 3"):
+    with pytest.raises(ValueError, match=r"takes 2 species besides the reference, the alignment has 3"):
         dna.embed(tiny(n_species=2), dataset)
     with pytest.raises(ValueError, match=r"longer than max_position_embeddings=16"):
         dna.embed(tiny(max_position_embeddings=16), dataset)

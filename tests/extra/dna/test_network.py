@@ -200,7 +200,9 @@ def test_the_share_of_known_bases_is_hidden_and_gaps_never_are():
 
 
 def test_windows_without_bases_are_refused():
-    with pytest.raises(ValueError, match=r"only 0 have a known base; leave such windows out"):
+    with pytest.raises(
+        ValueError, match=r"Only 0 of 16 positions in a mini-batch have a known base; leave such windows out"
+    ):
         draw_base_mask(torch.zeros(2, 8, dtype=torch.uint8), 0.3, seed=0, step=0)
 
 
@@ -482,13 +484,13 @@ def test_a_network_without_species_takes_the_human_column_alone(tiny):
     human, others = windows()
     model = tiny(n_species=0).eval()
     assert model(human).logits.shape == (4, 16, 6)
-    with pytest.raises(ValueError, match=r"takes 0 species beside the human column, aux_features has 3"):
+    with pytest.raises(ValueError, match=r"takes 0 species besides the human column, aux_features has 3"):
         model(human, others)
 
 
 def test_the_number_of_species_must_be_the_configured_one(tiny):
     human, others = windows(n_species=2)
-    with pytest.raises(ValueError, match=r"takes 3 species beside the human column, aux_features has 2"):
+    with pytest.raises(ValueError, match=r"takes 3 species besides the human column, aux_features has 2"):
         tiny()(human, others)
 
 
@@ -520,7 +522,7 @@ def test_inputs_of_another_shape_or_kind_are_refused(tiny):
     human, others = windows()
     with pytest.raises(ValueError, match=r"n_positions, n_species\); got \(4, 16\) and \(4, 15, 3\)"):
         tiny()(human, others[:, 1:])
-    with pytest.raises(TypeError, match=r"input_ids must hold whole numbers.*torch.float32"):
+    with pytest.raises(TypeError, match=r"input_ids must hold integers.*torch.float32"):
         tiny()(human.float(), others)
 
 

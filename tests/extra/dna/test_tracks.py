@@ -46,7 +46,7 @@ def test_an_npy_track_needs_its_chromosome(tmp_path):
     np.testing.assert_array_equal(track.values("1", 0, 3), np.full(3, np.nan, dtype=np.float32))
     with pytest.raises(ValueError, match=r"needs chrom="):
         dna.open_track(tmp_path / "t.npy")
-    with pytest.raises(ValueError, match=r"one number a position; a has shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"one number per position; a has shape \(2, 2\)"):
         dna.ArrayTrack({"a": np.zeros((2, 2))})
 
 
@@ -60,7 +60,7 @@ def test_an_npy_track_needs_its_chromosome(tmp_path):
         ("track\n", r"holds no values"),
         (
             "fixedStep chrom=chr1 start=0\n1\n",
-            r"line 1: positions, steps and spans are whole numbers of at least 1, got '0'",
+            r"line 1: positions, steps and spans must be integers >= 1, got '0'",
         ),
         ("fixedStep chrom=chr1 start=1 span=0\n1\n", r"line 1: .* got '0'"),
         ("fixedStep chrom=chr1 start=nan\n1\n", r"line 1: .* got 'nan'"),
@@ -84,7 +84,7 @@ def test_a_damaged_gzip_is_named(tmp_path):
 def test_a_bad_npy_track_is_named(tmp_path, content):
     path = tmp_path / "t.npy"
     path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
-    with pytest.raises(ValueError, match=r"t.npy is no .npy file of one number a position"):
+    with pytest.raises(ValueError, match=r"t.npy is not a .npy file of one number per position"):
         dna.open_track(path, chrom="chr1")
 
 
@@ -140,8 +140,8 @@ def test_bigwig_is_read_through_its_reader(monkeypatch, tmp_path):
     (tmp_path / "t.bw").touch()
     monkeypatch.setitem(sys.modules, "pyBigWig", types.SimpleNamespace(open=_StandIn))
     check_bigwig(dna.open_track(tmp_path / "t.bw"))
-    with pytest.raises(FileNotFoundError, match=r"No bigWig file"):
-        dna.BigWigTrack(tmp_path / "none.bw")
+    with pytest.raises(FileNotFoundError, match=r"No track"):
+        dna.open_track(tmp_path / "none.bw")
 
 
 def test_a_bigwig_file_is_read(tmp_path):
@@ -158,5 +158,5 @@ def test_a_bigwig_file_is_read(tmp_path):
     stored = path.read_bytes()
     for content in (stored[:40], b"no track" * 100, b""):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"t.bigWig is damaged or no bigWig file"):
+        with pytest.raises(ValueError, match=r"t.bigWig is damaged or not a bigWig file"):
             dna.open_track(path)

@@ -172,7 +172,7 @@ def test_windows_longer_than_the_network_takes_are_refused(tiny, msa, quick):
             r"Scheme 'cl' has curriculum='cl', the network has None; make it with GPNMSAConfig\(curriculum='cl'\)",
         ),
         ({"curriculum": "cl"}, {"scheme": "mae"}, r"Scheme 'mae' has curriculum=None"),
-        ({"n_species": 2}, {}, r"takes 2 species beside the reference, the alignment has 3"),
+        ({"n_species": 2}, {}, r"takes 2 species besides the reference, the alignment has 3"),
         ({}, {"max_steps": 0}, r"max_steps and batch_size must be at least 1"),
         ({}, {"mask_ratio": 1.5}, r"mask_ratio must lie in \[0, 1\]"),
         ({}, {"warmup": -1}, r"warmup must be"),

@@ -87,7 +87,7 @@ def test_a_parquet_file_is_read(tmp_path):
     read = dna.read_variants(tmp_path / "v.parquet")
     assert read.to_numpy().tolist() == [["1", 5, "A", "C", True, "5'UTR"], ["X", 6, "C", "T", False, "5'UTR"]]
     (tmp_path / "v.parquet").write_bytes(b"PAR1 and nothing")
-    with pytest.raises(ValueError, match=r"v.parquet is damaged or no Parquet file"):
+    with pytest.raises(ValueError, match=r"v.parquet is damaged or not a Parquet file"):
         dna.read_variants(tmp_path / "v.parquet")
 
 
@@ -118,18 +118,18 @@ def test_damaged_gzip_files_are_named(tmp_path, name):
     [
         ("v.tsv", "chrom\tpos\tref\talt\n", r"holds no variants"),
         ("v.vcf", "##fileformat=VCFv4.2\n", r"holds no variants"),
-        ("v.tsv", "", r"is no table of variants"),
+        ("v.tsv", "", r"is not a table of variants"),
         ("v.csv", "chrom,pos,ref\n1,2,A\n", r"lacks the columns \['alt'\]; it has \['chrom', 'pos', 'ref'\]"),
-        ("v.csv", "chrom,pos,ref,alt\n1,ten,A,C\n", r"no whole number of at least 1: 'ten'"),
+        ("v.csv", "chrom,pos,ref,alt\n1,ten,A,C\n", r"not an integer >= 1: 'ten'"),
         (
             "v.csv",
             "chrom,pos,ref,alt\n1,0,A,C\n",
-            r"no whole number of at least 1: .*0.* \(positions are 1-based\)",
+            r"not an integer >= 1: .*0.* \(positions are 1-based\)",
         ),
         (
             "v.csv",
             "chrom,pos,ref,alt,label\n1,2,A,C,maybe\n",
-            r"Labels must be 0 and 1.*got \['maybe'\]. Leave such variants out",
+            r"Labels must be 0 and 1.*got \['maybe'\]. Remove these variants",
         ),
         ("v.vcf", "1\t101\trs1\tA\n", r"line 1: expected CHROM, POS, ID, REF and ALT"),
         ("v.bed", "1\t2\n", r"Variants are read from .vcf, .tsv.*got v.bed"),
@@ -152,7 +152,7 @@ def test_every_variant_has_a_status(small):
         ["chr1", 119, "a", "g"],  # soft-masked
         ["1", 102, "A", "G"],  # the alignment has C
         ["1", 109, "A", "G"],  # the alignment has N
-        ["1", 101, "A", "G"],  # a window of four leaves the alignment
+        ["1", 101, "A", "G"],  # a window of four extends beyond the alignment
         ["1", 120, "C", "T"],
         ["1", 10**9, "C", "T"],
         ["7", 5, "C", "T"],
@@ -182,7 +182,9 @@ def test_a_table_for_another_genome_is_refused(small):
         dna.check_variants(small, table())
     with pytest.raises(ValueError, match=r"lacks the columns \['alt'\]"):
         dna.check_variants(small, table(["1", 5, "A", "C"]).drop(columns="alt"))
-    with pytest.raises(TypeError, match=r"Variants are a table .* got str; read a file with read_variants"):
+    with pytest.raises(
+        TypeError, match=r"Variants must be a pandas.DataFrame, got str; read a file with read_variants"
+    ):
         dna.check_variants(small, "variants.vcf")
 
 
@@ -282,7 +284,7 @@ def test_scoring_leaves_the_network_as_it_was(tiny, msa, substitutions, capsys):
 
 
 def test_scoring_that_cannot_be_is_refused(tiny, msa, substitutions):
-    with pytest.raises(ValueError, match=r"takes 2 species beside the reference, the alignment has 3"):
+    with pytest.raises(ValueError, match=r"takes 2 species besides the reference, the alignment has 3"):
         dna.score(tiny(n_species=2), msa, substitutions)
     with pytest.raises(ValueError, match=r"between 2 and the network's max_position_embeddings=64, got 128"):
         dna.score(tiny(), msa, substitutions)
@@ -400,7 +402,7 @@ def test_a_class_of_one_kind_has_no_scores():
         ([1, 0], [np.nan, 1.0], {}, r"1 of 2 scores are NaN; pass the variants whose status is 'scored'"),
         ([1, 0], [1.0, 2.0], {"max_fpr": 0}, r"max_fpr must lie in \(0, 1\]"),
         ([1, 0], [1.0, 2.0], {"groups": ["a"]}, r"groups must have the length of y, 2, got 1"),
-        ([1, 0], [1.0, 2.0], {"groups": ["a", "all"]}, r"A class is called 'all'"),
+        ([1, 0], [1.0, 2.0], {"groups": ["a", "all"]}, r"A class is named 'all'"),
         ([True, None], [1.0, 2.0], {}, r"y must hold 0 and 1 or booleans, got \[True, None\]"),
     ],
 )

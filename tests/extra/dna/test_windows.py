@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from scr2mae.extra import dna
+from scr2mae.extra.dna.dataset import WindowDataModule
 
 
 def places(windows):
@@ -44,7 +45,7 @@ def test_windows_with_unknown_reference_bases_are_left_out():
         (
             {"size": 11},
             ValueError,
-            r"Windows of 11 positions are longer than the longest of the chromosomes, 10",
+            r"Windows of 11 positions are longer than the longest chromosome, 10",
         ),
         ({"size": 1}, ValueError, r"size >= 2 and step >= 1"),
         ({"size": 4, "step": 0}, ValueError, r"size >= 2 and step >= 1"),
@@ -123,7 +124,7 @@ def test_splits_repeat_with_the_seed_and_blocks_of_other_chromosomes_are_others(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation_size": 0.6, "test_size": 0.4}, r"leave something to train, got 0.6 and 0.4"),
+        ({"validation_size": 0.6, "test_size": 0.4}, r"leave windows for training, got 0.6 and 0.4"),
         ({"validation_size": -0.1}, r"must be >= 0"),
         ({"block_size": 20}, r"Windows of 32 positions are longer than block_size=20"),
         ({"block_size": 10**6}, r"No windows are left for train: 1 blocks"),
@@ -187,7 +188,7 @@ def test_conservation_beyond_the_border_of_a_window_counts():
         (
             lambda w: w.assign(start=w["start"] + 7, end=w["end"] + 7),
             IndexError,
-            r"leave the alignment, which covers c:0-10",
+            r"extend beyond the alignment, which covers c:0-10",
         ),
         (lambda w: w.assign(chrom="d"), KeyError, r"No chromosome 'd'"),
         (lambda w: w.assign(strand=["+", "."]), ValueError, r"strand must be '\+' or '-', got \['.'\]"),
@@ -225,7 +226,7 @@ def test_weights_out_of_range_are_refused(dataset, options, message):
 
 
 def test_the_data_module_visits_every_window_once_an_epoch(dataset):
-    module = dna.WindowDataModule(dataset, dataset, batch_size=16, seed=1)
+    module = WindowDataModule(dataset, dataset, batch_size=16, seed=1)
     loader = module.train_dataloader()
     first = torch.cat([batch["input_ids"] for batch in loader])
     assert sorted(map(tuple, first.tolist())) == sorted(
@@ -235,7 +236,7 @@ def test_the_data_module_visits_every_window_once_an_epoch(dataset):
     assert not torch.equal(torch.cat([batch["input_ids"] for batch in loader]), first)
     held_out = torch.cat([batch["input_ids"] for batch in module.val_dataloader()])
     assert torch.equal(held_out, dataset.batch(np.arange(len(dataset)))["input_ids"])
-    assert dna.WindowDataModule(dataset, batch_size=16).val_dataloader() == []
+    assert WindowDataModule(dataset, batch_size=16).val_dataloader() == []
 
 
 # --- simulation

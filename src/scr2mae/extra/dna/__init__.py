@@ -2,15 +2,15 @@
 
 from scr2mae.extra.dna.alignment import GenomeMSA
 from scr2mae.extra.dna.alphabet import VOCABULARY, encode, reverse_complement
+from scr2mae.extra.dna.baselines import alignment_log_probs, alignment_scores, unigram_log_probs
 from scr2mae.extra.dna.config import GPNMSAConfig
-from scr2mae.extra.dna.dataset import MSAWindowDataset, WindowDataModule
-from scr2mae.extra.dna.inference import embed
+from scr2mae.extra.dna.dataset import MSAWindowDataset
+from scr2mae.extra.dna.inference import embed, predict_bases
 from scr2mae.extra.dna.metrics import variant_metrics
 from scr2mae.extra.dna.network import GPNMSAForMaskedLM, MaskedLMOutput
-from scr2mae.extra.dna.prediction import alignment_log_probs, predict_bases, unigram_log_probs
-from scr2mae.extra.dna.scoring import alignment_scores, score
-from scr2mae.extra.dna.simulate import simulate_alignment
-from scr2mae.extra.dna.tracks import ArrayTrack, BigWigTrack, Track, open_track
+from scr2mae.extra.dna.scoring import score
+from scr2mae.extra.dna.simulation import simulate_alignment
+from scr2mae.extra.dna.tracks import ArrayTrack, Track, open_track
 from scr2mae.extra.dna.training import VALIDATION_RATIOS, pretrain
 from scr2mae.extra.dna.variants import STATUSES, check_variants, read_variants
 from scr2mae.extra.dna.windows import WindowSplit, make_windows, select_windows, split_windows
@@ -20,14 +20,12 @@ __all__ = [
     "VALIDATION_RATIOS",
     "VOCABULARY",
     "ArrayTrack",
-    "BigWigTrack",
     "GPNMSAConfig",
     "GPNMSAForMaskedLM",
     "GenomeMSA",
     "MSAWindowDataset",
     "MaskedLMOutput",
     "Track",
-    "WindowDataModule",
     "WindowSplit",
     "alignment_log_probs",
     "alignment_scores",

@@ -1,4 +1,4 @@
-"""Alignments of a genome to other species, one array a chromosome: in memory, on disk, or from MAF."""
+"""Alignments of a genome to other species, one array per chromosome: in memory, in Zarr, or read from MAF."""
 
 from __future__ import annotations
 
@@ -15,26 +15,32 @@ from scr2mae.extra.dna.chromosomes import find_chrom
 from scr2mae.extra.dna.maf import read_maf
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["GenomeMSA"]
+__all__ = ["GenomeMSA", "row_slices"]
 
-_ROWS_AT_A_TIME = 1 << 20
+_ROWS_PER_SLICE = 1 << 20
+
+
+def row_slices(first: int, last: int) -> Iterator[slice]:
+    """Cut a range of rows into slices that fit in memory."""
+    for start in range(first, last, _ROWS_PER_SLICE):
+        yield slice(start, min(start + _ROWS_PER_SLICE, last))
 
 
 class GenomeMSA:
-    """Alignment of a reference genome to other species, addressed by the reference's coordinates.
+    """Alignment of a reference genome to other species, addressed by the coordinates of the reference.
 
     Parameters
     ----------
     arrays
-        Chromosome to an array of shape (n_positions, 1 + n_species): bytes (``S1``) or ASCII codes (uint8), the reference
-        in the first column, one row a position of the reference. Lower case means soft-masked. Anything that slices like
-        an array will do; what is in memory is checked at once, the rest when it is read.
+        Maps a chromosome to an array of shape (n_positions, 1 + n_species): bytes (``S1``) or ASCII codes (uint8), one row
+        per position of the reference, the reference in the first column. Lower case means soft-masked. Any object that
+        slices like an array is accepted; arrays in memory are checked at once, others as they are read.
     species
         Names of all columns, the reference first; None if unknown.
     starts
-        Coordinate of each array's first row, 0-based, where it is not 0.
+        Coordinate of each array's first row, 0-based; 0 if not given.
 
     Raises
     ------
@@ -43,7 +49,7 @@ class GenomeMSA:
 
     Notes
     -----
-    A chromosome is found with and without a leading ``chr``.
+    Chromosomes are found with and without a leading ``chr``.
     """
 
     def __init__(
@@ -58,16 +64,15 @@ class GenomeMSA:
         self._arrays = dict(arrays)
         self.starts = {chrom: int((starts or {}).get(chrom, 0)) for chrom in self._arrays}
         self.species = None if species is None else tuple(str(name) for name in species)
-        widths = set()
         for chrom, array in self._arrays.items():
             if len(array.shape) != 2 or array.shape[1] < 1:
                 raise ValueError(
                     f"The alignment of {chrom} must have shape (n_positions, 1 + n_species), got {tuple(array.shape)}."
                 )
-            widths.add(int(array.shape[1]))
             if isinstance(array, np.ndarray):
-                for start in range(0, len(array), _ROWS_AT_A_TIME):
-                    encode(array[start : start + _ROWS_AT_A_TIME])
+                for rows in row_slices(0, len(array)):
+                    encode(array[rows])
+        widths = {int(array.shape[1]) for array in self._arrays.values()}
         if len(widths) > 1:
             raise ValueError(f"All chromosomes must have the same number of columns, got {sorted(widths)}.")
         self.n_columns = widths.pop()
@@ -78,7 +83,7 @@ class GenomeMSA:
 
     @property
     def n_species(self) -> int:
-        """Columns beside the reference."""
+        """Number of species besides the reference."""
         return self.n_columns - 1
 
     @property
@@ -97,24 +102,17 @@ class GenomeMSA:
         Raises
         ------
         KeyError
-            If there is none of that name, with or without ``chr``.
+            If the chromosome is not in the alignment.
         """
-        found = find_chrom(chrom, self._arrays)
-        if found is None:
-            raise KeyError(f"No chromosome {str(chrom)!r} in the alignment; it has {self.chroms[:12]}.")
-        return found
+        return find_chrom(chrom, self._arrays, place="the alignment")
 
     def span(self, chrom: object) -> tuple[int, int]:
-        """First coordinate of a chromosome that is covered, and the one after the last.
+        """Return the range of coordinates that is covered, 0-based and half-open.
 
         Parameters
         ----------
         chrom
             Name, with or without ``chr``.
-
-        Returns
-        -------
-        0-based, half-open.
         """
         name = self.find_chrom(chrom)
         return self.starts[name], self.starts[name] + int(self._arrays[name].shape[0])
@@ -125,24 +123,24 @@ class GenomeMSA:
         Parameters
         ----------
         chrom
-            Name of the chromosome.
+            Name, with or without ``chr``.
         start, end
-            0-based, half-open coordinates of the reference.
+            Coordinates of the reference, 0-based and half-open.
         strand
             ``"+"``, or ``"-"`` for the reverse complement.
 
         Returns
         -------
-        Bytes of shape (end - start, 1 + n_species), case kept.
+        Bytes of shape (end - start, 1 + n_species), in their own case.
 
         Raises
         ------
         KeyError
-            If there is no such chromosome.
+            If the chromosome is not in the alignment.
         IndexError
-            If the window leaves what is covered.
+            If the window extends beyond the alignment.
         ValueError
-            If the strand is neither, or the window is empty.
+            If the strand is invalid or the window is empty.
         """
         name = self.find_chrom(chrom)
         first, last = self.span(name)
@@ -152,48 +150,44 @@ class GenomeMSA:
             raise ValueError(f"A window needs start < end, got {start} and {end}.")
         if start < first or end > last:
             raise IndexError(
-                f"{name}:{start}-{end} leaves the alignment, which covers {name}:{first}-{last}."
+                f"{name}:{start}-{end} extends beyond the alignment, which covers {name}:{first}-{last}."
             )
         window = np.asarray(self._arrays[name][start - first : end - first])
         window = window if window.dtype == "S1" else np.ascontiguousarray(window).view("S1")
         return window if strand == "+" else reverse_complement(window)
 
     def tokens(self, chrom: object, start: int, end: int, strand: str = "+") -> np.ndarray:
-        """Read a window as tokens, uint8 of shape (end - start, 1 + n_species); see :meth:`get`.
+        """Return a window as tokens, uint8 of shape (end - start, 1 + n_species).
 
         Parameters
         ----------
         chrom, start, end, strand
             As in :meth:`get`.
-
-        Returns
-        -------
-        Codes of ``-ACGT?``, the reference in the first column.
         """
         return encode(self.get(chrom, start, end, strand))
 
     def to_memory(self) -> GenomeMSA:
-        """Return a copy whose arrays are in memory and have been checked."""
+        """Return a copy with all arrays in memory, checked."""
         arrays = {chrom: np.asarray(array[:]) for chrom, array in self._arrays.items()}
         return GenomeMSA(arrays, species=self.species, starts=self.starts)
 
     def __repr__(self) -> str:
         n = sum(int(array.shape[0]) for array in self._arrays.values())
         return (
-            f"GenomeMSA({n:,} positions on {self.chroms[:4]}, {self.n_species} species beside the reference)"
+            f"GenomeMSA({n:,} positions on {self.chroms[:4]}, {self.n_species} species besides the reference)"
         )
 
     @classmethod
     def from_zarr(cls, path: str | Path, *, chroms: Iterable[str] | None = None) -> GenomeMSA:
-        """Open a Zarr group with one array a chromosome, format 2 or 3; windows are read when they are asked for.
+        """Open a Zarr group with one array per chromosome, format 2 or 3; windows are read on demand.
 
         Parameters
         ----------
         path
-            Folder, or ``.zip`` file, such as the published alignments of GPN-MSA come in. The group's attribute ``species`` and the
-            arrays' attribute ``start`` are used where they are there.
+            Folder or ``.zip`` file, such as the published alignments of GPN-MSA. The group's attribute ``species`` and the
+            arrays' attributes ``start`` are optional.
         chroms
-            Which to open, with or without ``chr``; None for all.
+            Chromosomes to open, with or without ``chr``; None for all.
 
         Returns
         -------
@@ -204,11 +198,11 @@ class GenomeMSA:
         ImportError
             If Zarr is not installed.
         FileNotFoundError
-            If there is nothing at the path.
+            If the path does not exist.
         KeyError
             If a chromosome is missing.
         ValueError
-            If the path is no Zarr group of arrays.
+            If the path is not a Zarr group of arrays.
         """
         zarr = require("zarr", extra="dna")
         path = Path(path)
@@ -219,12 +213,10 @@ class GenomeMSA:
             group = zarr.open_group(store, mode="r")
             present = sorted(group.array_keys())
         except Exception as error:
-            raise ValueError(f"{path} is no Zarr group that can be read: {error}") from error
+            raise ValueError(f"{path} is not a readable Zarr group: {error}") from error
         if not present:
-            raise ValueError(f"{path} holds no arrays; expected a Zarr group with one array a chromosome.")
-        wanted = present if chroms is None else [find_chrom(chrom, present) or str(chrom) for chrom in chroms]
-        if absent := [chrom for chrom in wanted if chrom not in present]:
-            raise KeyError(f"No chromosome {absent} in {path}; it has {present[:12]}.")
+            raise ValueError(f"{path} holds no arrays; expected a Zarr group with one array per chromosome.")
+        wanted = present if chroms is None else [find_chrom(chrom, present, place=path) for chrom in chroms]
         arrays = {chrom: group[chrom] for chrom in wanted}
         for array in arrays.values():
             check_codecs(array, path=path)
@@ -232,23 +224,23 @@ class GenomeMSA:
         return cls(arrays, species=group.attrs.get("species"), starts=starts)
 
     def to_zarr(self, path: str | Path, *, zarr_format: int = 3, rows_per_chunk: int = 512) -> None:
-        """Write a Zarr group with one array of ASCII codes a chromosome.
+        """Write a Zarr group with one array of ASCII codes per chromosome.
 
         Parameters
         ----------
         path
-            Folder to make.
+            Folder to create.
         zarr_format
             2 or 3.
         rows_per_chunk
-            Positions a chunk.
+            Positions per chunk.
 
         Raises
         ------
         ImportError
             If Zarr is not installed.
         FileExistsError
-            If something is at the path.
+            If the path exists.
         """
         zarr = require("zarr", extra="dna")
         if Path(path).exists():
@@ -260,30 +252,25 @@ class GenomeMSA:
             chunks = (min(rows_per_chunk, source.shape[0]), self.n_columns)
             array = group.create_array(chrom, shape=source.shape, chunks=chunks, dtype="uint8")
             array.attrs["start"] = self.starts[chrom]
-            for start in range(0, source.shape[0], _ROWS_AT_A_TIME):
-                part = np.asarray(source[start : start + _ROWS_AT_A_TIME])
-                array[start : start + len(part)] = np.ascontiguousarray(part).view(np.uint8)
+            for rows in row_slices(0, source.shape[0]):
+                array[rows] = np.ascontiguousarray(source[rows]).view(np.uint8)
 
     @classmethod
     def from_numpy(
         cls, array: np.ndarray, *, chrom: str, start: int = 0, species: Sequence[str] | None = None
     ) -> GenomeMSA:
-        """Take one chromosome, or a piece of one, from an array.
+        """Return the alignment of one chromosome, or of a part of it, from an array.
 
         Parameters
         ----------
         array
             Shape (n_positions, 1 + n_species), as for the class.
         chrom
-            Its name.
+            Name of the chromosome.
         start
             Coordinate of the first row, 0-based.
         species
             Names of all columns, the reference first.
-
-        Returns
-        -------
-        The alignment.
         """
         return cls({chrom: array}, species=species, starts={chrom: start})
 
@@ -296,34 +283,34 @@ class GenomeMSA:
         species: Sequence[str] | None = None,
         chroms: Iterable[str] | None = None,
     ) -> GenomeMSA:
-        """Read a multiple alignment format (MAF) file, plain or gzipped, into memory.
+        """Read a file in multiple alignment format (MAF), plain or gzipped, into memory.
 
         Parameters
         ----------
         path
             The file.
         reference
-            Assembly whose coordinates count, such as ``"hg38"``; None for that of the first row.
+            Assembly that gives the coordinates, such as ``"hg38"``; None for that of the first row.
         species
-            The other assemblies, in the order of columns; None for all, as they first appear, which differs from file to file.
-            For a trained network give its ``species_``.
+            The other assemblies, in the order of the columns; None for all in order of appearance, which differs between
+            files. For a trained network pass its ``species_``.
         chroms
             Chromosomes of the reference to read, with or without ``chr``; None for all.
 
         Returns
         -------
-        From the first position of each chromosome that is in a block to the last. Positions outside all blocks are ``N``, species
-        that are not aligned ``-``, insertions against the reference left out. Where blocks overlap the first counts,
-        and in a block the first row of a species.
+        Each chromosome from its first to its last aligned position. Positions outside all blocks are ``N``, species
+        that are not aligned ``-``; insertions relative to the reference are dropped. Where blocks overlap the first
+        wins, and within a block the first row of a species.
 
         Raises
         ------
         FileNotFoundError
-            If there is no such file.
+            If the file does not exist.
         KeyError
             If the reference, a species or a chromosome is not in the file.
         ValueError
-            If the file is damaged or truncated, or no MAF; the message has the number of the line.
+            If the file is damaged, truncated or not MAF; the message gives the line number.
         """
         arrays, starts, names = read_maf(path, reference=reference, species=species, chroms=chroms)
         return cls(arrays, species=names, starts=starts)

@@ -1,51 +1,38 @@
-"""Whether an alignment and its windows are such as a network takes."""
+"""Checks that an alignment and its windows fit a network."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scr2mae.extra.dna.config import check_length
+
 if TYPE_CHECKING:
     from scr2mae.extra.dna.alignment import GenomeMSA
+    from scr2mae.extra.dna.dataset import MSAWindowDataset
     from scr2mae.extra.dna.network import GPNMSAForMaskedLM
 
-__all__ = ["check_species", "check_window"]
+__all__ = ["check_species", "check_windows"]
 
 
-def check_species(model: GPNMSAForMaskedLM, msa: GenomeMSA) -> None:
-    """Compare the species of an alignment with those of a network, by name and order where both are known.
-
-    Raises
-    ------
-    ValueError
-        If they differ in number, or in name or order.
-    """
-    wanted, found = model.config.n_species, msa.n_species
+def check_species(network: GPNMSAForMaskedLM, msa: GenomeMSA) -> None:
+    """Raise a ValueError unless the species agree in number and, where both name them, in name and order."""
+    wanted, found = network.config.n_species, msa.n_species
     if found != wanted:
         raise ValueError(
-            f"The network takes {wanted} species beside the reference, the alignment has {found}; choose the columns that the network "
-            f"was made for, or make one with GPNMSAConfig(n_species={found})."
+            f"The network takes {wanted} species besides the reference, the alignment has {found}; choose the columns that the "
+            f"network was made for, or make one with GPNMSAConfig(n_species={found})."
         )
-    if model.species_ is None or msa.species is None or msa.species[1:] == model.species_:
+    if network.species_ is None or msa.species is None or msa.species[1:] == network.species_:
         return
-    i = next(i for i, (a, b) in enumerate(zip(model.species_, msa.species[1:], strict=True)) if a != b)
+    i = next(i for i, (a, b) in enumerate(zip(network.species_, msa.species[1:], strict=True)) if a != b)
     raise ValueError(
-        f"Species {i + 1} of the alignment is {msa.species[1 + i]!r}, the network was trained with {model.species_[i]!r} there; put the "
-        "columns in the order of model.species_ (GenomeMSA.from_maf(species=model.species_)), or, if only the names differ, make "
-        "the alignment without names."
+        f"Species {i + 1} of the alignment is {msa.species[1 + i]!r}, the network was trained with {network.species_[i]!r} there; "
+        "put the columns in the order of network.species_ (GenomeMSA.from_maf(species=network.species_)), or, if only the names "
+        "differ, make the alignment without names."
     )
 
 
-def check_window(model: GPNMSAForMaskedLM, size: int) -> None:
-    """Compare the length of windows with the longest that a network takes.
-
-    Raises
-    ------
-    ValueError
-        If they are longer.
-    """
-    longest = model.config.max_position_embeddings
-    if size > longest:
-        raise ValueError(
-            f"Windows of {size} positions are longer than max_position_embeddings={longest}; cut shorter ones, or make the network "
-            "with a larger GPNMSAConfig(max_position_embeddings=)."
-        )
+def check_windows(network: GPNMSAForMaskedLM, data: MSAWindowDataset) -> None:
+    """Raise a ValueError unless a network takes the species and the length of the windows."""
+    check_species(network, data.msa)
+    check_length(network.config, data.window_size)

@@ -1,4 +1,4 @@
-"""Sizes of the network."""
+"""Configuration of the network."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from scr2mae.nn.curriculum import Curriculum
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["GPNMSAConfig"]
+__all__ = ["GPNMSAConfig", "check_length"]
 
-_SYMBOLS_OF_SPECIES = MASK_ID  # bases of other species are never hidden
+_N_SPECIES_SYMBOLS = MASK_ID  # bases of other species are never masked
 _SONGLAB_FIXED: dict[str, Any] = {
     "vocab_size": len(VOCABULARY),
-    "aux_features_vocab_size": _SYMBOLS_OF_SPECIES,
+    "aux_features_vocab_size": _N_SPECIES_SYMBOLS,
     "hidden_act": "gelu",
     "rotary_value": False,
     "group_tokens": 1,
@@ -30,29 +30,29 @@ class GPNMSAConfig:
     Parameters
     ----------
     n_species
-        Species beside the human column, >= 0: 89 in the published model.
+        Species besides the human column, >= 0: 89 in the published model.
     hidden_size
-        Width, a multiple of twice ``num_attention_heads``. The one-hot symbols of one position, ``6 + 5 * n_species``, must fit in.
+        Width, a multiple of twice ``num_attention_heads`` and at least ``6 + 5 * n_species``, the one-hot symbols of a position.
     num_hidden_layers, num_attention_heads
-        Depth, and heads a layer.
+        Number of layers, and of attention heads per layer.
     intermediate_size
         Width inside the feed-forward blocks.
     hidden_dropout_prob, attention_probs_dropout_prob
         Dropout in training.
     layer_norm_eps
-        Of the layer normalizations.
+        Epsilon of the layer normalizations.
     initializer_range
-        Standard deviation of the first weights.
+        Standard deviation of the initial weights.
     max_position_embeddings
         Longest window.
     curriculum
-        Settings of learned loss weights, ``"cl"``, ``"cl_k0"``, or None; ``rank`` and ``per_cell`` mean nothing here.
-        Kept as settings.
+        Settings of learned loss weights, ``"cl"``, ``"cl_k0"``, or None. A name is replaced by its settings; ``rank`` and
+        ``per_cell`` are ignored.
 
     Raises
     ------
     ValueError
-        If sizes do not fit together.
+        If the sizes are inconsistent.
     """
 
     n_species: int = 89
@@ -77,11 +77,11 @@ class GPNMSAConfig:
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size must be a multiple of 2 * num_attention_heads = {2 * self.num_attention_heads}, so that each "
-                f"head turns pairs of channels; got {self.hidden_size}."
+                f"head rotates pairs of channels; got {self.hidden_size}."
             )
         if self.n_channels > self.hidden_size:
             raise ValueError(
-                f"{self.n_species} species need {self.n_channels} channels (6 + 5 a species), more than hidden_size={self.hidden_size}; "
+                f"{self.n_species} species need {self.n_channels} channels (6 + 5 per species), more than hidden_size={self.hidden_size}; "
                 "choose a wider network or fewer species."
             )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -90,70 +90,75 @@ class GPNMSAConfig:
 
     @property
     def n_channels(self) -> int:
-        """One-hot channels of a position: the human column's six symbols, then five a species."""
-        return len(VOCABULARY) + _SYMBOLS_OF_SPECIES * self.n_species
+        """One-hot channels per position: six symbols of the human column, then five per species."""
+        return len(VOCABULARY) + _N_SPECIES_SYMBOLS * self.n_species
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe in JSON."""
+        """Return the settings as JSON-able values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, described: Mapping[str, Any]) -> GPNMSAConfig:
-        """Undo :meth:`to_dict`.
+    def from_dict(cls, settings: Mapping[str, Any]) -> GPNMSAConfig:
+        """Return the configuration of the settings that :meth:`to_dict` returned.
 
         Parameters
         ----------
-        described
-            Settings by name.
-
-        Returns
-        -------
-        The configuration.
+        settings
+            Values by name.
 
         Raises
         ------
         ValueError
-            If a key is unknown.
+            If a name is unknown.
         """
         known = {field.name for field in fields(cls)}
-        if unknown := set(described) - known:
+        if unknown := set(settings) - known:
             raise ValueError(
                 f"Unknown keys in a GPNMSAConfig: {sorted(unknown)}; was it made by a newer version? "
-                "For the config.json of a published model use from_songlab_config."
+                "For the config.json of a published model, use from_songlab_config."
             )
-        return cls(**{**described, "curriculum": Curriculum.from_dict(described.get("curriculum"))})
+        return cls(**{**settings, "curriculum": Curriculum.from_dict(settings.get("curriculum"))})
 
     @classmethod
-    def from_songlab_config(cls, described: Mapping[str, Any]) -> GPNMSAConfig:
-        """Read the ``config.json`` of a published GPN-MSA model.
+    def from_songlab_config(cls, settings: Mapping[str, Any]) -> GPNMSAConfig:
+        """Return the configuration of a published GPN-MSA model.
 
         Parameters
         ----------
-        described
-            Its content. ``n_aux_features`` is five a species; keys that do not touch the network are left out.
-
-        Returns
-        -------
-        The configuration of the same network.
+        settings
+            Content of its ``config.json``. ``n_aux_features`` is five per species; keys that do not affect the network are
+            ignored.
 
         Raises
         ------
         ValueError
-            If the network is of another kind.
+            If the architecture is not supported.
         """
         for name, wanted in _SONGLAB_FIXED.items():
-            if described.get(name, wanted) != wanted:
-                raise ValueError(f"This reads networks with {name}={wanted!r}, got {described[name]!r}.")
-        width = described.get("hidden_size", cls.hidden_size)
-        if described.get("embedding_size", width) not in (None, width):
+            if settings.get(name, wanted) != wanted:
+                raise ValueError(
+                    f"Only networks with {name}={wanted!r} are supported, got {settings[name]!r}."
+                )
+        width = settings.get("hidden_size", cls.hidden_size)
+        if settings.get("embedding_size", width) not in (None, width):
             raise ValueError(
-                f"embedding_size must equal hidden_size, got {described['embedding_size']} and {width}."
+                f"embedding_size must equal hidden_size, got {settings['embedding_size']} and {width}."
             )
-        n_channels = int(described.get("n_aux_features", 0))
-        if n_channels % _SYMBOLS_OF_SPECIES:
-            raise ValueError(f"n_aux_features must be a multiple of {_SYMBOLS_OF_SPECIES}, got {n_channels}.")
+        n_channels = int(settings.get("n_aux_features", 0))
+        if n_channels % _N_SPECIES_SYMBOLS:
+            raise ValueError(f"n_aux_features must be a multiple of {_N_SPECIES_SYMBOLS}, got {n_channels}.")
         shared = {field.name for field in fields(cls)} - {"n_species", "curriculum"}
         return cls(
-            n_species=n_channels // _SYMBOLS_OF_SPECIES,
-            **{name: described[name] for name in shared & set(described)},
+            n_species=n_channels // _N_SPECIES_SYMBOLS,
+            **{name: settings[name] for name in shared & set(settings)},
+        )
+
+
+def check_length(config: GPNMSAConfig, n_positions: int) -> None:
+    """Raise a ValueError if windows are longer than the network allows."""
+    longest = config.max_position_embeddings
+    if n_positions > longest:
+        raise ValueError(
+            f"Windows of {n_positions} positions are longer than max_position_embeddings={longest}; cut shorter ones, or make the "
+            "network with a larger GPNMSAConfig(max_position_embeddings=)."
         )

@@ -1,4 +1,4 @@
-"""Mini-batches of windows: tokens, loss weights and label flips."""
+"""Mini-batches of windows: tokens, loss weights and probabilities of label flips."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from scr2mae._utils.batches import BatchLoader
 from scr2mae.extra.dna.alphabet import encode, reverse_complement
+from scr2mae.extra.dna.windows import WINDOW_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 _SMOOTHING = 3  # positions on either side
 _LOWER_CASE = ord("a")
-_N_LOOKED_AT = 50  # windows in which a track is looked for
+_N_CHECKED = 50  # windows in which a track should have a value
 
 
 def _smoothed(track: Track, chrom: str, start: int, end: int) -> np.ndarray:
-    """Largest value within a few positions, 0 where there is none; shape (end - start,)."""
+    """Return the largest value within three positions, 0 where there is none; shape (end - start,)."""
     around = np.nan_to_num(track.values(chrom, start - _SMOOTHING, end + _SMOOTHING))
     return np.lib.stride_tricks.sliding_window_view(around, 2 * _SMOOTHING + 1).max(axis=-1)
 
@@ -41,31 +42,32 @@ class MSAWindowDataset:
     msa
         The alignment.
     windows
-        Columns ``chrom``, ``start``, ``end`` and ``strand``, such as :func:`make_windows` returns; all of one length.
+        Columns ``chrom``, ``start``, ``end`` and ``strand``, as from :func:`make_windows`; all windows of one length.
     phylop
-        Weights are multiplied by ``max(phyloP, 1)``; None leaves that out.
+        Multiplies weights by ``max(phyloP, 1)``, where a missing value counts as 1; None for no such factor.
     phastcons
-        Weights are multiplied by ``0.1 + p``, where p is the largest phastCons within three positions; None leaves that out.
+        Multiplies weights by ``0.1 + p``, with p the largest phastCons within three positions and 0 where it is missing;
+        None for no such factor.
     repeat_weight
         Weight of soft-masked (lower-case) reference bases.
     flip_probability
-        Chance that the label of an unconserved position (p below ``flip_below``) is replaced by a random base, in training; needs
-        ``phastcons``. Give 0 to data that validate.
+        Probability that the label of an unconserved position (p below ``flip_below``) is replaced by a random base in
+        training; needs ``phastcons``. Use 0 for validation data.
     flip_below
         See ``flip_probability``.
 
     Raises
     ------
     ValueError
-        If the table of windows is empty or lacks columns, lengths differ, a strand is neither, or a number is out of range.
+        If the table is empty or lacks columns, lengths differ, a strand is invalid, or a number is out of range.
     IndexError
-        If a window leaves the alignment.
+        If a window extends beyond the alignment.
     KeyError
-        If a chromosome is not in the alignment, or not in a track.
+        If a chromosome is not in the alignment or a track.
 
     Notes
     -----
-    Weights as in Benegas et al. (2025) and its workflow; missing phyloP counts as 1 and missing phastCons as 0.
+    Weights as in Benegas et al. (2025) and its workflow.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class MSAWindowDataset:
         flip_probability: float = 0.5,
         flip_below: float = 0.1,
     ) -> None:
-        if missing := [name for name in ("chrom", "start", "end", "strand") if name not in windows]:
+        if missing := [name for name in WINDOW_COLUMNS if name not in windows]:
             raise ValueError(f"The table of windows lacks {missing}; make it with make_windows.")
         if not len(windows):
             raise ValueError("The table of windows is empty.")
@@ -92,7 +94,7 @@ class MSAWindowDataset:
             raise ValueError(f"strand must be '+' or '-', got {wrong[:5]}.")
         if not repeat_weight > 0:
             raise ValueError(
-                f"repeat_weight must be positive, got {repeat_weight!r}; 1 weighs repeats like all else."
+                f"repeat_weight must be positive, got {repeat_weight!r}; 1 gives repeats the weight of other bases."
             )
         if not 0 <= flip_probability <= 1:
             raise ValueError(f"flip_probability must lie in [0, 1], got {flip_probability!r}.")
@@ -101,29 +103,29 @@ class MSAWindowDataset:
         self.repeat_weight = repeat_weight
         self.flip_probability, self.flip_below = flip_probability, flip_below
         self.window_size = int(lengths[0])
-        self._places = list(
-            zip(*(self.windows[name].tolist() for name in ("chrom", "start", "end", "strand")), strict=True)
-        )
+        self._places = list(zip(*(self.windows[name].tolist() for name in WINDOW_COLUMNS), strict=True))
         for chrom, places in self.windows.groupby("chrom", sort=False):
             first, last = msa.span(chrom)
             if places["start"].min() < first or places["end"].max() > last:
-                raise IndexError(f"Some windows leave the alignment, which covers {chrom}:{first}-{last}.")
+                raise IndexError(
+                    f"Some windows extend beyond the alignment, which covers {chrom}:{first}-{last}."
+                )
         for name, track in (("phyloP", phylop), ("phastCons", phastcons)):
             if track is not None:
                 self._check_track(name, track)
 
     def _check_track(self, name: str, track: Track) -> None:
-        """Warn of a track without values where the windows are, which makes all of them weigh the same."""
+        """Warn if a track has no values in the windows, which would give all of them the same weight."""
         for chrom, start, end in (
             self.windows.groupby("chrom", sort=False)[["start", "end"]].first().itertuples()
         ):
             track.values(chrom, start, end)
-        looked_at = np.unique(np.linspace(0, len(self) - 1, _N_LOOKED_AT).astype(int))
-        if all(np.isnan(track.values(*self._places[i][:3])).all() for i in looked_at):
+        checked = np.unique(np.linspace(0, len(self) - 1, _N_CHECKED).astype(int))
+        if all(np.isnan(track.values(*self._places[i][:3])).all() for i in checked):
             logger.warning(
-                "%s has no value in any of %d windows that were looked at; has it the coordinates of the alignment?",
+                "%s has no value in any of %d windows that were checked; do its coordinates match the alignment?",
                 name,
-                len(looked_at),
+                len(checked),
             )
 
     def __len__(self) -> int:
@@ -154,7 +156,7 @@ class MSAWindowDataset:
         return item if flip is None else item | {"flip_probability": flip.astype(np.float32)}
 
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """Make a mini-batch.
+        """Return a mini-batch as tensors.
 
         Parameters
         ----------
@@ -163,8 +165,8 @@ class MSAWindowDataset:
 
         Returns
         -------
-        ``input_ids`` (n_obs, n_positions) and ``aux_features`` (n_obs, n_positions, n_species), both uint8 tokens; ``loss_weight``
-        float32; with flipping ``flip_probability``.
+        ``input_ids`` (n_obs, n_positions) and ``aux_features`` (n_obs, n_positions, n_species), uint8 tokens; ``loss_weight``
+        and, with flips, ``flip_probability``, float32 (n_obs, n_positions).
         """
         items = [self[int(i)] for i in indices]
         return {
@@ -174,19 +176,7 @@ class MSAWindowDataset:
 
 
 class WindowDataModule(pl.LightningDataModule):
-    """Mini-batches for training and validation, each rank its share.
-
-    Parameters
-    ----------
-    train
-        What trains, in a new order each epoch.
-    validation
-        What validates, or None.
-    batch_size
-        Windows a batch and rank.
-    seed
-        Seed of the orders.
-    """
+    """Mini-batches for training and validation; each rank gets its share of every global batch."""
 
     def __init__(
         self,
@@ -209,9 +199,9 @@ class WindowDataModule(pl.LightningDataModule):
         )  # fmt: skip
 
     def train_dataloader(self) -> BatchLoader:
-        """Return mini-batches of the training windows."""
+        """Return mini-batches of the training windows, in a new order each epoch."""
         return self._loader(self.train, shuffle=True)
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        """Return mini-batches of the validation windows, if there are any."""
+        """Return mini-batches of the validation windows, or an empty list."""
         return [] if self.validation is None else self._loader(self.validation, shuffle=False)

@@ -15,19 +15,9 @@ __all__ = ["EncoderLayer", "rotary_tables", "rotate"]
 
 
 def rotary_tables(n_positions: int, n_head_channels: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position's angles.
+    """Return cosine and sine of the rotary angles, each float32 of shape (n_positions, n_head_channels / 2).
 
-    Parameters
-    ----------
-    n_positions
-        Number of positions.
-    n_head_channels
-        Width of a head, even.
-
-    Returns
-    -------
-    Two float32 tables of shape ``(n_positions, n_head_channels / 2)``: pair i at position t turns by the angle
-    ``t / 10000 ** (2 i / n_head_channels)`` (Su et al. 2021, RoFormer).
+    Pair i at position t is rotated by ``t / 10000 ** (2 i / n_head_channels)`` (Su et al. 2021, RoFormer).
     """
     i = torch.arange(n_head_channels // 2, dtype=torch.float64)
     t = torch.arange(n_positions, dtype=torch.float64)
@@ -36,20 +26,14 @@ def rotary_tables(n_positions: int, n_head_channels: int) -> tuple[Tensor, Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of neighboring channels of ``x`` (..., n_positions, n_head_channels) by their angles."""
+    """Rotate pairs of neighboring channels of ``x`` (..., n_positions, n_head_channels)."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (..., n_positions, n_head_channels / 2)
-    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward block, each with residual, dropout and then layer normalization.
-
-    Parameters
-    ----------
-    config
-        Sizes.
-    """
+    """Self-attention and a feed-forward block, each with residual, dropout and then layer normalization."""
 
     def __init__(self, config: GPNMSAConfig) -> None:
         super().__init__()
@@ -67,21 +51,13 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(
-            1, 2
-        )  # (n_obs, n_heads, n_positions, n_head_channels)
+        """Return shape (n_obs, n_heads, n_positions, n_head_channels)."""
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor, attended: Tensor | None = None) -> Tensor:
-        """Map states (n_obs, n_positions, width) to states.
+        """Map hidden states (n_obs, n_positions, width) to hidden states.
 
-        Parameters
-        ----------
-        h
-            States.
-        cos, sin
-            Rotary tables of these positions.
-        attended
-            Boolean, broadcast to (n_obs, n_heads, n_positions, n_positions): False where a key is padding.
+        ``attended`` broadcasts to (n_obs, n_heads, n_positions, n_positions); False excludes a key, such as padding.
         """
         mixed = F.scaled_dot_product_attention(
             rotate(self._heads(self.query(h)), cos, sin),

@@ -1,4 +1,4 @@
-"""Multiple alignment format (MAF): the reference's columns of every block."""
+"""Reader of the multiple alignment format (MAF)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scr2mae.extra.dna.alphabet import reverse_complement
-from scr2mae.extra.dna.chromosomes import find_chrom
-from scr2mae.extra.dna.text_files import open_text
+from scr2mae.extra.dna.chromosomes import match_chrom
+from scr2mae.extra.dna.files import open_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ _N_FIELDS = 7  # s src start size strand srcSize text
 
 @dataclass(frozen=True)
 class _Row:
-    """An ``s`` line: a species' piece of a block."""
+    """An ``s`` line: the sequence of one species in a block."""
 
     species: str
     chrom: str
@@ -37,10 +37,10 @@ class _Row:
 
 
 def _parse_row(line: str, number: int, path: Path) -> _Row:
-    parts = line.split()
+    place, parts = f"{path}, line {number}", line.split()
     if len(parts) != _N_FIELDS:
         raise ValueError(
-            f"{path}, line {number}: an 's' line has {_N_FIELDS} fields, this has {len(parts)}; the file is truncated or damaged."
+            f"{place}: an 's' line has {_N_FIELDS} fields, this has {len(parts)}; the file is truncated or damaged."
         )
     _, source, start, size, strand, source_size, text = parts
     species, _, chrom = source.partition(".")
@@ -50,16 +50,15 @@ def _parse_row(line: str, number: int, path: Path) -> _Row:
             np.frombuffer(text.encode("ascii"), dtype=np.uint8), number,
         )  # fmt: skip
     except (ValueError, UnicodeEncodeError) as error:
-        raise ValueError(f"{path}, line {number}: not an 's' line of a MAF file: {error}.") from error
+        raise ValueError(f"{place}: not an 's' line of a MAF file: {error}.") from error
     n_bases = int((row.text != _GAP).sum())
     if n_bases != row.size:
         raise ValueError(
-            f"{path}, line {number}: {source} should have {row.size} bases and has {n_bases}; the file is truncated or damaged."
+            f"{place}: {source} should have {row.size} bases and has {n_bases}; the file is truncated or damaged."
         )
     if strand not in "+-" or row.start + row.size > row.source_size:
         raise ValueError(
-            f"{path}, line {number}: strand {strand!r}, start {row.start} and size {row.size} do not fit a sequence of "
-            f"{row.source_size} bases."
+            f"{place}: strand {strand!r}, start {row.start} and size {row.size} do not fit a sequence of {row.source_size} bases."
         )
     return row
 
@@ -67,7 +66,8 @@ def _parse_row(line: str, number: int, path: Path) -> _Row:
 def _check_block(rows: list[_Row], path: Path) -> list[_Row]:
     if len({len(row.text) for row in rows}) > 1:
         raise ValueError(
-            f"{path}, lines {rows[0].line} to {rows[-1].line}: rows of one block differ in length; the file is truncated or damaged."
+            f"{path}, lines {rows[0].line} to {rows[-1].line}: the rows of a block differ in length; "
+            "the file is truncated or damaged."
         )
     return rows
 
@@ -79,7 +79,9 @@ def _blocks(path: Path) -> Iterator[list[_Row]]:
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if number == 1 and not line.startswith("##maf"):
-                raise ValueError(f"{path} is no MAF file: its first line is {line[:40]!r}, not '##maf ...'.")
+                raise ValueError(
+                    f"{path} is not a MAF file: its first line is {line[:40]!r}, not '##maf ...'."
+                )
             kind = line[:1]
             if kind == "s" and inside:
                 rows.append(_parse_row(line, number, path))
@@ -95,7 +97,7 @@ def _blocks(path: Path) -> Iterator[list[_Row]]:
         raise ValueError(f"{path} is empty.")
     if not line.endswith("\n"):
         raise ValueError(
-            f"{path} is truncated: its last line, {number}, has no end. If nothing is missing, add a line break there."
+            f"{path} is truncated: its last line, {number}, has no line break. If nothing is missing, add one."
         )
     if inside and not rows:
         raise ValueError(f"{path} is truncated: it ends with the 'a' line of a block without rows.")
@@ -103,8 +105,8 @@ def _blocks(path: Path) -> Iterator[list[_Row]]:
         yield _check_block(rows, path)
 
 
-def _forward(rows: list[_Row], reference: _Row) -> tuple[int, dict[str, np.ndarray]]:
-    """Start on the reference's plus strand, and each species' symbols at the reference's positions."""
+def _project(rows: list[_Row], reference: _Row) -> tuple[int, dict[str, np.ndarray]]:
+    """Return the start on the reference's plus strand, and the symbols of each species at the reference's positions."""
     kept = reference.text != _GAP
     symbols: dict[str, np.ndarray] = {}
     for row in rows:
@@ -116,6 +118,23 @@ def _forward(rows: list[_Row], reference: _Row) -> tuple[int, dict[str, np.ndarr
     return start, {name: reverse_complement(text) for name, text in symbols.items()}
 
 
+def _join(blocks: list[tuple[int, dict[str, np.ndarray]]], names: list[str]) -> tuple[np.ndarray, int]:
+    """Join the blocks of a chromosome: ASCII codes, shape (n_positions, n_names), and the first coordinate."""
+    first = min(start for start, _ in blocks)
+    last = max(start + len(symbols[names[0]]) for start, symbols in blocks)
+    array = np.full((last - first, len(names)), _GAP, dtype=np.uint8)
+    array[:, 0] = _UNKNOWN
+    filled = np.zeros(last - first, dtype=bool)
+    for start, symbols in blocks:
+        rows = slice(start - first, start - first + len(symbols[names[0]]))
+        free = ~filled[rows]
+        for column, name in enumerate(names):
+            if name in symbols:
+                array[rows, column] = np.where(free, symbols[name], array[rows, column])
+        filled[rows] = True
+    return array, first
+
+
 def read_maf(
     path: str | Path,
     *,
@@ -123,7 +142,7 @@ def read_maf(
     species: Sequence[str] | None,
     chroms: Iterable[str] | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, int], list[str]]:
-    """Read the arrays, starts and names of :meth:`GenomeMSA.from_maf`, which see."""
+    """Read the arrays, starts and column names for :meth:`GenomeMSA.from_maf`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No MAF file {path}.")
@@ -134,34 +153,15 @@ def read_maf(
         reference = reference or rows[0].species
         seen.update(dict.fromkeys(row.species for row in rows))
         own = next((row for row in rows if row.species == reference), None)
-        if own is not None and own.size and (wanted is None or find_chrom(own.chrom, wanted)):
-            pieces[own.chrom].append(_forward(rows, own))
+        if own is not None and own.size and (wanted is None or match_chrom(own.chrom, wanted)):
+            pieces[own.chrom].append(_project(rows, own))
     if reference is None:
         raise ValueError(f"{path} has no blocks.")
-    if reference not in seen:
-        raise KeyError(f"No rows of the reference {reference!r} in {path}; it has {list(seen)[:12]}.")
-    if absent := [chrom for chrom in wanted or () if find_chrom(chrom, pieces) is None]:
-        raise KeyError(f"No blocks of {absent} in {path}; {reference} has {sorted(pieces)[:12]}.")
     others = [name for name in seen if name != reference] if species is None else [str(n) for n in species]
-    if absent := [name for name in others if name not in seen]:
-        raise KeyError(f"No rows of {absent} in {path}; it has {list(seen)[:12]}.")
     names = [reference, *others]
-    placed = {chrom: _place(blocks, names) for chrom, blocks in pieces.items()}
-    return {c: a for c, (a, _) in placed.items()}, {c: s for c, (_, s) in placed.items()}, names
-
-
-def _place(blocks: list[tuple[int, dict[str, np.ndarray]]], names: list[str]) -> tuple[np.ndarray, int]:
-    """Put the blocks of a chromosome side by side: array (n_positions, n_names) of ASCII codes, and its start."""
-    first = min(start for start, _ in blocks)
-    last = max(start + len(symbols[names[0]]) for start, symbols in blocks)
-    array = np.full((last - first, len(names)), _GAP, dtype=np.uint8)
-    array[:, 0] = _UNKNOWN
-    taken = np.zeros(last - first, dtype=bool)
-    for start, symbols in blocks:
-        where = slice(start - first, start - first + len(symbols[names[0]]))
-        free = ~taken[where]
-        for column, name in enumerate(names):
-            if name in symbols:
-                array[where, column] = np.where(free, symbols[name], array[where, column])
-        taken[where] = True
-    return array, first
+    if absent := [name for name in names if name not in seen]:
+        raise KeyError(f"No rows of {absent} in {path}; it has {list(seen)[:12]}.")
+    if absent := [chrom for chrom in wanted or () if match_chrom(chrom, pieces) is None]:
+        raise KeyError(f"No blocks of {absent} in {path}; {reference} has {sorted(pieces)[:12]}.")
+    joined = {chrom: _join(blocks, names) for chrom, blocks in pieces.items()}
+    return {c: a for c, (a, _) in joined.items()}, {c: s for c, (_, s) in joined.items()}, names

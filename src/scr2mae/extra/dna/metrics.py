@@ -1,4 +1,4 @@
-"""How well scores tell pathogenic variants from others."""
+"""Metrics of how well scores separate pathogenic variants from others."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ def variant_metrics(
     max_fpr: float = 0.001,
     shared_negatives: bool = False,
 ) -> pd.DataFrame:
-    """Score a ranking of variants, over all and class by class.
+    """Evaluate a ranking of variants, overall and by class.
 
     Parameters
     ----------
     y
         True or 1 for pathogenic, shape (n,).
     score
-        The higher the more likely pathogenic, shape (n,). Of :func:`score` take the negative.
+        Higher for more likely pathogenic, shape (n,): the negative of the scores of :func:`scr2mae.extra.dna.score`.
     groups
-        Class of each variant, such as its consequence, shape (n,); None for no classes. Missing ones belong to no class.
+        Class of each variant, such as its consequence, shape (n,); a missing value belongs to no class. None for no classes.
     max_fpr
         Largest false positive rate of the partial AUROC, in (0, 1]: 0.001 in the paper.
     shared_negatives
-        Whether each class's positives are compared with all negatives, instead of those of the class.
+        Whether to compare the positives of each class with all negatives instead of those of the class.
 
     Returns
     -------
-    Indexed by ``"all"`` and the classes: ``n``, ``n_positive``, ``auroc``, ``auprc`` (average precision) and ``pauroc``, standardized so
-    that chance is 0.5 (McClish 1989). NaN where a class has positives or negatives alone.
+    Indexed by ``"all"`` and the classes: ``n``, ``n_positive``, ``auroc``, ``auprc`` (average precision) and ``pauroc``,
+    standardized so that chance is 0.5 (McClish 1989). NaN where a class lacks positives or negatives.
 
     Raises
     ------
     ValueError
-        If lengths differ, ``y`` is not binary, a score is missing, or a class is called ``"all"``.
+        If lengths differ, ``y`` is not binary, a score is missing, or a class is named ``"all"``.
     """
     y, score = np.asarray(y), np.asarray(score, dtype=float)
     if y.ndim != 1 or y.shape != score.shape:
@@ -61,24 +61,24 @@ def variant_metrics(
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr!r}.")
     positive = y.astype(bool)
-    rows = {"all": _row(positive, score, max_fpr)}
+    rows = {"all": _evaluate(positive, score, max_fpr)}
     if groups is not None:
         labels = pd.Series(np.asarray(groups, dtype=object))
         if len(labels) != len(y):
             raise ValueError(f"groups must have the length of y, {len(y)}, got {len(labels)}.")
         if (labels == "all").any():
             raise ValueError(
-                "A class is called 'all', which is the name of the row of all variants; rename it."
+                "A class is named 'all', which is the name of the row of all variants; rename it."
             )
         for name in sorted(labels.dropna().unique(), key=str):
             inside = (labels == name).to_numpy()
             if shared_negatives:
                 inside = (inside & positive) | ~positive
-            rows[name] = _row(positive[inside], score[inside], max_fpr)
+            rows[name] = _evaluate(positive[inside], score[inside], max_fpr)
     return pd.DataFrame.from_dict(rows, orient="index").astype({"n": int, "n_positive": int})
 
 
-def _row(positive: np.ndarray, score: np.ndarray, max_fpr: float) -> dict[str, float]:
+def _evaluate(positive: np.ndarray, score: np.ndarray, max_fpr: float) -> dict[str, float]:
     counts = {"n": len(positive), "n_positive": int(positive.sum())}
     if positive.all() or not positive.any():
         return counts | dict.fromkeys(("auroc", "auprc", "pauroc"), np.nan)

@@ -1,4 +1,4 @@
-"""GPN-MSA: one-hot alignment columns in, logits of the human base out; the masked loss and its curriculum."""
+"""GPN-MSA: a masked language model of the human bases of an alignment, its loss and curriculum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from scr2mae.extra.dna import pretrained
 from scr2mae.extra.dna.alphabet import VOCABULARY
-from scr2mae.extra.dna.compatibility import check_window
+from scr2mae.extra.dna.config import check_length
 from scr2mae.extra.dna.corruption import IGNORED, corrupt, draw_base_mask, flip_labels
 from scr2mae.extra.dna.layers import EncoderLayer, rotary_tables
 from scr2mae.extra.training import BatchLoss, decay_groups, repeatable_dropout
@@ -31,18 +31,18 @@ _CURRICULUM_HIDDEN, _CURRICULUM_OFFSET = (128, 128), 0.5
 
 @dataclass(frozen=True)
 class MaskedLMOutput:
-    """What a forward pass returns.
+    """Output of a forward pass.
 
     Attributes
     ----------
     logits
-        Of each symbol of ``VOCABULARY``, shape (n_obs, n_positions, 6).
+        Logits of the symbols of ``VOCABULARY``, shape (n_obs, n_positions, 6).
     hidden
-        Last states, shape (n_obs, n_positions, hidden_size).
+        Last hidden states, shape (n_obs, n_positions, hidden_size).
     element_loss
-        Cross-entropy in nats, unweighted, 0 where the label is -100; shape (n_obs, n_positions). None without labels.
+        Unweighted cross-entropy in nats, shape (n_obs, n_positions), 0 where the label is -100; None without labels.
     loss
-        Weighted mean of it; None without labels.
+        Its weighted mean; None without labels.
     """
 
     logits: Tensor
@@ -52,7 +52,7 @@ class MaskedLMOutput:
 
 
 def _weighted_mean(loss: Tensor, loss_weight: Tensor | None, curriculum_weight: Tensor | None) -> Tensor:
-    """Mean over scored elements: loss weights are normalized, a curriculum's have mean one already."""
+    """Average scored elements; loss weights are normalized here, the curriculum's already have mean one."""
     weighted = loss if curriculum_weight is None else loss * curriculum_weight
     if loss_weight is None:
         return weighted.mean()
@@ -60,9 +60,9 @@ def _weighted_mean(loss: Tensor, loss_weight: Tensor | None, curriculum_weight: 
 
 
 def _check_tokens(tokens: Tensor, n_symbols: int, name: str) -> None:
-    """Refuse what would light the channel of another symbol or species."""
+    """Raise unless tokens index the one-hot channels of their own column."""
     if tokens.is_floating_point():
-        raise TypeError(f"{name} must hold whole numbers, tokens as encode() makes them; got {tokens.dtype}.")
+        raise TypeError(f"{name} must hold integers, tokens as encode() returns; got {tokens.dtype}.")
     if tokens.is_meta or not tokens.numel():
         return
     low, high = int(tokens.min()), int(tokens.max())
@@ -77,20 +77,20 @@ class GPNMSAForMaskedLM(nn.Module):
     """Masked language model of a genome, given its alignment to other species.
 
     The human base of each position and the bases of the other species, one-hot side by side and padded with zeros to the
-    width of the network, go through transformer layers with rotary positions. Only the human column is ever hidden.
+    width of the network, pass through transformer layers with rotary positions. Only the human column is masked.
 
     Parameters
     ----------
     config
         Sizes, and settings of the curriculum.
     seed
-        Seed of the first weights.
+        Seed of the initial weights.
 
     Attributes
     ----------
     species_
-        Names of the species it was trained with, in the order of their columns; None before training, or if the alignment had no names.
-        Saved with the weights.
+        Names of the other species in training, in the order of their columns; None before training, or if the alignment had
+        no names. Saved with the weights.
     history_
         Curves of the last training run; None before training, and not saved.
     runs_
@@ -98,7 +98,7 @@ class GPNMSAForMaskedLM(nn.Module):
 
     Notes
     -----
-    The network of GPN-MSA (Benegas et al. 2025), as Dong et al. (2025), appendix C.7, train it.
+    The network of GPN-MSA (Benegas et al. 2025), trained as in Dong et al. (2025), appendix C.7.
     """
 
     def __init__(self, config: GPNMSAConfig, *, seed: int = 0) -> None:
@@ -114,7 +114,7 @@ class GPNMSAForMaskedLM(nn.Module):
             self.head_dense = nn.Linear(width, width)
             self.head_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
             self.head_decoder = nn.Linear(width, len(VOCABULARY))
-            self.apply(self._initialise)
+            self.apply(self._initialize)
             c = Curriculum.named(config.curriculum)
             self.curriculum: CurriculumWeights | None = None
             if c is not None:
@@ -127,7 +127,7 @@ class GPNMSAForMaskedLM(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def _initialise(self, module: nn.Module) -> None:
+    def _initialize(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             nn.init.zeros_(module.bias)
@@ -136,7 +136,7 @@ class GPNMSAForMaskedLM(nn.Module):
         n_species = 0 if aux_features is None else aux_features.shape[-1]
         if n_species != self.config.n_species:
             raise ValueError(
-                f"This network takes {self.config.n_species} species beside the human column, aux_features has {n_species}; "
+                f"This network takes {self.config.n_species} species besides the human column, aux_features has {n_species}; "
                 "choose the alignment, or the columns of it, that the network was made for."
             )
         if aux_features is not None and aux_features.shape[:2] != input_ids.shape:
@@ -144,20 +144,16 @@ class GPNMSAForMaskedLM(nn.Module):
                 "input_ids must have shape (n_obs, n_positions) and aux_features (n_obs, n_positions, n_species); got "
                 f"{tuple(input_ids.shape)} and {tuple(aux_features.shape)}."
             )
-        check_window(self, input_ids.shape[1])
+        check_length(self.config, input_ids.shape[1])
         return input_ids.new_empty(*input_ids.shape, 0) if aux_features is None else aux_features
 
     def embed_tokens(self, input_ids: Tensor, aux_features: Tensor | None) -> Tensor:
-        """One-hot input (n_obs, n_positions, hidden_size) of tokens and of other species' tokens.
+        """Return the one-hot input, shape (n_obs, n_positions, hidden_size), padded with zeros to the width.
 
         Parameters
         ----------
         input_ids, aux_features
             As in :meth:`forward`.
-
-        Returns
-        -------
-        Zeros and ones, padded with zeros to the width.
         """
         aux_features = self._check_inputs(input_ids, aux_features)
         n_symbols = len(VOCABULARY)
@@ -169,16 +165,12 @@ class GPNMSAForMaskedLM(nn.Module):
     def encode(
         self, input_ids: Tensor, aux_features: Tensor | None = None, *, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Last states (n_obs, n_positions, hidden_size); see :meth:`forward`.
+        """Return the last hidden states, shape (n_obs, n_positions, hidden_size).
 
         Parameters
         ----------
         input_ids, aux_features, attention_mask
             As in :meth:`forward`.
-
-        Returns
-        -------
-        States of the last layer.
         """
         h = self.embed_tokens(input_ids, aux_features)
         n_positions = input_ids.shape[1]
@@ -188,16 +180,12 @@ class GPNMSAForMaskedLM(nn.Module):
         return h
 
     def predict(self, hidden: Tensor) -> Tensor:
-        """Logits (..., 6) of states (..., hidden_size).
+        """Return the logits of the symbols of ``VOCABULARY``, shape (..., 6).
 
         Parameters
         ----------
         hidden
-            States, shape (..., hidden_size).
-
-        Returns
-        -------
-        Logits of each symbol of ``VOCABULARY``.
+            Hidden states, shape (..., hidden_size).
         """
         return self.head_decoder(self.head_norm(F.gelu(self.head_dense(hidden))))
 
@@ -211,29 +199,29 @@ class GPNMSAForMaskedLM(nn.Module):
         loss_weight: Tensor | None = None,
         curriculum_weight: Tensor | None = None,
     ) -> MaskedLMOutput:
-        """Predict the human base of each position; never masks by itself.
+        """Predict the human base of each position; nothing is masked here.
 
         Parameters
         ----------
         input_ids
             Tokens of the human column, shape (n_obs, n_positions).
         aux_features
-            Tokens of the other species, shape (n_obs, n_positions, n_species); None for a network without.
+            Tokens of the other species, shape (n_obs, n_positions, n_species); None if the network takes none.
         attention_mask
-            Shape (n_obs, n_positions), False where a window is padded.
+            Shape (n_obs, n_positions), False at padding.
         labels
-            Tokens to predict, -100 where nothing is scored; shape (n_obs, n_positions).
+            Tokens to predict, shape (n_obs, n_positions), -100 where nothing is scored.
         loss_weight, curriculum_weight
-            Weights of each element, of the same shape. The former are divided by their sum over what is scored.
+            Weights of the elements, of the same shape. Loss weights are divided by their sum over scored elements.
 
         Returns
         -------
-        Logits, shape (n_obs, n_positions, 6), the states, and the loss where there are labels.
+        Logits and hidden states, and with labels the loss.
 
         Raises
         ------
         ValueError
-            If the number of species is not the network's, a window is too long, or a token is not in the alphabet.
+            If the number of species is wrong, a window is too long, or a token is not in the alphabet.
         """
         _check_tokens(input_ids, len(VOCABULARY), "input_ids")
         if aux_features is not None:
@@ -263,27 +251,23 @@ class GPNMSAForMaskedLM(nn.Module):
         ratio_index: int | None = None,
         grad_scale: float = 1.0,
     ) -> BatchLoss:
-        """Hide a share of the human bases of a mini-batch and score them.
+        """Return the loss of predicting a masked share of the human bases of a mini-batch.
 
         Parameters
         ----------
         batch
-            As :class:`MSAWindowDataset` makes it.
+            Mini-batch of a :class:`MSAWindowDataset`.
         ratio, seed, step
-            As in :func:`scr2mae.masking.draw_mask`; the whole mini-batch is one draw.
+            As in :func:`scr2mae.masking.draw_mask`; one draw for the whole mini-batch.
         ratio_index
-            Column of the curriculum's weights that belongs to the ratio; None scores without.
+            Index of the ratio in the curriculum's weights; None for a loss without them.
         grad_scale
-            What the gradient that reaches the curriculum's network is multiplied by.
-
-        Returns
-        -------
-        Loss, and the number of windows that it is a mean over.
+            Factor of the gradient that reaches the curriculum's network.
 
         Raises
         ------
         ValueError
-            If a column is asked for without a curriculum, or no base could be hidden.
+            If ``ratio_index`` is given and the network has no curriculum, or too few bases are known.
         """
         tokens, draw = batch["input_ids"].long(), {"seed": seed, "step": step}
         attention_mask = batch.get("attention_mask")
@@ -294,7 +278,7 @@ class GPNMSAForMaskedLM(nn.Module):
         with repeatable_dropout(self, tokens.device, seed=seed, step=step):
             hidden = self.encode(
                 corrupt(tokens, mask, **draw), batch.get("aux_features"), attention_mask=attention_mask
-            )[mask]  # (n_hidden, hidden_size)
+            )[mask]  # (n_masked, hidden_size)
         loss = F.cross_entropy(self.predict(hidden).float(), labels, reduction="none")
         weight = batch.get("loss_weight")
         curriculum_weight = None
@@ -304,18 +288,14 @@ class GPNMSAForMaskedLM(nn.Module):
         return BatchLoss(mean, tokens.shape[0])
 
     def curriculum_weights(self, hidden: Tensor) -> Tensor:
-        """Weights (n_tokens, n_ratios) of hidden tokens' states (n_tokens, hidden_size), mean one.
+        """Return the weights of masked tokens, shape (n_tokens, n_ratios), mean one.
 
-        The states are detached, so that the reversed gradient never reaches the backbone (inferred).
+        The states are detached, so that the reversed gradient does not reach the backbone (inferred).
 
         Parameters
         ----------
         hidden
-            States of hidden tokens, shape (n_tokens, hidden_size).
-
-        Returns
-        -------
-        Shape (n_tokens, n_ratios), mean one.
+            Hidden states of masked tokens, shape (n_tokens, hidden_size).
 
         Raises
         ------
@@ -327,16 +307,12 @@ class GPNMSAForMaskedLM(nn.Module):
         return self.curriculum(hidden.detach().float())
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Weights with decay; biases and normalizations without, as GPN-MSA is trained.
+        """Return two groups for an optimizer: weights with decay, biases and normalizations without, as in GPN-MSA.
 
         Parameters
         ----------
         weight_decay
             Decay of the first group.
-
-        Returns
-        -------
-        Two groups, for an optimizer.
         """
         return decay_groups(self, weight_decay)
 
@@ -346,9 +322,9 @@ class GPNMSAForMaskedLM(nn.Module):
         Parameters
         ----------
         folder
-            Where to; made if it is not there.
+            Folder of the model, created if needed.
         overwrite
-            Whether a model that is there may be replaced.
+            Whether to replace an existing model.
 
         Raises
         ------
@@ -366,23 +342,19 @@ class GPNMSAForMaskedLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GPNMSAForMaskedLM:
-        """Read what :meth:`save_pretrained` wrote, in evaluation mode; nothing is unpickled.
+        """Return a saved network in evaluation mode; nothing is unpickled.
 
         Parameters
         ----------
         folder
             Folder of the model.
 
-        Returns
-        -------
-        The network.
-
         Raises
         ------
         FileNotFoundError
             If a file is missing.
         ValueError
-            If a file is damaged, or weights and configuration do not fit.
+            If a file is damaged, or weights and configuration do not match.
         """
         state, config, species = pretrained.read(folder)
         model = cls(config)
@@ -394,18 +366,14 @@ class GPNMSAForMaskedLM(nn.Module):
     def from_songlab_state_dict(
         cls, state_dict: Mapping[str, Tensor], config: GPNMSAConfig
     ) -> GPNMSAForMaskedLM:
-        """Take over the weights of a published GPN-MSA model, in evaluation mode.
+        """Return a network with the weights of a published GPN-MSA model, in evaluation mode.
 
         Parameters
         ----------
         state_dict
-            Weights by the names that transformers' RoFormer has for them.
+            Weights under the names of transformers' RoFormer.
         config
-            Sizes, such as :meth:`GPNMSAConfig.from_songlab_config` returns; the number of species cannot be told from weights.
-
-        Returns
-        -------
-        The network.
+            Sizes, such as :meth:`GPNMSAConfig.from_songlab_config` returns; weights do not tell the number of species.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Pretraining with any of the paper's schemes, on the training plan of all modalities."""
+"""Pretraining with any of the paper's schemes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scr2mae._schemes import schemes
 from scr2mae._utils.batches import BatchSampler
-from scr2mae.extra.dna.compatibility import check_species, check_window
+from scr2mae.extra.dna.compatibility import check_windows
 from scr2mae.extra.dna.dataset import WindowDataModule
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.nn.curriculum import Curriculum
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["VALIDATION_RATIOS", "pretrain"]
 
 VALIDATION_RATIOS = (0.05, 0.15, 0.30)
-"""Validation hides these shares of bases whatever the scheme."""
+"""Shares of bases masked in validation, for every scheme."""
 
 
 def _schedule(
     network: GPNMSAForMaskedLM, scheme: str, mask_ratio: Any, seed: int
 ) -> tuple[RatioSchedule, Curriculum | None]:
-    """Ratio schedule of a run, and the settings of its curriculum."""
+    """Return the ratio schedule of a run and the settings of its curriculum."""
     known = schemes("dna", seed=seed)
     if scheme not in known:
         raise ValueError(f"scheme must be one of {list(known)}, got {scheme!r}.")
@@ -70,58 +70,58 @@ def pretrain(
     network
         Trained in place.
     train
-        Windows that train.
+        Training windows.
     validation
-        Windows that validate after each epoch, best without label flipping; None for no validation.
+        Windows to validate on after each epoch, preferably without label flips; None for no validation.
     scheme
-        One of the eleven names of :func:`scr2mae.schemes` for DNA. Where it has a curriculum the network must have been
-        made with one.
+        Name of one of the eleven schemes that :func:`scr2mae.schemes` lists for DNA. A scheme with a curriculum needs a
+        network with one.
     mask_ratio
-        Share of bases hidden instead of the scheme's: a number, a pair or a schedule.
+        Share of bases to mask, instead of the scheme's: a number, a pair or a schedule.
     max_steps
-        Optimizer steps in all, those before ``resume`` counted in. They are spread over as many epochs as they need, the same
-        number in each, so there may be a few more; an epoch may then leave some windows out, others each time.
+        Total number of optimizer steps, including those before ``resume``. They are spread evenly over the epochs they
+        need, so there may be a few more, and an epoch may leave some windows out, others each time.
     batch_size
-        Windows a mini-batch and device; ``accumulate_grad_batches`` multiplies it.
+        Windows per mini-batch and device; ``accumulate_grad_batches`` multiplies it.
     lr, weight_decay
-        Of AdamW.
+        Learning rate and weight decay of AdamW.
     warmup
-        Steps (int), or share of the run (float), over which the learning rate rises before it falls as a cosine.
+        Steps (int), or share of the run (float), of linear warm-up before cosine decay.
     seed
-        Of masks, ratios, dropout and the order of windows.
+        Seed of masks, ratios, dropout and the order of windows.
     validation_ratios
-        Shares hidden in validation.
+        Shares of bases masked in validation.
     resume
-        A checkpoint, or the ``checkpoint_dir`` of an earlier run, to go on from, with the ``max_steps`` that it began with, since
+        A checkpoint, or the ``checkpoint_dir`` of an earlier run, to continue. Pass the ``max_steps`` of that run, since
         ratios and the learning rate depend on it.
     checkpoint_dir
-        Folder that receives a checkpoint after every epoch.
+        Folder for a checkpoint after every epoch.
     trainer_kwargs
         Further arguments of :func:`scr2mae.train.fit`, such as ``accelerator``, ``early_stopping`` or ``precision``.
 
     Returns
     -------
-    The network, in evaluation mode, with the names of the alignment's species in ``species_``, the record of the run in ``runs_`` and
-    its curves in ``history_``: loss and ratio of every step, and per epoch the mean training loss and the validation loss at each ratio.
+    The network in evaluation mode, with the names of the alignment's species in ``species_``, the record of the run in
+    ``runs_``, and its curves in ``history_``: loss and ratio per step; per epoch the mean training loss and the
+    validation loss at each ratio.
 
     Raises
     ------
     ValueError
-        If the scheme is unknown or does not fit the network, species differ in number, name or order, windows are too long, or a
-        number is out of range.
+        If the scheme is unknown or does not match the network, species differ in number, name or order, windows are too
+        long, or a number is out of range.
     FileNotFoundError
         If there is no checkpoint to resume from.
 
     Notes
     -----
-    Defaults are those of the paper (appendix C.7), where the batch is 2048 over all devices.
+    The defaults are those of the paper (appendix C.7), where the batch is 2048 over all devices.
     """
     if max_steps < 1 or batch_size < 1:
         raise ValueError(f"max_steps and batch_size must be at least 1, got {max_steps} and {batch_size}.")
     for data in (train, validation):
         if data is not None:
-            check_species(network, data.msa)
-            check_window(network, data.window_size)
+            check_windows(network, data)
     schedule, curriculum = _schedule(network, scheme, mask_ratio, seed)
     plan = MaskedTrainingPlan(
         network,
@@ -142,7 +142,7 @@ def pretrain(
     n_batches = len(BatchSampler(len(train), batch_size, world_size=n_processes))
     if not n_batches:
         raise ValueError(f"There are {len(train)} windows for {n_processes} devices; train on fewer devices.")
-    # Lightning takes a finished epoch for a broken one where it is told max_steps, and then skips most of the next.
+    # Given max_steps, Lightning mistakes a finished epoch for an interrupted one and skips most of the next.
     max_epochs = math.ceil(max_steps * n_together / n_batches)
     trainer_kwargs.setdefault("limit_train_batches", math.ceil(max_steps / max_epochs) * n_together)
     try:

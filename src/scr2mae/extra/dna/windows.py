@@ -1,4 +1,4 @@
-"""Windows of an alignment: where they lie, which are kept, how they are split, and mini-batches of them."""
+"""Tables of windows of an alignment: cutting, selection by conservation, and splits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scr2mae.extra.dna.alignment import row_slices
 from scr2mae.extra.dna.alphabet import GAP_ID, encode
 
 if TYPE_CHECKING:
@@ -16,18 +17,16 @@ if TYPE_CHECKING:
     from scr2mae.extra.dna.alignment import GenomeMSA
     from scr2mae.extra.dna.tracks import Track
 
-__all__ = ["WindowSplit", "make_windows", "select_windows", "split_windows"]
+__all__ = ["WINDOW_COLUMNS", "WindowSplit", "make_windows", "select_windows", "split_windows"]
 
-_COLUMNS = ["chrom", "start", "end", "strand"]
-_ROWS_AT_A_TIME = 1 << 20
+WINDOW_COLUMNS = ("chrom", "start", "end", "strand")
 
 
-def _known_so_far(msa: GenomeMSA, chrom: str) -> np.ndarray:
-    """Count known reference bases before each position of a chromosome's span, and in all of it."""
+def _count_known(msa: GenomeMSA, chrom: str) -> np.ndarray:
+    """Return the cumulative number of known reference bases along a chromosome, starting with 0."""
     first, last = msa.span(chrom)
     known = [
-        encode(msa.get(chrom, start, min(start + _ROWS_AT_A_TIME, last))[:, 0]) != GAP_ID
-        for start in range(first, last, _ROWS_AT_A_TIME)
+        encode(msa.get(chrom, rows.start, rows.stop)[:, 0]) != GAP_ID for rows in row_slices(first, last)
     ]
     return np.concatenate([[0], np.cumsum(np.concatenate(known))])
 
@@ -48,24 +47,24 @@ def make_windows(
     msa
         The alignment.
     size, step
-        Length of a window, and from the start of one to the next; GPN-MSA has 128 and 64.
+        Length of a window, and distance between the starts of neighbors; 128 and 64 in GPN-MSA.
     both_strands
-        Whether each window comes a second time, read from the other strand.
+        Whether to return each window a second time, read from the other strand.
     max_unknown
-        Largest share of positions of a window whose reference base may be unknown.
+        Largest share of unknown reference bases in a window.
     chroms
-        Which chromosomes; None for all.
+        Chromosomes to cut; None for all.
 
     Returns
     -------
-    Columns ``chrom``, ``start``, ``end`` (0-based, half-open) and ``strand``, one row a window.
+    Columns ``chrom``, ``start``, ``end`` (0-based, half-open) and ``strand``, one row per window.
 
     Raises
     ------
     KeyError
         If a chromosome is missing.
     ValueError
-        If no window fits, or each has too many unknown bases.
+        If an argument is out of range, no window fits, or every window has too many unknown bases.
     """
     if size < 2 or step < 1:
         raise ValueError(f"Windows need size >= 2 and step >= 1, got size={size} and step={step}.")
@@ -76,19 +75,19 @@ def make_windows(
     longest = max(last - first for first, last in spans.values())
     if longest < size:
         raise ValueError(
-            f"Windows of {size} positions are longer than the longest of the chromosomes, {longest}; choose a smaller size."
+            f"Windows of {size} positions are longer than the longest chromosome, {longest}; choose a smaller size."
         )
     frames = []
     for name, (first, last) in spans.items():
         starts = np.arange(first, last - size + 1, step)
-        before = _known_so_far(msa, name)
+        before = _count_known(msa, name)
         n_known = before[starts - first + size] - before[starts - first]
         starts = starts[n_known >= (1 - max_unknown) * size]
         frames.append(pd.DataFrame({"chrom": name, "start": starts, "end": starts + size, "strand": "+"}))
     windows = pd.concat(frames, ignore_index=True)
     if windows.empty:
         raise ValueError(
-            f"Every window has more than {max_unknown:.0%} unknown reference bases; raise max_unknown or choose other chromosomes."
+            f"Every window has more than {max_unknown:.0%} unknown reference bases; increase max_unknown or choose other chromosomes."
         )
     if not both_strands:
         return windows
@@ -104,26 +103,26 @@ def select_windows(
     quantile: float = 0.75,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Keep the most conserved windows and a few of the others, as GPN-MSA is trained.
+    """Select the most conserved windows and a few of the others, as in the training of GPN-MSA.
 
     Parameters
     ----------
     windows
-        From :func:`make_windows`. Both strands of a place are kept or left together.
+        Windows from :func:`make_windows`. Both strands of a place are selected together.
     conservation
-        Such as phastCons.
+        Track such as phastCons; missing values count as 0.
     top
-        Share of places kept for their conservation.
+        Share of places selected for their conservation.
     random
-        Share kept of the others, at random.
+        Share of the other places, selected at random.
     quantile
-        Of the values in a window, by which it is ranked: the third quartile in the workflow of GPN-MSA. Missing values count as 0.
+        Windows are ranked by this quantile of their values: the third quartile in the workflow of GPN-MSA.
     seed
         Seed of the random choice.
 
     Returns
     -------
-    Rows of ``windows``, in their order, with a new index.
+    Rows of ``windows`` in the same order, with a new index.
 
     Raises
     ------
@@ -133,7 +132,7 @@ def select_windows(
     for name, share in (("top", top), ("random", random), ("quantile", quantile)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {share!r}.")
-    place_of_window, places = pd.factorize(pd.MultiIndex.from_frame(windows[_COLUMNS[:3]]))
+    place_of_window, places = pd.factorize(pd.MultiIndex.from_frame(windows[list(WINDOW_COLUMNS[:3])]))
     values = np.array(
         [
             np.quantile(np.nan_to_num(conservation.values(chrom, start, end)), quantile)
@@ -141,21 +140,21 @@ def select_windows(
         ]
     )
     rng = np.random.default_rng(seed)
-    order = np.lexsort([rng.random(len(values)), -values])  # equals in random order
+    order = np.lexsort([rng.random(len(values)), -values])  # ties in random order
     n_top = round(top * len(values))
     kept = np.zeros(len(values), dtype=bool)
     kept[order[:n_top]] = True
     kept[rng.choice(order[n_top:], size=round(random * (len(values) - n_top)), replace=False)] = True
     if not kept.any():
         raise ValueError(
-            f"top={top} and random={random} leave none of {len(values)} windows; raise one of them."
+            f"top={top} and random={random} leave none of {len(values)} windows; increase one of them."
         )
     return windows[kept[place_of_window]].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
 class WindowSplit:
-    """Windows by what they are for; no position is in two of them.
+    """Windows for training, validation and testing that share no position.
 
     Attributes
     ----------
@@ -176,31 +175,31 @@ def split_windows(
     block_size: int = 5000,
     seed: int = 0,
 ) -> WindowSplit:
-    """Split windows by blocks of positions, so that nothing held out overlaps or adjoins much of what trains.
+    """Split windows by blocks of positions, so that held-out windows do not overlap training windows.
 
     Parameters
     ----------
     windows
-        From :func:`make_windows` or :func:`select_windows`.
+        Windows from :func:`make_windows` or :func:`select_windows`.
     validation_size, test_size
         Shares of blocks.
     block_size
-        Positions a block; blocks start at multiples of it. A window across the border of two blocks of different sides is left out.
+        Positions per block; blocks start at multiples of it. A window that spans blocks of two parts is dropped.
     seed
         Seed of the choice of blocks.
 
     Returns
     -------
-    Windows of each side.
+    The windows of each part.
 
     Raises
     ------
     ValueError
-        If shares are out of range, windows are longer than blocks, or a side that was asked for gets none.
+        If shares are out of range, windows are longer than blocks, or a part gets no windows.
     """
     if not validation_size >= 0 or not test_size >= 0 or validation_size + test_size >= 1:
         raise ValueError(
-            f"validation_size and test_size must be >= 0 and leave something to train, got {validation_size!r} and {test_size!r}."
+            f"validation_size and test_size must be >= 0 and leave windows for training, got {validation_size!r} and {test_size!r}."
         )
     longest = int((windows["end"] - windows["start"]).max())
     if longest > block_size:
@@ -215,10 +214,10 @@ def split_windows(
     n_validation, n_test = (
         0 if size == 0 else max(1, round(size * len(blocks))) for size in (validation_size, test_size)
     )
-    side = np.zeros(len(blocks), dtype=int)
-    side[order[:n_validation]] = 1
-    side[order[n_validation : n_validation + n_test]] = 2
-    first, last = side[block_of_end.reshape(-1, 2)].T
+    part_of_block = np.zeros(len(blocks), dtype=int)
+    part_of_block[order[:n_validation]] = 1
+    part_of_block[order[n_validation : n_validation + n_test]] = 2
+    first, last = part_of_block[block_of_end.reshape(-1, 2)].T
     parts = [windows[(first == k) & (last == k)].reset_index(drop=True) for k in range(3)]
     for name, part, wanted in zip(
         ("train", "validation", "test"), parts, (1.0, validation_size, test_size), strict=True

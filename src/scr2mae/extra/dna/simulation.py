@@ -1,4 +1,4 @@
-"""Simulated alignments of known conservation."""
+"""Simulated alignments with known conservation."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def simulate_alignment(
     chrom: str = "chr1",
     seed: int = 0,
 ) -> tuple[GenomeMSA, ArrayTrack]:
-    """Simulate an alignment in which conserved elements change less than what lies between.
+    """Simulate an alignment in which conserved elements change less than the rest.
 
-    Bases follow a Markov chain, so that neighbors tell something of each other. Species i differs from the reference at a share
-    of positions that rises evenly over the species, a fifth of that inside elements; transitions are twice as
+    Bases follow a Markov chain, so that neighbors are informative. The share of positions at which a species differs from
+    the reference increases linearly over the species, and is a fifth of that inside elements; transitions are twice as
     frequent as each transversion. Gaps come in runs.
 
     Parameters
     ----------
     n_positions
-        Length.
+        Length of the alignment.
     n_species
-        Species beside the reference.
+        Number of species besides the reference.
     divergence
         Share of positions outside elements at which the first and the last species differ from the reference.
     conserved
@@ -41,15 +41,15 @@ def simulate_alignment(
     element_length
         Length of an element.
     gap
-        Share of a species' positions that are gaps.
+        Share of gaps in each species.
     chrom
-        Name of the one chromosome.
+        Name of the chromosome.
     seed
-        Seed of everything.
+        Seed of all draws.
 
     Returns
     -------
-    The alignment, and a track that is 0.95 inside elements and 0.05 outside, like a phastCons of no doubt.
+    The alignment, and a track like phastCons: 0.95 inside elements, 0.05 outside.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def simulate_alignment(
     """
     if n_positions < 2 or n_species < 1 or element_length < 1:
         raise ValueError(
-            f"n_positions >= 2, n_species >= 1 and element_length >= 1 are needed, got {n_positions}, {n_species} and {element_length}."
+            f"n_positions >= 2, n_species >= 1 and element_length >= 1 are required, got {n_positions}, {n_species} and {element_length}."
         )
     if not 0 <= min(divergence) <= max(divergence) <= 1:
         raise ValueError(f"divergence must be two shares in [0, 1], got {divergence!r}.")
