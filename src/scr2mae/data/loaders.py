@@ -39,7 +39,7 @@ def collate_dense(cells: Cells, indices: np.ndarray) -> dict[str, torch.Tensor]:
 def collate_sparse(cells: Cells, indices: np.ndarray) -> dict[str, torch.Tensor]:
     """Return the given cells with ``columns``, ``starts`` and ``values`` of the non-zero counts in place of ``X``.
 
-    They are the fields of a :class:`scr2mae.nn.layers.SparseRows`.
+    They are the fields of a ``scr2mae.nn.layers.SparseRows``.
     """
     counts = cells.rows(indices)
     counts.sum_duplicates()

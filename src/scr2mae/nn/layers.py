@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,44 +14,24 @@ __all__ = ["CovariateLinear", "CovariateMLP", "SparseRows"]
 
 
 class SparseRows(NamedTuple):
-    """Rows of a matrix, of which only the non-zeros are held.
+    """Non-zeros of the rows of a matrix, as in CSR."""
 
-    Attributes
-    ----------
-    columns
-        Of each non-zero, row after row; int32 or int64, shape (n_non_zeros,).
-    starts
-        Where each row begins in ``columns``; same type, shape (n_obs,).
-    values
-        float32, shape (n_non_zeros,).
-    """
-
-    columns: Tensor
-    starts: Tensor
-    values: Tensor
+    columns: Tensor  # (n_non_zeros,), int32 or int64
+    starts: Tensor  # (n_obs,), of the same type: where each row begins in ``columns``
+    values: Tensor  # (n_non_zeros,), float32
 
     def matmul(self, table: Tensor) -> Tensor:
-        """Multiply by a matrix.
-
-        Parameters
-        ----------
-        table
-            Shape (n_columns, n_out), float32 or bfloat16.
-
-        Returns
-        -------
-        float32, shape (n_obs, n_out).
-        """
+        """Multiply by a (n_columns, n_out) matrix, float32 or bfloat16; float32, (n_obs, n_out)."""
         return nn.functional.embedding_bag(
             self.columns, table, self.starts, mode="sum", per_sample_weights=self.values.to(table.dtype)
         ).float()
 
 
 class _CategoryTable(nn.Module):
-    """One weight row a category: the part of a linear layer that reads a one-hot covariate.
+    """One row of weights per category: the part of a linear layer that multiplies a one-hot covariate.
 
-    Rows of categories added by a query live in a second parameter, so that the optimizer, weight decay
-    included, can leave the reference rows alone.
+    Categories that a query has added have their rows in a second parameter, so that neither gradients nor weight decay
+    change the rows of the reference.
     """
 
     def __init__(self, n_categories: int, n_new: int, n_out: int, scale: float) -> None:
@@ -65,20 +45,10 @@ class _CategoryTable(nn.Module):
 
 
 class CovariateLinear(nn.Module):
-    """A linear layer on ``[x, one-hot covariates, continuous covariates]``.
+    """Linear layer on ``[x, one-hot covariates, continuous covariates]``.
 
-    The one-hot product is a table look-up, so adding a category changes no other number.
-
-    Parameters
-    ----------
-    n_in, n_out
-        Widths.
-    n_categories
-        Number of categories of each categorical covariate.
-    n_new_categories
-        How many of them, the last ones, came with a query; same length.
-    n_continuous
-        Number of continuous covariates.
+    The one-hot product is a table look-up, so that adding a category changes no other number. ``n_categories`` has one
+    entry per categorical covariate, ``n_new_categories`` how many of each, the last ones, a query has added.
     """
 
     def __init__(
@@ -94,7 +64,7 @@ class CovariateLinear(nn.Module):
         self.linear = nn.Linear(n_in, n_out)
         n_new = n_new_categories or [0] * len(n_categories)
         scale = (n_in + sum(n_categories) + n_continuous) ** -0.5
-        # A constant covariate says nothing that the bias does not.
+        # A constant covariate adds nothing to the bias.
         self.tables = nn.ModuleDict(
             {
                 str(i): _CategoryTable(n, new, n_out, scale)
@@ -107,49 +77,13 @@ class CovariateLinear(nn.Module):
     def forward(
         self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> Tensor:
-        """Map ``x`` (n_obs, n_in), codes (n_obs, n_covariates), values (n_obs, n_continuous) to (n_obs, n_out).
-
-        Parameters
-        ----------
-        x
-            Shape (n_obs, n_in).
-        categories
-            Codes, shape (n_obs, n_covariates).
-        continuous
-            Shape (n_obs, n_continuous).
-
-        Returns
-        -------
-        Shape (n_obs, n_out).
-
-        Raises
-        ------
-        ValueError
-            If a covariate that the layer has is not passed.
-        """
+        """Map ``x`` (n_obs, n_in), codes (n_obs, n_covariates), values (n_obs, n_continuous) to (n_obs, n_out)."""
         return self.add_covariates(self.linear(x), categories, continuous)
 
     def add_covariates(
         self, h: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> Tensor:
-        """Add what covariates contribute to the product with ``x``.
-
-        Parameters
-        ----------
-        h
-            The product, shape (n_obs, n_out).
-        categories, continuous
-            As in :meth:`forward`.
-
-        Returns
-        -------
-        Shape (n_obs, n_out).
-
-        Raises
-        ------
-        ValueError
-            If a covariate that the layer has is not passed.
-        """
+        """Add the contribution of the covariates to the product ``h`` (n_obs, n_out) of weights and ``x``."""
         for i, table in self.tables.items():
             if categories is None:
                 raise ValueError("This layer has categorical covariates; pass their codes.")
@@ -164,32 +98,12 @@ class CovariateLinear(nn.Module):
 class CovariateMLP(nn.Module):
     """Hidden layers, each linear, batch-normalized and rectified; covariates enter the first.
 
-    Parameters
-    ----------
-    n_in, n_hidden, n_layers
-        Input width, hidden width, number of hidden layers (>= 1).
-    n_categories, n_new_categories, n_continuous
-        Covariates, as in :class:`CovariateLinear`.
+    ``covariates`` are ``n_categories``, ``n_new_categories`` and ``n_continuous`` of :class:`CovariateLinear`.
     """
 
-    def __init__(
-        self,
-        n_in: int,
-        n_hidden: int,
-        n_layers: int,
-        *,
-        n_categories: Sequence[int] = (),
-        n_new_categories: Sequence[int] | None = None,
-        n_continuous: int = 0,
-    ) -> None:
+    def __init__(self, n_in: int, n_hidden: int, n_layers: int, **covariates: Any) -> None:
         super().__init__()
-        self.first = CovariateLinear(
-            n_in,
-            n_hidden,
-            n_categories=n_categories,
-            n_new_categories=n_new_categories,
-            n_continuous=n_continuous,
-        )
+        self.first = CovariateLinear(n_in, n_hidden, **covariates)
         layers: list[nn.Module] = [_norm(n_hidden), nn.ReLU()]
         for _ in range(n_layers - 1):
             layers += [nn.Linear(n_hidden, n_hidden), _norm(n_hidden), nn.ReLU()]
@@ -198,54 +112,18 @@ class CovariateMLP(nn.Module):
     def forward(
         self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> Tensor:
-        """Map ``x`` (n_obs, n_in) and covariates to (n_obs, n_hidden).
-
-        Parameters
-        ----------
-        x
-            Shape (n_obs, n_in).
-        categories, continuous
-            As in :meth:`CovariateLinear.forward`.
-
-        Returns
-        -------
-        Shape (n_obs, n_hidden).
-        """
+        """Map ``x`` (n_obs, n_in) and covariates to (n_obs, n_hidden)."""
         return self.rest(self.first(x, categories, continuous))
 
     def forward_sparse(
         self, x: SparseRows, table: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> Tensor:
-        """Do the same for rows of which the non-zeros alone are given.
-
-        Parameters
-        ----------
-        x
-            Rows of shape (n_obs, n_in).
-        table
-            What :meth:`table` returns.
-        categories, continuous
-            As in :meth:`CovariateLinear.forward`.
-
-        Returns
-        -------
-        Shape (n_obs, n_hidden).
-        """
+        """Map rows of which only the non-zeros are given; ``table`` is the result of :meth:`table`."""
         h = x.matmul(table) + self.first.linear.bias
         return self.rest(self.first.add_covariates(h, categories, continuous))
 
     def table(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the weights of the first layer, one row an input.
-
-        Parameters
-        ----------
-        dtype
-            What they are rounded to.
-
-        Returns
-        -------
-        Shape (n_in, n_hidden), contiguous.
-        """
+        """Return the weights of the first layer, rounded to ``dtype``; contiguous, (n_in, n_hidden)."""
         return self.first.linear.weight.detach().to(dtype).T.contiguous()
 
 
@@ -253,6 +131,6 @@ def _norm(n_features: int) -> nn.BatchNorm1d:
     """Batch normalization with scvi-tools' epsilon and PyTorch's momentum.
 
     At scvi-tools' momentum of 0.01 the running statistics, which embeddings use, lag a hundred steps behind the weights:
-    a good part of the whole training of a thousand cells.
+    a good part of the whole training on a thousand cells.
     """
     return nn.BatchNorm1d(n_features, eps=1e-3, momentum=0.1)

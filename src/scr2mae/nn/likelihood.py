@@ -4,11 +4,11 @@ With ``a = log(mean) - log(theta)`` the log-probability splits into
 
     log p = [lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x softplus(-a)] - theta softplus(a)
 
-and the bracket vanishes at ``x = 0``. So the costly terms, which cancel badly in single precision,
-are evaluated in double precision at the non-zero counts alone; everything else is one float32 pass.
+and the bracket vanishes at ``x = 0``. The costly terms, which cancel badly in single precision, are therefore evaluated
+in double precision at the non-zero counts alone; everything else is one float32 pass.
 
-A compiler wants shapes that no value decides. On a CPU it is given all this as one operator that it does not look into;
-on a GPU the formula in double precision for every count, which it can fuse, and for which nothing waits.
+Compiled code needs shapes that do not depend on values. On a CPU all of this is one opaque operator; on a GPU the
+compiler gets the formula in double precision for every count, which it can fuse and which makes the host wait for nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LARGE_LOG_THETA = 7.0
 
 
 def shapes_are_free(device: torch.device) -> bool:
-    """Whether compiled code may have shapes that values decide on a device: on a GPU they make the host wait."""
+    """Return whether compiled code may have data-dependent shapes on a device; on a GPU they make the host wait."""
     return device.type != "cuda"
 
 
@@ -35,8 +35,8 @@ def _softplus_minus_sigmoid(softplus_a: Tensor, sigmoid: Tensor, log_theta: Tens
     """Return ``softplus(a) - sigmoid(a)``, without cancellation where it would show.
 
     With ``u = sigmoid(a)`` it equals ``-log(1 - u) - u = u^2/2 + u^3/3 + ...``, used below 0.1. The difference is
-    multiplied by theta afterwards, so that float32 is enough as long as no theta passes a thousand; on the CPU, where
-    looking costs nothing, the series is then left out.
+    multiplied by theta afterwards, so that float32 is enough while every theta is below a thousand; on the CPU, where
+    checking costs nothing, the series is then left out.
     """
     difference = softplus_a - sigmoid
     if log_theta.device.type == "cpu" and bool(log_theta.max() < _LARGE_LOG_THETA):
@@ -52,18 +52,7 @@ def _at_non_zeros(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability and its gradients by log mean and log theta, in double precision where the device has it.
 
-    Parameters
-    ----------
-    x, log_mean
-        Shape (n_non_zeros,).
-    log_theta
-        The same shape, or, with ``gene``, one entry a gene.
-    gene
-        Position in ``log_theta`` of each non-zero, or None.
-
-    Returns
-    -------
-    Three tensors of shape (n_non_zeros,).
+    All have shape (n_non_zeros,), except ``log_theta`` with one entry per gene if ``gene`` gives that of each non-zero.
     """
     precise = torch.float32 if x.device.type == "mps" else torch.float64
     x, log_mean, log_theta = (t.to(precise) for t in (x, log_mean, log_theta))
@@ -86,7 +75,7 @@ def _at_non_zeros(
 def _value_and_gradients(
     counts: Tensor, log_mean: Tensor, log_theta: Tensor, *, with_gradients: bool = True
 ) -> tuple[Tensor, Any, Any]:
-    """Log-probability of each count, and its gradients by log mean and log theta if wanted."""
+    """Log-probability of each count, and its gradients by log mean and log theta, or None."""
     minus_theta = -log_theta.exp()
     a = log_mean - log_theta
     softplus_a = softplus(a)
@@ -96,23 +85,23 @@ def _value_and_gradients(
         by_log_theta = _softplus_minus_sigmoid(softplus_a, sigmoid, log_theta).mul_(minus_theta)
         by_log_mean = sigmoid.mul_(minus_theta)
     value = softplus_a.mul_(minus_theta)
-    where = counts.reshape(-1).nonzero().squeeze(1)
-    if where.numel():
+    indices = counts.reshape(-1).nonzero().squeeze(1)
+    if indices.numel():
         of_gene = log_theta.dim() == 1
         exact = _at_non_zeros(
-            counts.reshape(-1).index_select(0, where),
-            log_mean.reshape(-1).index_select(0, where),
-            log_theta if of_gene else log_theta.expand_as(log_mean).reshape(-1).index_select(0, where),
-            where % counts.shape[-1] if of_gene else None,
+            counts.reshape(-1).index_select(0, indices),
+            log_mean.reshape(-1).index_select(0, indices),
+            log_theta if of_gene else log_theta.expand_as(log_mean).reshape(-1).index_select(0, indices),
+            indices % counts.shape[-1] if of_gene else None,
         )
         for dense, sparse in zip((value, by_log_mean, by_log_theta), exact, strict=True):
             if dense is not None:
-                dense.view(-1).index_copy_(0, where, sparse.float())
+                dense.view(-1).index_copy_(0, indices, sparse.float())
     return value, by_log_mean, by_log_theta
 
 
 class _NegativeBinomial(torch.autograd.Function):
-    """Element-wise log-probability with hand-written gradients, made in the forward pass."""
+    """Element-wise log-probability with hand-written gradients, computed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
@@ -141,7 +130,7 @@ class _NegativeBinomial(torch.autograd.Function):
     schema="(Tensor counts, Tensor log_mean, Tensor log_theta) -> (Tensor, Tensor, Tensor)",
 )
 def _opaque(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value and gradients as one operator, into which no compiler looks."""
+    """Value and gradients as one operator that a compiler does not trace."""
     return _value_and_gradients(counts, log_mean, log_theta)
 
 
@@ -165,7 +154,7 @@ _opaque.register_autograd(_opaque_backward, setup_context=_keep_gradients)
 
 
 def _in_double(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
-    """Log-probability of each count in double precision, differentiable by itself."""
+    """Log-probability of each count in double precision, differentiated by autograd."""
     x, log_mean, log_theta = counts.double(), log_mean.double(), log_theta.double()
     theta, a = log_theta.exp(), log_mean - log_theta
     softplus_a = softplus(a, threshold=100.0)
@@ -174,7 +163,7 @@ def _in_double(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
 
 
 def nb_log_prob(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
-    """Log-probability of counts under negative binomials, element by element.
+    """Return the log-probability of each count under its negative binomial.
 
     Parameters
     ----------
@@ -183,8 +172,8 @@ def nb_log_prob(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
     log_mean
         Natural log of the means, same shape.
     log_theta
-        Natural log of the inverse dispersions, ``variance = mean + mean^2 / theta``; any shape that
-        broadcasts to that of ``counts``.
+        Natural log of the inverse dispersions, ``variance = mean + mean^2 / theta``; any shape that broadcasts to
+        that of ``counts``.
 
     Returns
     -------
@@ -192,9 +181,9 @@ def nb_log_prob(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
 
     Notes
     -----
-    Inputs are read as float32 whatever the autocast dtype. For counts and means up to 1e6 and theta from
-    1e-4 to 1e8, value and gradients agree with the float64 formula to ``1e-5 (1 + |true value|)``; on MPS
-    devices, which lack float64, large counts are less exact.
+    Inputs are converted to float32 whatever the autocast dtype. For counts and means up to 1e6 and theta from 1e-4 to
+    1e8, value and gradients agree with the float64 formula to ``1e-5 (1 + |true value|)``; on MPS devices, which lack
+    float64, large counts are less exact.
 
     Examples
     --------
@@ -212,7 +201,7 @@ def nb_log_prob(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
 
 
 def log_mean_of_counts(logits: Tensor, log_library: Tensor, *, measured: Tensor | None = None) -> Tensor:
-    """Log of ``library * softmax(logits)``, the softmax running over the measured genes.
+    """Return the log of ``library * softmax(logits)``, with the softmax over the measured genes.
 
     Parameters
     ----------
@@ -221,12 +210,12 @@ def log_mean_of_counts(logits: Tensor, log_library: Tensor, *, measured: Tensor 
     log_library
         Natural log of the total count over the measured genes, shape ``(n_obs, 1)``.
     measured
-        Boolean, shape ``(n_vars,)``, True where the gene was measured; None for all.
+        Boolean, shape ``(n_vars,)``, True for measured genes; None for all.
 
     Returns
     -------
-    Log means, float32, shape ``(n_obs, n_vars)``. A gene that was not measured gets the mean it would have
-    had in the same cell at the same depth, ``library * rho_g / sum of rho over measured genes``.
+    Log means, float32, shape ``(n_obs, n_vars)``. An unmeasured gene gets its expected mean in the same cell at the same
+    depth, ``library * rho_g / sum of rho over measured genes``.
     """
     logits = logits.float()
     if measured is None:

@@ -1,4 +1,4 @@
-"""The network and its loss: masked counts in, negative binomial over the hidden genes out."""
+"""The network and its loss: masked counts in, negative binomial over the masked genes out."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ if TYPE_CHECKING:
 __all__ = ["MEASURED_KEY", "R2MAEModule"]
 
 MEASURED_KEY = "measured"
-"""Optional entry of a mini-batch: boolean (n_vars,), False where a gene panel lacks the gene."""
+"""Optional entry of a mini-batch: boolean (n_vars,), False for genes that a panel lacks."""
 
 
 class R2MAEModule(BaseModuleClass):
     """Masked autoencoder of counts (Dong et al. 2025, section 4 and appendix C).
 
-    Encoder: ``log1p(masked counts)`` and covariates, hidden layers with batch normalization and ReLU, a
-    linear map to the latent space; deterministic. Decoder: latent and covariates, hidden layers, a softmax over
-    genes times the library size of the unmasked cell; one dispersion a gene.
+    Encoder: ``log1p(masked counts)`` and covariates, hidden layers with batch normalization and ReLU, a linear map to
+    the latent space; deterministic. Decoder: latent and covariates, hidden layers, a softmax over genes times the
+    library size of the unmasked cell; one dispersion per gene.
 
     Parameters
     ----------
     n_vars
         Number of genes, >= 2.
     n_hidden, n_latent
-        Widths.
+        Width of the hidden layers and of the latent space.
     n_layers, n_layers_decoder
-        Hidden layers of encoder and decoder, >= 1.
+        Number of hidden layers of encoder and decoder, >= 1.
     n_categories
         Number of categories of the batch and of each further categorical covariate.
     n_new_categories
-        How many of them came with a query (see :meth:`R2MAEModel.load_query_data`).
+        Number of those categories that a query has added (see :meth:`R2MAEModel.load_query_data`).
     n_continuous
         Number of continuous covariates.
     use_size_factor
-        Whether a size factor in the mini-batch replaces the total count. Data modules of scvi-tools send one unasked.
+        Whether to replace the total count by the size factor of the mini-batch, which data modules of scvi-tools
+        include even if the model has none.
     curriculum
         Settings of learned loss weights, or None for equal weights.
     """
@@ -83,30 +84,17 @@ class R2MAEModule(BaseModuleClass):
         self.curriculum = None if curriculum is None else curriculum.for_cells(n_vars)
         self.is_query = n_new_categories is not None
         if self.is_query:
-            self._freeze_reference()
-
-    def _freeze_reference(self) -> None:
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.endswith(".new"))
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name.endswith(".new"))
 
     def train(self, mode: bool = True) -> R2MAEModule:
-        """Switch to training mode; a query keeps the running statistics of its reference.
-
-        Parameters
-        ----------
-        mode
-            True for training, False for evaluation.
-
-        Returns
-        -------
-        The module itself.
-        """
+        """Switch to training mode; a query keeps the running statistics of its reference."""
         return super().train(mode and not self.is_query)
 
     @staticmethod
     def _covariates(tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
         batch, further = tensors[REGISTRY_KEYS.BATCH_KEY], tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
-        # A data module without a batch sends None.
+        # Data modules without a batch send None.
         batch = (
             torch.zeros_like(tensors[REGISTRY_KEYS.X_KEY][:, :1]).long() if batch is None else batch.long()
         )
@@ -116,16 +104,16 @@ class R2MAEModule(BaseModuleClass):
         }
 
     def log_library(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Log of the size factor if the model uses one, else of the total count, at least log 1; (n_obs, 1).
+        """Return the log of the size factor if the model uses one, else of the total count, at least log 1.
 
         Parameters
         ----------
         tensors
-            A mini-batch.
+            Mini-batch.
 
         Returns
         -------
-        Natural logarithms.
+        Natural logarithms, shape (n_obs, 1).
         """
         if self.use_size_factor:
             return tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].float().log()
@@ -142,7 +130,7 @@ class R2MAEModule(BaseModuleClass):
         *,
         mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Embed cells, with the genes in ``mask`` (n_vars,) hidden; never masks by itself.
+        """Embed cells; only the genes in ``mask`` are masked, in training mode too.
 
         Parameters
         ----------
@@ -151,9 +139,9 @@ class R2MAEModule(BaseModuleClass):
         categories
             Codes of batch and covariates, shape (n_obs, n_covariates).
         continuous
-            Shape (n_obs, n_continuous).
+            Continuous covariates, shape (n_obs, n_continuous).
         mask
-            Boolean, shape (n_vars,); None hides none.
+            Boolean, shape (n_vars,); None masks no gene.
 
         Returns
         -------
@@ -172,7 +160,7 @@ class R2MAEModule(BaseModuleClass):
     def generative(
         self, z: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Decode latent vectors to logits over genes, shape (n_obs, n_vars).
+        """Decode latent vectors to logits over genes.
 
         Parameters
         ----------
@@ -181,14 +169,14 @@ class R2MAEModule(BaseModuleClass):
         categories
             Codes of batch and covariates, shape (n_obs, n_covariates).
         continuous
-            Shape (n_obs, n_continuous).
+            Continuous covariates, shape (n_obs, n_continuous).
 
         Returns
         -------
         ``{"logits": shape (n_obs, n_vars)}``.
         """
         h = self.decoder(z, categories, continuous)
-        # The bias holds most of what tells genes apart: added after the product, it stays float32 under autocast.
+        # The bias holds most of the differences between genes; added after the product, it stays float32 under autocast.
         return {"logits": nn.functional.linear(h, self.to_logits.weight) + self.to_logits.bias}
 
     def element_nll(
@@ -199,18 +187,18 @@ class R2MAEModule(BaseModuleClass):
         genes: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Negative log-likelihood of each count in nats.
+        """Return the negative log-likelihood of each count, in nats.
 
         Parameters
         ----------
         tensors
-            A mini-batch.
+            Mini-batch.
         logits
             Decoder output, shape (n_obs, n_vars).
         genes
-            Positions of the genes to score, shape (k,); None for all.
+            Indices of the genes to score, shape (k,); None for all.
         weights
-            What each element is multiplied by, shape (n_vars,) or (n_obs, n_vars).
+            Factor of each element, shape (n_vars,) or (n_obs, n_vars).
 
         Returns
         -------
@@ -237,46 +225,38 @@ class R2MAEModule(BaseModuleClass):
         generative_outputs: dict[str, Tensor],
         *,
         mask: Tensor | None = None,
-        weights: Tensor | None = None,
     ) -> LossOutput:
-        """Mean negative log-likelihood over the hidden genes, or over all measured genes without a mask.
-
-        Its size does not depend on how many genes are hidden. ``weights``, of shape (n_vars,) or (n_obs, n_vars),
-        multiply each element.
+        """Score the outputs of a forward pass; the interface of scvi-tools.
 
         Parameters
         ----------
         tensors
-            A mini-batch.
+            Mini-batch.
         inference_outputs, generative_outputs
             From :meth:`inference` and :meth:`generative`.
         mask
-            Boolean, shape (n_vars,), the genes to score; None for all measured ones.
-        weights
-            Of each gene, or of each cell's genes.
+            Boolean, shape (n_vars,), True for the genes to score; None for all measured genes.
 
         Returns
         -------
-        Mean over cells and genes, in nats a count.
+        Mean over cells and scored genes, in nats per count.
         """
         scored = tensors.get(MEASURED_KEY) if mask is None else mask
         genes = None if scored is None else scored.nonzero().squeeze(1)
-        nll = self.element_nll(tensors, generative_outputs["logits"], genes=genes, weights=weights)
+        nll = self.element_nll(tensors, generative_outputs["logits"], genes=genes)
         return LossOutput(loss=nll.mean(), n_obs_minibatch=nll.shape[0], reconstruction_loss=nll.mean(dim=1))
 
     def curriculum_weights(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Weights of each gene at each ratio, made from this mini-batch's uncorrupted counts.
-
-        Shape (n_vars, n_ratios), or (n_obs, n_vars, n_ratios) with a matrix a cell.
+        """Return the weights of each gene at each ratio, computed from the uncorrupted counts of a mini-batch.
 
         Parameters
         ----------
         tensors
-            A mini-batch.
+            Mini-batch.
 
         Returns
         -------
-        Positive, mean one.
+        Positive, mean one, shape (n_vars, n_ratios), or (n_obs, n_vars, n_ratios) with one matrix per cell.
 
         Raises
         ------
@@ -293,18 +273,18 @@ class R2MAEModule(BaseModuleClass):
             return self.curriculum(counts.log1p(), valid=tensors.get(MEASURED_KEY))
 
     def draw_gene_mask(self, tensors: dict[str, Tensor], ratio: float, *, seed: int, step: int) -> Tensor:
-        """Hide ``round(ratio * n)`` of the n measured genes; boolean, shape (n_vars,).
+        """Mask ``round(ratio * n)`` of the n measured genes.
 
         Parameters
         ----------
         tensors
-            A mini-batch, which says which genes were measured.
+            Mini-batch; its device and measured genes are used.
         ratio, seed, step
             As in :func:`scr2mae.masking.draw_mask`.
 
         Returns
         -------
-        True where a gene is hidden.
+        Boolean, shape (n_vars,), True for masked genes.
         """
         device = tensors[REGISTRY_KEYS.X_KEY].device
         measured = tensors.get(MEASURED_KEY)
@@ -321,25 +301,25 @@ class R2MAEModule(BaseModuleClass):
         genes: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Score the hidden genes as ``forward`` does: the part of a step that a compiler is given.
+        """Encode, decode and score the masked genes: the part of a training step that can be compiled.
 
-        Tensors alone go in and come out, and nothing waits for the device.
+        Inputs and output are tensors, and nothing waits for the device.
 
         Parameters
         ----------
         tensors
-            A mini-batch.
+            Mini-batch.
         mask
-            Boolean, shape (n_vars,), True where a gene is hidden.
+            Boolean, shape (n_vars,), True for masked genes.
         genes
-            Positions of the hidden genes, shape (k,). None evaluates the likelihood of all genes and drops that of the
-            others, so that no shape depends on how many are hidden.
+            Indices of the masked genes, shape (k,). None evaluates the likelihood of all genes and drops that of the
+            others, so that no shape depends on the number of masked genes.
         weights
-            Of each gene, shape (n_vars,), or of each cell's genes, shape (n_obs, n_vars).
+            Factor of each gene, shape (n_vars,), or of each cell's genes, shape (n_obs, n_vars).
 
         Returns
         -------
-        Mean over cells and hidden genes, in nats a count; a scalar.
+        Mean over cells and masked genes, in nats per count; a scalar.
         """
         counts, covariates = tensors[REGISTRY_KEYS.X_KEY], self._covariates(tensors)
         z = self.inference(counts, **covariates, mask=mask)["z"]
@@ -358,41 +338,32 @@ class R2MAEModule(BaseModuleClass):
         grad_scale: float = 1.0,
         compiled: Callable[..., Tensor] | None = None,
     ) -> LossOutput:
-        """Hide a share of the genes of this mini-batch, the same for all its cells, and score them.
+        """Mask a share of the genes, the same ones in all cells of the mini-batch, and score them.
 
         Parameters
         ----------
         tensors
-            A mini-batch.
+            Mini-batch.
         ratio, seed, step
             As in :func:`scr2mae.masking.draw_mask`.
         ratio_index
-            Column of the curriculum's weights that belongs to the ratio; None scores without weights.
+            Column of the curriculum's weights for this ratio; None for no weights.
         grad_scale
-            What the gradient that reaches the curriculum's network is multiplied by.
+            Factor of the gradient that reaches the curriculum's network.
         compiled
-            :meth:`masked_nll`, compiled, whose first argument is the network; None scores without.
+            Compiled :meth:`masked_nll`, with the network as its first argument; None for the eager one.
 
         Returns
         -------
-        Mean over cells and hidden genes, in nats a count.
+        Mean over cells and masked genes, in nats per count.
         """
         mask = self.draw_gene_mask(tensors, ratio, seed=seed, step=step)
         weights = None
         if ratio_index is not None:
             weights = scale_gradient(self.curriculum_weights(tensors), grad_scale)[..., ratio_index]
-        if compiled is not None:
-            loss = compiled(self, tensors, mask, _scored_alone(mask), weights)
-            return LossOutput(loss=loss, n_obs_minibatch=len(tensors[REGISTRY_KEYS.X_KEY]))
-        return self(tensors, inference_kwargs={"mask": mask}, loss_kwargs={"mask": mask, "weights": weights})[
-            2
-        ]
-
-
-def _scored_alone(mask: Tensor) -> Tensor | None:
-    """Positions of the hidden genes where counting them costs nothing, for a graph that takes any number of them."""
-    if not shapes_are_free(mask.device):
-        return None
-    genes = mask.nonzero().squeeze(1)
-    torch._dynamo.maybe_mark_dynamic(genes, 0)
-    return genes
+        genes = mask.nonzero().squeeze(1) if compiled is None or shapes_are_free(mask.device) else None
+        if compiled is not None and genes is not None:
+            torch._dynamo.maybe_mark_dynamic(genes, 0)  # one graph for any number of masked genes
+        score = R2MAEModule.masked_nll if compiled is None else compiled
+        loss = score(self, tensors, mask, genes, weights)
+        return LossOutput(loss=loss, n_obs_minibatch=len(tensors[REGISTRY_KEYS.X_KEY]))

@@ -1,18 +1,97 @@
-"""Settings of a curriculum, and what they make of a model's arguments."""
+"""Settings of a curriculum, and the schedule of its gradient: frozen, then easy, then hard."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from scr2mae.masking import DiscreteRatio, FixedRatio, UniformRatio, as_ratio_schedule
-from scr2mae.nn.curriculum.schedule import GradientSchedule
 from scr2mae.nn.curriculum.weights import CurriculumWeights
 
 if TYPE_CHECKING:
     from scr2mae.masking import RatioSchedule
 
-__all__ = ["Curriculum"]
+__all__ = ["Curriculum", "GradientSchedule"]
+
+
+def _steps(value: float, total_steps: int) -> float:
+    """Convert a share of the run (a float in [0, 1]) or a number of steps (an int) to steps."""
+    return value * total_steps if isinstance(value, float) else float(value)
+
+
+@dataclass(frozen=True)
+class GradientSchedule:
+    """Scale of the weight network's gradient at each step: 0 while frozen, then 1, then a linear fall to ``final``.
+
+    Times are steps (int) or shares of the run (float). Adam divides a gradient by its running size, so that the scale
+    acts through its sign, and through its size only while it changes.
+
+    Parameters
+    ----------
+    frozen
+        End of the phase in which the network does not learn.
+    start, end
+        Beginning and end of the fall.
+    final
+        Last scale: -1 turns from easy to hard, +1 favors easy elements throughout (the paper's k = 0).
+
+    Notes
+    -----
+    The paper's 5,000 and 30,000 to 120,000 steps are the default shares .02, .12 and .5 of its 243,000 steps on HLCA.
+    """
+
+    frozen: int | float = 0.02
+    start: int | float = 0.12
+    end: int | float = 0.5
+    final: float = -1.0
+
+    def __post_init__(self) -> None:
+        for name in ("frozen", "start", "end"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isfinite(value):
+                raise ValueError(
+                    f"{name} must be a finite number of steps or a share of the run, got {value!r}."
+                )
+            if not isinstance(value, Integral):
+                object.__setattr__(self, name, value := float(value))
+            if value < 0:
+                raise ValueError(
+                    f"{name} must be >= 0, a number of steps or a share of the run; got {value!r}."
+                )
+            if isinstance(value, float) and value > 1:
+                raise ValueError(
+                    f"{name} as a share of the run must be <= 1, got {value!r}; pass steps as an int."
+                )
+        if not -1 <= self.final <= 1:
+            raise ValueError(f"final must be between -1 and 1, got {self.final!r}.")
+        if isinstance(self.start, float) == isinstance(self.end, float) and self.start > self.end:
+            raise ValueError(f"start must come before end, got start={self.start!r}, end={self.end!r}.")
+
+    def is_frozen(self, step: int, total_steps: int) -> bool:
+        """Return whether the network does not learn yet.
+
+        Parameters
+        ----------
+        step, total_steps
+            Step, and number of steps in the whole run.
+        """
+        return step < _steps(self.frozen, total_steps)
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the scale at ``step``; ValueError if the fall would end before it starts."""
+        if step < 0:
+            raise ValueError(f"step must be >= 0, got {step}.")
+        start, end = (_steps(value, total_steps) for value in (self.start, self.end))
+        if start > end:
+            raise ValueError(
+                f"In a run of {total_steps} steps the fall would start at {start:g} and end at {end:g}."
+            )
+        if self.is_frozen(step, total_steps):
+            return 0.0
+        share = min(max((step - start) / (end - start), 0.0), 1.0) if end > start else float(step >= end)
+        return 1.0 + (self.final - 1.0) * share
 
 
 @dataclass(frozen=True)
@@ -22,18 +101,18 @@ class Curriculum:
     Parameters
     ----------
     n_ratios
-        Columns L, >= 2. With a range of ratios each column is one ratio; with a fixed ratio the same column is always
-        taken and the others absorb the row constraint (inferred).
+        Number of columns L, >= 2. With a range of ratios each column is one ratio; with a fixed ratio the same column is
+        always used and the others absorb the row constraint (inferred).
     schedule
-        Gradient multiplier.
+        Scale of the gradient.
     n_iter
         Sinkhorn iterations.
     rank
         Width of each feature's representation before the row-wise projection.
     per_cell
-        Whether each cell has a matrix of its own. Memory and time then grow by the size of the mini-batch: at 400
-        cells, 5000 genes, ten ratios and the paper's widths a step takes 1.1 times a plain one with one matrix a
-        mini-batch, and 45 times with one a cell, which holds 3 GB.
+        Whether each cell has a matrix of its own. Memory and time then grow with the size of the mini-batch: at 400
+        cells, 5000 genes, ten ratios and the paper's widths, a step takes 1.1 times as long as a plain one with one
+        matrix per mini-batch, and 45 times with one per cell, which takes 3 GB.
     """
 
     n_ratios: int = 10
@@ -53,33 +132,23 @@ class Curriculum:
             )
 
     @classmethod
-    def from_dict(cls, described: dict[str, Any] | None) -> Curriculum | None:
-        """Undo :func:`dataclasses.asdict`; None stays None.
+    def from_dict(cls, state: dict[str, Any] | None) -> Curriculum | None:
+        """Return the settings that :func:`dataclasses.asdict` has converted; None for None.
 
         Parameters
         ----------
-        described
+        state
             Settings by name, or None.
-
-        Returns
-        -------
-        The settings, or None.
         """
-        if described is None:
-            return None
-        return cls(**{**described, "schedule": GradientSchedule(**described["schedule"])})
+        return None if state is None else cls(**{**state, "schedule": GradientSchedule(**state["schedule"])})
 
     def for_cells(self, n_vars: int) -> CurriculumWeights:
-        """Build the weight network for cells of ``n_vars`` genes.
+        """Return the weight network for cells, which maps log counts ``(n_obs, n_vars)`` to weights of mean one.
 
         Parameters
         ----------
         n_vars
             Number of genes.
-
-        Returns
-        -------
-        A network that maps log counts, shape ``(n_obs, n_vars)``, to weights of mean one.
         """
         return CurriculumWeights(
             n_vars,
@@ -91,24 +160,24 @@ class Curriculum:
         )
 
     def ratio_schedule(self, mask_ratio: Any, *, seed: int = 0) -> RatioSchedule:
-        """Turn the ``mask_ratio`` argument of a model with a curriculum into a schedule.
+        """Convert the ``mask_ratio`` argument of a model to a schedule with a column of weights for each ratio.
 
         Parameters
         ----------
         mask_ratio
-            A float (always the same column), a pair (``n_ratios`` values evenly over it, a column each), or a
+            A float (always the same column), a pair (``n_ratios`` evenly spaced values, one per column), or a
             :class:`~scr2mae.masking.DiscreteRatio` of ``n_ratios`` values.
         seed
             Seed of the sequence of ratios.
 
         Returns
         -------
-        A schedule whose every ratio has a column of weights.
+        The schedule.
 
         Raises
         ------
         ValueError
-            If a schedule has no column for each of its ratios.
+            If a schedule has ratios without a column.
         """
         schedule = as_ratio_schedule(mask_ratio, seed=seed)
         if isinstance(schedule, UniformRatio):
@@ -127,7 +196,7 @@ class Curriculum:
 
     @classmethod
     def named(cls, curriculum: str | Curriculum | None) -> Curriculum | None:
-        """Turn the ``curriculum`` argument of a model into settings.
+        """Convert the ``curriculum`` argument of a model to settings; None for no curriculum.
 
         Parameters
         ----------
@@ -136,7 +205,7 @@ class Curriculum:
 
         Returns
         -------
-        The settings; None without a curriculum.
+        The settings, or None.
 
         Raises
         ------

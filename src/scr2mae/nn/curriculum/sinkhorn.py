@@ -1,4 +1,4 @@
-"""Balancing: every feature and every ratio keeps its mass."""
+"""Sinkhorn balancing: equal mass for every feature and every ratio."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def sinkhorn(weights: Tensor, *, n_iter: int = 5, valid: Tensor | None = None) -
     weights
         Positive, shape ``(..., n_features, n_ratios)``.
     n_iter
-        Alternating normalizations, >= 1; columns come last and hold exactly, rows as nearly as it has converged.
+        Alternating normalizations, >= 1; columns come last and hold exactly, rows up to convergence.
     valid
-        Boolean, shape ``(..., n_features)``: False rows are padding. They come out as zero and do not count as height.
+        Boolean, shape ``(..., n_features)``; False for padding, whose weights are set to zero and do not count as height.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def sinkhorn(weights: Tensor, *, n_iter: int = 5, valid: Tensor | None = None) -
 
 
 def balance(weights: Tensor, *, n_iter: int, valid: Tensor | None) -> Tensor:
-    """Balance without looking at the values, which would make a GPU wait."""
+    """Balance without checking values, which would make the host wait for a GPU."""
     n_features, n_ratios = weights.shape[-2:]
     if valid is None:
         log_w = weights.log()
@@ -69,7 +69,7 @@ def balance(weights: Tensor, *, n_iter: int, valid: Tensor | None) -> Tensor:
     log_w = weights.masked_fill(padding, 1.0).log()
     for _ in range(n_iter):
         log_w = log_w - log_w.logsumexp(dim=-1, keepdim=True) + log(n_ratios)
-        # The lowest finite number, not minus infinity: its differences, and their gradients, stay defined.
+        # The lowest finite number, not minus infinity, keeps differences and their gradients defined.
         log_w = log_w.masked_fill(padding, torch.finfo(log_w.dtype).min / 2)
         log_w = log_w - log_w.logsumexp(dim=-2, keepdim=True) + log_height
         log_w = log_w.masked_fill(padding, 0.0)
@@ -80,17 +80,17 @@ def balance(weights: Tensor, *, n_iter: int, valid: Tensor | None) -> Tensor:
 def column_factors(
     log_w: Tensor, valid: Tensor | None, *, tolerance: float = 2e-5, n_iter: int = 40
 ) -> Tensor:
-    """Log factors of the columns that balance a matrix, by damped Newton steps; shape (..., 1, n_ratios).
+    """Return the log factors of the columns that balance a matrix, by damped Newton steps; shape (..., 1, n_ratios).
 
-    With rows normalized exactly only the column factors ``v`` are unknown, and they minimize the convex function
-    ``mean_g logsumexp_l(log_w + v) - mean(v)``. Where weights have become nearly binary alternating normalizations need
-    thousands of rounds, these a dozen.
+    With rows normalized exactly, only the column factors ``v`` are unknown; they minimize the convex function
+    ``mean_g logsumexp_l(log_w + v) - mean(v)``. For nearly binary weights, alternating normalizations need thousands of
+    rounds, Newton steps a dozen.
     """
     log_w = log_w.double()
     n_ratios = log_w.shape[-1]
     share = torch.full(log_w.shape[:-1], 1.0, dtype=log_w.dtype, device=log_w.device)
     share = share if valid is None else share * valid
-    share = share / share.sum(dim=-1, keepdim=True)  # (..., n_features), each row's part of the mean
+    share = share / share.sum(dim=-1, keepdim=True)  # (..., n_features), weight of each row in the mean
     v = torch.zeros_like(log_w[..., 0, :])  # (..., n_ratios)
     ones = torch.ones(n_ratios, n_ratios, dtype=log_w.dtype, device=log_w.device) / n_ratios
     steps = torch.tensor([1.0, 0.5, 0.2, 0.05, 0.01], dtype=log_w.dtype, device=log_w.device)
@@ -110,16 +110,12 @@ def column_factors(
 
 
 def balance_errors(weights: Tensor) -> tuple[float, float]:
-    """Largest relative deviation of a row sum and of a column sum from what Sinkhorn asks for.
+    """Return the largest relative deviations of a row sum and of a column sum from balance.
 
     Parameters
     ----------
     weights
         Shape ``(n_features, n_ratios)``.
-
-    Returns
-    -------
-    Row error and column error.
     """
     n_features, n_ratios = weights.shape
     rows = (weights.sum(dim=1) / n_ratios - 1).abs().max()

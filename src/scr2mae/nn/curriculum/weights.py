@@ -1,9 +1,9 @@
-"""The network that makes the weights."""
+"""The network that computes the weights, and the scale of its gradient."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,30 +13,54 @@ from scr2mae.nn.curriculum.sinkhorn import balance, column_factors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CurriculumWeights"]
+__all__ = ["CurriculumWeights", "scale_gradient"]
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad_scale: float) -> Tensor:
+        ctx.grad_scale = grad_scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.grad_scale, None
+
+
+def scale_gradient(x: Tensor, grad_scale: float) -> Tensor:
+    """Return ``x`` unchanged; its gradient is multiplied in the backward pass.
+
+    Parameters
+    ----------
+    x
+        Tensor of any shape.
+    grad_scale
+        Factor of the gradient; a negative one turns learning into unlearning.
+    """
+    return _ScaleGradient.apply(x, grad_scale)
 
 
 class CurriculumWeights(nn.Module):
-    """Network that makes balanced loss weights from what is to be predicted.
+    """Network that computes balanced loss weights from the targets.
 
-    Cells: ``n_features`` is the number of genes; ``log1p`` of the uncorrupted counts goes through two hidden layers,
-    which are averaged over the mini-batch (inferred) unless ``per_cell``, and becomes one ``(n_genes, n_ratios)`` matrix.
-    Tokens: ``n_features`` is None; each masked token's state, detached from the backbone (inferred), becomes one row.
+    Cells: ``n_features`` is the number of genes; ``log1p`` of the uncorrupted counts passes two hidden layers, is averaged
+    over the mini-batch (inferred) unless ``per_cell``, and becomes one ``(n_genes, n_ratios)`` matrix. Tokens:
+    ``n_features`` is None; the state of each masked token, detached from the backbone (inferred), becomes one row.
 
     Parameters
     ----------
     n_in
-        Width of the input: genes, or the token state.
+        Width of the input: number of genes, or width of the token state.
     n_ratios
-        Columns L, >= 2.
+        Number of columns L, >= 2.
     n_features
-        Rows of the matrix made from one input; None where each input is itself a row.
+        Rows of the matrix that one input gives; None if each input gives one row.
     hidden
         Widths of the hidden layers: (128, 256) for cells, (128, 128) for tokens in the paper.
     rank
         Width of each row before the row-wise projection (cells only).
     per_cell
-        One matrix a cell instead of one a mini-batch.
+        Whether each cell has a matrix of its own.
     offset
         Added after the sigmoid, > 0: 1e-9 for cells, 0.5 for tokens in the paper.
     n_iter
@@ -82,14 +106,14 @@ class CurriculumWeights(nn.Module):
             self.to_ratios = nn.Linear(rank, n_ratios)
 
     def forward(self, x: Tensor, *, valid: Tensor | None = None) -> Tensor:
-        """Make balanced weights.
+        """Return balanced weights.
 
         Parameters
         ----------
         x
             Cells: ``log1p`` counts, shape ``(n_obs, n_in)``. Tokens: states, shape ``(..., n_tokens, n_in)``.
         valid
-            Tokens: False for padding, shape ``(..., n_tokens)``. Cells: False for genes that are not measured, shape
+            Tokens: False for padding, shape ``(..., n_tokens)``. Cells: False for unmeasured genes, shape
             ``(n_features,)``.
 
         Returns
@@ -103,7 +127,7 @@ class CurriculumWeights(nn.Module):
             h = self.to_rows(h).unflatten(-1, (self.n_features, self.rank))  # (..., n_features, rank)
             valid = valid if valid is None or not self.per_cell else valid.expand(h.shape[:-1])
         positive = torch.sigmoid(self.to_ratios(h).float()) + self.offset
-        # Balancing forgets the columns' first scale: starting at the fixed point makes the few differentiable rounds
-        # exact in value, and their gradient a truncation of the exact one.
+        # Balancing does not depend on the initial scale of the columns. Started at the fixed point, the few differentiable
+        # rounds are exact in value, and their gradient is a truncation of the exact one.
         factors = column_factors(positive.log(), valid).exp().to(positive.dtype)
         return balance(positive * factors, n_iter=self.n_iter, valid=valid)
