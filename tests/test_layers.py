@@ -77,5 +77,10 @@ def test_a_light_import_loads_neither_torch_nor_scvi(statement):
     assert not loaded(statement) & {"torch", "scvi", "lightning", "scanpy", "anndata", "pandas"}
 
 
+@pytest.mark.parametrize("module", ["scr2mae.datasets", "scr2mae.data", "scr2mae.data.prepare.pipeline"])
+def test_preparing_data_loads_neither_torch_nor_scvi(module):
+    assert not loaded(f"import {module}") & {"torch", "scvi", "lightning", "scanpy"}
+
+
 def test_a_public_name_loads_what_it_needs_on_first_use():
     assert "torch" in loaded("import scr2mae; scr2mae.masking")

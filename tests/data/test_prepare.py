@@ -20,8 +20,7 @@ from scipy import stats
 from scr2mae import datasets
 from scr2mae.cli import main
 from scr2mae.data import open_store
-from scr2mae.data.prepare import prepare as _prepare
-from scr2mae.data.prepare import writer as _store_writer
+from scr2mae.data.prepare import pipeline, writer
 
 QUIET = {"progressbar": False}
 
@@ -259,15 +258,15 @@ def test_inputs_that_cannot_be_joined_are_refused(folder):
             ValueError,
             r"obs\['label'\] holds numbers in one and text in text; make",
         ),
-        (["by_gene.h5ad"], ValueError, r"by_gene.h5ad are stored by gene \(CSC\)"),
+        (["by_gene.h5ad"], ValueError, r"by_gene.h5ad is stored by gene \(CSC\)"),
         (["one.h5ad", "bad.h5ad"], ValueError, r"bad.h5ad: Raw counts .* got 0.5 in cell 'c2' and gene 'b'"),
-        ([__file__], ValueError, "is no HDF5 file"),
+        ([__file__], ValueError, "is not an HDF5 file"),
     ):
         with pytest.raises(error, match=message):
             datasets.prepare(paths, "s.zarr", **QUIET)
     with pytest.raises(KeyError, match=r"No 'counts' in the layers of one.h5ad; choose one of \[\]"):
         datasets.prepare("one.h5ad", "s.zarr", layer="counts", **QUIET)
-    with pytest.raises(ValueError, match="obs has a column 'label' already; choose another file_key"):
+    with pytest.raises(ValueError, match="obs already has a column 'label'; choose another file_key"):
         datasets.prepare("one.h5ad", "s.zarr", file_key="label", **QUIET)
     with pytest.raises(ValueError, match="No cell has 9 of the 2 genes detected"):
         datasets.prepare("one.h5ad", "s.zarr", n_top_genes=None, min_genes=9, **QUIET)
@@ -291,7 +290,7 @@ def test_arguments_that_cannot_work_are_refused(options, message):
 
 
 def test_outputs_that_cannot_be_made_are_refused_before_any_work(files, folder, monkeypatch):
-    monkeypatch.setattr(_prepare, "open_sources", lambda *args, **kwargs: pytest.fail("work has started"))
+    monkeypatch.setattr(pipeline, "open_sources", lambda *args, **kwargs: pytest.fail("work has started"))
     (folder / "home.zarr").mkdir()
     (folder / "home.zarr" / "letter").touch()
     shutil.copy("a.h5ad", "there.h5ad")
@@ -305,16 +304,14 @@ def test_outputs_that_cannot_be_made_are_refused_before_any_work(files, folder, 
             FileExistsError,
             r"exists; choose another path or pass overwrite=True \(--force\)",
         ),
-        ("home.zarr", True, FileExistsError, "is no AnnData and is not replaced"),
+        ("home.zarr", True, FileExistsError, "is not an AnnData and is not replaced"),
     ):
         with pytest.raises(error, match=message):
             datasets.prepare(files, output, overwrite=overwrite, **QUIET)
 
 
 def test_a_full_disk_is_noticed_before_writing(files, folder, monkeypatch):
-    monkeypatch.setattr(
-        _store_writer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000)
-    )
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
     before = entries(folder)
     with pytest.raises(OSError, match=r"Not enough room in .*0\.00 GB are free"):
         datasets.prepare(files, "store.zarr", n_top_genes=80, **QUIET)
@@ -333,7 +330,7 @@ def test_a_store_is_replaced_only_by_a_whole_one(files, folder, monkeypatch, out
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_prepare, "write_tables", stop)
+        patch.setattr(pipeline, "write_tables", stop)
         with pytest.raises(KeyboardInterrupt):
             datasets.prepare(files, output, n_top_genes=40, overwrite=True, **QUIET)
     assert entries(folder) == before
@@ -346,12 +343,12 @@ def test_a_store_is_replaced_only_by_a_whole_one(files, folder, monkeypatch, out
 KILLED = """
 import os, signal, sys
 from scr2mae import datasets
-from scr2mae.data.prepare import prepare as _prepare
+from scr2mae.data.prepare import pipeline
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-setattr(_prepare, sys.argv[1], die)
+setattr(pipeline, sys.argv[1], die)
 datasets.prepare(["a.h5ad", "b.h5ad"], "store.zarr", n_top_genes=80, progressbar=False)
 """
 
@@ -365,11 +362,11 @@ def test_what_a_killed_run_leaves_is_no_store_and_in_nobody_s_way(files, folder,
     assert len(left) == 2
     assert not (folder / "store.zarr").exists()
     for path in [*left, *(inner for outer in left for inner in outer.iterdir())]:
-        with pytest.raises(ValueError, match=r"no HDF5 file|without a zarr group|not a whole AnnData"):
+        with pytest.raises(ValueError, match=r"not an HDF5 file|without a zarr group|not a whole AnnData"):
             open_store(path)
     datasets.prepare(files, "store.zarr", n_top_genes=80, **QUIET)
     assert open_store("store.zarr").shape == (900, 80)
-    assert "is of a run that was killed, or of one still at work" in caplog.text
+    assert "belongs to a run that was killed or is still active" in caplog.text
 
 
 # --- memory

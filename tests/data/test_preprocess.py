@@ -123,7 +123,7 @@ def test_genes_that_never_vary_are_not_kept(atlas_like, caplog):
 def test_values_that_are_no_counts_are_named_by_cell_and_gene(atlas_like):
     first = atlas_like.obs_names[5]  # the cells before it have no count in X
     with pytest.raises(
-        ValueError, match=f"Raw counts are whole and not negative, got .* in cell '{first}' and gene"
+        ValueError, match=f"Raw counts are non-negative integers, got .* in cell '{first}' and gene"
     ):
         datasets.preprocess(AnnData(X=atlas_like.X, obs=atlas_like.obs), n_top_genes=60)
     for bad in (-1.0, np.nan, np.inf, 0.5):

@@ -83,7 +83,7 @@ def test_what_is_no_anndata_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a folder without a zarr group"):
         open_store(tmp_path)
     (tmp_path / "text.h5ad").write_text("text")
-    with pytest.raises(ValueError, match="is no HDF5 file"):
+    with pytest.raises(ValueError, match="is not an HDF5 file"):
         open_store(tmp_path / "text.h5ad")
     with h5py.File(tmp_path / "half.h5ad", "w") as file:
         write_elem(file, "X", sp.csr_matrix((3, 2)))

@@ -1,7 +1,8 @@
-"""The paper's preprocessing: raw counts of the highly variable genes, block by block and sparse throughout."""
+"""Preprocessing of the paper: raw counts of the highly variable genes, block by block and sparse throughout."""
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from anndata import AnnData
 
 from scr2mae._utils.progress import progress
 from scr2mae._utils.untrusted import check_sparse
+from scr2mae.data.counts import InvalidCount, find_invalid_count, layer_names
 
 logger = logging.getLogger(__name__)
 
@@ -27,40 +29,39 @@ def preprocess(
     chunk_size: int = 10_000,
     progressbar: bool = True,
 ) -> AnnData:
-    """Keep the raw counts of the highly variable genes, and the cells in which enough of them are detected.
+    """Keep the raw counts of the highly variable genes, and the cells with enough of them detected.
 
-    Genes are chosen on all cells, as in Dong et al. (2025); cells are dropped afterwards.
+    Genes are selected on all cells, as in Dong et al. (2025); cells are dropped afterwards.
 
     Parameters
     ----------
     adata
-        In memory or backed; read in blocks of cells and never changed. Counts come from ``adata.raw.X`` where
+        AnnData in memory or backed; read in blocks of cells and never changed. Counts are read from ``adata.raw.X`` if
         there is a ``raw``, else from ``adata.X``.
     n_top_genes
-        Highly variable genes to keep, >= 1; the paper keeps 5000.
+        Number of highly variable genes to keep, >= 1; the paper keeps 5000.
     min_genes
-        Cells with fewer of these genes detected are dropped, >= 0; the paper drops HLCA cells below 20.
+        Smallest number of these genes detected per cell, >= 0; the paper drops HLCA cells below 20.
     target_sum
-        Counts per cell that the genes are ranked at, see `highly_variable_genes`.
+        Counts per cell to which cells are scaled for the ranking, see `highly_variable_genes`.
     layer
         Layer with the counts, instead of ``raw`` or ``X``.
     chunk_size
         Cells read at once, >= 1.
     progressbar
-        Whether to show one; it stays quiet where standard error is not a terminal.
+        Whether to show a progress bar; never shown if standard error is not a terminal.
 
     Returns
     -------
-    New AnnData in memory: counts in ``X`` (CSR, float32), ``obs`` and ``obsm`` of the cells kept, the gene
-    annotation that goes with the counts, joined by ``means``, ``dispersions`` and ``dispersions_norm``. Genes
-    keep their order.
+    New AnnData in memory: counts in ``X`` (CSR, float32), ``obs`` and ``obsm`` of the remaining cells, and the gene
+    annotation of the counts with ``means``, ``dispersions`` and ``dispersions_norm``. Genes keep their order.
 
     Raises
     ------
     KeyError
-        If there is no such layer.
+        If the layer does not exist.
     ValueError
-        If the values are not counts, or no cell or gene is left.
+        If the values are not counts, or no cell or gene remains.
     """
     if min_genes < 0:
         raise ValueError(f"min_genes must not be negative, got {min_genes}.")
@@ -103,30 +104,30 @@ def highly_variable_genes(
     """Rank genes as Scanpy does by default, reading the counts once in blocks.
 
     The result is that of `scanpy.pp.normalize_total`, `scanpy.pp.log1p` and `scanpy.pp.highly_variable_genes`
-    (flavor ``"seurat"``), which hold several copies of the whole matrix.
+    (flavor ``"seurat"``), which need several copies of the whole matrix.
 
     Parameters
     ----------
     adata, layer, chunk_size, progressbar
         As in `preprocess`.
     n_top_genes
-        Genes to mark, >= 1. Genes that are never detected or never vary are not marked, even if fewer are left.
+        Number of genes to mark, >= 1. Genes that are never detected or never vary are not marked, even if fewer remain.
     target_sum
-        Counts per cell after scaling, > 0. None takes the median over cells, which needs one more pass; that is
-        Scanpy's default, 10,000 is what the portal's own log-values and the tutorials use. [The paper says only
-        "Scanpy's defaults"; reading that as the flavor is inferred.]
+        Counts per cell after scaling, > 0. None takes the median over cells, which needs one more pass; that is the
+        default of Scanpy, while 10,000 is used by the log-values of the portal and by the tutorials. [The paper only
+        says "Scanpy's defaults"; reading that as the flavor is inferred.]
 
     Returns
     -------
-    One row per gene of the counts: ``means`` and ``dispersions`` (both on the log scale, as Scanpy writes them),
+    One row per gene of the counts: ``means`` and ``dispersions`` (both on the log scale, as in Scanpy),
     ``dispersions_norm``, ``highly_variable`` (bool) and ``n_cells`` (cells in which the gene is detected).
 
     Raises
     ------
     KeyError
-        If there is no such layer.
+        If the layer does not exist.
     ValueError
-        If the values are not counts, an argument is out of range, or fewer than two cells have any.
+        If the values are not counts, an argument is out of range, or there are fewer than two cells.
 
     Notes
     -----
@@ -153,7 +154,7 @@ def highly_variable_genes(
 def rank_genes(
     mean: np.ndarray, variance: np.ndarray, n_cells: np.ndarray, *, n_top_genes: int, var_names: pd.Index
 ) -> pd.DataFrame:
-    """Rank genes by what `moments` has found; the table that `highly_variable_genes` returns."""
+    """Rank genes by the results of `moments`; the table that `highly_variable_genes` returns."""
     table = _seurat_dispersions(mean, variance)
     ranked = np.argsort(-table["dispersions_norm"].to_numpy(), kind="stable")  # NaN comes last
     n_rankable = int(table["dispersions_norm"].notna().sum())
@@ -167,12 +168,10 @@ def rank_genes(
 
 
 def _counts_and_var(adata: AnnData, layer: str | None) -> tuple[Any, pd.DataFrame]:
-    """Find the counts, as a matrix or on-disk matrix that can be sliced by row, and their genes."""
+    """Return the counts, as a matrix in memory or on disk that can be sliced by row, and their genes."""
     if layer is not None:
         if layer not in adata.layers:
-            raise KeyError(
-                f"No {layer!r} in adata.layers; choose one of {[name for name in adata.layers if name]}."
-            )
+            raise KeyError(f"No {layer!r} in adata.layers; choose one of {layer_names(adata)}.")
         counts, var = adata.layers[layer], adata.var
     elif adata.raw is not None:
         counts, var = adata.raw.X, adata.raw.var
@@ -185,7 +184,7 @@ def _counts_and_var(adata: AnnData, layer: str | None) -> tuple[Any, pd.DataFram
     if getattr(counts, "format", None) == "csc":
         if not sp.issparse(counts):
             logger.warning(
-                "The counts are stored by gene on disk; reading them whole. Convert the file to CSR."
+                "The counts are stored by gene on disk; reading all of them. Convert the file to CSR."
             )
             counts = counts.to_memory()
         counts = counts.tocsr()
@@ -201,19 +200,19 @@ def _blocks(
     obs_names: pd.Index | None = None,
     genes: pd.Index | None = None,
 ) -> Iterator[sp.csr_matrix]:
-    """Read blocks of cells, each value checked where the names of cells and genes are given."""
+    """Read blocks of cells; validates the counts if the names of cells and genes are given."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     starts = range(0, counts.shape[0], chunk_size)
     for start in progress(starts, desc=description, unit="block", show=progressbar):
         block = read_block(counts, start, start + chunk_size)
-        if obs_names is not None and genes is not None:
-            check_counts(block, obs_names[start : start + chunk_size], genes)
+        if obs_names is not None and genes is not None and (found := find_invalid_count(block)):
+            raise invalid_count_error(found, obs_names[start + found.row], genes)
         yield block
 
 
 def read_block(counts: Any, start: int, stop: int) -> sp.csr_matrix:
-    """Read cells ``start`` to ``stop`` as CSR, float64, without stored zeros or entries given twice."""
+    """Read rows as CSR, float64, without stored zeros or duplicate entries."""
     block = sp.csr_matrix(counts[start:stop], dtype=np.float64)
     check_sparse(block)
     block.sum_duplicates()
@@ -221,28 +220,20 @@ def read_block(counts: Any, start: int, stop: int) -> sp.csr_matrix:
     return block
 
 
-def check_counts(block: sp.csr_matrix, obs_names: pd.Index, var_names: pd.Index) -> None:
-    """Refuse what is no raw count, naming the first such cell and gene.
-
-    Raises
-    ------
-    ValueError
-        If a value is negative, fractional or not finite.
-    """
-    wrong = ~(np.isfinite(block.data) & (block.data > 0) & (block.data == np.floor(block.data)))
-    if wrong.any():
-        first = int(wrong.argmax())
-        cell = obs_names[int(np.searchsorted(block.indptr, first, side="right")) - 1]
-        raise ValueError(
-            f"Raw counts are whole and not negative, got {block.data[first]} in cell {cell!r} and gene "
-            f"{var_names[block.indices[first]]!r}. Counts are usually in adata.raw or adata.layers['counts']; pass layer=."
-        )
+def invalid_count_error(
+    found: InvalidCount, cell: str, var_names: pd.Index, *, file: Path | None = None
+) -> ValueError:
+    """Return the error that names an invalid count by cell and gene, and where raw counts usually are."""
+    return ValueError(
+        f"{'' if file is None else f'{file}: '}Raw counts are non-negative integers, got {found.value} in cell {cell!r} "
+        f"and gene {var_names[found.column]!r}. Counts are usually in adata.raw or adata.layers['counts']; pass layer=."
+    )
 
 
 def moments(
     blocks: Iterator[sp.csr_matrix], shape: tuple[int, int], target_sum: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and variance per gene of the scaled counts, and the cells in which each is detected."""
+    """Return mean and variance per gene of the scaled counts, and the number of cells in which each is detected."""
     n_obs, n_vars = shape
     if n_obs < 2:
         raise ValueError(f"Ranking genes by their variance needs at least 2 cells, got {n_obs}.")
@@ -273,7 +264,7 @@ def _seurat_dispersions(mean: np.ndarray, variance: np.ndarray) -> pd.DataFrame:
 def _gather(
     blocks: Iterator[sp.csr_matrix], genes: np.ndarray, n_stored: int, min_genes: int
 ) -> tuple[sp.csr_matrix, np.ndarray]:
-    """Copy the columns of cells with enough genes into arrays whose length is known beforehand."""
+    """Copy the selected genes of cells with enough of them; returns the counts and which cells are kept."""
     data, indices = np.empty(n_stored, dtype=np.float32), np.empty(n_stored, dtype=np.int32)
     row_lengths, kept, filled = [], [], 0
     for block in blocks:

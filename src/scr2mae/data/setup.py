@@ -1,4 +1,4 @@
-"""Register an AnnData with scvi-tools, after checks that name what is wrong."""
+"""Registration of an AnnData with scvi-tools, after checks with helpful errors."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 def make_actual(adata: AnnData) -> None:
-    """Turn a view into an AnnData of its own, in place, as writing to it would."""
+    """Replace a view by a copy, in place, as writing to it would."""
     if adata.is_view:
-        logger.info("Received a view of an AnnData; copying its %d cells.", adata.n_obs)
+        logger.info("Got a view of an AnnData; copying its %d cells.", adata.n_obs)
         adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
 
 
@@ -61,7 +61,7 @@ def _check_covariates(
 
 
 def _check_all_counts(counts: Any, adata: AnnData, layer: str | None, *, integers: bool) -> None:
-    """Refuse anything but counts; those on disk are read once, block by block."""
+    """Raise unless all values are counts; those on disk are read once, block by block."""
     if not is_streamable(counts):
         check_counts(as_csr(counts), adata, layer, integers=integers)
         return
@@ -78,28 +78,9 @@ def register(
 ) -> AnnDataManager:
     """Check an AnnData and register the fields that the network reads.
 
-    Parameters
-    ----------
-    adata
-        Raw counts and covariates; a view becomes an AnnData of its own.
-    setup_method_args
-        What ``BaseModelClass._get_setup_method_args`` returns.
-    source_registry
-        Registry of a reference, for new data.
-    transfer_kwargs
-        ``extend_categories``: whether categories that the reference lacks are added to its own.
-
-    Returns
-    -------
-    The manager. Donor and labels are bookkeeping: they are recorded in its setup arguments alone, so
-    data with other donors or labels, or without these columns, transfers.
-
-    Raises
-    ------
-    KeyError
-        If a layer or column is absent.
-    ValueError
-        If counts, genes or covariates are unusable.
+    ``setup_method_args`` is the result of ``BaseModelClass._get_setup_method_args`` and ``source_registry`` that of a
+    reference, for new data; with ``extend_categories=True``, categories that the reference lacks are added. Donor and
+    labels are only recorded in the setup arguments, so that data with other ones, or without these columns, transfer.
     """
     arguments = setup_method_args["setup_args"]
     layer, batch_key = arguments["layer"], arguments["batch_key"]
@@ -111,15 +92,10 @@ def register(
     counts = get_counts(adata, layer)
     bookkeeping = [arguments["labels_key"], arguments["donor_key"]] if source_registry is None else []
     _check_columns(adata, [batch_key, *categorical, *continuous, size_factor, *bookkeeping])
-    _check_covariates(
-        adata,
-        [*([batch_key] if batch_key else []), *categorical],
-        continuous,
-        size_factor,
-    )
+    _check_covariates(adata, [*([batch_key] if batch_key else []), *categorical], continuous, size_factor)
     _check_all_counts(counts, adata, layer, integers=arguments["check_counts"])
     fields: list[Any] = [
-        # is_count_data=True calls code of scvi-tools that fails on sparse arrays; we have checked already.
+        # is_count_data=True would run a check of scvi-tools that fails on sparse arrays; counts are checked above.
         LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
         CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
         CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical or None),

@@ -1,4 +1,4 @@
-"""Training, validation and test cells, by donor where donors are known."""
+"""Training, validation and test cells, split by donor or another group."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SIDES = ("train", "validation", "test")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Which cells train, validate and are left out.
+    """Positions of the cells for training, validation and test.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Split:
     key
         Column of ``adata.obs`` whose groups stay on one side; None if cells were drawn one by one.
     groups
-        Side to the groups on it, sorted; empty without a key.
+        Groups on each side, sorted; empty without a key.
     seed
         Seed of the draw; None if positions were given.
     """
@@ -47,7 +47,7 @@ class Split:
 
     @property
     def sha256(self) -> str:
-        """Hash of the positions on each side: equal for equal splits."""
+        """Hash of the positions on each side; equal splits have equal hashes."""
         digest = hashlib.sha256()
         for side in _SIDES:
             digest.update(side.encode() + np.ascontiguousarray(getattr(self, side), dtype="<i8").tobytes())
@@ -65,7 +65,7 @@ def _check_sizes(train_size: float, validation_size: float | None) -> tuple[floa
         validation_size = 1 - train_size
     if not 0 <= validation_size < 1 or train_size + validation_size > 1 + 1e-9:
         raise ValueError(
-            f"validation_size must lie in [0, 1) and train_size + validation_size must not pass 1, "
+            f"validation_size must lie in [0, 1) and train_size + validation_size must not exceed 1, "
             f"got {train_size!r} and {validation_size!r}."
         )
     return train_size, validation_size
@@ -81,7 +81,7 @@ def _by_cell(
 
 
 def _by_group(codes: np.ndarray, train_size: float, validation_size: float, seed: int) -> list[np.ndarray]:
-    """Deal whole groups out: first to the smaller sides, each up to its share of cells, at least one group."""
+    """Assign whole groups to test, then to validation, each up to its share of cells but at least one group."""
     sizes = np.bincount(codes)
     n_obs = len(codes)
     order = np.random.default_rng(seed).permutation(len(sizes))
@@ -102,7 +102,7 @@ def _by_group(codes: np.ndarray, train_size: float, validation_size: float, seed
 
 
 def _group_codes(groups: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Codes and names of the groups; None, with a warning, where they are too few to split."""
+    """Return codes and names of the groups; None, with a warning, if there are too few to split."""
     if groups.isna().any():
         warnings.warn(
             f"adata.obs[{key!r}] has {int(groups.isna().sum())} missing values; those cells are kept together, as one group.",
@@ -139,17 +139,17 @@ def split_cells(
     n_obs
         Number of cells.
     groups
-        Group (donor) of each cell, length n_obs: groups stay whole. None splits cell by cell.
+        Group (donor) of each cell, length n_obs; groups are not divided. None splits cell by cell.
     key
         Name of that column, kept in the result.
     train_size, validation_size
-        Shares of cells; the rest tests. Whole groups are dealt out, so shares hold to within a group.
+        Shares of cells; the rest is for testing. With groups, shares hold to within a group.
     seed
         Seed of the draw.
     shuffle
         Whether cells are drawn at random (cell by cell only).
     external_indexing
-        Given positions: training, validation and, if wanted, test; they need not cover every cell.
+        Given positions for training, validation and optionally test; they need not cover every cell.
 
     Returns
     -------
@@ -158,29 +158,27 @@ def split_cells(
     Raises
     ------
     ValueError
-        If shares are impossible, positions overlap or lie outside, or fewer than two cells train.
+        If shares are impossible, positions overlap or are out of range, or there are fewer than two training cells.
     """
     train_size, validation_size = _check_sizes(train_size, validation_size)
-    coded = None
+    coded = None if groups is None or external_indexing is not None else _group_codes(groups, str(key))
     if external_indexing is not None:
         sides = [np.asarray(side, dtype=np.int64) for side in external_indexing]
         sides += [np.zeros(0, dtype=np.int64)] * (3 - len(sides))
         _check_positions(sides, n_obs)
+    elif coded is None:
+        sides = _by_cell(n_obs, train_size, validation_size, seed, shuffle)
     else:
-        coded = None if groups is None else _group_codes(groups, str(key))
-        if coded is None:
-            sides = _by_cell(n_obs, train_size, validation_size, seed, shuffle)
-        else:
-            sides = _by_group(coded[0], train_size, validation_size, seed)
+        sides = _by_group(coded[0], train_size, validation_size, seed)
     if len(sides[0]) < 2:
         raise ValueError(
-            f"At least two cells must train, got {len(sides[0])} of {n_obs}; raise train_size or add cells."
+            f"Training needs at least two cells, got {len(sides[0])} of {n_obs}; raise train_size or add cells."
         )
     names: dict[str, list[str]] = {}
     if coded is not None:
         names = {
-            side: sorted(coded[1][np.unique(coded[0][where])].tolist())
-            for side, where in zip(_SIDES, sides, strict=True)
+            side: sorted(coded[1][np.unique(coded[0][indices])].tolist())
+            for side, indices in zip(_SIDES, sides, strict=True)
         }
     train, validation, test = (np.sort(side).astype(np.int64) for side in sides)
     return Split(
@@ -203,5 +201,5 @@ def _check_positions(sides: list[np.ndarray], n_obs: int) -> None:
         raise ValueError(f"external_indexing must lie in [0, {n_obs}), got {joined.min()} to {joined.max()}.")
     if len(np.unique(joined)) != len(joined):
         raise ValueError(
-            "external_indexing names a cell twice; training, validation and test must be disjoint."
+            "external_indexing contains a cell twice; training, validation and test must be disjoint."
         )

@@ -1,4 +1,4 @@
-"""AnnData on disk: the table of cells in memory, counts where they are."""
+"""AnnData on disk: tables in memory, counts left where they are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import pandas as pd
+import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 
@@ -17,50 +18,18 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-__all__ = ["import_zarr", "on_disk", "open_group", "open_store", "read_frame"]
+__all__ = ["check_by_cell", "is_zarr_folder", "open_group", "open_matrix", "open_store", "read_frame"]
 
 logger = logging.getLogger(__name__)
 
 
-def import_zarr() -> Any:
-    """Import zarr, which anndata brings since 0.12.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If it is not installed, with what to install.
-    """
-    try:
-        import zarr
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "A .zarr folder needs zarr, which is not installed: pip install 'anndata>=0.12' brings it. "
-            ".h5ad files do without."
-        ) from error
-    return zarr
+def is_zarr_folder(path: Path) -> bool:
+    """Return whether a folder is a zarr group, of format 2 or 3."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
 
 
 def open_group(path: str | os.PathLike[str]) -> Any:
-    """Open an AnnData on disk for reading, after a look at what it says that it holds.
-
-    Parameters
-    ----------
-    path
-        An ``.h5ad`` file or a ``.zarr`` folder; told apart by what they are, not by name.
-
-    Returns
-    -------
-    :class:`h5py.File` or :class:`zarr.Group`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing.
-    MemoryError
-        If all but its counts takes more memory than is free.
-    ValueError
-        If it is something else or not whole, refers to other files, or would run code when it is read.
-    """
+    """Open an ``.h5ad`` file or a ``.zarr`` folder for reading, after validation of its content."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"No file or folder {path}; expected an .h5ad file or a .zarr folder.")
@@ -69,7 +38,7 @@ def open_group(path: str | os.PathLike[str]) -> Any:
     elif h5py.is_hdf5(path):
         group = h5py.File(path, mode="r")
     else:
-        raise ValueError(f"{path} is no HDF5 file; expected an AnnData, an .h5ad file or a .zarr folder.")
+        raise ValueError(f"{path} is not an HDF5 file; expected an AnnData, an .h5ad file or a .zarr folder.")
     try:
         _check_content(group, path)
     except BaseException:
@@ -84,7 +53,7 @@ def _check_content(group: Any, path: Path) -> None:
         check_store(group, path=path)
     except (MemoryError, UnsafeFileError):
         raise
-    except Exception as error:  # which one is a matter of where the reader stumbles
+    except Exception as error:  # the kind depends on what is damaged
         raise ValueError(f"{path} is damaged: {error}.") from error
     missing = [name for name in ("obs", "var") if name not in group]
     if missing:
@@ -95,11 +64,10 @@ def _check_content(group: Any, path: Path) -> None:
 
 
 def _open_folder(path: Path) -> Any:
-    if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+    if not is_zarr_folder(path):
         raise ValueError(
             f"{path} is a folder without a zarr group; expected an AnnData written by write_zarr."
         )
-    zarr = import_zarr()
     try:
         return zarr.open_group(str(path), mode="r")
     except (ValueError, TypeError, KeyError, LookupError, RecursionError) as error:
@@ -107,32 +75,25 @@ def _open_folder(path: Path) -> Any:
 
 
 def read_frame(group: Any, name: str, *, path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read ``obs`` or ``var``.
-
-    Raises
-    ------
-    ValueError
-        If it is no table.
-    """
+    """Read ``obs`` or ``var``; ``path`` is named in errors."""
     frame = read_elem(group[name])
     if not isinstance(frame, pd.DataFrame):
-        raise ValueError(f"{name} of {path} is no table but {type(frame).__name__}; is it an AnnData?")
+        raise ValueError(f"{name} of {path} is a {type(frame).__name__}, not a table; is it an AnnData?")
     return frame
 
 
-def on_disk(element: Any) -> Any:
-    """Return a matrix without reading it.
-
-    Parameters
-    ----------
-    element
-        What ``group["X"]`` or ``group["layers/counts"]`` gives.
-
-    Returns
-    -------
-    A sparse dataset of anndata where the matrix is sparse, else the array of h5py or zarr. All are sliced by row.
-    """
+def open_matrix(element: Any) -> Any:
+    """Return ``group["X"]`` or a layer as an object that is sliced by row, without reading it."""
     return element if hasattr(element, "dtype") else sparse_dataset(element)
+
+
+def check_by_cell(matrix: Any, what: str) -> None:
+    """Raise if a matrix on disk is stored by gene (CSC), in which single rows cannot be read."""
+    if getattr(matrix, "format", None) == "csc":
+        raise ValueError(
+            f"{what} is stored by gene (CSC), so cells cannot be read a few at a time; store it by cell once: "
+            "adata = anndata.read_h5ad(path); adata.X = adata.X.tocsr(); adata.write_h5ad(new_path)."
+        )
 
 
 def open_store(path: str | os.PathLike[str], *, obsm_keys: Sequence[str] = ()) -> AnnData:
@@ -148,8 +109,8 @@ def open_store(path: str | os.PathLike[str], *, obsm_keys: Sequence[str] = ()) -
     Returns
     -------
     AnnData with ``X`` and the layers on disk, ``obs``, ``var`` and ``uns`` in memory, and neither ``raw`` nor
-    pairwise arrays. ``X`` is a ``anndata.abc.CSRDataset``, or the array of h5py or zarr where the counts are
-    stored dense. ``adata[rows]`` reads those rows alone; an h5ad file stays open as long as the object lives.
+    pairwise arrays. ``X`` is a ``anndata.abc.CSRDataset``, or the array of h5py or zarr if the counts are
+    stored dense. ``adata[rows]`` reads only those rows; an h5ad file stays open as long as the object exists.
 
     Raises
     ------
@@ -157,22 +118,16 @@ def open_store(path: str | os.PathLike[str], *, obsm_keys: Sequence[str] = ()) -
         If there is nothing at ``path``.
     KeyError
         If an array of ``obsm`` is absent.
-    ModuleNotFoundError
-        If a ``.zarr`` folder is given and zarr is not installed.
     ValueError
-        If it is not an AnnData, has no ``X`` and no layer, or stores ``X`` by gene (CSC), in which rows cannot
+        If it is not an AnnData, has no ``X`` and no layer, or stores ``X`` by gene (CSC), so that rows cannot
         be read without reading all.
     """
     path = Path(path)
     group = open_group(path)
     obs, var = (read_frame(group, name, path=path) for name in ("obs", "var"))
-    X = on_disk(group["X"]) if "X" in group and not _is_null(group["X"]) else None
-    if X is not None and getattr(X, "format", None) == "csc":
-        raise ValueError(
-            f"X of {path} is stored by gene (CSC), so cells cannot be read a few at a time; store it by cell once: "
-            "adata = anndata.read_h5ad(path); adata.X = adata.X.tocsr(); adata.write_h5ad(new_path)."
-        )
-    layers = _layers(group, path)
+    X = open_matrix(group["X"]) if "X" in group and not _is_null(group["X"]) else None
+    check_by_cell(X, f"X of {path}")
+    layers = _open_layers(group, path)
     if X is None and not layers:
         raise ValueError(f"{path} has no matrix of counts: neither X nor a layer.")
     available = sorted(group["obsm"]) if "obsm" in group else []
@@ -192,10 +147,10 @@ def _is_null(element: Any) -> bool:
     return element.attrs.get("encoding-type") == "null"
 
 
-def _layers(group: Any, path: Path) -> dict[str, Any]:
-    """Layers that can be read by row."""
+def _open_layers(group: Any, path: Path) -> dict[str, Any]:
+    """Return the layers that can be read by row; warn about the others."""
     names = sorted(group["layers"]) if "layers" in group else []
-    layers = {name: on_disk(group["layers"][name]) for name in names}
+    layers = {name: open_matrix(group["layers"][name]) for name in names}
     by_gene = [name for name, matrix in layers.items() if getattr(matrix, "format", None) == "csc"]
     if by_gene:
         logger.warning("Layers %s of %s are stored by gene (CSC) and left out.", by_gene, path)

@@ -3,7 +3,7 @@
 Importing this package touches no network; only `fetch`, `hlca` and `sea_ad` ever do, when they are called.
 """
 
-from scr2mae.data.prepare.prepare import prepare
+from scr2mae.data.prepare.pipeline import prepare
 from scr2mae.data.preprocess import highly_variable_genes, preprocess
 from scr2mae.datasets.atlas import Atlas, hlca, load_atlas, sea_ad
 from scr2mae.datasets.download import fetch

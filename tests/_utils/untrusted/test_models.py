@@ -283,7 +283,7 @@ def test_metadata_that_are_not_those_of_the_weights_are_refused_before_a_network
         ("split.train", lambda t: t.float(), "split in .* is damaged: positions of cells are whole numbers"),
         ("split.train", lambda t: t + 1000, r"split in .* is damaged: .*must lie in \[0, 120\)"),
         ("split.train", lambda t: -t - 1, r"split in .* is damaged: .*must lie in \[0, 120\)"),
-        ("split.train", lambda t: t * 0, "split in .* is damaged: .*names a cell twice"),
+        ("split.train", lambda t: t * 0, "split in .* is damaged: .*contains a cell twice"),
     ],
     ids=["float64", "shorter", "complex", "split floats", "split outside", "split negative", "split twice"],
 )

@@ -1,97 +1,56 @@
-"""Several files as one: genes matched by name, tables of cells and genes joined."""
+"""Several files joined: genes matched by name, tables of cells and genes put under one another."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
+from anndata.utils import make_index_unique
 
 from scr2mae.data.genes import align_genes
 from scr2mae.data.prepare.sources import Source
-from scr2mae.data.prepare.tables import concat_tables, unique_names
 
-__all__ = ["align_sources", "join_obs", "join_var", "report_genes", "select_columns"]
+__all__ = ["align_sources", "join_obs", "join_var", "report_genes"]
 
 logger = logging.getLogger(__name__)
 
 
 def align_sources(sources: Sequence[Source], *, join: str) -> tuple[pd.Index, list[np.ndarray]]:
-    """Match the genes of all files by name, Ensembl versions aside.
+    """Match the genes of all files by name, ignoring versions of Ensembl ids.
 
-    Parameters
-    ----------
-    sources
-        The files; names are written, and ordered, as in the first that has them.
-    join
-        ``"inner"`` for the genes that all have, ``"outer"`` for those that any has.
-
-    Returns
-    -------
-    The names, shape (n_vars,); and for each file the column of each gene, -1 where it is absent, int64, shape
-    (n_vars,).
-
-    Raises
-    ------
-    ValueError
-        If no gene is left, or a gene is in one file in two versions.
+    Returns the names, spelled and ordered as in the first file that has them, and for each file the column of each gene,
+    -1 if absent. ``join`` is ``"inner"`` for genes that all files have or ``"outer"`` for genes that any file has.
     """
     names = sources[0].var.index.to_numpy(dtype=object)
     columns = [np.arange(len(names))]
     for source in sources[1:]:
         own = source.var.index.to_numpy(dtype=object)
         try:
-            position = align_genes(own, names)
+            found = align_genes(own, names)
         except ValueError as error:
             raise ValueError(f"{source.path}: {error}") from error
         if join == "inner":
-            shared = position >= 0
+            shared = found >= 0
             if not shared.any():
                 raise ValueError(
                     f"{source.path} shares no gene with the files before it: it has {own[:3].tolist()}, they have "
                     f"{names[:3].tolist()}. Symbols against Ensembl ids? Give all files the same kind of var_names."
                 )
-            names, columns = names[shared], [column[shared] for column in [*columns, position]]
+            names, columns = names[shared], [column[shared] for column in [*columns, found]]
         else:
-            new = np.setdiff1d(np.arange(len(own)), position)
+            new = np.setdiff1d(np.arange(len(own)), found)
             absent = np.full(len(new), -1)
             names = np.concatenate([names, own[new]])
             columns = [np.concatenate([column, absent]) for column in columns]
-            columns.append(np.concatenate([position, new]))
+            columns.append(np.concatenate([found, new]))
     return pd.Index(names), columns
 
 
-def select_columns(block: sp.csr_matrix, columns: np.ndarray) -> sp.csr_matrix:
-    """Take columns by number; -1 gives an empty one.
-
-    Parameters
-    ----------
-    block
-        CSR, shape (n_rows, n_file_vars).
-    columns
-        Distinct but for -1, shape (n_vars,).
-
-    Returns
-    -------
-    CSR of shape (n_rows, n_vars), indices sorted.
-    """
-    present = np.flatnonzero(columns >= 0)
-    if len(columns) == block.shape[1] and np.array_equal(columns, np.arange(len(columns))):
-        return block
-    target = np.full(block.shape[1], -1, dtype=np.int32)
-    target[columns[present]] = present
-    moved = target[block.indices]
-    kept = moved >= 0
-    indptr = np.concatenate([[0], np.cumsum(kept)])[block.indptr]
-    selected = sp.csr_matrix((block.data[kept], moved[kept], indptr), shape=(block.shape[0], len(columns)))
-    selected.sort_indices()
-    return selected
-
-
 def report_genes(sources: Sequence[Source], columns: Sequence[np.ndarray], join: str) -> None:
-    """Log what the alignment keeps and drops; warn where it drops most of a file."""
+    """Log how many genes of each file are kept and dropped; warn if most of a file is dropped."""
     if len(sources) == 1:
         return
     n_vars = len(columns[0])
@@ -101,41 +60,122 @@ def report_genes(sources: Sequence[Source], columns: Sequence[np.ndarray], join:
         logger.log(
             level,
             "%s: %d of its %d genes are kept, %d dropped, %d filled with zeros (join=%r).",
-            source.path,
-            found,
-            own,
-            own - found,
-            n_vars - found,
-            join,
+            *(source.path, found, own, own - found, n_vars - found, join),
         )
 
 
 def join_obs(sources: Sequence[Source], file_key: str | None) -> tuple[pd.DataFrame, int]:
-    """Read the cells of all files, in the order of the files.
-
-    Returns
-    -------
-    The table, with a column of the files' labels where ``file_key`` is given; and how many names were changed
-    because they occur more than once.
-    """
+    """Read the cells of all files in order, labeled in ``obs[file_key]``, and count the names made unique."""
     tables, labels = [source.read_obs() for source in sources], [source.label for source in sources]
-    obs = concat_tables(tables, labels, what="obs")
-    obs.index, n_renamed = unique_names(tables, labels)
+    obs = _concat_tables(tables, labels, what="obs")
+    file = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    names = np.concatenate([table.index.to_numpy(dtype=object) for table in tables])
+    repeated = pd.Index(names).duplicated(keep=False)
+    names[repeated] = names[repeated] + "-" + np.array(labels, dtype=object)[file[repeated]]
+    obs.index = pd.Index(names)
+    if not obs.index.is_unique:
+        obs.index = make_index_unique(obs.index)
     if file_key is not None:
         if file_key in obs:
-            raise ValueError(f"obs has a column {file_key!r} already; choose another file_key, or None.")
-        codes = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-        obs[file_key] = pd.Categorical.from_codes(codes, categories=pd.Index(labels))
-    return obs, n_renamed
+            raise ValueError(f"obs already has a column {file_key!r}; choose another file_key, or None.")
+        obs[file_key] = pd.Categorical.from_codes(file, categories=pd.Index(labels))
+    return obs, int(repeated.sum())
 
 
 def join_var(sources: Sequence[Source], names: pd.Index, columns: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Annotation of each gene from the first file that has it."""
-    tables, described = [], np.zeros(len(names), dtype=bool)
+    """Return the annotation of each gene in the first file that has it."""
+    tables, labels, described = [], [], np.zeros(len(names), dtype=bool)
     for source, column in zip(sources, columns, strict=True):
         first = (column >= 0) & ~described
         described |= first
         if first.any():  # genes come in the order of the files, so the tables need no sorting
-            tables.append((source.label, source.var.iloc[column[first]]))
-    labels, parts = [label for label, _ in tables], [table for _, table in tables]
-    return concat_tables(parts, labels, what="var").set_axis(names)
+            tables.append(source.var.iloc[column[first]])
+            labels.append(source.label)
+    return _concat_tables(tables, labels, what="var").set_axis(names)
+
+
+def _concat_tables(tables: Sequence[pd.DataFrame], labels: Sequence[str], *, what: str) -> pd.DataFrame:
+    """Put tables under one another; values of columns that a table lacks are missing.
+
+    Columns and categories come in order of first appearance. With missing values, integers become floats and booleans
+    nullable. Raises if a column has different kinds of values in two tables, which ``labels`` and ``what`` name.
+    """
+    if len(tables) == 1:
+        return tables[0].copy()
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    joined = {}
+    for column in columns:
+        parts = [table.get(column) for table in tables]
+        # A column of nothing but missing values fits any kind.
+        parts = [None if part is None or part.isna().all() else part for part in parts]
+        _check_kinds(parts, column, labels, what)
+        joined[column] = _concat(parts, [len(table) for table in tables])
+    return pd.DataFrame(
+        joined, index=np.concatenate([table.index.to_numpy(dtype=object) for table in tables])
+    )
+
+
+def _kind(column: pd.Series) -> str:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        inner = _kind(column.cat.categories.to_series())
+        return "text" if inner == "text" else f"categories that are {inner}"
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return "booleans"
+    return "numbers" if pd.api.types.is_numeric_dtype(column.dtype) else "text"
+
+
+def _check_kinds(parts: Sequence[pd.Series | None], column: str, labels: Sequence[str], what: str) -> None:
+    found: dict[str, str] = {}
+    for part, label in zip(parts, labels, strict=True):
+        if part is not None:
+            found.setdefault(_kind(part), label)
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        raise ValueError(
+            f"{what}[{column!r}] holds {one} in {first} and {other} in {second}; "
+            "make them one kind, or rename or drop the column in one of the files."
+        )
+
+
+def _concat(parts: Sequence[pd.Series | None], lengths: Sequence[int]) -> Any:
+    present = [part for part in parts if part is not None]
+    if not present:
+        return np.full(sum(lengths), np.nan)
+    kind = _kind(present[0])
+    missing = len(present) < len(parts) or any(part.isna().any() for part in present)
+    categorical = any(isinstance(part.dtype, pd.CategoricalDtype) for part in present)
+    if categorical or (kind == "text" and missing):
+        return _concat_categories(parts, lengths)
+    if kind == "text":
+        return np.concatenate([part.to_numpy(dtype=object) for part in present])
+    if not missing:
+        return np.concatenate([part.to_numpy() for part in present])
+    if kind == "booleans":
+        filled = [
+            pd.Series([pd.NA] * n, dtype="boolean") if part is None else part.astype("boolean")
+            for part, n in zip(parts, lengths, strict=True)
+        ]
+        return pd.concat(filled, ignore_index=True).array
+    return np.concatenate(
+        [
+            np.full(n, np.nan) if part is None else part.to_numpy(dtype=np.float64, na_value=np.nan)
+            for part, n in zip(parts, lengths, strict=True)
+        ]
+    )
+
+
+def _concat_categories(parts: Sequence[pd.Series | None], lengths: Sequence[int]) -> pd.Categorical:
+    """Unite categories; they stay ordered only if all files agree on their order."""
+    columns: list[Any] = [None if part is None else part.astype("category").cat for part in parts]
+    present = [column for column in columns if column is not None]
+    categories = present[0].categories
+    ordered = all(column.ordered and column.categories.equals(categories) for column in present)
+    for column in present[1:]:
+        categories = categories.append(column.categories.difference(categories, sort=False))
+    codes = [
+        np.full(n, -1)
+        if column is None
+        else np.append(categories.get_indexer(column.categories), -1)[column.codes.to_numpy()]
+        for column, n in zip(columns, lengths, strict=True)
+    ]
+    return pd.Categorical.from_codes(np.concatenate(codes), categories=categories, ordered=ordered)

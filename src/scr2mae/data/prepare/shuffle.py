@@ -1,4 +1,4 @@
-"""An external shuffle of sparse rows: spill to buckets by a random key, then sort one bucket at a time."""
+"""An external shuffle of sparse rows: write them to buckets by a random key, then sort one bucket at a time."""
 
 from __future__ import annotations
 
@@ -8,32 +8,14 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["RowShuffle", "random_keys"]
-
-
-def random_keys(n_obs: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the sort key of the next rows, uniform in [0, 1).
-
-    A stream: drawing 3 and then 5 gives the same as drawing 8, so that the order which the keys define does not
-    depend on how rows come in blocks.
-    """
-    return rng.random(n_obs)
+__all__ = ["RowShuffle"]
 
 
 class RowShuffle:
-    """Sort the rows of a matrix that does not fit into memory by keys that come with them.
+    """Sort the rows of a matrix larger than memory by keys in [0, 1).
 
-    Buckets are ranges of keys of equal length, a file each, so with uniform keys they are about equally full, and
-    the order of rows depends on the keys alone, not on the number of buckets.
-
-    Parameters
-    ----------
-    folder
-        Where to spill; must exist.
-    n_buckets
-        How many files, >= 1; one is in memory at a time.
-    n_vars
-        Columns of the matrix.
+    Buckets are ranges of keys of equal length, one file each in ``folder``, so that uniform keys fill them about
+    equally. The order of the rows depends on the keys only, not on the number of buckets.
     """
 
     def __init__(self, folder: Path, *, n_buckets: int, n_vars: int) -> None:
@@ -42,26 +24,15 @@ class RowShuffle:
         self.n_obs = np.zeros(n_buckets, dtype=np.int64)
         self.nnz = np.zeros(n_buckets, dtype=np.int64)
         self._files = [folder / f"{bucket:06d}.rows" for bucket in range(n_buckets)]
-        index_dtype = np.uint16 if n_vars <= np.iinfo(np.uint16).max + 1 else np.int32
-        self._entry = (np.dtype(index_dtype), np.dtype(np.float32))
+        self._index_dtype = _index_dtype(n_vars)
 
     @staticmethod
     def bytes_needed(n_obs: int, nnz: int, n_vars: int) -> int:
-        """Return the size on disk of what is spilled, in bytes."""
-        return n_obs * 20 + nnz * (6 if n_vars <= np.iinfo(np.uint16).max + 1 else 8)
+        """Return the size of all buckets on disk: key, position and length per row, index and float32 per value."""
+        return n_obs * 20 + nnz * (_index_dtype(n_vars).itemsize + 4)
 
     def add(self, rows: sp.csr_matrix, *, keys: np.ndarray, positions: np.ndarray) -> None:
-        """Spill rows.
-
-        Parameters
-        ----------
-        rows
-            Shape (n_rows, n_vars).
-        keys
-            In [0, 1), shape (n_rows,).
-        positions
-            Numbers to know the rows by, shape (n_rows,).
-        """
+        """Write rows to their buckets, with a number per row that identifies it later."""
         bucket = (keys * self.n_buckets).astype(np.int64)
         order = np.argsort(bucket, kind="stable")
         rows, keys, positions = rows[order], keys[order], positions[order]
@@ -76,19 +47,14 @@ class RowShuffle:
                     file.write(keys[start:stop].astype(np.float64).tobytes())
                     file.write(positions[start:stop].astype(np.int64).tobytes())
                     file.write(lengths[start:stop].tobytes())
-                    file.write(rows.indices[first:last].astype(self._entry[0]).tobytes())
-                    file.write(rows.data[first:last].astype(self._entry[1]).tobytes())
+                    file.write(rows.indices[first:last].astype(self._index_dtype).tobytes())
+                    file.write(rows.data[first:last].astype(np.float32).tobytes())
                 self.n_obs[number] += stop - start
                 self.nnz[number] += last - first
             start = stop
 
     def sorted_buckets(self) -> Iterator[tuple[sp.csr_matrix, np.ndarray]]:
-        """Read the buckets back one by one, each file removed once read.
-
-        Yields
-        ------
-        Rows in the order of their keys (CSR, float32), and their positions.
-        """
+        """Yield the rows of one bucket after another in the order of their keys, with their numbers."""
         for number, path in enumerate(self._files):
             if self.n_obs[number]:
                 bucket = self._read(number)
@@ -105,14 +71,18 @@ class RowShuffle:
         with self._files[number].open("rb") as file:
             while row < n_obs:
                 n_rows, n_entries = (int(n) for n in np.fromfile(file, np.int64, 2))
-                here, there = slice(row, row + n_rows), slice(entry, entry + n_entries)
-                keys[here] = np.fromfile(file, np.float64, n_rows)
-                positions[here] = np.fromfile(file, np.int64, n_rows)
+                rows, entries = slice(row, row + n_rows), slice(entry, entry + n_entries)
+                keys[rows] = np.fromfile(file, np.float64, n_rows)
+                positions[rows] = np.fromfile(file, np.int64, n_rows)
                 indptr[row + 1 : row + n_rows + 1] = np.fromfile(file, np.int32, n_rows)
-                indices[there] = np.fromfile(file, self._entry[0], n_entries)
-                data[there] = np.fromfile(file, self._entry[1], n_entries)
+                indices[entries] = np.fromfile(file, self._index_dtype, n_entries)
+                data[entries] = np.fromfile(file, np.float32, n_entries)
                 row, entry = row + n_rows, entry + n_entries
         np.cumsum(indptr, out=indptr)
-        rows = sp.csr_matrix((data, indices, indptr), shape=(n_obs, self.n_vars))
+        matrix = sp.csr_matrix((data, indices, indptr), shape=(n_obs, self.n_vars))
         order = np.argsort(keys, kind="stable")
-        return rows[order], positions[order]
+        return matrix[order], positions[order]
+
+
+def _index_dtype(n_vars: int) -> np.dtype:
+    return np.dtype(np.uint16 if n_vars <= np.iinfo(np.uint16).max + 1 else np.int32)

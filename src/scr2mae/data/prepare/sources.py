@@ -13,52 +13,32 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scr2mae._utils.untrusted import is_indptr
 from scr2mae.data.preprocess import read_block
-from scr2mae.data.store import on_disk, open_group, read_frame
+from scr2mae.data.store import check_by_cell, open_group, open_matrix, read_frame
 
 __all__ = ["Source", "open_sources"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file of counts, left on disk.
-
-    Attributes
-    ----------
-    path
-        Where it is.
-    label
-        Short name, unique among the files.
-    group
-        The file or folder, open.
-    element
-        The counts as stored: an array, or the group of a sparse matrix.
-    n_obs
-        Number of cells.
-    var
-        Genes of the counts.
-    """
+    """One file of counts, left on disk; ``label`` is a short name that is unique among the files."""
 
     path: Path
     label: str
     group: Any
-    element: Any
+    element: Any  # counts as stored: an array, or the group of a sparse matrix
     n_obs: int
     var: pd.DataFrame
 
     def read_obs(self) -> pd.DataFrame:
-        """Read the table of cells, which is not kept: names of cells take more room than a block of counts."""
+        """Read ``obs``, which is not kept: names of cells take more memory than a block of counts."""
         obs = read_frame(self.group, "obs", path=self.path)
         return obs.set_axis(obs.index.astype(str))
 
     def blocks(self, max_nnz: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Read the counts in blocks of whole cells with at most ``max_nnz`` stored values, or one cell.
-
-        Yields
-        ------
-        Number of the first cell, and the block: CSR, float64, all genes of the file.
-        """
-        counts = on_disk(self.element)
+        """Yield the index of a first cell and the counts from there: whole cells of at most ``max_nnz`` values, or one."""
+        counts = open_matrix(self.element)
         for start, stop in self._bounds(max_nnz):
             yield start, read_block(counts, start, stop)
 
@@ -77,36 +57,20 @@ class Source:
 
 @contextmanager
 def open_sources(paths: Sequence[Path], *, layer: str | None) -> Iterator[list[Source]]:
-    """Open files of counts for as long as the block runs.
-
-    Parameters
-    ----------
-    paths
-        ``.h5ad`` files or ``.zarr`` folders.
-    layer
-        Layer with the counts; None for ``raw`` where there is one, else ``X``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If one is not there.
-    KeyError
-        If one lacks the layer.
-    ValueError
-        If none is given, one is given twice, is not an AnnData, stores counts by gene, or names genes twice.
-    """
+    """Open ``.h5ad`` files or ``.zarr`` folders; counts are in the layer, else in ``raw`` if there is one, else in ``X``."""
     if not paths:
         raise ValueError("Expected at least one file to prepare, got none.")
-    whole = [path.resolve() for path in paths]
+    resolved = [path.resolve() for path in paths]
     for path in paths:
-        if whole.count(path.resolve()) > 1:
-            raise ValueError(f"{path} is given twice; each cell may go in once.")
+        if resolved.count(path.resolve()) > 1:
+            raise ValueError(f"{path} is given twice; pass each file once.")
     with ExitStack() as stack:
-        yield [_open(path, label, layer, stack) for path, label in zip(paths, _labels(whole), strict=True)]
+        labels = _labels(resolved)
+        yield [_open(path, label, layer, stack) for path, label in zip(paths, labels, strict=True)]
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """Shortest ends of the paths that tell them apart, without suffix where that suffices."""
+    """Return the shortest ends of the paths that are unique, without suffixes if possible."""
     for depth in range(1, max(len(path.parts) for path in paths)):
         tails = ["/".join(path.parts[-depth:]) for path in paths]
         for labels in ([os.path.splitext(tail)[0] for tail in tails], tails):
@@ -134,7 +98,7 @@ def _open(path: Path, label: str, layer: str | None, stack: ExitStack) -> Source
 
 
 def _find_counts(group: Any, path: Path, layer: str | None) -> tuple[Any, str]:
-    """Find the matrix of counts, and which table names its genes."""
+    """Return the stored matrix of counts and the name of the table of its genes."""
     if layer is not None:
         layers = sorted(group["layers"]) if "layers" in group else []
         if layer not in layers:
@@ -148,19 +112,13 @@ def _find_counts(group: Any, path: Path, layer: str | None) -> tuple[Any, str]:
 
 
 def _check_shape(element: Any, path: Path, n_obs: int, n_vars: int) -> None:
-    matrix = on_disk(element)
-    if getattr(matrix, "format", None) == "csc":
-        raise ValueError(
-            f"The counts of {path} are stored by gene (CSC), so cells cannot be read a few at a time; store them "
-            "by cell once: adata = anndata.read_h5ad(path); adata.X = adata.X.tocsr(); adata.write_h5ad(new_path)."
-        )
+    matrix = open_matrix(element)
+    check_by_cell(matrix, f"The matrix of counts in {path}")
     if tuple(matrix.shape) != (n_obs, n_vars) or not n_obs or not n_vars:
         raise ValueError(
             f"Expected counts of {n_obs} cells x {n_vars} genes in {path}, both at least 1, got {tuple(matrix.shape)}."
         )
-    if not hasattr(element, "dtype"):
-        ends = element["indptr"][...]
-        if len(ends) != n_obs + 1 or ends[0] != 0 or (np.diff(ends) < 0).any():
-            raise ValueError(
-                f"The counts of {path} are damaged: their indptr does not rise from 0 over {n_obs} cells."
-            )
+    if not hasattr(element, "dtype") and not is_indptr(element["indptr"][...], n_obs):
+        raise ValueError(
+            f"The counts of {path} are damaged: their indptr does not rise from 0 over {n_obs} cells."
+        )

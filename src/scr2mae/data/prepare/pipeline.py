@@ -1,11 +1,11 @@
-"""One shuffled store from several files of counts, none of which is ever in memory whole."""
+"""One shuffled store from several files of counts, with bounded memory."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scr2mae._utils.progress import progress
-from scr2mae.data.prepare.join import align_sources, join_obs, join_var, report_genes, select_columns
-from scr2mae.data.prepare.shuffle import RowShuffle, random_keys
+from scr2mae.data.counts import find_invalid_count
+from scr2mae.data.genes import select_genes
+from scr2mae.data.prepare.join import align_sources, join_obs, join_var, report_genes
+from scr2mae.data.prepare.shuffle import RowShuffle
 from scr2mae.data.prepare.sources import Source, open_sources
 from scr2mae.data.prepare.writer import (
     bytes_per_value,
@@ -28,14 +30,15 @@ from scr2mae.data.prepare.writer import (
     write_counts,
     write_tables,
 )
-from scr2mae.data.preprocess import STATISTICS, check_counts, moments, rank_genes
+from scr2mae.data.preprocess import STATISTICS, invalid_count_error, moments, rank_genes
 
 __all__ = ["prepare"]
 
 logger = logging.getLogger(__name__)
 
-# Bytes that a value takes at the peak: of a block with its copies in float64, of a bucket with its sorted copy.
-_BLOCK_BYTES, _BUCKET_BYTES = 64, 64
+_BYTES_PER_VALUE = (
+    64  # at the peak: of a block with its copies in float64, or of a bucket with its sorted copy
+)
 
 
 def prepare(
@@ -54,50 +57,50 @@ def prepare(
     overwrite: bool = False,
     progressbar: bool = True,
 ) -> Path:
-    """Write the raw counts of the highly variable genes of several files into one store, cells shuffled.
+    """Write the raw counts of the highly variable genes of several files into one store, with the cells shuffled.
 
-    Files are read twice, block by block: once to check the counts and rank the genes, once to copy the genes kept.
-    Cells are shuffled outside memory, so a store of any size can be read in long runs of rows and yet in random
-    order. The result is that of `preprocess` on the concatenated files, in another order of cells.
+    Files are read twice, block by block: first to validate the counts and rank the genes, then to copy the selected genes.
+    Cells are shuffled on disk, so that a store of any size can be read in long runs of rows and yet in random
+    order. The result is that of `preprocess` on the concatenated files, with the cells in another order.
 
     Parameters
     ----------
     paths
         ``.h5ad`` files or ``.zarr`` folders, with counts stored by cell (CSR) or dense. Genes are matched by name,
-        versions of Ensembl ids aside.
+        ignoring versions of Ensembl ids.
     output
         Store to write, ending in ``.zarr`` (a folder) or ``.h5ad``.
     n_top_genes
-        Highly variable genes to keep, >= 1; the paper keeps 5000. None keeps all.
+        Number of highly variable genes to keep, >= 1; the paper keeps 5000. None keeps all.
     layer
-        Layer with the counts, instead of ``raw`` where there is one, else ``X``.
+        Layer with the counts; None for ``raw`` if there is one, else ``X``.
     min_genes
-        Cells with fewer of the genes kept are dropped, >= 0.
+        Smallest number of detected genes per cell, among those kept, >= 0; other cells are dropped.
     target_sum
-        Counts per cell that the genes are ranked at, see `highly_variable_genes`.
+        Counts per cell to which cells are scaled for the ranking, see `highly_variable_genes`.
     join
-        Genes that all files have (``"inner"``), or that any has (``"outer"``), zero where it is absent: zeros that
-        nobody has measured.
+        ``"inner"`` keeps genes that all files have, ``"outer"`` genes that any file has. Genes that a file lacks become
+        zeros, although they were not measured.
     file_key
-        Column of ``obs`` that will name the file of each cell; None for no such column.
+        Column of ``obs`` with the file of each cell; None for no such column.
     seed
-        Of the shuffle. The order of cells depends on it and on the cells before it alone, not on ``memory_limit``.
+        Seed of the shuffle. The order of the cells depends on it and on the cells before it, not on ``memory_limit``.
     memory_limit
-        Bytes that blocks and buckets may take, roughly; ``obs`` and the libraries come on top. Where the store is
-        very much larger than this, more memory means fewer and larger pieces.
+        Approximate bytes for blocks and buckets, in addition to ``obs`` and the libraries. For stores much larger
+        than this, a higher limit means fewer and larger pieces.
     chunk_size
-        Counts per chunk of the store; what is compressed, and read, at once.
+        Counts per chunk of the store, which is the unit of compression and reading.
     overwrite
-        Whether to replace a store that is there already, once the new one is whole.
+        Whether to replace an existing store, once the new one is complete.
     progressbar
-        Whether to show one; it stays quiet where standard error is not a terminal.
+        Whether to show a progress bar; never shown if standard error is not a terminal.
 
     Returns
     -------
     Path of the store, which `anndata.read_zarr`, `anndata.read_h5ad` and `scr2mae.data.open_store` open. ``X`` has
     raw counts (CSR, float32), ``obs`` the columns of all files, ``var`` the annotation in the first file that has
-    the gene, joined by ``means``, ``dispersions`` and ``dispersions_norm``; ``uns["scr2mae_store"]`` says how it was made.
-    Names of cells that occur twice get that of their file as suffix.
+    the gene, with ``means``, ``dispersions`` and ``dispersions_norm``; ``uns["scr2mae_store"]`` records the settings.
+    Names of cells that occur more than once get the name of their file as a suffix.
 
     Raises
     ------
@@ -108,29 +111,29 @@ def prepare(
     KeyError
         If a file lacks the layer.
     OSError
-        If the disk has no room.
+        If the disk has too little free space.
     ValueError
-        If values are not counts, files share no gene or disagree on what a column is, or an argument is unusable.
+        If values are not counts, files share no gene or disagree on the type of a column, or an argument is invalid.
 
     Notes
     -----
-    Spilled rows and the growing store lie in a hidden folder beside the output, which a run that fails removes. A
-    store takes its name only when it is whole.
+    Temporary files and the growing store are in a hidden folder beside the output, which is removed if the run fails.
+    The store gets its name only when it is complete.
     """
     _check_arguments(n_top_genes, min_genes, target_sum, join, memory_limit, chunk_size)
     inputs = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
-    target = Path(output).resolve()  # through a link, what it names is written
+    target = Path(output).resolve()  # a link is followed
     check_output(target, inputs, overwrite=overwrite)
     with open_sources(inputs, layer=layer) as sources:
         n_obs = sum(source.n_obs for source in sources)
         names, columns = align_sources(sources, join=join)
         report_genes(sources, columns, join)
-        n_renamed = join_obs(sources, file_key)[1]  # fails early; read again when memory is free of counts
+        n_renamed = join_obs(sources, file_key)[1]  # fails early; read again when no counts are in memory
         if n_renamed:
             logger.warning(
-                "%d names of cells occur more than once; they get their file as suffix.", n_renamed
+                "%d names of cells occur more than once; they get their file as a suffix.", n_renamed
             )
-        max_nnz = max(1, int(memory_limit / _BLOCK_BYTES))
+        max_nnz = max(1, int(memory_limit / _BYTES_PER_VALUE))
         blocks = _blocks(sources, columns, max_nnz, "check and rank", progressbar, check=True)
         var = join_var(sources, names, columns)
         var, genes = _select_genes(blocks, n_obs, var, n_top_genes, target_sum)
@@ -140,13 +143,15 @@ def prepare(
         settings = {"seed": seed, "join": join, "min_genes": min_genes, "target_sum": target_sum}
         record = _record(sources, layer=layer, n_top_genes=n_top_genes, **settings)
         with work_folder(target) as folder:
-            n_buckets = max(1, math.ceil(n_values * _BUCKET_BYTES / memory_limit))
+            n_buckets = max(1, math.ceil(n_values * _BYTES_PER_VALUE / memory_limit))
             shuffle = RowShuffle(folder, n_buckets=n_buckets, n_vars=len(genes))
             columns = [column[genes] for column in columns]
             _spill(_blocks(sources, columns, max_nnz, "copy", progressbar), shuffle, min_genes, seed)
             part = folder / f"store{target.suffix}"
             with create_group(part) as group:
-                buckets = _progress(shuffle, progressbar)
+                buckets = progress(
+                    shuffle.sorted_buckets(), desc="write", unit="bucket", total=n_buckets, show=progressbar
+                )
                 order = write_counts(group, buckets, n_vars=len(genes), chunk_size=chunk_size)
                 obs = join_obs(sources, file_key)[0].iloc[order]
                 write_tables(group, obs=obs, var=var, uns={"scr2mae_store": record})
@@ -186,28 +191,18 @@ def _blocks(
     *,
     check: bool = False,
 ) -> Iterator[tuple[int, sp.csr_matrix]]:
-    """Read all files in blocks of cells, in one order of genes; gives the number of each block's first cell."""
+    """Read all files in blocks of cells, with their genes in one order; yields the index of the first cell too."""
     first = 0
     total = sum(source.n_obs for source in sources)
     with progress(total=total, desc=description, unit="cell", show=progressbar) as bar:
         for source, column in zip(sources, columns, strict=True):
             for start, block in source.blocks(max_nnz):
-                if check:
-                    _check_block(source, start, block)
-                yield first + start, select_columns(block, column)
+                if check and (found := find_invalid_count(block)):
+                    cell = source.read_obs().index[start + found.row]
+                    raise invalid_count_error(found, cell, source.var.index, file=source.path)
+                yield first + start, select_genes(block, column)
                 bar.update(block.shape[0])
             first += source.n_obs
-
-
-def _check_block(source: Source, start: int, block: sp.csr_matrix) -> None:
-    try:
-        check_counts(block, pd.RangeIndex(block.shape[0]), source.var.index)
-    except ValueError:  # names of cells are read only when one must be named
-        names = source.read_obs().index[start : start + block.shape[0]]
-        try:
-            check_counts(block, names, source.var.index)
-        except ValueError as error:
-            raise ValueError(f"{source.path}: {error}") from None
 
 
 def _select_genes(
@@ -217,7 +212,7 @@ def _select_genes(
     n_top_genes: int | None,
     target_sum: float,
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Annotation of the genes kept, with their statistics and ``n_cells``, and their positions."""
+    """Return the annotation of the selected genes, with their statistics and ``n_cells``, and their indices."""
     found = moments((block for _, block in blocks), (n_obs, len(var)), target_sum)
     ranking = rank_genes(*found, n_top_genes=n_top_genes or 1, var_names=var.index)
     genes = np.arange(len(var)) if n_top_genes is None else np.flatnonzero(ranking["highly_variable"])
@@ -230,9 +225,10 @@ def _select_genes(
 def _spill(
     blocks: Iterator[tuple[int, sp.csr_matrix]], shuffle: RowShuffle, min_genes: int, seed: int
 ) -> None:
+    """Write the cells with enough genes to buckets by random keys, drawn as one stream whatever the size of the blocks."""
     rng = np.random.default_rng(seed)
     for first, block in blocks:
-        keys = random_keys(block.shape[0], rng)
+        keys = rng.random(block.shape[0])
         kept = np.flatnonzero(np.diff(block.indptr) >= min_genes)
         rows = block if len(kept) == block.shape[0] else block[kept]
         shuffle.add(rows, keys=keys[kept], positions=first + kept)
@@ -240,17 +236,10 @@ def _spill(
         raise ValueError(f"No cell has {min_genes} of the {shuffle.n_vars} genes detected; lower min_genes.")
 
 
-def _progress(shuffle: RowShuffle, progressbar: bool) -> Iterable[tuple[sp.csr_matrix, np.ndarray]]:
-    """Read the buckets, with a progress bar."""
-    return progress(
-        shuffle.sorted_buckets(), desc="write", unit="bucket", total=shuffle.n_buckets, show=progressbar
-    )
-
-
 def _record(
     sources: Sequence[Source], *, layer: str | None, n_top_genes: int | None, **settings: Any
 ) -> dict[str, Any]:
-    """Say what the store is made of, in kinds that every anndata can write; what is None is left out."""
+    """Describe the store in types that every anndata can write, so without None."""
     record = {
         "sources": np.array([source.path.name for source in sources], dtype=object),
         "n_obs": np.array([source.n_obs for source in sources]),
