@@ -22,7 +22,7 @@ class TestClassification:
         assert metrics.balanced_accuracy(y_true, y_pred) == balanced_accuracy_score(y_true, y_pred)
         assert metrics.macro_f1(y_true, y_pred) == f1_score(y_true, y_pred, average="macro")
 
-    def test_a_class_that_is_only_predicted_is_no_column_of_the_average(self):
+    def test_a_class_that_is_only_predicted_is_left_out_of_the_average(self):
         y_true, y_pred = ["a", "a", "b", "b"], ["a", "c", "b", "b"]
         assert metrics.balanced_accuracy(y_true, y_pred) == 0.75
         assert metrics.macro_f1(y_true, y_pred) == pytest.approx((2 / 3 + 1) / 2)
@@ -69,7 +69,7 @@ class TestMaskedPearson:
     def rho(self, rng):
         return rng.dirichlet(np.ones(40), size=12)
 
-    def test_is_scipys_correlation_of_log_normalised_expression_over_the_masked_genes(self, rng, counts, rho):
+    def test_is_scipys_correlation_of_log_normalized_expression_over_the_masked_genes(self, rng, counts, rho):
         mask = rng.random(40) < 0.4
         observed = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
         expected = [
@@ -84,7 +84,7 @@ class TestMaskedPearson:
         ]
         np.testing.assert_allclose(metrics.masked_pearson(rho, counts, mask), cell_by_cell, rtol=1e-10)
 
-    def test_reads_sparse_counts_and_a_given_library(self, counts, rho):
+    def test_takes_sparse_counts_and_a_given_library(self, counts, rho):
         mask = np.arange(40) < 15
         library = counts.sum(axis=1) * 2
         observed = np.log1p(1e4 * counts / library[:, None])
@@ -112,12 +112,12 @@ class TestMaskedPearson:
     def test_is_nan_for_a_constant_prediction(self, counts):
         assert np.isnan(metrics.masked_pearson(np.full((12, 40), 1 / 40), counts, np.arange(40) < 15)).all()
 
-    def test_refuses_what_does_not_fit(self, counts, rho):
+    def test_refuses_shapes_that_do_not_match(self, counts, rho):
         with pytest.raises(ValueError, match="same cells and genes"):
             metrics.masked_pearson(rho[:, 1:], counts, np.ones(40, dtype=bool))
         with pytest.raises(ValueError, match="boolean mask"):
             metrics.masked_pearson(rho, counts, np.ones(40))
-        with pytest.raises(ValueError, match=r"two masked genes a cell, got 1"):
+        with pytest.raises(ValueError, match=r"two masked genes per cell, got 1"):
             metrics.masked_pearson(rho, counts, np.arange(40) < 1)
         counts[0] = 0
         with pytest.raises(ValueError, match="positive library"):
@@ -147,8 +147,8 @@ class TestKnnLabelRecovery:
         expected = balanced_accuracy_score(y, predicted)
         assert metrics.knn_label_recovery(X, y, n_neighbors=5) == pytest.approx(expected)
 
-    def test_with_groups_asks_other_groups_only(self, rng):
-        # Each donor is an island, and the label is the donor's: only other donors can testify, and they err.
+    def test_with_groups_uses_neighbors_of_other_groups_only(self, rng):
+        # Donors are far apart and the label is the donor's: the nearest cells of other donors carry the wrong label.
         donor = np.repeat([0, 1, 2, 3], 20)
         X = rng.normal(size=(80, 2)) + 100.0 * np.array([[0, 0], [0, 1], [5, 0], [5, 1]])[donor]
         label = donor % 2
@@ -166,7 +166,7 @@ class TestKnnLabelRecovery:
 class TestBatchMixing:
     def test_without_scib_metrics_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "scib_metrics", None)
-        with pytest.raises(ImportError, match="pip install scib-metrics"):
+        with pytest.raises(ImportError, match=r"pip install 'scr2mae\[metrics\]'"):
             metrics.batch_mixing(np.zeros((4, 2)), [0, 1, 0, 1])
 
     def test_is_one_for_mixed_and_zero_for_separate_batches(self, rng):

@@ -9,9 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
+from scr2mae._utils.optional import require
 from scr2mae._utils.spectrum import EffectiveRank, effective_rank
 
 __all__ = [
@@ -40,15 +41,15 @@ def _matrix(X: ArrayLike) -> NDArray[np.float64]:
 
 
 def balanced_accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
-    """Mean recall over the classes present in ``y_true``.
+    """Return the mean recall over the classes present in ``y_true``.
 
     Parameters
     ----------
     y_true
         Labels, shape ``(n_obs,)``.
     y_pred
-        Predicted labels, shape ``(n_obs,)``. A prediction outside the classes of ``y_true`` is an error of
-        the cell that received it; it opens no class of its own.
+        Predicted labels, shape ``(n_obs,)``. A label that is absent from ``y_true`` counts as an error, not as
+        another class.
 
     Returns
     -------
@@ -60,7 +61,7 @@ def balanced_accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
 
 
 def macro_f1(y_true: ArrayLike, y_pred: ArrayLike) -> float:
-    """Mean F1 over the classes present in ``y_true``.
+    """Return the mean F1 score over the classes present in ``y_true``.
 
     Parameters
     ----------
@@ -75,8 +76,8 @@ def macro_f1(y_true: ArrayLike, y_pred: ArrayLike) -> float:
 
     Notes
     -----
-    scikit-learn averages over the union of true and predicted labels by default. Here a class that no test
-    cell carries is not averaged over: with donors held out it may be missing for no fault of the embedding.
+    scikit-learn averages over the union of true and predicted labels by default. Here a class without a test
+    cell is left out: with donors held out, it may be missing for reasons unrelated to the embedding.
 
     Examples
     --------
@@ -90,20 +91,20 @@ def macro_f1(y_true: ArrayLike, y_pred: ArrayLike) -> float:
 
 
 def macro_auroc(y_true: ArrayLike, scores: ArrayLike, *, classes: ArrayLike) -> float:
-    """Mean area under the ROC curve, each class present against the rest.
+    """Return the mean area under the ROC curve of each class present against the rest.
 
     Parameters
     ----------
     y_true
         Labels, shape ``(n_obs,)``, all of them in ``classes``.
     scores
-        One score a class, larger for more likely, shape ``(n_obs, n_classes)``.
+        One score per class, larger for more likely, shape ``(n_obs, n_classes)``.
     classes
-        Class of every column of ``scores``, shape ``(n_classes,)``.
+        Class of each column of ``scores``, shape ``(n_classes,)``.
 
     Returns
     -------
-    Score in [0, 1]; NaN, with an :class:`~sklearn.exceptions.UndefinedMetricWarning`, where ``y_true`` holds
+    Score in [0, 1]; NaN, with an :class:`~sklearn.exceptions.UndefinedMetricWarning`, if ``y_true`` holds
     fewer than two classes.
 
     Raises
@@ -116,24 +117,19 @@ def macro_auroc(y_true: ArrayLike, scores: ArrayLike, *, classes: ArrayLike) -> 
     check_consistent_length(y_true, scores)
     if scores.shape[1] != len(classes):
         raise ValueError(
-            f"Got {scores.shape[1]} columns of scores for {len(classes)} classes; give one a class."
+            f"Got {scores.shape[1]} columns of scores for {len(classes)} classes; pass one per class."
         )
     present = np.unique(y_true)
     if unknown := sorted(set(present.tolist()) - set(classes.tolist())):
         raise ValueError(f"No column of scores for the labels {unknown}; drop those cells first.")
     if len(present) < 2:
-        warnings.warn(
-            f"Macro AUROC needs two classes in y_true; it holds {present.tolist()}.",
-            UndefinedMetricWarning,
-            stacklevel=2,
-        )
-        return float("nan")
+        return _undefined(f"Macro AUROC needs two classes in y_true; it holds {present.tolist()}.")
     column = {label: j for j, label in enumerate(classes.tolist())}
     return float(np.mean([roc_auc_score(y_true == c, scores[:, column[c]]) for c in present.tolist()]))
 
 
 def spearman(y_true: ArrayLike, y_pred: ArrayLike) -> float:
-    """Rank correlation of a prediction with its target.
+    """Return Spearman's rank correlation between a prediction and its target.
 
     Parameters
     ----------
@@ -142,20 +138,23 @@ def spearman(y_true: ArrayLike, y_pred: ArrayLike) -> float:
 
     Returns
     -------
-    Correlation in [-1, 1]; NaN, with an :class:`~sklearn.exceptions.UndefinedMetricWarning`, where one side
-    is constant.
+    Correlation in [-1, 1]; NaN, with an :class:`~sklearn.exceptions.UndefinedMetricWarning`, if one side is
+    constant.
     """
     y_true, y_pred = _column(y_true), _column(y_pred)
     check_consistent_length(y_true, y_pred)
     constant = [name for name, y in (("y_true", y_true), ("y_pred", y_pred)) if np.all(y == y[0])]
     if constant:
-        warnings.warn(
-            f"Spearman's correlation needs two distinct values; {' and '.join(constant)} is constant.",
-            UndefinedMetricWarning,
-            stacklevel=2,
+        return _undefined(
+            f"Spearman's correlation needs two distinct values; {' and '.join(constant)} is constant."
         )
-        return float("nan")
     return float(spearmanr(y_true, y_pred).statistic)
+
+
+def _undefined(message: str) -> float:
+    """Warn the caller of a metric and return NaN."""
+    warnings.warn(message, UndefinedMetricWarning, stacklevel=3)
+    return float("nan")
 
 
 def masked_pearson(
@@ -174,15 +173,15 @@ def masked_pearson(
     target
         Counts, shape ``(n_obs, n_vars)``, dense or sparse.
     mask
-        True for the genes that are hidden and scored, shape ``(n_vars,)`` or ``(n_obs, n_vars)``. Give every
-        method the same mask.
+        True for the genes that are masked and scored, shape ``(n_vars,)`` or ``(n_obs, n_vars)``. To compare
+        methods, use the same mask for all.
     library
-        Library size of each cell, shape ``(n_obs,)``; by default the sum of its counts, masked genes included.
+        Library size per cell, shape ``(n_obs,)``; by default the sum of its counts, including masked genes.
 
     Returns
     -------
-    Pearson's correlation of ``log1p(1e4 rho)`` with ``log1p(1e4 x / library)``, shape ``(n_obs,)``; NaN where
-    either side is constant over the masked genes (no masked gene was counted, say). Average with
+    Pearson correlation of ``log1p(1e4 rho)`` with ``log1p(1e4 x / library)``, shape ``(n_obs,)``; NaN where
+    either side is constant over the masked genes, for example because all their counts are zero. Average with
     :func:`numpy.nanmean` or :func:`group_means`.
 
     Raises
@@ -192,7 +191,8 @@ def masked_pearson(
 
     Notes
     -----
-    Taking the correlation per cell over its masked genes is inferred; the paper states only the two sides.
+    The paper states only the two sides; that the correlation is taken per cell, over its masked genes, is
+    inferred.
     """
     prediction = _matrix(prediction)
     target = check_array(target, dtype=np.float64, accept_sparse="csr")
@@ -216,19 +216,20 @@ def masked_pearson(
 def _check_masked_shapes(prediction: tuple[int, ...], target: tuple[int, ...], mask: NDArray[Any]) -> None:
     if prediction != target:
         raise ValueError(
-            f"Prediction has shape {prediction}, target {target}; give the same cells and genes."
+            f"Prediction has shape {prediction}, target {target}; pass the same cells and genes."
         )
     if mask.dtype != bool or mask.shape not in (prediction, prediction[1:]):
         raise ValueError(
             f"Wanted a boolean mask of shape {prediction} or {prediction[1:]}, got {mask.dtype} {mask.shape}."
         )
     if (n_masked := int(mask.sum(axis=-1).min())) < 2:
-        raise ValueError(f"A correlation needs two masked genes a cell, got {n_masked}; raise the ratio.")
+        raise ValueError(f"A correlation needs two masked genes per cell, got {n_masked}; raise the ratio.")
 
 
 def _row_pearson(
     a: NDArray[np.float64], b: NDArray[np.float64], mask: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
+    """Return the Pearson correlation of each row over its masked entries; NaN for a constant row."""
     n_masked = mask.sum(axis=1, keepdims=True)
     a, b = np.where(mask, a, 0.0), np.where(mask, b, 0.0)
     deviations = [np.where(mask, x - x.sum(axis=1, keepdims=True) / n_masked, 0.0) for x in (a, b)]
@@ -248,14 +249,14 @@ def group_means(values: ArrayLike, groups: ArrayLike) -> tuple[NDArray[Any], NDA
     Parameters
     ----------
     values
-        One value or row of values a cell, shape ``(n_obs,)`` or ``(n_obs, n_columns)``. NaN is left out.
+        One value or row of values per cell, shape ``(n_obs,)`` or ``(n_obs, n_columns)``. NaN is ignored.
     groups
         Group of each cell, shape ``(n_obs,)``, without missing values.
 
     Returns
     -------
-    The sorted groups, shape ``(n_groups,)``, and their means, shape ``(n_groups,)`` or
-    ``(n_groups, n_columns)``; NaN where a group has no value.
+    Sorted groups, shape ``(n_groups,)``, and their means, shape ``(n_groups,)`` or ``(n_groups, n_columns)``;
+    NaN where a group has no value.
     """
     values = np.asarray(values, dtype=np.float64)
     names, codes = np.unique(np.asarray(groups), return_inverse=True)
@@ -272,7 +273,7 @@ def group_means(values: ArrayLike, groups: ArrayLike) -> tuple[NDArray[Any], NDA
 def knn_label_recovery(
     X: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | None = None, n_neighbors: int = 15
 ) -> float:
-    """Balanced accuracy of labels voted by the nearest other cells.
+    """Return the balanced accuracy of labels predicted by a vote of the nearest other cells.
 
     Parameters
     ----------
@@ -284,7 +285,7 @@ def knn_label_recovery(
         Group of each cell, such as its donor, shape ``(n_obs,)``. With groups, neighbors come from other
         groups only; without, from all other cells.
     n_neighbors
-        Neighbors that vote, >= 1; ties go to the first label in sorted order.
+        Number of neighbors that vote, >= 1; ties go to the first label in sorted order.
 
     Returns
     -------
@@ -293,7 +294,7 @@ def knn_label_recovery(
     Raises
     ------
     ValueError
-        If there is one group only, or fewer than ``n_neighbors`` cells outside a group.
+        If there is only one group, or fewer than ``n_neighbors`` cells outside a group.
     """
     X, labels = _matrix(X), _column(labels)
     check_consistent_length(X, labels)
@@ -313,14 +314,14 @@ def knn_label_recovery(
     for name in names:
         inside = members == name
         if (n_outside := int((~inside).sum())) < n_neighbors:
-            raise ValueError(f"Wanted {n_neighbors} neighbors outside group {name!r}, there are {n_outside}.")
+            raise ValueError(f"Wanted {n_neighbors} neighbors outside group {name!r}, got {n_outside}.")
         model = KNeighborsClassifier(n_neighbors=n_neighbors).fit(X[~inside], codes[~inside])
         predicted[inside] = model.predict(X[inside])
     return balanced_accuracy(codes, predicted)
 
 
 def batch_mixing(X: ArrayLike, batch: ArrayLike, *, n_neighbors: int = 90) -> float:
-    """Integration LISI: how well batches mix among a cell's neighbors, by scib-metrics.
+    """Return the integration LISI of scib-metrics: how well batches mix among a cell's neighbors.
 
     Parameters
     ----------
@@ -329,28 +330,21 @@ def batch_mixing(X: ArrayLike, batch: ArrayLike, *, n_neighbors: int = 90) -> fl
     batch
         Batch of each cell, shape ``(n_obs,)``.
     n_neighbors
-        Neighbors a cell, below ``n_obs``; the perplexity is a third of it.
+        Number of neighbors per cell, below ``n_obs``; the perplexity is a third of it.
 
     Returns
     -------
-    Score from 0 (apart) to 1 (mixed as evenly as the batches allow).
+    Score from 0 (separate) to 1 (mixed as evenly as the batch sizes allow).
 
     Raises
     ------
     ImportError
         If scib-metrics is not installed.
     ValueError
-        If there are not two batches or too few cells.
+        If there are fewer than two batches or too few cells.
     """
-    try:
-        from scib_metrics import ilisi_knn
-        from scib_metrics.nearest_neighbors import NeighborsResults
-    except ImportError as error:
-        raise ImportError(
-            "Batch mixing needs scib-metrics; install it with `pip install scib-metrics`."
-        ) from error
-    from sklearn.neighbors import NearestNeighbors
-
+    scib_metrics = require("scib_metrics", extra="metrics")
+    neighbors_module = require("scib_metrics.nearest_neighbors", extra="metrics")
     X, codes = _matrix(X), np.unique(_column(batch), return_inverse=True)[1]
     check_consistent_length(X, codes)
     if codes.max() < 1 or len(X) <= n_neighbors:
@@ -358,5 +352,5 @@ def batch_mixing(X: ArrayLike, batch: ArrayLike, *, n_neighbors: int = 90) -> fl
             f"Wanted two batches and more than {n_neighbors} cells, got {codes.max() + 1} and {len(X)}."
         )
     distances, indices = NearestNeighbors(n_neighbors=n_neighbors).fit(X).kneighbors(X)
-    neighbors = NeighborsResults(indices=indices, distances=distances)
-    return float(ilisi_knn(neighbors, codes, perplexity=n_neighbors // 3))
+    neighbors = neighbors_module.NeighborsResults(indices=indices, distances=distances)
+    return float(scib_metrics.ilisi_knn(neighbors, codes, perplexity=n_neighbors // 3))

@@ -300,7 +300,7 @@ PROBES = [
     Case("metrics: column missing", ValueError, "Got 1 columns of scores for 2 classes", lambda p: metrics.macro_auroc([0, 1], [[0.1], [0.2]], classes=[0, 1])),
     Case("metrics: zero matrix", ValueError, "zero matrix", lambda p: metrics.effective_rank(np.zeros((3, 2)))),
     Case("metrics: lengths", ValueError, "inconsistent numbers of samples", lambda p: metrics.spearman([1.0, 2.0], [1.0])),
-    Case("metrics: shapes", ValueError, "give the same cells and genes", lambda p: metrics.masked_pearson(np.ones((2, 3)), np.ones((2, 4)), np.ones(3, bool))),
+    Case("metrics: shapes", ValueError, "pass the same cells and genes", lambda p: metrics.masked_pearson(np.ones((2, 3)), np.ones((2, 4)), np.ones(3, bool))),
     Case("metrics: one group", ValueError, "at least two groups", lambda p: metrics.knn_label_recovery(np.eye(4), [0, 1, 0, 1], groups=["a"] * 4)),
     Case("benchmark: method", ValueError, "No method ['r3mae']", _benchmark(methods=["r3mae"])),
     Case("benchmark: seeds", ValueError, "Wanted distinct seeds", _benchmark(seeds=(1, 1))),
