@@ -9,7 +9,8 @@ from anndata import AnnData
 
 from scr2mae import benchmark
 from scr2mae.benchmark.design import Design, make_design
-from scr2mae.benchmark.methods import Embedding, Options, make_methods
+from scr2mae.benchmark.methods import make_methods
+from scr2mae.benchmark.pretraining import Embedding, Options
 from scr2mae.benchmark.tasks import as_tasks
 from scr2mae.datasets import simulate_donors
 
@@ -54,13 +55,13 @@ def _cells() -> AnnData:
 
 @pytest.fixture
 def cells() -> AnnData:
-    """120 cells of 8 donors, with an embedding that knows nothing."""
+    """120 cells of 8 donors, with a random embedding."""
     return _cells()
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[benchmark.Benchmark, Any]:
-    """A benchmark of every kind of method, and its folder; read, never change them."""
+    """A benchmark of every kind of method and its folder; do not modify them."""
     folder = tmp_path_factory.mktemp("benchmark") / "out"
     methods = ["lognorm", "pca", "scvi", "r2mae", "X_mine"]
     return benchmark.run(_cells(), methods=methods, seeds=(0, 1), out=folder, **QUICK), folder
@@ -80,15 +81,7 @@ def _fit_one(
         adata,
         as_tasks({"disease": "classification"}, []),
         donor_key="donor",
-        sample_key=None,
-        batch_key=None,
-        layer=None,
-        n_splits=1,
-        n_train_donors=None,
-        max_cells_per_donor=None,
-        max_cells_per_donor_and_class=None,
         pretrain_on=pretrain_on,
-        seed=0,
     )
     settings = {
         "model_kwargs": {"n_hidden": 8, "n_latent": 4},

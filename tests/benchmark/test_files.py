@@ -1,16 +1,17 @@
-"""What is kept, what is not computed twice, and what the files hold."""
+"""Stored fits, resumed runs and the files of a benchmark."""
 
 import json
 import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 import scr2mae
 from scr2mae import benchmark
 from scr2mae.benchmark import methods as _methods
-from scr2mae.benchmark.resources import Meter
+from scr2mae.benchmark.environment import measure
 
 
 def test_a_second_run_computes_nothing_and_gives_the_same_rows(finished, cells, quick, monkeypatch):
@@ -37,7 +38,7 @@ def test_another_target_probes_again_and_trains_nothing(finished, cells, quick, 
 
 
 @pytest.mark.parametrize("change", ["counts", "settings", "seed", "versions"])
-def test_what_an_embedding_depends_on_makes_it_anew(change, cells, one, tmp_path, monkeypatch):
+def test_a_change_of_an_input_computes_the_embedding_again(change, cells, one, tmp_path, monkeypatch):
     fitted = []
     real = _methods._fit_pca
 
@@ -62,7 +63,7 @@ def test_what_an_embedding_depends_on_makes_it_anew(change, cells, one, tmp_path
     assert len(fitted) == 2
 
 
-def test_a_broken_run_keeps_what_is_finished(cells, one, tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_finished_fits(cells, one, tmp_path, monkeypatch):
     settings = one | {"methods": ["pca", "r2mae"], "seeds": (0,), "out": tmp_path}
 
     def interrupted(*_, **__):
@@ -81,7 +82,7 @@ def test_a_broken_run_keeps_what_is_finished(cells, one, tmp_path, monkeypatch):
     assert result.results["method"].unique().tolist() == ["pca", "r2mae"]
 
 
-def test_a_damaged_file_is_computed_anew(cells, one, tmp_path, caplog):
+def test_a_damaged_file_is_computed_again(cells, one, tmp_path, caplog):
     settings = one | {"methods": ["pca"], "out": tmp_path}
     first = benchmark.run(cells, **settings)
     for path in [*(tmp_path / "cells").iterdir(), *(tmp_path / "embeddings").iterdir()]:
@@ -102,14 +103,14 @@ def test_the_folder_holds_rows_tables_figures_and_settings(finished):
     assert (about["n_obs"], about["n_vars"], about["n_donors"], about["pretrain_on"]) == (120, 40, 8, "all")
 
 
-def test_the_tables_say_what_pretraining_saw_and_are_one_a_scaling(finished):
+def test_the_report_has_a_table_per_scaling_and_says_what_pretraining_saw(finished):
     result, _ = finished
     text = result.to_markdown()
     assert "Pretraining saw the counts of all cells" in text
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Features as they are, as in the paper",
         "## Features divided by their standard deviation",
-        "## Reconstruction by share of genes hidden",
+        "## Reconstruction by share of masked genes",
     ]
     cells_of = {
         line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if "|" in line
@@ -123,21 +124,28 @@ def test_the_tables_say_what_pretraining_saw_and_are_one_a_scaling(finished):
     assert f"{expected[('Rank', '', '')]:.2f}" in row
 
 
-def test_a_table_of_a_scaling_that_was_not_asked_for_is_an_error(cells, one):
+def test_a_table_of_another_scaling_is_an_error(cells, one):
     result = benchmark.run(cells, methods=["pca"], **(one | {"scale": True}))
     assert result.scalings == [True]
     with pytest.raises(ValueError, match=r"No rows with scale=False; there are \[True\]"):
         result.table(scale=False)
 
 
-def test_the_meter_sees_memory_that_is_given_back_before_the_end():
+def test_the_cost_includes_memory_that_is_freed_before_the_end():
     start = time.perf_counter()
-    with Meter() as meter:
+    with measure() as cost:
         block = np.ones(30_000_000)
         time.sleep(0.5)
         del block
     outside = time.perf_counter() - start
-    with Meter() as idle:
+    with measure() as idle:
         pass
-    assert meter.peak_memory_mb > idle.peak_memory_mb + 150
-    assert 0.5 <= meter.seconds <= outside
+    assert cost.peak_memory_mb > idle.peak_memory_mb + 150
+    assert 0.5 <= cost.seconds <= outside
+
+
+def test_without_sampling_the_peak_is_the_memory_of_the_process(monkeypatch):
+    monkeypatch.setattr("scr2mae.benchmark.environment._INTERVAL", 60.0)
+    with measure() as cost:
+        pass
+    assert cost.peak_memory_mb == pytest.approx(psutil.Process().memory_info().rss / 1e6, rel=0.05)

@@ -1,4 +1,4 @@
-"""Each method is what its name says, on the same cells, masks and seeds."""
+"""Methods of the benchmark compared with scanpy, scvi-tools and the model."""
 
 import logging
 import signal
@@ -10,13 +10,13 @@ import scvi
 import torch
 
 import scr2mae
-from scr2mae.benchmark import methods as _methods
-from scr2mae.benchmark.methods import SCVI_CLASSES, Options, make_methods
+from scr2mae.benchmark.methods import LABELS, SCVI_CLASSES, make_methods
+from scr2mae.benchmark.pretraining import Options
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
 
 
-def test_log_normalised_expression_and_components_are_scanpy_s(cells, fit_one):
+def test_log_normalized_expression_and_components_are_those_of_scanpy(cells, fit_one):
     import scanpy as sc
 
     expected = cells.copy()
@@ -58,18 +58,18 @@ def test_scvi_reconstructs_from_zeroed_genes_with_the_masks_of_the_schemes(cells
     got, design = fit_one(cells, "scvi")
     rows = design.pretraining(None).scored
     mask = draw_mask(cells.n_vars, 0.5, seed=0, step=0).numpy()
-    hidden = cells[rows].copy()
-    hidden.X = sp.csr_matrix(np.where(mask, 0, hidden.X.toarray()))
-    hidden.obs["batch"] = "all"
-    # The mean over many draws of the decoded share is near the share decoded from the mean.
+    masked = cells[rows].copy()
+    masked.X = sp.csr_matrix(np.where(mask, 0, masked.X.toarray()))
+    masked.obs["batch"] = "all"
+    # The mean of the decoded share over many samples is close to the share decoded from the mean.
     share = kept["model"].get_normalized_expression(
-        hidden, n_samples=100, return_numpy=True, return_mean=True
+        masked, n_samples=100, return_numpy=True, return_mean=True
     )
     expected = np.nanmean(masked_pearson(share, cells[rows].X, mask))
     assert got.reconstruction[0.5] == pytest.approx(expected, abs=0.05)
 
 
-def test_scvi_is_a_function_of_its_seed_and_leaves_the_generators_alone(cells, fit_one):
+def test_scvi_depends_on_its_seed_only_and_leaves_the_global_generators_unchanged(cells, fit_one):
     state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     level = logging.getLogger("scvi").level
     first, _ = fit_one(cells, "scvi", seed=1)
@@ -87,7 +87,7 @@ def test_scvi_trains_where_one_cell_would_be_left_over(cells, fit_one):
     assert np.isfinite(got.matrix).all()
 
 
-def test_ctrl_c_in_scvi_is_ctrl_c(cells, monkeypatch, fit_one):
+def test_ctrl_c_in_scvi_raises_keyboard_interrupt(cells, monkeypatch, fit_one):
     def interrupted(*_, **__):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise SystemExit(1)
@@ -99,13 +99,13 @@ def test_ctrl_c_in_scvi_is_ctrl_c(cells, monkeypatch, fit_one):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_all_methods_are_there_by_default(cells):
+def test_all_methods_are_the_default(cells):
     names = [method.name for method in make_methods(None, cells, Options())]
     assert names == ["lognorm", "pca", *SCVI_CLASSES, *scr2mae.schemes()]
-    assert set(names) <= set(_methods.LABELS)
+    assert set(names) <= set(LABELS)
 
 
-def test_joint_embedding_scvi_is_a_method_where_scvi_has_it(cells):
+def test_joint_embedding_scvi_is_a_method_if_scvi_has_it(cells):
     has = hasattr(scvi.external, "JointEmbeddingSCVI")
     assert ("scvi_joint" in SCVI_CLASSES) == has
     if not has:

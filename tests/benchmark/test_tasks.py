@@ -9,19 +9,6 @@ from scr2mae import benchmark
 from scr2mae.benchmark.design import make_design
 from scr2mae.benchmark.tasks import as_tasks
 
-SETTINGS = {
-    "donor_key": "donor_id",
-    "sample_key": None,
-    "batch_key": None,
-    "layer": None,
-    "n_splits": 1,
-    "n_train_donors": None,
-    "max_cells_per_donor": None,
-    "max_cells_per_donor_and_class": None,
-    "pretrain_on": "all",
-    "seed": 0,
-}
-
 
 def atlas(obs, n_vars=5, seed=0):
     counts = np.random.default_rng(seed).poisson(3, size=(len(obs), n_vars)).astype(np.float32) + 1
@@ -75,7 +62,7 @@ def sea_ad():
 
 
 def labels(adata, name, **settings):
-    design = make_design(adata, benchmark.tasks(name), **(SETTINGS | settings))
+    design = make_design(adata, benchmark.tasks(name), donor_key="donor_id", **settings)
     return design, {task.name: design.obs[task.name] for task in design.tasks}
 
 
@@ -173,5 +160,5 @@ def test_a_cell_s_number_has_no_donor_column():
 def test_no_targets_are_an_error():
     with pytest.raises(ValueError, match="Wanted at least one target"):
         as_tasks({}, [])
-    with pytest.raises(ValueError, match="each of a name of its own"):
+    with pytest.raises(ValueError, match="each with a unique name"):
         as_tasks([*benchmark.tasks("hlca"), *benchmark.tasks("hlca")], [])

@@ -262,19 +262,19 @@ class TestAbsentClasses:
         adata.obs.loc[adata.obs["donor"] == "d7", "kind"] = "s0"
         frame = linear_probe(adata, use_rep="Z", targets={"kind": "classification"}, splits=[split], **FAST)
         assert frame["value"].isna().all()
-        assert frame["note"].str.contains("the test donors carry 1 of the classes").all()
+        assert frame["note"].str.contains("the test donors have 1 of the classes").all()
         adata.obs["kind"] = np.where(adata.obs["donor"].isin(split.train_donors), "b", adata.obs["stim"])
         adata.obs.loc[adata.obs["donor"] == "d7", "kind"] = "b"
         frame = linear_probe(adata, use_rep="Z", targets={"kind": "classification"}, splits=[split], **FAST)
         assert frame["value"].isna().all()
-        assert frame["note"].str.contains("the training donors carry one class only: b").all()
+        assert frame["note"].str.contains("the training donors have one class only: b").all()
 
     def test_scores_are_nan_with_a_reason_where_the_sides_share_no_class(self, adata, split):
         trains = adata.obs["donor"].isin(split.train_donors)
         adata.obs["kind"] = np.where(trains, "a", "b") + adata.obs["stim"]
         frame = linear_probe(adata, use_rep="Z", targets={"kind": "classification"}, splits=[split], **FAST)
         assert frame["value"].isna().all()
-        assert set(frame["note"]) == {"no training donor carries a class of the test donors"}
+        assert set(frame["note"]) == {"no training donor has a class of the test donors"}
         assert set(frame["n_unseen"]) == {int((~trains).sum())}
 
 
@@ -364,7 +364,7 @@ class TestBadInput:
 
     def test_a_missing_donor_or_sample_is_refused(self, adata):
         adata.obs.loc[adata.obs_names[:2], "sample"] = np.nan
-        with pytest.raises(ValueError, match=r"2 labeled cell\(s\) have no 'sample'"):
+        with pytest.raises(ValueError, match=r"2 cell\(s\) have no 'sample'"):
             linear_probe(adata, use_rep="Z", targets={"stim": "classification"}, sample_key="sample", **FAST)
         adata.obs.loc[adata.obs_names[:3], "donor"] = np.nan
         with pytest.raises(ValueError, match=r"3 cell\(s\) have no 'donor'"):

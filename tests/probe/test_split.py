@@ -77,7 +77,7 @@ def test_a_class_of_one_donor_is_reported_absent(caplog):
     side = "test" if "d4" in split.train_donors else "training"
     absent = split.absent_test if side == "test" else split.absent_train
     assert absent == ("only",)
-    assert f"No {side} donor carries the class(es) only." in caplog.text
+    assert f"No {side} donor has the class(es) only." in caplog.text
 
 
 def test_cells_without_a_label_do_not_count_as_a_class():

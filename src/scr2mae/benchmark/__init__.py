@@ -1,4 +1,4 @@
-"""Embeddings compared on donors held out: methods times tasks, with the paper's score and rank."""
+"""Comparison of embeddings on held-out donors: methods times tasks, with the paper's score and rank."""
 
 from scr2mae.benchmark.results import Benchmark
 from scr2mae.benchmark.runner import run

@@ -1,4 +1,4 @@
-"""What every method shares: counts, labels, splits of donors, and the cells that pretraining sees."""
+"""Inputs that all methods share: counts, labels, donor splits and the cells of each fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,88 +10,25 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scr2mae.benchmark.pretraining import BATCH, Pretraining
 from scr2mae.benchmark.store import digest
 from scr2mae.benchmark.tasks import Task
 from scr2mae.data import split_cells
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
-from scr2mae.probe import DonorSplit, donor_split
-from scr2mae.probe.inputs import Rows, cap_cells, obs_column, read_donors, read_target
+from scr2mae.probe import DonorSplit
+from scr2mae.probe.inputs import as_text, cap_cells, obs_column, read_donors, read_target
+from scr2mae.probe.split import draw_splits
 from scr2mae.probe.task import make_task
 
 PretrainOn = Literal["all", "train"]
-BATCH = "batch"
-
-
-@dataclass(frozen=True, eq=False)
-class Pretraining:
-    """Cells for one fit.
-
-    Attributes
-    ----------
-    cells
-        Raw counts of all cells, and their batch.
-    train, validation
-        Rows that may be learned from. Networks train on the first; what has no validation uses both.
-    scored
-        Rows whose hidden genes are reconstructed.
-    has_batch
-        Whether there are batches to tell a network of.
-    cells_key
-        Hash of the cells.
-    """
-
-    cells: AnnData
-    train: Rows
-    validation: Rows
-    scored: Rows
-    has_batch: bool
-    cells_key: str
-
-    @cached_property
-    def seen(self) -> Rows:
-        """Rows that may be learned from, ascending."""
-        return np.sort(np.concatenate([self.train, self.validation]))
-
-    def subset(self, rows: Rows | None = None) -> AnnData:
-        """Cells in an AnnData of their own, free to be written to; None for all. Counts are shared where they can be."""
-        X, obs = self.cells.X, self.cells.obs
-        if rows is not None and len(rows) < self.cells.n_obs:
-            X, obs = X[rows], obs.iloc[rows]
-        obs = obs.copy()
-        if self.has_batch:
-            obs[BATCH] = pd.Categorical(obs[BATCH])
-        return AnnData(X=X, obs=obs, var=self.cells.var.copy())
-
-    @property
-    def external_indexing(self) -> list[Rows]:
-        """Training, validation and test rows within ``subset(seen)``."""
-        sides = [np.searchsorted(self.seen, rows) for rows in (self.train, self.validation)]
-        return [*sides, np.zeros(0, dtype=np.intp)]
-
-    @cached_property
-    def key(self) -> str:
-        """Hash of everything here."""
-        return digest(self.cells_key, self.train, self.validation, self.scored, self.has_batch)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Design:
     """Counts, labels and splits.
 
-    Attributes
-    ----------
-    cells
-        Raw counts and, in ``obs``, the batch.
-    obs
-        A column of labels for every task, the donor and, if there is one, the sample.
-    tasks
-        What is read.
-    splits
-        Donors of either side, the same for all tasks.
-    pretrain_on
-        "all" or "train".
-    seed
-        Of the cells that validate.
+    ``cells`` has raw counts and the batch; ``obs`` has the labels of each task, the donor and, if there is one, the
+    sample; ``splits`` are the same for all tasks; ``seed`` draws the validation cells.
     """
 
     cells: AnnData
@@ -112,12 +49,11 @@ class Design:
     @cached_property
     def labels_key(self) -> str:
         """Hash of the labels, donors and samples."""
-        return digest(
-            self.obs.astype(str), self.sample_key, [(t.name, t.kind, t.cell_level) for t in self.tasks]
-        )
+        tasks = [(task.name, task.kind, task.cell_level) for task in self.tasks]
+        return digest(self.obs.astype(str), self.sample_key, tasks)
 
     def pretraining(self, split: int | None) -> Pretraining:
-        """Cells that pretraining sees, for a split or, where it sees all, for None."""
+        """Return the cells of a fit for one split, or for all splits if it is None."""
         if split is None:
             seen, tested = np.arange(self.cells.n_obs), None
         else:
@@ -127,8 +63,8 @@ class Design:
         scored = validation if tested is None else tested
         return Pretraining(self.cells, train, validation, scored, self.has_batch, self.cells_key)
 
-    def chosen(self, split: int | None) -> list[int]:
-        """Positions of the splits that a fit is probed on."""
+    def probed_splits(self, split: int | None) -> list[int]:
+        """Return the positions of the splits on which a fit is probed."""
         return list(range(len(self.splits))) if split is None else [split]
 
 
@@ -137,40 +73,30 @@ def make_design(
     tasks: tuple[Task, ...],
     *,
     donor_key: str,
-    sample_key: str | None,
-    batch_key: str | None,
-    layer: str | None,
-    n_splits: int,
-    n_train_donors: int | None,
-    max_cells_per_donor: int | None,
-    max_cells_per_donor_and_class: int | None,
-    pretrain_on: PretrainOn,
-    seed: int,
+    sample_key: str | None = None,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    n_splits: int = 1,
+    n_train_donors: int | None = None,
+    max_cells_per_donor: int | None = None,
+    max_cells_per_donor_and_class: int | None = None,
+    pretrain_on: PretrainOn = "all",
+    seed: int = 0,
 ) -> Design:
-    """Read what a benchmark needs, and check it before anything expensive starts.
-
-    Raises
-    ------
-    KeyError
-        If a column or layer is missing.
-    ValueError
-        If the counts are no raw counts, a cell is empty, or donors or batches do not allow the splits.
-    """
-    donors = read_donors(adata, donor_key)
+    """Read the inputs of a benchmark and check them before anything expensive starts."""
+    donors = read_donors(adata.obs, donor_key)
     columns = {task.name: _labels(adata.obs, task, donors, max_cells_per_donor, seed) for task in tasks}
     own = {donor_key: donors}
     if sample_key is not None:
-        own[sample_key] = obs_column(adata, sample_key).astype(object).to_numpy()
+        own[sample_key] = obs_column(adata.obs, sample_key).astype(object).to_numpy()
     if clash := sorted(own.keys() & columns.keys()):
-        raise ValueError(f"{clash} names both a task and the donors or samples; call the task otherwise.")
+        raise ValueError(f"{clash} names both a task and the donors or samples; rename the task.")
     obs = pd.DataFrame(columns | own, index=adata.obs_names)
     design = Design(
         cells=_read_cells(adata, layer, batch_key),
         obs=obs,
         tasks=tasks,
-        splits=draw_splits(
-            obs, tasks, donor_key, n_train_donors=n_train_donors, n_splits=n_splits, seed=seed
-        ),
+        splits=_draw_shared_splits(obs, tasks, donor_key, n_train_donors, n_splits, seed),
         donor_key=donor_key,
         sample_key=sample_key,
         has_batch=batch_key is not None,
@@ -184,7 +110,7 @@ def make_design(
 
 
 def _labels(obs: pd.DataFrame, task: Task, donors: np.ndarray, max_cells: int | None, seed: int) -> pd.Series:
-    """Labels of a task, those of cells that do not count set to missing."""
+    """Return the labels of a task, missing for cells that do not count."""
     labels = task.labels(obs)
     if not task.drop_after_cap:
         return labels
@@ -201,30 +127,27 @@ def _read_cells(adata: AnnData, layer: str | None, batch_key: str | None) -> Ann
     counts = as_csr(get_counts(adata, layer))
     check_counts(counts, adata, layer)
     if n_empty := int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum()):
-        raise ValueError(f"{n_empty} cell(s) have no counts; drop them, by scanpy.pp.filter_cells for one.")
+        raise ValueError(
+            f"{n_empty} cell(s) have no counts; drop them, for example with scanpy.pp.filter_cells."
+        )
     batch = np.full(adata.n_obs, "all")
     if batch_key is not None:
-        column = obs_column(adata, batch_key)
-        if column.isna().any():
-            raise ValueError(f"{int(column.isna().sum())} cell(s) have no {batch_key!r}; drop or name them.")
-        batch = column.astype(str).to_numpy(dtype=str)
+        batch = as_text(obs_column(adata.obs, batch_key), repr(batch_key))
     obs = pd.DataFrame({BATCH: batch.astype(object)}, index=adata.obs_names)
     return AnnData(X=sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=adata.var_names))
 
 
-def draw_splits(
+def _draw_shared_splits(
     obs: pd.DataFrame,
     tasks: Sequence[Task],
     donor_key: str,
-    *,
     n_train_donors: int | None,
     n_splits: int,
     seed: int,
 ) -> list[DonorSplit]:
-    """Draw splits that all tasks share, each class of each of them on both sides where two donors carry it.
+    """Draw splits for all tasks, so that a network can be trained on one side of them.
 
-    One split for all tasks is what lets a network be trained on one side of it. Donors without any label are on
-    neither side.
+    A class of any task is on both sides if two donors have it. Donors without a label are on neither side.
     """
     donors, classes = [], []
     for task in tasks:
@@ -233,27 +156,17 @@ def draw_splits(
         classify = task.kind == "classification"
         values = known[task.name].astype(str) if classify else pd.Series("known", index=known.index)
         classes.append(f"{task.name}: " + values.to_numpy(dtype=object))
-    all_donors = np.concatenate(donors)
-    if (n_donors := len(np.unique(all_donors))) < 3:
-        raise ValueError(f"Probing needs two donors to train and one to test, got {n_donors} with labels.")
-    if n_train_donors is not None and n_train_donors < 2:
-        raise ValueError(f"Choosing a penalty across donors needs n_train_donors >= 2, got {n_train_donors}.")
-    n_train = max(2, n_donors // 2) if n_train_donors is None else n_train_donors
-    return [
-        donor_split(
-            all_donors, n_train_donors=n_train, labels=np.concatenate(classes).astype(str), seed=int(child)
-        )
-        for child in np.random.SeedSequence(seed).generate_state(n_splits)
-    ]
+    labels = np.concatenate(classes).astype(str)
+    seeds = np.random.SeedSequence(seed).generate_state(n_splits).tolist()
+    return draw_splits(np.concatenate(donors), labels, n_train_donors=n_train_donors, seeds=seeds)
 
 
 def _check_labels(design: Design, per_donor: int | None, per_class: int | None) -> None:
-    """Let what the probes would refuse be refused before anything is trained, and classes that a split lacks be named."""
-    labeled = AnnData(obs=design.obs)
+    """Raise for labels that cannot be probed and log classes that a split lacks, before anything is trained."""
     cell_level = [task.name for task in design.tasks if task.cell_level]
     for task in design.tasks:
         target = read_target(
-            labeled,
+            design.obs,
             task.name,
             task.kind,
             donor_key=design.donor_key,

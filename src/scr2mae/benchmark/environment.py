@@ -1,74 +1,73 @@
-"""What a piece of work costs: seconds and peak memory."""
+"""Cost of a block of code, package versions and log levels."""
 
-import sys
+import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
+import psutil
 import torch
 
-_STATM = Path("/proc/self/statm")
-_INTERVAL = 0.02
+_INTERVAL = 0.02  # seconds between two samples of the memory
 _PACKAGES = ("scr2mae", "scvi-tools", "torch", "scikit-learn", "scipy", "numpy")
 
 
-class Meter:
-    """Measure a block.
+@dataclass
+class Cost:
+    """Wall-clock time, peak memory of the process and peak memory of PyTorch on the CUDA device, NaN without one."""
 
-    Attributes
-    ----------
-    seconds
-        Wall-clock time.
-    peak_memory_mb
-        Largest memory of the process while the block ran, data included. On Linux it is sampled fifty times a second;
-        elsewhere it is the peak since the process began, NaN on Windows.
-    peak_gpu_memory_mb
-        Largest memory that PyTorch held on the CUDA device; NaN without one.
-    """
+    seconds: float = np.nan
+    peak_memory_mb: float = 0.0
+    peak_gpu_memory_mb: float = np.nan
 
-    def __enter__(self) -> Self:
-        self._done = threading.Event()
-        self._peak = _memory_mb()
-        self._watch = threading.Thread(target=self._sample, daemon=True)
-        self._watch.start()
+
+@contextmanager
+def measure() -> Iterator[Cost]:
+    """Measure the cost of a block; memory is sampled fifty times per second."""
+    cost, done, process = Cost(), threading.Event(), psutil.Process()
+
+    def sample() -> None:
+        cost.peak_memory_mb = max(cost.peak_memory_mb, process.memory_info().rss / 1e6)
+
+    def watch() -> None:
+        while not done.wait(_INTERVAL):
+            sample()
+
+    sample()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        cost.seconds = time.perf_counter() - start
+        done.set()
+        watcher.join()
+        sample()
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        self._start = time.perf_counter()
-        return self
-
-    def _sample(self) -> None:
-        while not self._done.wait(_INTERVAL):
-            self._peak = max(self._peak, _memory_mb())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.seconds = time.perf_counter() - self._start
-        self._done.set()
-        self._watch.join()
-        self.peak_memory_mb = max(self._peak, _memory_mb())
-        self.peak_gpu_memory_mb = (
-            torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else np.nan
-        )
-
-
-def _memory_mb() -> float:
-    if _STATM.exists():
-        import resource
-
-        return int(_STATM.read_text().split()[1]) * resource.getpagesize() / 1e6
-    if sys.platform == "win32":
-        return np.nan
-    import resource
-
-    # Kilobytes everywhere but on a Mac.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+            cost.peak_gpu_memory_mb = torch.cuda.max_memory_allocated() / 1e6
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a number may depend on."""
+    """Return the versions of the packages that results depend on."""
     return {package: version(package) for package in _PACKAGES}
+
+
+@contextmanager
+def log_level(level: int, *names: str) -> Iterator[None]:
+    """Set the level of some loggers while the block runs."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(level)
+        yield
+    finally:
+        for logger, previous in zip(loggers, levels, strict=True):
+            logger.setLevel(previous)

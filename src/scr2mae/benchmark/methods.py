@@ -1,7 +1,7 @@
-"""Embeddings to compare: each is fitted to the cells that pretraining may see and embeds all cells."""
+"""Embeddings to compare: each method is fitted to the cells that pretraining may see and embeds all cells."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from scr2mae._schemes import SCHEME_NAMES, schemes
-from scr2mae.benchmark.design import BATCH, Pretraining
+from scr2mae.benchmark.pretraining import BATCH, Embedding, Options, Pretraining
 from scr2mae.benchmark.scvi import fit_scvi
 from scr2mae.benchmark.store import digest
 from scr2mae.metrics import TARGET_SUM
@@ -20,7 +20,7 @@ from scr2mae.model import R2MAEModel
 from scr2mae.probe.inputs import read_representation
 
 SCVI_CLASSES: dict[str, Any] = {"scvi": scvi.model.SCVI}
-# From scvi-tools 1.5 on.
+# Available from scvi-tools 1.5.
 if hasattr(scvi.external, "JointEmbeddingSCVI"):
     SCVI_CLASSES["scvi_joint"] = scvi.external.JointEmbeddingSCVI
 
@@ -41,67 +41,36 @@ LABELS = {
     "r2mae_cl": "R²MAE + CL",
     "r2mae_cl_k0": "R²MAE + CL (k=0)",
 }
-"""Headings of the methods in tables and figures; an embedding of the user's own goes by its key."""
+"""Names of the methods in tables and figures; a user's embedding is shown by its key."""
 
-
-@dataclass(frozen=True)
-class Options:
-    """Settings of the methods."""
-
-    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    train_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    scvi_model_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    scvi_train_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    n_pcs: int = 50
-    ratios: tuple[float, ...] = ()
-    mask_seed: int = 0
-    accelerator: str = "auto"
-
-
-@dataclass(frozen=True, eq=False)
-class Embedding:
-    """What a method makes of the cells: one row a cell, and Pearson's correlation by ratio where it reconstructs."""
-
-    matrix: Any
-    reconstruction: Mapping[float, float] = field(default_factory=dict)
+# Arguments of ``train`` that the benchmark sets for all methods.
+_DATA_ARGUMENTS = {"datasplitter_kwargs", "split_key", "train_size", "validation_size", "seed", "datamodule"}
+_FIXED = {
+    "model_kwargs": {"mask_ratio", "curriculum", "seed"},
+    "train_kwargs": _DATA_ARGUMENTS | {"resume", "checkpoint_dir"},
+    "scvi_train_kwargs": _DATA_ARGUMENTS,
+}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table.
-
-    Attributes
-    ----------
-    name
-        What it is asked for by.
-    fit
-        From cells and a seed to their embedding.
-    settings
-        What its result depends on besides.
-    learns
-        Whether it is fitted to cells, so that it matters which.
-    seeded
-        Whether the seed changes it.
-    saw
-        What its pretraining has seen, where ``learns`` is False.
-    """
+    """A row of the table: how to embed cells, and all settings that the embedding depends on."""
 
     name: str
     fit: Callable[[Pretraining, int], Embedding]
     settings: Any
-    learns: bool = True
-    seeded: bool = True
-    saw: str = ""
+    learns: bool = True  # whether it is fitted to cells, so that it matters which
+    seeded: bool = True  # whether the embedding depends on the seed
+    saw: str = ""  # cells that pretraining has seen, if ``learns`` is False
 
 
 def make_methods(names: Sequence[str] | None, adata: AnnData, options: Options) -> list[Method]:
-    """Find methods by name; None means all but the embeddings of ``adata``.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown, ambiguous or repeated, or settings take away what a scheme is defined by.
-    """
+    """Return methods by name; None means all except the embeddings of ``adata``."""
+    for argument, fixed in _FIXED.items():
+        if taken := sorted(getattr(options, argument).keys() & fixed):
+            raise ValueError(
+                f"{argument} sets {taken}, which the benchmark sets for all methods; leave it out."
+            )
     built_in = _built_in(options)
     chosen = list(built_in) if names is None else list(names)
     if not chosen or len(set(chosen)) < len(chosen):
@@ -118,33 +87,18 @@ def make_methods(names: Sequence[str] | None, adata: AnnData, options: Options) 
 
 def _built_in(options: Options) -> dict[str, Method]:
     masks: dict[str, Any] = {"ratios": options.ratios, "mask_seed": options.mask_seed}
-    _check_kwargs(options)
+    fit_pca = partial(_fit_pca, n_pcs=options.n_pcs)
     methods = [
-        Method(
-            "lognorm", lambda cells, _: Embedding(log_normalised(cells.cells.X)), {}, False, False, "nothing"
-        ),
-        Method("pca", partial(_fit_pca, n_pcs=options.n_pcs), {"n_pcs": options.n_pcs}, seeded=False),
+        Method("lognorm", _log_normalize_all, {}, learns=False, seeded=False, saw="nothing"),
+        Method("pca", fit_pca, {"n_pcs": options.n_pcs}, seeded=False),
     ]
     settings = {"model": dict(options.scvi_model_kwargs), "train": dict(options.scvi_train_kwargs)} | masks
     for name, model_class in SCVI_CLASSES.items():
-        fit = partial(_fit_scvi, model_class=model_class, options=options)
-        methods.append(Method(name, fit, settings))
+        methods.append(Method(name, partial(fit_scvi, model_class=model_class, options=options), settings))
     settings = {"model": dict(options.model_kwargs), "train": dict(options.train_kwargs)} | masks
     for name in SCHEME_NAMES:
         methods.append(Method(name, partial(_fit_scheme, name=name, options=options), settings))
     return {method.name: method for method in methods}
-
-
-def _check_kwargs(options: Options) -> None:
-    """Refuse settings that would make methods differ in more than the method."""
-    by_train = {"datasplitter_kwargs", "split_key", "train_size", "validation_size", "seed", "datamodule"}
-    for name, fixed in (
-        ("model_kwargs", {"mask_ratio", "curriculum", "seed"}),
-        ("train_kwargs", by_train | {"resume", "checkpoint_dir"}),
-        ("scvi_train_kwargs", by_train),
-    ):
-        if taken := sorted(getattr(options, name).keys() & fixed):
-            raise ValueError(f"{name} sets {taken}, which the benchmark sets for all methods; leave it out.")
 
 
 def _given(adata: AnnData, key: str) -> Method:
@@ -152,7 +106,11 @@ def _given(adata: AnnData, key: str) -> Method:
     return Method(key, lambda *_: Embedding(values), {"values": digest(values)}, False, False, "not known")
 
 
-def log_normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
+def _log_normalize_all(cells: Pretraining, _: int) -> Embedding:
+    return Embedding(_log_normalize(cells.cells.X))
+
+
+def _log_normalize(counts: sp.csr_matrix) -> sp.csr_matrix:
     """Return counts per ten thousand on the log scale."""
     library = np.asarray(counts.sum(axis=1)).ravel()
     scaled = counts.copy()
@@ -161,25 +119,12 @@ def log_normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def _fit_pca(cells: Pretraining, _: int, *, n_pcs: int) -> Embedding:
-    expression = log_normalised(cells.cells.X)
+    expression = _log_normalize(cells.cells.X)
     learned = expression[cells.seen]
     n_components = min(n_pcs, *(n - 1 for n in learned.shape))
-    # Exact to rounding, so that no seed is needed; the start of the iteration alone is drawn.
+    # The result is exact to rounding and needs no seed; only the start of the iteration is random.
     model = PCA(n_components, svd_solver="arpack", random_state=0).fit(learned)
     return Embedding(model.transform(expression).astype(np.float32))
-
-
-def _fit_scvi(cells: Pretraining, seed: int, *, model_class: Any, options: Options) -> Embedding:
-    values, reconstruction = fit_scvi(
-        cells,
-        seed,
-        model_class=model_class,
-        model_kwargs=options.scvi_model_kwargs,
-        train_kwargs={"accelerator": options.accelerator} | dict(options.scvi_train_kwargs),
-        ratios=options.ratios,
-        mask_seed=options.mask_seed,
-    )
-    return Embedding(values, reconstruction)
 
 
 def _fit_scheme(cells: Pretraining, seed: int, *, name: str, options: Options) -> Embedding:

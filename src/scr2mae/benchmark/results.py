@@ -1,4 +1,4 @@
-"""A finished benchmark: its rows, its tables and its files."""
+"""Results of a benchmark: rows, tables and files."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scr2mae.benchmark.store import replacing
+from scr2mae._utils.files import atomic_write
 from scr2mae.benchmark.table import (
     Columns,
     headings,
@@ -20,10 +20,10 @@ from scr2mae.benchmark.table import (
 )
 
 MARKER = "benchmark.json"
-"""File that tells a folder of results."""
+"""File that identifies a folder of results."""
 
 _SAW = {
-    "all": "Pretraining saw the counts of all cells, those of the test donors among them, and no label, as in the paper.",
+    "all": "Pretraining saw the counts of all cells, including those of the test donors, but no labels, as in the paper.",
     "train": "Pretraining saw the cells of the training donors of each split, and none of the test donors'.",
 }
 
@@ -35,17 +35,17 @@ class Benchmark:
     Attributes
     ----------
     results
-        One row a score. ``part`` is "probe" or "reconstruction"; ``method``, ``pretrained_on``, ``seed`` (of
-        training; missing where it changes nothing), ``split``; ``target``, ``metric``, ``level``, ``unit``, ``scale``
-        and the further columns of :func:`scr2mae.probe.linear_probe`, its ``seed`` as ``split_seed``; ``ratio``, the
-        share of genes hidden; ``value``. What the fit behind it cost: ``seconds`` (training and embedding),
-        ``probe_seconds``, ``peak_memory_mb`` (of the process), ``peak_gpu_memory_mb``; and ``versions``.
+        One row per score. ``part`` is "probe" or "reconstruction"; ``method``, ``pretrained_on``, ``seed`` (training
+        seed; missing if the method does not depend on it), ``split``; the columns of
+        :func:`scr2mae.probe.linear_probe`, with its ``seed`` as ``split_seed``; ``ratio``, the share of masked genes;
+        ``value``. Cost of the fit: ``seconds`` (training and embedding), ``probe_seconds``, ``peak_memory_mb``
+        (memory of the process) and ``peak_gpu_memory_mb``; and ``versions``.
     columns
-        For every task the (metric, level) pairs that are columns of the table.
+        (metric, level) pairs of each task that are columns of the table.
     about
         Size of the data, settings and splits.
     labels
-        Method to its heading.
+        Names of the methods in tables and figures.
     """
 
     results: pd.DataFrame
@@ -55,7 +55,7 @@ class Benchmark:
 
     @property
     def scalings(self) -> list[bool]:
-        """Whether features were scaled: False, True or both, in the order they were asked for."""
+        """Whether features were scaled: False, True or both, in the requested order."""
         return [bool(scaled) for scaled in self._probe()["scale"].unique()]
 
     def _probe(self, scale: bool | None = None) -> pd.DataFrame:
@@ -68,12 +68,12 @@ class Benchmark:
         Parameters
         ----------
         scale
-            Of the rows with or without scaled features; None for the first that was asked for.
+            Whether to use the rows with scaled features; None for the first requested scaling.
 
         Returns
         -------
-        Methods by (task, metric, level), means over splits and seeds; then "Score" and "Rank", as
-        :func:`score_and_rank` gives them, and "Score sd", the standard deviation of Score over training seeds.
+        Methods by (task, metric, level), means over splits and seeds; then "Score" and "Rank" of
+        :func:`score_and_rank`, and "Score sd", the standard deviation of Score over training seeds.
 
         Raises
         ------
@@ -90,28 +90,28 @@ class Benchmark:
         return pd.concat([scores, summary], axis=1).sort_values(("Rank", "", ""), kind="stable")
 
     def reconstruction(self) -> pd.DataFrame:
-        """Return Pearson's correlation over hidden genes: methods by share of genes hidden, means over seeds and splits."""
+        """Return the Pearson correlation over masked genes: methods by ratio, means over seeds and splits."""
         rows = self.results[self.results["part"] == "reconstruction"]
         wide = rows.pivot_table(index="method", columns="ratio", values="value", sort=False)
         return wide.sort_index(axis="columns")
 
     def to_markdown(self) -> str:
-        """Describe the benchmark and lay its tables out."""
-        parts = [f"# Benchmark\n\n{self._description()}"]
+        """Return a description of the benchmark and its tables as Markdown."""
+        parts = ["# Benchmark", self._description()]
         for scale in self.scalings:
-            title = (
-                "Features divided by their standard deviation"
+            parts.append(
+                "## Features divided by their standard deviation"
                 if scale
-                else "Features as they are, as in the paper"
+                else "## Features as they are, as in the paper"
             )
-            parts.append(f"## {title}\n\n{self._score_table(scale)}")
+            parts.append(self._score_table(scale))
         reconstruction = self.reconstruction()
         if len(reconstruction):
             shown = reconstruction.map("{:.3f}".format).rename(index=self.labels)
             shown.columns = pd.Index([f"{ratio:.0%}" for ratio in reconstruction])
             shown.index.name = "Method"
-            parts.append(f"## Reconstruction by share of genes hidden\n\n{self._reconstruction_note()}\n")
-            parts[-1] += "\n" + to_markdown(shown, best=_largest(shown, reconstruction))
+            parts += ["## Reconstruction by share of masked genes", self._reconstruction_note()]
+            parts.append(to_markdown(shown, best=_largest(shown, reconstruction)))
         if notes := self._notes():
             parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in notes))
         return "\n\n".join(parts) + "\n"
@@ -122,9 +122,9 @@ class Benchmark:
         n_train = about["splits"][0]["train_donors"]
         return (
             f"{about['n_obs']} cells, {about['n_vars']} genes, {about['n_donors']} donors. {_SAW[about['pretrain_on']]}\n\n"
-            f"Linear probes: {len(about['splits'])} split(s) of donors, {len(n_train)} of them to train; training seeds "
-            f"{', '.join(map(str, about['seeds']))}. Score is the mean over tasks, ± its standard deviation over training "
-            f"seeds; Rank is the mean over columns, ties taking the smallest. Versions: {versions}."
+            f"Linear probes: {len(about['splits'])} split(s) with {len(n_train)} training donors; training seeds "
+            f"{', '.join(map(str, about['seeds']))}. Score is the mean over tasks ± its standard deviation over training "
+            f"seeds; Rank is the mean over columns, with the smallest rank for ties. Versions: {versions}."
         )
 
     def _score_table(self, scale: bool) -> str:
@@ -147,10 +147,10 @@ class Benchmark:
         return to_markdown(shown.rename(index=self.labels), best=best)
 
     def _reconstruction_note(self) -> str:
-        where = "validation cells" if self.about["pretrain_on"] == "all" else "cells of the test donors"
+        cells = "validation cells" if self.about["pretrain_on"] == "all" else "cells of the test donors"
         return (
-            f"Pearson's correlation over the hidden genes of {where}, mean over cells; the same genes are hidden from "
-            "every method. scVI sees zeros in their place, and the library of the whole cell."
+            f"Mean Pearson correlation over the masked genes of {cells}; the same genes are masked for all methods. "
+            "scVI sees zeros in their place, and the library of the whole cell."
         )
 
     def _notes(self) -> list[str]:
@@ -170,31 +170,28 @@ class Benchmark:
         for side, column in (("training", "absent_train"), ("test", "absent_test")):
             absent = rows[rows[column] != ""].groupby("target", sort=False)[column].unique()
             notes += [
-                f"{target}: no {side} donor carried {', '.join(sorted({c for text in texts for c in text.split('; ')}))} "
+                f"{target}: no {side} donor had {', '.join(sorted({c for text in texts for c in text.split('; ')}))} "
                 "in at least one split."
                 for target, texts in absent.items()
             ]
         return notes
 
     def write(self, folder: str | Path) -> list[Path]:
-        """Write the rows, the tables, the two figures, and settings with splits.
+        """Write the rows, the tables, two figures, and the settings with the splits.
 
         Parameters
         ----------
         folder
-            Where to; made where it is absent.
+            Folder to write to; created if it does not exist.
 
         Returns
         -------
         The paths written.
         """
         folder = Path(folder)
-        texts = {
-            "results.csv": self.results.to_csv(index=False),
-            "table.md": self.to_markdown(),
-        }
+        texts = {"results.csv": self.results.to_csv(index=False), "table.md": self.to_markdown()}
         for name, text in texts.items():
-            with replacing(folder / name) as part:
+            with atomic_write(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
         write_about(folder, self.about)
         return [folder / name for name in [*texts, MARKER, *self._draw(folder)]]
@@ -204,31 +201,30 @@ class Benchmark:
 
         from scr2mae import pl
 
-        frames = {"scores.png": self.table(), "reconstruction.png": self.reconstruction()}
-        drawn = []
-        for name, frame in frames.items():
-            if not len(frame):
-                continue
+        figures = {
+            "scores.png": (pl.benchmark_scores, self.table()),
+            "reconstruction.png": (pl.benchmark_reconstruction, self.reconstruction()),
+        }
+        drawn = {name: item for name, item in figures.items() if len(item[1])}
+        for name, (draw, frame) in drawn.items():
             figure = Figure(figsize=(7.5, max(3.6, 1.5 + 0.3 * len(frame))), layout="constrained")
-            draw = pl.benchmark_scores if name == "scores.png" else pl.benchmark_reconstruction
             draw(frame.rename(index=self.labels), ax=figure.add_subplot())
-            with replacing(folder / name) as part:
-                figure.savefig(part, dpi=150)
-            drawn.append(name)
-        return drawn
+            with atomic_write(folder / name) as part:
+                figure.savefig(part, dpi=150, format="png")
+        return list(drawn)
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write settings and splits, by which a folder of results is told."""
-    with replacing(folder / MARKER) as part:
+    """Write the settings and splits to the file that identifies a folder of results."""
+    with atomic_write(folder / MARKER) as part:
         part.write_text(json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
 def _largest(shown: pd.DataFrame, values: pd.DataFrame) -> dict[str, str]:
-    """For every column shown the row with the largest value."""
-    where = values.to_numpy(dtype=float)
+    """Return the row with the largest value for each column shown."""
+    array = values.to_numpy(dtype=float)
     return {
-        column: shown.index[int(np.nanargmax(where[:, j]))]
+        column: shown.index[int(np.nanargmax(array[:, j]))]
         for j, column in enumerate(shown.columns)
-        if not np.isnan(where[:, j]).all()
+        if not np.isnan(array[:, j]).all()
     }

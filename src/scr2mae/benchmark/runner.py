@@ -1,4 +1,4 @@
-"""The benchmark as one call."""
+"""Run a benchmark in one call."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,11 +8,13 @@ from typing import Any, Literal, get_args
 from anndata import AnnData
 
 from scr2mae.benchmark.design import Design, PretrainOn, make_design
-from scr2mae.benchmark.fits import Probing, order, run_fits
-from scr2mae.benchmark.methods import LABELS, Options, make_methods
-from scr2mae.benchmark.resources import versions
+from scr2mae.benchmark.environment import versions
+from scr2mae.benchmark.fits import Probing, run_fits
+from scr2mae.benchmark.methods import LABELS, make_methods
+from scr2mae.benchmark.pretraining import Options
 from scr2mae.benchmark.results import Benchmark, write_about
 from scr2mae.benchmark.store import Store
+from scr2mae.benchmark.table import results_frame
 from scr2mae.benchmark.tasks import Task, as_tasks
 from scr2mae.probe.inputs import Kind
 
@@ -47,73 +49,73 @@ def run(
     out: str | Path | None = None,
     enable_progress_bar: bool = True,
 ) -> Benchmark:
-    """Compare embeddings by what linear probes read from them in donors held out, and by their reconstruction.
+    """Compare embeddings by linear probes on held-out donors and by their reconstruction of masked genes.
 
     Parameters
     ----------
     adata
-        Raw counts, restricted to the genes to be used; not changed.
+        Raw counts of the genes to use; not modified.
     targets
-        Column of ``adata.obs`` to "classification" (balanced accuracy and macro F1 by cell) or "regression"
+        Maps columns of ``adata.obs`` to "classification" (balanced accuracy and macro F1 by cell) or "regression"
         (Spearman's correlation by cell and by donor); or tasks, such as those of :func:`tasks`.
     donor_key
-        Column with the donor.
+        Column of the donor.
     methods
         Names of methods and keys of ``adata.obsm``. Methods are ``"lognorm"``, ``"pca"``, ``"scvi"``,
-        ``"scvi_joint"`` (``scvi.external.JointEmbeddingSCVI``, from scvi-tools 1.5 on) and the masking schemes
+        ``"scvi_joint"`` (``scvi.external.JointEmbeddingSCVI``, available from scvi-tools 1.5) and the masking schemes
         of :func:`scr2mae.schemes`. None means all of them.
     batch_key
-        Column with the batch, told to scVI and to the masked autoencoders.
+        Column of the batch, for scVI and the masked autoencoders.
     layer
         Layer of raw counts; None for ``X``.
     sample_key, cell_level, max_cells_per_donor, max_cells_per_donor_and_class, n_bootstrap, confidence
-        As in :func:`scr2mae.probe.linear_probe`; intervals over donors are in the rows, and off by default.
+        As in :func:`scr2mae.probe.linear_probe`. Intervals over donors are off by default.
     seeds
         Training seeds.
     n_splits
-        Splits of donors, the same for every method, seed and task.
+        Number of donor splits, the same for all methods, seeds and tasks.
     n_train_donors
-        Donors that train, at least two; by default half of those with a label.
+        Number of training donors, at least two; by default half of those with a label.
     split_seed
-        Seed of the splits of donors, of validation cells and of draws after which labels are dropped.
+        Seed of the donor splits, of the validation cells, and of the draws of cells before labels are dropped.
     scale
-        Whether features are divided by their standard deviation over the training cells; a pair gives both tables.
+        Whether to divide each feature by its standard deviation over the training cells; a pair for both tables.
     pretrain_on
-        "all": pretraining sees the counts of all cells, a tenth of which validate, as in the paper. "train": it
-        sees those of a split's training donors, so that every method is trained once a split.
+        "all": pretraining sees the counts of all cells, a tenth of them for validation, as in the paper. "train": it
+        sees the cells of the training donors, so that each method is trained once per split.
     ratios
-        Shares of the genes hidden for the reconstruction of validation cells, or, if ``pretrain_on`` is "train", of
-        the test donors' cells; empty to leave it out.
+        Shares of masked genes for the reconstruction of validation cells or, if ``pretrain_on`` is "train", of the
+        test donors' cells; empty for no reconstruction.
     model_kwargs, train_kwargs
         Arguments of :class:`scr2mae.R2MAEModel` and of its ``train`` for all masking schemes.
     scvi_model_kwargs, scvi_train_kwargs
         The same for scVI; by default those of scvi-tools.
     n_pcs
-        Principal components of log-normalized expression, fewer where there are fewer cells or genes.
+        Number of principal components of log-normalized expression, at most one less than cells or genes.
     accelerator
         As in :class:`lightning.pytorch.Trainer`.
     out
-        Folder that receives the results and, fit by fit, the embeddings and scores behind them. What is there
-        already and was made from the same data, settings and versions is not computed again.
+        Folder for the results and for the embeddings and scores of each fit. Existing fits with the same data,
+        settings and versions are not computed again.
     enable_progress_bar
-        Whether to show one; it stays quiet where standard error is not a terminal.
+        Whether to show a progress bar on a terminal.
 
     Returns
     -------
-    Rows and tables; written to ``out`` as well.
+    Rows and tables; also written to ``out``.
 
     Raises
     ------
     KeyError
         If a column or layer is missing.
     ValueError
-        If a method is unknown, the counts are no raw counts, or donors, labels or batches do not allow the probes.
+        If a method is unknown, the counts are not raw, or donors, labels or batches do not allow the probes.
 
     Notes
     -----
-    Protocol of Dong et al. (2025), appendix C.8, with one split of donors for all tasks, so that a method can be
-    trained on one side of it. Log-normalized expression, principal components and embeddings in ``adata.obsm`` do
-    not reconstruct.
+    Protocol of Dong et al. (2025), appendix C.8, except that all tasks share the donor splits, so that a method can
+    be trained on one side of them. Log-normalized expression, principal components and embeddings in ``adata.obsm``
+    have no reconstruction.
     """
     scalings = (scale,) if isinstance(scale, bool) else tuple(scale)
     probing = Probing(max_cells_per_donor, max_cells_per_donor_and_class, scalings, n_bootstrap, confidence)
@@ -128,6 +130,7 @@ def run(
         accelerator=accelerator,
     )
     chosen = make_methods(methods, adata, options)
+    # Everything that can fail for want of data or settings fails here, before the first fit.
     design = make_design(
         adata,
         as_tasks(targets, cell_level),
@@ -147,11 +150,12 @@ def run(
         write_about(Path(out), about)
     store = Store(None if out is None else Path(out))
     records = run_fits(design, chosen, seeds, probing, store, enable_progress_bar)
+    names = [method.name for method in chosen]
     benchmark = Benchmark(
-        results=order(records, [method.name for method in chosen]),
+        results=results_frame(records, names),
         columns={task.name: task.scores for task in design.tasks},
         about=about,
-        labels={name: LABELS.get(name, name) for name in (method.name for method in chosen)},
+        labels={name: LABELS.get(name, name) for name in names},
     )
     if out is not None:
         benchmark.write(out)

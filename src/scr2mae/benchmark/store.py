@@ -1,13 +1,11 @@
-"""Finished work on disk: written whole or not at all, found again by what it depends on."""
+"""Finished scores and embeddings on disk, found by the hash of everything they depend on."""
 
 import hashlib
 import json
 import logging
-import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of arrays, frames and whatever JSON can hold; anything else counts by its ``repr``."""
+    """Return the SHA-256 of arrays, frames and JSON-able values; anything else counts by its ``repr``."""
     total = hashlib.sha256()
     for part in parts:
         if sp.issparse(part):
@@ -42,22 +40,8 @@ def digest(*parts: Any) -> str:
     return total.hexdigest()
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path in the same folder to write to; it takes the name of ``path`` once the block ends well."""
-    part = path.with_name(f".{os.getpid()}.part.{path.name}")  # the suffix tells what is drawn
-    with atomic_write(path, part):
-        yield part
-
-
 class Store:
-    """Embeddings and scores in a folder, or nowhere.
-
-    Parameters
-    ----------
-    folder
-        Where to; None keeps nothing.
-    """
+    """Scores and embeddings in a folder; without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -68,42 +52,46 @@ class Store:
         return self.folder / kind / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}-{key[:16]}{suffix}"
 
     def read_scores(self, name: str, key: str) -> dict[str, Any] | None:
-        """Return what :meth:`write_scores` wrote under this key; None where there is nothing to be read."""
-        path = self._path("cells", name, key, ".json")
-        if path is None or not path.exists():
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return content["value"] if content["key"] == key else None
-        except _UNREADABLE as error:
-            logger.warning("Cannot read %s (%s); computing it anew.", path, error)
-            return None
+        """Return the scores stored under this key, or None."""
+        return _read(self._path("cells", name, key, ".json"), key, _load_json)
 
     def write_scores(self, name: str, key: str, value: Mapping[str, Any]) -> None:
-        """Keep what JSON can hold."""
+        """Store JSON-able scores."""
         path = self._path("cells", name, key, ".json")
-        if path is None:
-            return
-        with replacing(path) as part:
-            part.write_text(json.dumps({"key": key, "value": value}, indent=1), encoding="utf-8")
+        if path is not None:
+            with atomic_write(path) as part:
+                part.write_text(json.dumps({"key": key, "value": value}, indent=1), encoding="utf-8")
 
     def read_embedding(self, name: str, key: str) -> tuple[np.ndarray, dict[str, Any]] | None:
-        """Return what :meth:`write_embedding` wrote under this key; None where there is nothing to be read."""
-        path = self._path("embeddings", name, key, ".npz")
-        if path is None or not path.exists():
-            return None
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-                about = json.loads(str(content["about"]))
-                return (content["values"], about["value"]) if about["key"] == key else None
-        except _UNREADABLE as error:
-            logger.warning("Cannot read %s (%s); computing it anew.", path, error)
-            return None
+        """Return the embedding stored under this key and its JSON-able values, or None."""
+        return _read(self._path("embeddings", name, key, ".npz"), key, _load_npz)
 
     def write_embedding(self, name: str, key: str, values: np.ndarray, about: Mapping[str, Any]) -> None:
-        """Keep an embedding, and what JSON can hold beside it."""
+        """Store an embedding and JSON-able values."""
         path = self._path("embeddings", name, key, ".npz")
-        if path is None:
-            return
-        with replacing(path) as part, part.open("wb") as file:
-            np.savez(file, values=values, about=np.array(json.dumps({"key": key, "value": about})))
+        if path is not None:
+            with atomic_write(path) as part, part.open("wb") as file:
+                np.savez(file, values=values, about=np.array(json.dumps({"key": key, "value": about})))
+
+
+def _read(path: Path | None, key: str, load: Callable[[Path], tuple[str, Any]]) -> Any:
+    """Return the content of a file if it can be read and has this key, else None."""
+    if path is None or not path.exists():
+        return None
+    try:
+        found, value = load(path)
+    except _UNREADABLE as error:
+        logger.warning("Cannot read %s (%s); computing it anew.", path, error)
+        return None
+    return value if found == key else None
+
+
+def _load_json(path: Path) -> tuple[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content["key"], content["value"]
+
+
+def _load_npz(path: Path) -> tuple[str, Any]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+        about = json.loads(str(content["about"]))
+        return about["key"], (content["values"], about["value"])

@@ -1,11 +1,29 @@
-"""From scores of single fits to the rows of a table: pure functions on frames."""
+"""Tables of scores: pure functions on frames."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 Columns = Mapping[str, Sequence[tuple[str, str]]]
+
+_FIRST_COLUMNS = (
+    *(
+        "part",
+        "method",
+        "pretrained_on",
+        "seed",
+        "split",
+        "target",
+        "metric",
+        "level",
+        "unit",
+        "scale",
+        "ratio",
+    ),
+    *("value", "ci_low", "ci_high"),
+)
 
 _ABBREVIATIONS = {
     "balanced_accuracy": "BAcc.",
@@ -15,20 +33,33 @@ _ABBREVIATIONS = {
 }
 
 
+def results_frame(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> pd.DataFrame:
+    """Return records as a frame, with methods in the given order and the most important columns first."""
+    frame = pd.DataFrame.from_records([{"ratio": np.nan} | dict(record) for record in records])
+    first = [name for name in _FIRST_COLUMNS if name in frame]
+    frame = frame[first + [name for name in frame if name not in first]]
+    integers = [
+        name for name in frame if name in ("seed", "split", "split_seed") or str(name).startswith("n_")
+    ]
+    frame = frame.astype(dict.fromkeys(integers, "Int64") | {"scale": "boolean"})
+    position = frame["method"].map({name: i for i, name in enumerate(methods)})
+    return frame.iloc[np.argsort(position.to_numpy(), kind="stable")].reset_index(drop=True)
+
+
 def mean_scores(results: pd.DataFrame, columns: Columns) -> pd.DataFrame:
     """Average scores over splits and training seeds.
 
     Parameters
     ----------
     results
-        One row a score, with ``method``, ``target``, ``metric``, ``level`` and ``value``; of one scaling.
+        One row per score of a single scaling, with ``method``, ``target``, ``metric``, ``level`` and ``value``.
     columns
-        For every task the (metric, level) pairs that it is scored by.
+        (metric, level) pairs of each task.
 
     Returns
     -------
-    Methods, in the order of their first row, by (task, metric, level), in the order of ``columns``. A NaN among the
-    values is left out of the mean; a column that no method has a value in is left out of the table.
+    Methods in the order of their first row by (task, metric, level) in the order of ``columns``. NaN values are
+    ignored; columns without any value are dropped.
     """
     wanted = [(task, *score) for task, scores in columns.items() for score in scores]
     wide = results.pivot_table(
@@ -50,13 +81,13 @@ def score_and_rank(scores: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    One row a method: ``Score``, the mean over tasks of the mean of a task's columns (NaN where one is missing), and
-    ``Rank``, the mean over columns of the rank, one being best. Methods that tie share the smallest of their ranks;
-    a missing score ranks last.
+    One row per method: ``Score``, the mean over tasks of the mean of a task's columns (NaN if one is missing), and
+    ``Rank``, the mean over columns of the rank, one being best. Tied methods share the smallest of their ranks; a
+    missing score ranks last.
 
     Notes
     -----
-    With two columns a task, this gives every score and rank printed in Tables 4 and 6 of Dong et al. (2025).
+    With two columns per task, this gives every score and rank printed in Tables 4 and 6 of Dong et al. (2025).
     """
     tasks = scores.columns.get_level_values(0)
     by_task = pd.DataFrame(
@@ -67,7 +98,7 @@ def score_and_rank(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def seed_spread(results: pd.DataFrame, columns: Columns) -> pd.Series:
-    """Return the standard deviation over training seeds of each method's Score; NaN where it has one seed or none."""
+    """Return the standard deviation of each method's Score over training seeds; NaN with fewer than two seeds."""
     spread = {
         method: np.nan if by_seed["seed"].nunique() < 2 else _scores_by_seed(by_seed, columns).std()
         for method, by_seed in results.groupby("method", sort=False)
@@ -82,7 +113,7 @@ def _scores_by_seed(results: pd.DataFrame, columns: Columns) -> pd.Series:
 
 
 def headings(columns: pd.Index) -> list[str]:
-    """Short names of (task, metric, level) columns, with the level where a task has both."""
+    """Return short names of (task, metric, level) columns, with the level if a task has both."""
     names = []
     for task, metric, level in columns:
         several = sum(other[:2] == (task, metric) for other in columns) > 1
@@ -92,15 +123,7 @@ def headings(columns: pd.Index) -> list[str]:
 
 
 def to_markdown(table: pd.DataFrame, *, best: Mapping[str, str] | None = None) -> str:
-    """Lay a frame of text out as a Markdown table, its index first.
-
-    Parameters
-    ----------
-    table
-        Text in every cell.
-    best
-        For a column the row whose entry is set bold.
-    """
+    """Return a frame of text as a Markdown table, its index first; ``best`` is the row in bold per column."""
     best = best or {}
     rows = [[str(table.index.name or ""), *map(str, table.columns)]]
     rows.append(["---", *["---:"] * table.shape[1]])

@@ -1,4 +1,4 @@
-"""What is read from an embedding: labels, the cells that count, and the scores; the paper's tasks on two atlases."""
+"""Prediction tasks: labels, the cells that count and the scores; the paper's tasks on two atlases."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scr2mae.probe.inputs import Kind
+from scr2mae.probe.inputs import Kind, obs_column
 
 Score = tuple[str, str]
 
@@ -17,7 +17,7 @@ _AREAS: tuple[Score, ...] = (("macro_auroc", "cell"), ("macro_auroc", "donor"))
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Something to read from an embedding.
+    """A label to predict from an embedding.
 
     Parameters
     ----------
@@ -26,13 +26,13 @@ class Task:
     kind
         "classification" or "regression".
     labels
-        From ``adata.obs`` to the labels of its cells, missing where a cell does not count.
+        Function from ``adata.obs`` to the labels of its cells, missing for cells that do not count.
     scores
         Metric and level ("cell" or "donor") of each column of the table.
     cell_level
-        Whether the label belongs to the cell rather than to its donor, as cell type does.
+        Whether the label belongs to the cell rather than to its donor, such as cell type.
     drop_after_cap
-        Labels that take part in the draw of a donor's cells and are dropped after it.
+        Labels that are dropped after the cells of a donor are drawn, not before.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Task:
 
 
 def tasks(atlas: str) -> tuple[Task, ...]:
-    """Return the paper's tasks on an atlas: which cells count, what is predicted and how it is scored.
+    """Return the paper's tasks on an atlas.
 
     Parameters
     ----------
@@ -54,15 +54,15 @@ def tasks(atlas: str) -> tuple[Task, ...]:
 
     Returns
     -------
-    Three tasks, six columns.
+    Three tasks with two columns each.
 
     - HLCA: cell state (``ann_finest_level``; "Unknown" is dropped after cells are drawn) and ``disease`` by balanced
-      accuracy and macro F1, age (``age_or_mean_of_age_range``, cells without one dropped) by Spearman's correlation.
-    - SEA-AD, the reference donors dropped: cell state (``Supertype``, in the classes of ``Subclass`` that have
+      accuracy and macro F1, age (``age_or_mean_of_age_range``; missing ages are dropped) by Spearman's correlation.
+    - SEA-AD without the reference donors: cell state (``Supertype``, within the values of ``Subclass`` that have
       Alzheimer-specific supertypes) by balanced accuracy and macro F1, Alzheimer status (``ADNC``) by macro AUROC,
       age (``development_stage``, exact ages only) by Spearman's correlation.
 
-    AUROC and Spearman's correlation are taken by cell and by donor.
+    AUROC and Spearman's correlation are computed by cell and by donor.
 
     Raises
     ------
@@ -71,9 +71,9 @@ def tasks(atlas: str) -> tuple[Task, ...]:
 
     Notes
     -----
-    Dong et al. (2025), appendix C.8. That SEA-AD's cell states are supertypes, and that the Alzheimer-specific ones
-    are those named "...-SEAAD", is inferred. The paper's numbers of donors and cells are lost: they are arguments of
-    :func:`run`.
+    Dong et al. (2025), appendix C.8. It is inferred that the cell states of SEA-AD are supertypes and that the
+    Alzheimer-specific ones are those named "...-SEAAD". The paper does not give the numbers of donors and cells:
+    they are arguments of :func:`run`.
     """
     if atlas not in _ATLASES:
         raise ValueError(f"atlas must be one of {list(_ATLASES)}, got {atlas!r}.")
@@ -81,58 +81,49 @@ def tasks(atlas: str) -> tuple[Task, ...]:
 
 
 def as_tasks(targets: Mapping[str, Kind] | Sequence[Task], cell_level: Sequence[str]) -> tuple[Task, ...]:
-    """Turn columns of ``obs`` into tasks; tasks stay as they are.
-
-    Raises
-    ------
-    ValueError
-        If there are none, or two of one name.
-    """
+    """Turn columns of ``adata.obs`` into tasks; return tasks unchanged."""
     if isinstance(targets, Mapping):
         made = tuple(_column_task(name, kind, name in cell_level) for name, kind in targets.items())
     else:
         made = tuple(targets)
     names = [task.name for task in made]
     if not made or len(set(names)) < len(names):
-        raise ValueError(f"Wanted at least one target, each of a name of its own; got {names}.")
+        raise ValueError(f"Wanted at least one target, each with a unique name; got {names}.")
     return made
 
 
 def _column_task(column: str, kind: Kind, cell_level: bool) -> Task:
     scores = _CLASSES if kind == "classification" else _NUMBERS[:1] if cell_level else _NUMBERS
-    return Task(
-        name=column, kind=kind, labels=lambda obs: _column(obs, column), scores=scores, cell_level=cell_level
-    )
+    return Task(name=column, kind=kind, labels=_column(column), scores=scores, cell_level=cell_level)
 
 
-def _column(obs: pd.DataFrame, name: str) -> pd.Series:
-    if name not in obs:
-        raise KeyError(f"No {name!r} in adata.obs; choose one of {list(obs)}.")
-    return obs[name]
+def _column(name: str) -> Callable[[pd.DataFrame], pd.Series]:
+    return lambda obs: obs_column(obs, name)
 
 
-# The reference donors of SEA-AD are young and carry no diagnosis.
+# The reference donors of SEA-AD are young and have no diagnosis.
 _REFERENCE = "Reference"
 _EXACT_AGE = re.compile(r"^(\d+)[- ]year[- ]old(?: human)?(?: stage)?$")
 _ALZHEIMER_SPECIFIC = "SEAAD"
 
 
 def _without_reference(obs: pd.DataFrame, labels: pd.Series) -> pd.Series:
-    return labels.astype(object).where(_column(obs, "ADNC").astype(object) != _REFERENCE)
+    return labels.astype(object).where(obs_column(obs, "ADNC").astype(object) != _REFERENCE)
 
 
 def _sea_ad_status(obs: pd.DataFrame) -> pd.Series:
-    return _without_reference(obs, _column(obs, "ADNC"))
+    return _without_reference(obs, obs_column(obs, "ADNC"))
 
 
 def _sea_ad_cell_state(obs: pd.DataFrame) -> pd.Series:
-    classes, states = _column(obs, "Subclass").astype(object), _column(obs, "Supertype").astype(object)
+    classes = obs_column(obs, "Subclass").astype(object)
+    states = obs_column(obs, "Supertype").astype(object)
     specific = states.str.endswith(_ALZHEIMER_SPECIFIC, na=False).astype(bool)
     return _without_reference(obs, states.where(classes.isin(classes[specific].unique())))
 
 
 def _sea_ad_age(obs: pd.DataFrame) -> pd.Series:
-    stages = _column(obs, "development_stage").astype(object)
+    stages = obs_column(obs, "development_stage").astype(object)
     years = stages.astype("string").str.extract(_EXACT_AGE, expand=False)
     return _without_reference(obs, pd.to_numeric(years).astype(float))
 
@@ -142,23 +133,13 @@ _ATLASES: dict[str, tuple[Task, ...]] = {
         Task(
             name="Cell state",
             kind="classification",
-            labels=lambda obs: _column(obs, "ann_finest_level"),
+            labels=_column("ann_finest_level"),
             scores=_CLASSES,
             cell_level=True,
             drop_after_cap=("Unknown",),
         ),
-        Task(
-            name="Disease",
-            kind="classification",
-            labels=lambda obs: _column(obs, "disease"),
-            scores=_CLASSES,
-        ),
-        Task(
-            name="Age",
-            kind="regression",
-            labels=lambda obs: _column(obs, "age_or_mean_of_age_range"),
-            scores=_NUMBERS,
-        ),
+        Task(name="Disease", kind="classification", labels=_column("disease"), scores=_CLASSES),
+        Task(name="Age", kind="regression", labels=_column("age_or_mean_of_age_range"), scores=_NUMBERS),
     ),
     "sea_ad": (
         Task(

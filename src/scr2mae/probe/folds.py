@@ -1,7 +1,6 @@
-"""Penalty grids and the folds over which probes choose from them."""
+"""Penalty grids and cross-validation folds of the probes."""
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ Folds = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
 
 
 def check_grid(values: ArrayLike | None, default: tuple[float, ...], name: str) -> Float:
-    """Return the penalties to choose from, or say what is wrong with them."""
+    """Return the penalties to choose from; raise unless they are positive numbers."""
     grid = np.asarray(default if values is None else values, dtype=np.float64)
     if grid.ndim != 1 or not grid.size or not np.all(np.isfinite(grid) & (grid > 0)):
         raise ValueError(f"Wanted {name} to be a list of positive numbers, got {values!r}.")
@@ -22,7 +21,7 @@ def check_grid(values: ArrayLike | None, default: tuple[float, ...], name: str) 
 
 
 def make_folds(cv: Any, X: Any, codes: NDArray[np.intp] | None, groups: ArrayLike | None) -> Folds:
-    """Rows of each fold; ``codes`` are classes to stratify by."""
+    """Return training and test rows of each fold, stratified by the classes in ``codes`` unless it is None."""
     members = None if groups is None else _group_codes(groups, X.shape[0])
     n_units = X.shape[0] if members is None else int(members.max()) + 1
     if n_units < 2:
@@ -39,18 +38,12 @@ def make_folds(cv: Any, X: Any, codes: NDArray[np.intp] | None, groups: ArrayLik
             n_splits = max(2, min(n_splits, int(np.bincount(codes).max())))
             splitter = StratifiedKFold(n_splits) if members is None else StratifiedGroupKFold(n_splits)
     with warnings.catch_warnings():
-        # A class rarer than the folds is expected with few donors, and scored as missed.
+        # With few donors a class may be rarer than the number of folds; it is scored as missed.
         warnings.filterwarnings("ignore", message="The least populated class")
-        folds = list(_non_empty(splitter.split(X, codes, members)))
+        folds = [fold for fold in splitter.split(X, codes, members) if len(fold[0]) and len(fold[1])]
     if not folds:
-        raise ValueError(f"{splitter!r} gave no fold with cells on both sides; give more donors.")
+        raise ValueError(f"{splitter!r} gave no fold with cells on both sides; add donors.")
     return folds
-
-
-def _non_empty(folds: Any) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    for train, test in folds:
-        if len(train) and len(test):
-            yield train, test
 
 
 def _group_codes(groups: ArrayLike, n_obs: int) -> NDArray[np.intp]:
@@ -63,12 +56,12 @@ def _group_codes(groups: ArrayLike, n_obs: int) -> NDArray[np.intp]:
 
 
 def is_partition(folds: Folds, n_obs: int) -> bool:
-    """Whether each cell is held out once and trains in all other folds."""
+    """Return whether each cell is in the test set of one fold and in the training set of all others."""
     tested = np.bincount(np.concatenate([test for _, test in folds]), minlength=n_obs)
     whole = all(len(np.union1d(train, test)) == len(train) + len(test) == n_obs for train, test in folds)
     return bool(whole and (tested == 1).all())
 
 
 def to_dense(product: Any) -> Float:
-    """Return a product of features, which is sparse where they are, as an array."""
+    """Return a product of features, sparse if they are, as a dense array."""
     return product if isinstance(product, np.ndarray) else product.toarray()

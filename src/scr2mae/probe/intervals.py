@@ -1,7 +1,7 @@
-"""Percentile intervals of a score when whole donors are drawn again, without scoring cell by cell each time.
+"""Bootstrap intervals of scores over whole donors.
 
-A bootstrap draw gives every donor a weight, the times that it was drawn. Each score is therefore rewritten as a
-function of donor weights whose parts are summed over cells once. With equal weights it is the plain score.
+A draw gives each donor a weight, the number of times that it was drawn. Each score is rewritten as a function of donor
+weights, from sums over cells that are computed once. With equal weights it is the plain score.
 """
 
 from collections.abc import Callable
@@ -11,38 +11,23 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 Codes = NDArray[np.intp]
-# Maps weights, shape (n_draws, n_donors), to scores, shape (n_draws,); NaN where a draw leaves it undefined.
+# Maps weights, shape (n_draws, n_donors), to scores, shape (n_draws,); NaN for draws without a defined score.
 WeightedScore = Callable[[Float], Float]
 
 
 def donor_interval(
     score: WeightedScore, n_donors: int, *, n_draws: int, confidence: float, seed: int
 ) -> tuple[float, float]:
-    """Draw donors with replacement and return the percentile interval of the score.
+    """Return the percentile interval over draws of donors with replacement, the same draws for equal seeds.
 
-    Parameters
-    ----------
-    score
-        Score as a function of donor weights.
-    n_donors
-        Donors that were scored.
-    n_draws
-        Bootstrap draws; draws that leave the score undefined are left out.
-    confidence
-        Coverage in (0, 1).
-    seed
-        Seed of the draws, so that methods are compared over the same ones.
-
-    Returns
-    -------
-    Lower and upper end; NaN with fewer than two donors or no defined draw.
+    Draws without a defined score are left out; both ends are NaN with fewer than two donors or no defined draw.
     """
-    if n_donors < 2 or n_draws < 1:
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n_donors, np.full(n_donors, 1 / n_donors), size=n_draws).astype(np.float64)
-    values = score(weights)
-    values = values[~np.isnan(values)]
+    values = np.array([])
+    if n_donors > 1 and n_draws > 0:
+        rng = np.random.default_rng(seed)
+        weights = rng.multinomial(n_donors, np.full(n_donors, 1 / n_donors), size=n_draws)
+        values = score(weights.astype(np.float64))
+        values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan")
     tail = (1 - confidence) / 2
@@ -53,26 +38,14 @@ def donor_interval(
 def weighted_accuracy_and_f1(
     y_true: Codes, y_pred: Codes, donors: Codes, *, n_classes: int
 ) -> tuple[WeightedScore, WeightedScore]:
-    """Balanced accuracy and macro F1, averaged over the classes that a draw holds, NaN below two.
-
-    Parameters
-    ----------
-    y_true, y_pred
-        Class codes in [0, n_classes), shape ``(n_obs,)``.
-    donors
-        Donor codes, shape ``(n_obs,)``.
-    n_classes
-        Number of classes.
-    """
-    shape = (int(donors.max()) + 1, n_classes)
+    """Return balanced accuracy and macro F1, averaged over the classes in a draw; NaN with fewer than two."""
 
     def count(rows: NDArray[np.bool_] | slice, classes: Codes) -> Float:
-        table = np.zeros(shape)
+        table = np.zeros((int(donors.max()) + 1, n_classes))
         np.add.at(table, (donors[rows], classes[rows]), 1.0)
         return table
 
-    everything = slice(None)
-    true, predicted = count(everything, y_true), count(everything, y_pred)
+    true, predicted = count(slice(None), y_true), count(slice(None), y_pred)
     hit = count(y_true == y_pred, y_true)
 
     def accuracy(weights: Float) -> Float:
@@ -85,30 +58,19 @@ def weighted_accuracy_and_f1(
 
 
 def _mean_present(numerator: Float, denominator: Float, n_true: Float) -> Float:
-    """Mean of the ratios over the classes, columns, that have true cells."""
+    """Return the mean of the ratios over the classes (columns) that have true cells."""
     present = n_true > 0
     ratio = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=present)
     n_present = present.sum(axis=1)
-    # The recall of a single class says nothing: always naming that class would be perfect.
+    # The recall of a single class is meaningless: always predicting that class would be perfect.
     return np.divide(ratio.sum(axis=1), n_present, out=np.full(len(ratio), np.nan), where=n_present > 1)
 
 
 def weighted_auroc(y_true: Codes, scores: Float, donors: Codes) -> WeightedScore:
-    """Macro AUROC, each class that a draw holds against the rest.
+    """Return the macro AUROC of the classes in a draw against the rest, from scores of shape ``(n_obs, n_classes)``.
 
-    Parameters
-    ----------
-    y_true
-        Class codes, the columns of ``scores``, shape ``(n_obs,)``.
-    scores
-        Shape ``(n_obs, n_classes)``.
-    donors
-        Donor codes, shape ``(n_obs,)``.
-
-    Notes
-    -----
-    The area is the share of pairs, one cell of the class and one of the rest, that are ranked right. Counted
-    once for every pair of donors, it is a ratio of quadratic forms in the donor weights.
+    The area is the share of pairs, one cell of the class and one of the rest, that are ranked correctly. Counted once
+    per pair of donors, it is a ratio of quadratic forms in the donor weights.
     """
     n_donors = int(donors.max()) + 1
     classes = np.unique(y_true)
@@ -131,27 +93,19 @@ def weighted_auroc(y_true: Codes, scores: Float, donors: Codes) -> WeightedScore
 def _ranked_pairs(
     inside: NDArray[np.bool_], score: Float, donors: Codes, n_donors: int
 ) -> tuple[Float, Float, Float]:
-    """Pairs won, shape ``(n_donors, n_donors)``, with ties as half, and cells inside and outside a donor."""
+    """Return pairs won per pair of donors, ties as half, and the cells of the class and of the rest per donor."""
     wins = np.zeros((n_donors, n_donors))
-    own, of = score[inside], donors[inside]
+    own, owner = score[inside], donors[inside]
     for other in np.unique(donors[~inside]):
         rest = np.sort(score[~inside & (donors == other)])
         below = np.searchsorted(rest, own, side="left") + np.searchsorted(rest, own, side="right")
-        wins[:, other] = np.bincount(of, weights=below / 2, minlength=n_donors)
-    n_inside = np.bincount(of, minlength=n_donors).astype(np.float64)
+        wins[:, other] = np.bincount(owner, weights=below / 2, minlength=n_donors)
+    n_inside = np.bincount(owner, minlength=n_donors).astype(np.float64)
     return wins, n_inside, np.bincount(donors[~inside], minlength=n_donors).astype(np.float64)
 
 
 def weighted_spearman(y_true: Float, y_pred: Float, donors: Codes) -> WeightedScore:
-    """Spearman's correlation: the weighted correlation of weighted mid-ranks.
-
-    Parameters
-    ----------
-    y_true, y_pred
-        Values, shape ``(n_obs,)``.
-    donors
-        Donor codes, shape ``(n_obs,)``.
-    """
+    """Return Spearman's correlation: the weighted correlation of weighted mid-ranks."""
     codes = [np.unique(y, return_inverse=True)[1] for y in (y_true, y_pred)]
 
     def one(weights: Float) -> float:

@@ -1,4 +1,4 @@
-"""Logistic regression along a path of penalties, chosen on donors that it was not fitted to."""
+"""Logistic regression with a penalty chosen by cross-validation over donors."""
 
 from typing import Any, Self
 
@@ -20,26 +20,26 @@ CS: tuple[float, ...] = tuple(np.logspace(-6, 2, 10).tolist())
 class LogisticProbe(ClassifierMixin, BaseEstimator):
     """Multinomial logistic regression whose penalty is chosen by cross-validation over groups of cells.
 
-    Each fold solves the whole grid from strong to weak penalty, every fit starting from the last, by L-BFGS
-    preconditioned with the second moment of the features.
+    Each fold solves the whole grid from strong to weak penalty by L-BFGS, preconditioned with the second moment of
+    the features; each fit starts from the previous solution.
 
     Parameters
     ----------
     Cs
         Inverse penalties > 0 to choose from; by default ``logspace(-6, 2, 10)``.
     cv
-        Number of folds, lowered to the number of groups where there are fewer, or a scikit-learn splitter.
-        Folds are stratified by class as far as the groups allow.
+        Number of folds, at most the number of groups, or a scikit-learn splitter. Folds are stratified by class as
+        far as the groups allow.
     tol
-        Largest entry of the gradient at convergence, in coordinates where the average curvature is one.
-        Much looser values choose too weak a penalty: stopping early regularizes by itself.
+        Largest entry of the gradient at convergence, in coordinates where the average curvature is one. Much looser
+        values choose too weak a penalty, since stopping early regularizes as well.
     max_iter
-        Steps a fit.
+        Maximum number of steps per fit.
 
     Attributes
     ----------
     C_
-        Inverse penalty of best balanced accuracy, averaged over folds. Ties take the smallest.
+        Inverse penalty with the best mean balanced accuracy over folds; the smallest among ties.
     classes_
         Sorted classes, shape ``(n_classes,)``.
     coef_
@@ -49,13 +49,13 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
     cv_scores_
         Balanced accuracies, shape ``(n_folds, n_Cs)``, in the order of ``Cs``.
     n_iter_
-        Steps of the final fit.
+        Number of steps of the final fit.
 
     Notes
     -----
     Grid and criterion are those of Dong et al. (2025). Features are not scaled. The objective is that of
-    :class:`sklearn.linear_model.LogisticRegression` with an L2 penalty; sparse features stay sparse. A class
-    that a fold does not train on counts as missed there, at every penalty alike.
+    :class:`sklearn.linear_model.LogisticRegression` with an L2 penalty; sparse features stay sparse. In a fold
+    without training cells of a class, that class counts as missed at every penalty.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         self.tol = tol
         self.max_iter = max_iter
 
-    # The products are small: on threads of their own they cost five times the processor time, and more on a busy machine.
+    # The products are small: several threads cost five times the processor time, and more on a busy machine.
     @threadpool_limits.wrap(limits=1, user_api="blas")
     def fit(self, X: Any, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
         """Choose the penalty and fit on all cells.
@@ -78,16 +78,16 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         y
             Classes, shape ``(n_obs,)``.
         groups
-            Donor of each cell, shape ``(n_obs,)``: cells of a donor share a fold.
+            Donor of each cell, shape ``(n_obs,)``; the cells of a donor share a fold.
 
         Returns
         -------
-        The probe itself.
+        The fitted probe.
 
         Raises
         ------
         ValueError
-            If there are not two classes or not two groups, or an entry of ``X`` is not finite.
+            If there are fewer than two classes or groups, or an entry of ``X`` is not finite.
         """
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
         check_classification_targets(y)
@@ -127,16 +127,12 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         return np.array(scores)
 
     def decision_function(self, X: Any) -> Float:
-        """Logits, shape ``(n_obs, n_classes)``, or of the second class, shape ``(n_obs,)``, with two.
+        """Return logits, shape ``(n_obs, n_classes)``; with two classes those of the second, shape ``(n_obs,)``.
 
         Parameters
         ----------
         X
             Features, shape ``(n_obs, n_features)``, dense or sparse.
-
-        Returns
-        -------
-        Logits, float64.
         """
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
@@ -144,31 +140,23 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         return raw[:, 0] if len(self.classes_) == 2 else raw
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Predict the most probable class, shape ``(n_obs,)``.
+        """Return the most probable class, shape ``(n_obs,)``.
 
         Parameters
         ----------
         X
             Features, shape ``(n_obs, n_features)``, dense or sparse.
-
-        Returns
-        -------
-        Entries of ``classes_``.
         """
         raw = self.decision_function(X)
         return self.classes_[(raw > 0).astype(np.intp) if raw.ndim == 1 else raw.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> Float:
-        """Predict class probabilities, shape ``(n_obs, n_classes)``.
+        """Return class probabilities, shape ``(n_obs, n_classes)``, with columns as in ``classes_``.
 
         Parameters
         ----------
         X
             Features, shape ``(n_obs, n_features)``, dense or sparse.
-
-        Returns
-        -------
-        Rows sum to one; columns as in ``classes_``.
         """
         raw = self.decision_function(X)
         if raw.ndim == 1:
@@ -182,5 +170,5 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
 
 
 def _penalty(C: float, n_obs: int, n_classes: int) -> float:
-    """Penalty of the mean loss that equals scikit-learn's ``C`` on the summed loss."""
+    """Return the penalty on the mean loss that equals scikit-learn's ``C`` on the summed loss."""
     return (2 if n_classes == 2 else 1) / (n_obs * C)

@@ -1,8 +1,8 @@
 """Multinomial logistic regression, fitted along a path of penalties.
 
-The second moment of the features is decomposed once and preconditions every fit: averaged over the cells, the
-Hessian is close to a Kronecker product of a class part and the second moment, and in coordinates where that
-product is the identity a few dozen steps of L-BFGS suffice where hundreds are needed without.
+The second moment of the features is decomposed once and preconditions every fit: the mean Hessian over cells is
+close to a Kronecker product of a class factor and the second moment. In coordinates where that product is the
+identity, L-BFGS needs a few dozen steps instead of hundreds.
 """
 
 import warnings
@@ -18,24 +18,22 @@ from sklearn.exceptions import ConvergenceWarning
 
 from scr2mae.probe.folds import Float, to_dense
 
-# Above this many features the decomposition costs more than the steps it saves; the variances alone then
-# precondition.
+# With more features, the decomposition costs more than the steps it saves; precondition with the variances alone.
 _MAX_DECOMPOSED = 2048
-# Corrections kept by L-BFGS; ten is scipy's default, more pays when an evaluation is dear.
+# Corrections kept by L-BFGS, more than scipy's default of ten because an evaluation is expensive.
 _N_CORRECTIONS = 20
-# Half a megabyte of float64: reading the features from memory once instead of twice is most of the cost.
+# Half a megabyte of float64. Reading the features from memory dominates the cost; a block in cache is read once.
 _BLOCK_ENTRIES = 65_536
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """Coordinates in which the average curvature of the objective is the identity.
+    """Coordinates in which the mean Hessian, ``class_curvature (x) second_moment + penalty``, is the identity.
 
-    The average Hessian is taken as ``class_curvature (x) second_moment + penalty``; both factors are
-    decomposed, so the change of coordinates is a rotation on either side and a scale an entry.
+    Both factors are decomposed, so that the change of coordinates is a rotation on each side and a scale per entry.
     """
 
-    rotation: Float | None  # (n_features, n_features), None where the second moment is taken as diagonal
+    rotation: Float | None  # (n_features, n_features), None if the second moment is taken as diagonal
     class_rotation: Float  # (n_classes, n_classes)
     scale: Float  # (n_features, n_classes)
     intercept_scale: Float  # (n_classes,)
@@ -44,8 +42,8 @@ class _Frame:
     def of(cls, moment: tuple[Float, Float | None], class_curvature: Float, penalty: float) -> "_Frame":
         curvature, class_rotation = eigh(class_curvature)
         curvature = np.maximum(curvature, 0.0)
-        # Adding a constant to all intercepts changes no probability: that direction has no curvature, no
-        # gradient, and any scale will do.
+        # Adding a constant to all intercepts does not change the probabilities: that direction has neither
+        # curvature nor gradient, and any scale will do.
         flat = (
             curvature <= 1e-12 * curvature[-1] if curvature[-1] > 0 else np.ones(len(curvature), dtype=bool)
         )
@@ -58,9 +56,8 @@ class _Frame:
         )
 
     def to_frame(self, coef: Float, intercept: Float) -> Float:
-        rotated = coef if self.rotation is None else self.rotation.T @ coef
-        inner = (rotated @ self.class_rotation) * self.scale
-        return np.concatenate([inner.ravel(), (intercept @ self.class_rotation) * self.intercept_scale])
+        inner, inner_intercept = self._rotate(coef, intercept)
+        return np.concatenate([(inner * self.scale).ravel(), inner_intercept * self.intercept_scale])
 
     def from_frame(self, z: Float) -> tuple[Float, Float]:
         inner, inner_intercept = z[: self.scale.size].reshape(self.scale.shape), z[self.scale.size :]
@@ -69,37 +66,26 @@ class _Frame:
         return coef, (inner_intercept / self.intercept_scale) @ self.class_rotation.T
 
     def gradient_to_frame(self, coef: Float, intercept: Float) -> Float:
+        inner, inner_intercept = self._rotate(coef, intercept)
+        return np.concatenate([(inner / self.scale).ravel(), inner_intercept / self.intercept_scale])
+
+    def _rotate(self, coef: Float, intercept: Float) -> tuple[Float, Float]:
         rotated = coef if self.rotation is None else self.rotation.T @ coef
-        inner = (rotated @ self.class_rotation) / self.scale
-        return np.concatenate([inner.ravel(), (intercept @ self.class_rotation) / self.intercept_scale])
+        return rotated @ self.class_rotation, intercept @ self.class_rotation
 
 
 class MultinomialPath:
-    """Multinomial logistic regression along a path of penalties, each fit starting where the last ended.
+    """Minimize (1 / n) sum_i -log softmax(x_i W + b)[y_i] + penalty / 2 ||W||² for one penalty after the other.
 
-    Minimizes, over weights W and intercepts b,
-
-        (1 / n) sum_i -log softmax(x_i W + b)[y_i] + penalty / 2 ||W||²,
-
-    which is scikit-learn's objective at ``penalty = 1 / (n C)``. Two classes are two symmetric columns: the
-    single column of binary logistic regression is their difference, at half the penalty.
-
-    Parameters
-    ----------
-    X
-        Features of the training cells, shape ``(n_obs, n_features)``, float64, dense or CSR.
-    codes
-        Class of each cell in [0, n_classes), each class present, shape ``(n_obs,)``.
-    tol
-        Largest entry of the gradient at convergence, in coordinates where the average curvature is one.
-    max_iter
-        L-BFGS steps a penalty.
+    This is scikit-learn's objective at ``penalty = 1 / (n C)``. Two classes are two symmetric columns: the single
+    column of binary logistic regression is their difference, at half the penalty. ``X`` is float64, dense or CSR,
+    shape ``(n_obs, n_features)``; ``codes`` are classes in [0, n_classes), all present, shape ``(n_obs,)``.
     """
 
     def __init__(self, X: Any, codes: NDArray[np.intp], *, tol: float, max_iter: int) -> None:
         self._tol, self._max_iter, self._n_obs = tol, max_iter, X.shape[0]
         self._blocks = _row_blocks(X, codes)
-        # Weights see centered features; the means are subtracted after the product, so X may stay sparse.
+        # Features are centered by subtracting the means after the product, so that X may stay sparse.
         self._mean = np.asarray(X.mean(axis=0)).ravel()
         self._moment = _second_moment(X, self._mean)
         share = np.bincount(codes) / len(codes)
@@ -108,13 +94,7 @@ class MultinomialPath:
         self.n_iter = 0
 
     def solve(self, penalty: float) -> tuple[Float, Float]:
-        """Fit at one penalty.
-
-        Returns
-        -------
-        Weights, shape ``(n_features, n_classes)``, and intercepts, shape ``(n_classes,)``. A
-        :class:`~sklearn.exceptions.ConvergenceWarning` says that ``max_iter`` was reached.
-        """
+        """Return weights, shape ``(n_features, n_classes)``, and intercepts, starting from the last solution."""
         frame = _Frame.of(self._moment, self._class_curvature(), penalty)
         result = minimize(
             self._objective,
@@ -142,7 +122,7 @@ class MultinomialPath:
         return self._coef, self._intercept - self._mean @ self._coef
 
     def _forward(self, coef: Float, intercept: Float) -> Iterator[tuple[Any, NDArray[np.intp], Float, float]]:
-        """Block by block: features, classes, class probabilities and the summed negative log-likelihood."""
+        """Yield features, classes, class probabilities and summed negative log-likelihood per block of cells."""
         offset = intercept - self._mean @ coef
         for X, codes in self._blocks:
             raw = np.asarray(X @ coef)  # (n_block, n_classes)
@@ -155,7 +135,7 @@ class MultinomialPath:
             yield X, codes, raw, float(np.log(total).sum() - observed)
 
     def _class_curvature(self) -> Float:
-        """Mean over cells of diag(p) - pp' at the present solution, shape ``(n_classes, n_classes)``."""
+        """Return the mean of diag(p) - pp' over cells at the current solution, shape ``(n_classes, n_classes)``."""
         curvature = np.zeros((len(self._intercept), len(self._intercept)))
         for _, _, probability, _ in self._forward(self._coef, self._intercept):
             curvature -= probability.T @ probability
@@ -176,13 +156,13 @@ class MultinomialPath:
 
 
 def _row_blocks(X: Any, codes: NDArray[np.intp]) -> list[tuple[Any, NDArray[np.intp]]]:
-    """Cut dense features so that a block stays in cache between the two products of one evaluation."""
+    """Split dense features so that a block stays in cache between the two products of one evaluation."""
     size = max(32, _BLOCK_ENTRIES // X.shape[1]) if isinstance(X, np.ndarray) else X.shape[0]
     return [(X[i : i + size], codes[i : i + size]) for i in range(0, X.shape[0], size)]
 
 
 def _second_moment(X: Any, mean: Float) -> tuple[Float, Float | None]:
-    """Eigenvalues and vectors of the centered second moment, or the variances alone where that is too large."""
+    """Return eigenvalues and eigenvectors of the centered second moment, or the variances alone if it is large."""
     if X.shape[1] > _MAX_DECOMPOSED:
         squares = np.square(X) if isinstance(X, np.ndarray) else X.power(2)
         return np.maximum(np.asarray(squares.mean(axis=0)).ravel() - mean**2, 0.0), None

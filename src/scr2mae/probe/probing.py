@@ -1,4 +1,4 @@
-"""Linear probes of any embedding on donors that they have never seen."""
+"""Linear probes of embeddings on held-out donors."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -9,8 +9,8 @@ from anndata import AnnData
 
 from scr2mae._utils.progress import progress
 from scr2mae.probe.inputs import Kind, read_representation, read_target
-from scr2mae.probe.split import DonorSplit, donor_split
-from scr2mae.probe.task import Task, make_task, run_task
+from scr2mae.probe.split import DonorSplit, draw_splits
+from scr2mae.probe.task import ProbeTask, make_task, run_task
 
 Splits = Mapping[str, Sequence[DonorSplit]]
 
@@ -24,54 +24,46 @@ def donor_splits(
     n_splits: int = 1,
     seeds: Sequence[int] = (0,),
 ) -> dict[str, list[DonorSplit]]:
-    """Draw the splits that :func:`linear_probe` draws, to give them to several calls.
+    """Draw the splits of :func:`linear_probe`, to share them between several calls.
 
     Parameters
     ----------
     adata
         Annotated data; only ``adata.obs`` is read.
     targets
-        Column of ``adata.obs`` to "classification" or "regression".
+        Maps columns of ``adata.obs`` to "classification" or "regression".
     donor_key
-        Column with the donor.
+        Column of the donor.
     n_train_donors
-        Donors that train, at least two, so that the penalty can be chosen across them; by default half.
+        Number of training donors, at least two, so that the penalty can be chosen across them; by default half.
     n_splits
-        Splits a seed.
+        Number of splits per seed.
     seeds
         Seeds of the draws.
 
     Returns
     -------
-    For every target its splits, seed by seed. Donors without a label of the target are on neither side.
+    The splits of each target, ordered by seed. Donors without a label of the target are on neither side.
 
     Raises
     ------
     KeyError
         If a column is missing.
     ValueError
-        If there are too few donors, or labels that cannot be probed.
+        If there are too few donors, or if labels cannot be probed.
     """
     if n_splits < 1 or not len(seeds):
         raise ValueError(
             f"Wanted at least one split and one seed, got n_splits={n_splits}, seeds={list(seeds)}."
         )
-    if n_train_donors is not None and n_train_donors < 2:
-        raise ValueError(f"Choosing a penalty across donors needs n_train_donors >= 2, got {n_train_donors}.")
+    children = [_child_seed(seed, i) for seed in seeds for i in range(n_splits)]
     drawn: dict[str, list[DonorSplit]] = {}
     for name, kind in targets.items():
-        target = read_target(adata, name, kind, donor_key=donor_key, sample_key=None, cell_level=())
+        target = read_target(adata.obs, name, kind, donor_key=donor_key)
         labels = target.y if kind == "classification" else None
-        if (n_donors := len(np.unique(target.donors))) < 3:
-            raise ValueError(
-                f"Probing {name!r} needs two donors to train and one to test, got {n_donors} donors."
-            )
-        n_train = max(2, n_donors // 2) if n_train_donors is None else n_train_donors
-        drawn[name] = [
-            donor_split(target.donors, n_train_donors=n_train, labels=labels, seed=_child_seed(seed, i))
-            for seed in seeds
-            for i in range(n_splits)
-        ]
+        drawn[name] = draw_splits(
+            target.donors, labels, n_train_donors=n_train_donors, seeds=children, what=f" {name!r}"
+        )
     return drawn
 
 
@@ -93,60 +85,60 @@ def linear_probe(
     n_bootstrap: int = 500,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Fit linear models to embeddings of some donors and score them on the others.
+    """Fit linear models to the embeddings of some donors and score them on the others.
 
     Parameters
     ----------
     adata
         Annotated data.
     use_rep
-        Representations to probe: "X" for ``adata.X``, keys of ``adata.obsm``, or layers. They are taken as they
+        Representations to probe: "X" for ``adata.X``, keys of ``adata.obsm``, or layers. They are used as they
         are; normalize expression beforehand.
     targets
-        Column of ``adata.obs`` to "classification" or "regression". Cells without a label are dropped.
+        Maps columns of ``adata.obs`` to "classification" or "regression". Cells without a label are dropped.
     donor_key
-        Column with the donor.
+        Column of the donor.
     sample_key
-        Column with the sample, of which a donor may have several; the unit over which cells are averaged. By
-        default the donor.
+        Column of the sample, the unit over which cells are averaged; a donor may have several samples. By default
+        the unit is the donor.
     cell_level
         Targets that belong to the cell rather than to its sample, such as cell type: scored by cell only, and
-        capped per donor and class. The default is the name in the CELLxGENE schema.
+        capped per donor and class. The default is the column of the CELLxGENE schema.
     splits
-        Splits to use, for all targets or for each: pairs methods and training seeds. By default those of
-        :func:`donor_splits` with the next three arguments.
+        Splits to use, for all targets or per target, to compare methods and training seeds on the same splits. By
+        default those of :func:`donor_splits` with the next three arguments.
     n_train_donors
-        Donors that train; by default half.
+        Number of training donors; by default half.
     n_splits
-        Splits a seed.
+        Number of splits per seed.
     seeds
         Seeds of the splits.
     max_cells_per_donor
-        Cap on a donor's cells on either side, drawn at random: the same cells for every representation.
+        Maximum number of cells per donor, drawn at random, the same cells for every representation.
     max_cells_per_donor_and_class
-        Cap on a donor's cells of a class, for the targets in ``cell_level``.
+        Maximum number of cells per donor and class, for the targets in ``cell_level``.
     scale
-        True divides each feature by its standard deviation over the training cells; a pair gives rows of both.
+        Whether to divide each feature by its standard deviation over the training cells; a pair for both.
     n_bootstrap
-        Draws of test donors behind the interval; 0 leaves it NaN.
+        Number of bootstrap draws of test donors for the interval; 0 leaves it NaN.
     confidence
         Coverage of the interval.
 
     Returns
     -------
-    One row for each representation, target, split, scaling, level and metric:
+    One row per representation, target, split, scaling, level and metric:
 
     - ``method``, ``target``, ``metric``, ``level`` ("cell" or "donor"), ``unit``, ``scale``
-    - ``seed`` and ``split`` (its place among the splits), ``split_hash``
+    - ``seed`` and ``split`` (its position among the splits), ``split_hash``
     - ``value`` with ``ci_low``, ``ci_high``: the interval over test donors for this fitted probe
     - ``n_train_donors``, ``n_test_donors``, ``n_train_cells``, ``n_test_cells``, ``n_units``
-    - ``n_dropped``: cells without a label; ``n_unseen``: test cells of a class that no training donor carries,
-      which are not scored; ``absent_train``, ``absent_test``: those classes and their converse
+    - ``n_dropped``: cells without a label; ``absent_train``, ``absent_test``: classes that only the other side has;
+      ``n_unseen``: test cells of classes absent from training, which are not scored
     - ``penalty``: the chosen alpha or C; ``note``: why a value is NaN
 
-    At level "donor" predictions (numbers or class probabilities) are averaged over each ``unit``: "donor" or
-    "sample" where the target is constant there, else "donor_and_class", "donor_and_value" and the like.
-    The manifests of the splits are in ``.attrs["splits"]``.
+    At level "donor", predictions (numbers or class probabilities) are averaged over each ``unit``: "donor" or
+    "sample" if the target is constant there, else "donor_and_class", "donor_and_value" and so on. The manifests of
+    the splits are in ``.attrs["splits"]``.
 
     Raises
     ------
@@ -158,7 +150,7 @@ def linear_probe(
 
     Notes
     -----
-    Protocol of Dong et al. (2025): donors held out, penalty by five folds grouped by donor, no scaling.
+    Protocol of Dong et al. (2025): held-out donors, penalty by five folds grouped by donor, no scaling.
 
     Examples
     --------
@@ -183,12 +175,12 @@ def linear_probe(
             seeds=seeds,
         )
     by_target: Splits = splits if isinstance(splits, Mapping) else dict.fromkeys(targets, splits)
-    tasks: list[tuple[int, Task]] = []
+    tasks: list[tuple[int, ProbeTask]] = []
     for name, kind in targets.items():
         if not by_target.get(name):
             raise ValueError(f"No splits for target {name!r}; there are splits for {list(by_target)}.")
         target = read_target(
-            adata, name, kind, donor_key=donor_key, sample_key=sample_key, cell_level=cell_level
+            adata.obs, name, kind, donor_key=donor_key, sample_key=sample_key, cell_level=cell_level
         )
         per_class = max_cells_per_donor_and_class if name in cell_level else None
         tasks += [
@@ -203,7 +195,7 @@ def linear_probe(
                 found = run_task(X, task, scaled, n_bootstrap, confidence)
                 records += [{"method": method, "split": i, "scale": scaled} | record for record in found]
                 bar.update()
-    frame = pd.DataFrame.from_records(records)[list(_COLUMNS)]
+    frame = pd.DataFrame.from_records(records, columns=_COLUMNS)
     frame.attrs["splits"] = {name: [s.to_manifest() for s in by_target[name]] for name in targets}
     return frame
 
@@ -227,5 +219,5 @@ def _check_options(
 
 
 def _child_seed(seed: int, index: int) -> int:
-    """Seed of a split: the first has the seed itself, so that a single split is easily drawn again."""
+    """Return the seed of a split; the first is the seed itself, so that a single split is easily drawn again."""
     return seed if index == 0 else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])

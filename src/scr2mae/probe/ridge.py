@@ -1,10 +1,9 @@
-"""Ridge regression along a path of penalties, chosen on donors that it was not fitted to."""
+"""Ridge regression with a penalty chosen by cross-validation over donors."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
-from operator import add
-from typing import Any, Self
+from operator import add, sub
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,31 +14,31 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from scr2mae.probe.folds import Float, Folds, check_grid, is_partition, make_folds, to_dense
 
 ALPHAS: tuple[float, ...] = tuple(np.logspace(0, 8, 20).tolist())
-# Weights and intercepts of every penalty, fitted to the training cells of a fold or, at None, to all cells.
-_Solve = Callable[[int | None, Float], tuple[Float, Float]]
+# Weights and intercepts for each penalty, fitted to the training cells of a fold or, if None, to all cells.
+_FoldSolver = Callable[[int | None, Float], tuple[Float, Float]]
 
 
 class RidgeProbe(RegressorMixin, BaseEstimator):
     """Ridge regression whose penalty is chosen by cross-validation over groups of cells.
 
-    Every fold costs one decomposition for all penalties and targets, in float64.
+    Each fold needs a single decomposition, in float64, for all penalties and targets.
 
     Parameters
     ----------
     alphas
         Penalties > 0 to choose from; by default ``logspace(0, 8, 20)``.
     cv
-        Number of folds, lowered to the number of groups where there are fewer, or a scikit-learn splitter.
+        Number of folds, at most the number of groups, or a scikit-learn splitter.
 
     Attributes
     ----------
     alpha_
-        Penalty of lowest mean squared error, averaged over folds; one a target, shape ``(n_targets,)``, where
-        ``y`` has two dimensions. Ties take the first in ``alphas``.
+        Penalty with the lowest mean squared error over folds, the first in ``alphas`` among ties; one per target,
+        shape ``(n_targets,)``, if ``y`` has two dimensions.
     coef_
         Weights, shape ``(n_features,)`` or ``(n_targets, n_features)``.
     intercept_
-        Intercept, not penalized; one a target where ``y`` has two dimensions.
+        Intercept, not penalized; one per target if ``y`` has two dimensions.
     cv_mse_
         Mean squared errors, shape ``(n_folds, n_alphas)`` or ``(n_folds, n_alphas, n_targets)``.
 
@@ -63,17 +62,17 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
         y
             Targets, shape ``(n_obs,)`` or ``(n_obs, n_targets)``.
         groups
-            Donor of each cell, shape ``(n_obs,)``: cells of a donor share a fold. Without it folds are
-            contiguous runs of cells.
+            Donor of each cell, shape ``(n_obs,)``; the cells of a donor share a fold. By default folds are
+            contiguous blocks of cells.
 
         Returns
         -------
-        The probe itself.
+        The fitted probe.
 
         Raises
         ------
         ValueError
-            If there are not two groups, or an entry is not finite.
+            If there are fewer than two groups, or an entry is not finite.
         """
         X, y = validate_data(
             self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True, y_numeric=True, copy=True
@@ -82,11 +81,11 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
         Y = np.asarray(y, dtype=np.float64).reshape(X.shape[0], -1)  # (n_obs, n_targets)
         shift = np.zeros(X.shape[1])
         if isinstance(X, np.ndarray):
-            # Sums of squares about a far-off origin would cancel.
+            # Avoid cancellation in sums of squares about a distant origin.
             shift = X.mean(axis=0)
             X -= shift
         folds = make_folds(self.cv, X, None, groups)
-        solve = self._primal(X, Y, folds) if X.shape[0] >= X.shape[1] else self._dual(X, Y, folds)
+        solve = _solver(X, Y, folds)
         mse = np.stack(
             [_squared_error(X[test], Y[test], *solve(fold, alphas)) for fold, (_, test) in enumerate(folds)]
         )
@@ -103,40 +102,13 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
         self.cv_mse_ = mse[:, :, 0] if one else mse
         return self
 
-    @staticmethod
-    def _primal(X: Any, Y: Float, folds: Folds) -> _Solve:
-        """Solve from moments: those of the cells that train in a fold, or of all cells."""
-        if is_partition(folds, len(Y)):
-            # One pass over the cells serves all folds.
-            held_out = [Moments.of(X[test], Y[test]) for _, test in folds]
-            total = reduce(add, held_out)
-            return lambda fold, alphas: ridge_path(total if fold is None else total - held_out[fold], alphas)
-
-        def solve(fold: int | None, alphas: Float) -> tuple[Float, Float]:
-            rows = slice(None) if fold is None else folds[fold][0]
-            return ridge_path(Moments.of(X[rows], Y[rows]), alphas)
-
-        return solve
-
-    @staticmethod
-    def _dual(X: Any, Y: Float, folds: Folds) -> _Solve:
-        def solve(fold: int | None, alphas: Float) -> tuple[Float, Float]:
-            rows = slice(None) if fold is None else folds[fold][0]
-            return ridge_path_dual(X[rows], Y[rows], alphas)
-
-        return solve
-
     def predict(self, X: Any) -> Float:
-        """Predict targets, shape ``(n_obs,)`` or ``(n_obs, n_targets)``.
+        """Return predicted targets, shape ``(n_obs,)`` or ``(n_obs, n_targets)``.
 
         Parameters
         ----------
         X
             Features, shape ``(n_obs, n_features)``, dense or sparse.
-
-        Returns
-        -------
-        In the units of the targets that were fitted.
         """
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
@@ -149,94 +121,74 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
         return tags
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Sums over cells that a least-squares fit needs; they add and subtract over disjoint sets of cells.
+def _solver(X: Any, Y: Float, folds: Folds) -> _FoldSolver:
+    """Choose the cheaper of the two solvers; moments of the held-out cells serve all folds in one pass."""
+    primal = X.shape[0] >= X.shape[1]
+    if primal and is_partition(folds, len(Y)):
+        held_out = [_moments(X[test], Y[test]) for _, test in folds]
+        total = reduce(_Moments.plus, held_out)
+        return lambda fold, alphas: _solve(total if fold is None else total.minus(held_out[fold]), alphas)
 
-    ``gram`` is X'X, shape ``(n_features, n_features)``; ``cross`` X'Y, shape ``(n_features, n_targets)``.
-    """
+    def solve(fold: int | None, alphas: Float) -> tuple[Float, Float]:
+        rows = slice(None) if fold is None else folds[fold][0]
+        return _solve(_moments(X[rows], Y[rows]), alphas) if primal else _solve_dual(X[rows], Y[rows], alphas)
+
+    return solve
+
+
+class _Moments(NamedTuple):
+    """Sums over cells that a least-squares fit needs; they add and subtract over disjoint sets of cells."""
 
     n_obs: int
     sum_x: Float
     sum_y: Float
-    gram: Float
-    cross: Float
+    gram: Float  # X'X, (n_features, n_features)
+    cross: Float  # X'Y, (n_features, n_targets)
 
-    @classmethod
-    def of(cls, X: Any, Y: Float) -> "Moments":
-        """Sum over the rows of ``X``, dense or sparse, and ``Y``, shape ``(n_obs, n_targets)``."""
-        return cls(
-            n_obs=X.shape[0],
-            sum_x=np.asarray(X.sum(axis=0), dtype=np.float64).ravel(),
-            sum_y=Y.sum(axis=0),
-            gram=to_dense(X.T @ X),
-            cross=np.asarray(X.T @ Y),
-        )
+    def plus(self, other: "_Moments") -> "_Moments":
+        return _Moments(*map(add, self, other))
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(
-            n_obs=self.n_obs + other.n_obs,
-            sum_x=self.sum_x + other.sum_x,
-            sum_y=self.sum_y + other.sum_y,
-            gram=self.gram + other.gram,
-            cross=self.cross + other.cross,
-        )
-
-    def __sub__(self, other: "Moments") -> "Moments":
-        return Moments(
-            n_obs=self.n_obs - other.n_obs,
-            sum_x=self.sum_x - other.sum_x,
-            sum_y=self.sum_y - other.sum_y,
-            gram=self.gram - other.gram,
-            cross=self.cross - other.cross,
-        )
-
-    def centered(self) -> tuple[Float, Float, Float, Float]:
-        """Means of X and Y, and the Gram and cross matrices about them."""
-        mean_x, mean_y = self.sum_x / self.n_obs, self.sum_y / self.n_obs
-        gram = self.gram - np.outer(self.sum_x, mean_x)
-        return mean_x, mean_y, gram, self.cross - np.outer(self.sum_x, mean_y)
+    def minus(self, other: "_Moments") -> "_Moments":
+        return _Moments(*map(sub, self, other))
 
 
-def ridge_path(moments: Moments, alphas: Float) -> tuple[Float, Float]:
-    """Solve ridge regression with a free intercept for every penalty from one eigendecomposition.
+def _moments(X: Any, Y: Float) -> _Moments:
+    sum_x = np.asarray(X.sum(axis=0), dtype=np.float64).ravel()
+    return _Moments(X.shape[0], sum_x, Y.sum(axis=0), to_dense(X.T @ X), np.asarray(X.T @ Y))
 
-    Parameters
-    ----------
-    moments
-        Sums over the training cells.
-    alphas
-        Penalties > 0 of ``||y - Xw - b||² + alpha ||w||²``, shape ``(n_alphas,)``.
 
-    Returns
-    -------
-    Weights, shape ``(n_alphas, n_features, n_targets)``, and intercepts, shape ``(n_alphas, n_targets)``.
+def _solve(moments: _Moments, alphas: Float) -> tuple[Float, Float]:
+    """Minimize ``||y - Xw - b||² + alpha ||w||²`` for each penalty from one eigendecomposition.
+
+    Returns weights, shape ``(n_alphas, n_features, n_targets)``, and intercepts, shape ``(n_alphas, n_targets)``.
     """
-    mean_x, mean_y, gram, cross = moments.centered()
+    mean_x, mean_y = moments.sum_x / moments.n_obs, moments.sum_y / moments.n_obs
+    gram = moments.gram - np.outer(moments.sum_x, mean_x)
+    cross = moments.cross - np.outer(moments.sum_x, mean_y)
     values, vectors = eigh(gram, overwrite_a=True, driver="evd")
     filtered = 1 / (np.maximum(values, 0.0) + alphas[:, None])  # (n_alphas, n_features)
     coef = vectors @ (filtered[:, :, None] * (vectors.T @ cross))
     return coef, mean_y - mean_x @ coef
 
 
-def ridge_path_dual(X: Any, Y: Float, alphas: Float) -> tuple[Float, Float]:
-    """Solve what :func:`ridge_path` solves through the cells' kernel: cheaper with fewer cells than features."""
+def _solve_dual(X: Any, Y: Float, alphas: Float) -> tuple[Float, Float]:
+    """Solve the same problem through the kernel of the cells, cheaper with fewer cells than features."""
     mean_x, mean_y = np.asarray(X.mean(axis=0)).ravel(), Y.mean(axis=0)
     kernel = to_dense(X @ X.T)
-    # Centring rows and columns equals centering the features, and keeps a sparse X sparse.
+    # Centering rows and columns is equivalent to centering the features, and keeps a sparse X sparse.
     kernel = kernel - kernel.mean(axis=0)
     kernel = kernel - kernel.mean(axis=1, keepdims=True)
     values, vectors = eigh(kernel, overwrite_a=True, driver="evd")
     filtered = 1 / (np.maximum(values, 0.0) + alphas[:, None])  # (n_alphas, n_obs)
     dual = vectors @ (filtered[:, :, None] * (vectors.T @ (Y - mean_y)))
-    # The dual weights sum to zero over cells, as the kernel is centered, so X needs no centering here.
+    # The kernel is centered, so the dual weights sum to zero over cells and X need not be centered here.
     dual -= dual.mean(axis=1, keepdims=True)
     coef = np.stack([np.asarray(X.T @ d) for d in dual])
     return coef, mean_y - mean_x @ coef
 
 
 def _squared_error(X: Any, Y: Float, coef: Float, intercept: Float) -> Float:
-    """Mean squared error of every penalty and target, shape ``(n_alphas, n_targets)``."""
+    """Return the mean squared error for each penalty and target, shape ``(n_alphas, n_targets)``."""
     n_alphas, n_features, n_targets = coef.shape
     flat = coef.transpose(1, 0, 2).reshape(n_features, -1)
     predicted = np.asarray(X @ flat).reshape(len(Y), n_alphas, n_targets) + intercept

@@ -1,9 +1,9 @@
-"""Donor-held-out splits, with a manifest that says who was on which side."""
+"""Splits of donors into training and test, with a manifest of who is on which side."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +11,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+
+from scr2mae.probe.inputs import as_text
 
 logger = logging.getLogger(__name__)
 
@@ -20,23 +22,23 @@ _N_RESTARTS = 20
 
 
 def check_no_donor_leak(train_donors: Iterable[Any], test_donors: Iterable[Any]) -> None:
-    """Refuse a split that has a donor on both sides.
+    """Raise if a donor is on both sides of a split.
 
     Parameters
     ----------
     train_donors, test_donors
-        Donors, or the donor of every cell, of each side.
+        Donors of each side, or the donor of each of its cells.
 
     Raises
     ------
     ValueError
-        If a donor stands on both sides or a side is empty.
+        If a donor is on both sides or a side is empty.
     """
     train, test = {str(d) for d in train_donors}, {str(d) for d in test_donors}
     if shared := sorted(train & test):
         raise ValueError(
-            f"{len(shared)} donor(s) on both sides of the split: {_shorten(shared)}; cells of one donor must all "
-            "train or all test."
+            f"{len(shared)} donor(s) on both sides of the split: {_shorten(shared)}; put all cells of a donor on "
+            "one side."
         )
     if not train or not test:
         raise ValueError(
@@ -46,21 +48,21 @@ def check_no_donor_leak(train_donors: Iterable[Any], test_donors: Iterable[Any])
 
 @dataclass(frozen=True, kw_only=True)
 class DonorSplit:
-    """Donors that train and donors that test.
+    """Donors for training and donors for testing.
 
     Parameters
     ----------
     train_donors, test_donors
-        Disjoint donors; order is kept sorted.
+        Disjoint donors; stored in sorted order.
     seed
         Seed that drew the split, for the record.
     absent_train, absent_test
-        Classes that no donor of that side carries.
+        Classes that no donor of that side has.
 
     Raises
     ------
     ValueError
-        If a donor stands on both sides or a side is empty.
+        If a donor is on both sides or a side is empty.
     """
 
     train_donors: tuple[str, ...]
@@ -81,16 +83,12 @@ class DonorSplit:
         return hashlib.sha256(sides.encode()).hexdigest()
 
     def rows(self, donors: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Find the cells of each side.
+        """Return the positions of training cells and of test cells, ascending.
 
         Parameters
         ----------
         donors
-            Donor of each cell, shape ``(n_obs,)``.
-
-        Returns
-        -------
-        Rows that train and rows that test, ascending. Donors on neither side are in neither.
+            Donor of each cell, shape ``(n_obs,)``. Cells of donors on neither side are left out.
 
         Raises
         ------
@@ -109,26 +107,22 @@ class DonorSplit:
         return train, test
 
     def to_manifest(self) -> dict[str, Any]:
-        """Describe the split by values that JSON can hold."""
+        """Return the split as JSON-able values."""
         return {"schema_version": _SCHEMA_VERSION, **asdict(self), "hash": self.hash}
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Self:
-        """Rebuild a split from :meth:`to_manifest`.
+        """Return the split of a manifest.
 
         Parameters
         ----------
         manifest
-            As :meth:`to_manifest` returns it, or read from JSON.
-
-        Returns
-        -------
-        The same split.
+            Manifest from :meth:`to_manifest`, or read from JSON.
 
         Raises
         ------
         ValueError
-            If the manifest is of another schema or its donors do not match its hash.
+            If the manifest has another schema or its donors do not match its hash.
         """
         fields = dict(manifest)
         if (version := fields.pop("schema_version", None)) != _SCHEMA_VERSION:
@@ -148,24 +142,19 @@ class DonorSplit:
         Parameters
         ----------
         path
-            File to write; one that is there is replaced.
+            File to write; an existing file is replaced.
         """
-        Path(path).write_text(
-            json.dumps(self.to_manifest(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(self.to_manifest(), indent=2, ensure_ascii=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a manifest that :meth:`write` wrote; raises as :meth:`from_manifest` does.
+        """Return the split of a file from :meth:`write`; errors are those of :meth:`from_manifest`.
 
         Parameters
         ----------
         path
             A JSON file.
-
-        Returns
-        -------
-        The split.
         """
         return cls.from_manifest(json.loads(Path(path).read_text(encoding="utf-8")))
 
@@ -177,28 +166,28 @@ def donor_split(
     labels: ArrayLike | None = None,
     seed: int = 0,
 ) -> DonorSplit:
-    """Draw donors for training; the others test.
+    """Draw donors for training; the others are for testing.
 
     Parameters
     ----------
     donors
         Donor of each cell, shape ``(n_obs,)``, without missing values.
     n_train_donors
-        Donors that train, in [1, n_donors - 1]; by default half of them, rounded down.
+        Number of training donors, in [1, n_donors - 1]; by default half of them, rounded down.
     labels
-        Class of each cell, shape ``(n_obs,)``. With labels, a class carried by two donors or more is placed on
-        both sides wherever there is room, rarest class first; all else is drawn uniformly.
+        Class of each cell, shape ``(n_obs,)``. With labels, a class of two donors or more is placed on both
+        sides if there is room, rarest class first; the remaining donors are drawn uniformly.
     seed
         Seed of the draw. The order of the cells does not matter.
 
     Returns
     -------
-    The split; classes absent from one side are named in it and logged.
+    The split. Classes absent from one side are recorded in it and logged.
 
     Raises
     ------
     ValueError
-        If there are not two donors, a donor is missing, or ``n_train_donors`` is out of range.
+        If there are fewer than two donors, a donor is missing, or ``n_train_donors`` is out of range.
 
     Examples
     --------
@@ -207,16 +196,13 @@ def donor_split(
     >>> len(split.train_donors), len(split.test_donors)
     (2, 2)
     """
-    column = pd.Series(np.asarray(donors))
-    if n_missing := int(column.isna().sum()):
-        raise ValueError(f"{n_missing} cell(s) have no donor; drop them or name their donor.")
-    names, codes = np.unique(column.astype(str).to_numpy(dtype=str), return_inverse=True)
+    names, codes = np.unique(as_text(donors, "donor"), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"Holding donors out needs at least two donors, got {names.tolist()}.")
     n_train = len(names) // 2 if n_train_donors is None else n_train_donors
     if not 1 <= n_train < len(names):
         raise ValueError(
-            f"Wanted n_train_donors between 1 and {len(names) - 1} ({len(names)} donors, one at least must test), "
+            f"Wanted n_train_donors between 1 and {len(names) - 1} ({len(names)} donors, at least one for testing), "
             f"got {n_train}."
         )
     carries, classes = _carriers(codes, labels, len(names))
@@ -232,28 +218,47 @@ def donor_split(
     )
     for side, absent in (("training", split.absent_train), ("test", split.absent_test)):
         if absent:
-            logger.warning("No %s donor carries the class(es) %s.", side, _shorten(absent))
+            logger.warning("No %s donor has the class(es) %s.", side, _shorten(absent))
     return split
+
+
+def draw_splits(
+    donors: NDArray[np.str_],
+    labels: NDArray[Any] | None,
+    *,
+    n_train_donors: int | None,
+    seeds: Sequence[int],
+    what: str = "",
+) -> list[DonorSplit]:
+    """Draw a split per seed with at least two training donors, so that a penalty can be chosen across them."""
+    if n_train_donors is not None and n_train_donors < 2:
+        raise ValueError(f"Choosing a penalty across donors needs n_train_donors >= 2, got {n_train_donors}.")
+    if (n_donors := len(np.unique(donors))) < 3:
+        raise ValueError(
+            f"Probing{what} needs two donors to train and one to test, got {n_donors} with labels."
+        )
+    n_train = max(2, n_donors // 2) if n_train_donors is None else n_train_donors
+    return [donor_split(donors, n_train_donors=n_train, labels=labels, seed=seed) for seed in seeds]
 
 
 def _carriers(
     donor_codes: NDArray[np.intp], labels: ArrayLike | None, n_donors: int
 ) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-    """Which donor carries which class, shape ``(n_donors, n_classes)``, and the classes."""
+    """Return which donor has which class, shape ``(n_donors, n_classes)``, and the classes."""
     if labels is None:
         return np.zeros((n_donors, 0), dtype=bool), np.array([], dtype=str)
     column = pd.Series(np.asarray(labels))
     if len(column) != len(donor_codes):
         raise ValueError(f"Got {len(column)} labels for {len(donor_codes)} cells.")
     known = column.notna().to_numpy()
-    classes, codes = np.unique(column[known].astype(str).to_numpy(dtype=str), return_inverse=True)
+    classes, codes = np.unique(as_text(column[known], "label"), return_inverse=True)
     carries = np.zeros((n_donors, len(classes)), dtype=bool)
     carries[donor_codes[known], codes] = True
     return carries, classes
 
 
 def _draw(carries: NDArray[np.bool_], n_train: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Place donors of rare classes on both sides, then fill up at random; True trains."""
+    """Place donors of rare classes on both sides, then fill up at random; True is training."""
     n_donors = len(carries)
     room = {True: n_train, False: n_donors - n_train}
     side = np.zeros(n_donors, dtype=bool)
