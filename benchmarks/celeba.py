@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 
 from scr2mae.extra import vision
-from scr2mae.extra.vision.loaders import ImageLoader
+from scr2mae.extra.batches import ThreadedLoader
 from scr2mae.metrics import balanced_accuracy
 
 BASE_CHANNELS = (8, 16, 32)
@@ -38,7 +37,7 @@ def reconstruction_error(network: vision.MaskedUNet, images: vision.CelebA, n_wo
     """Mean squared error of uncorrupted images."""
     network.eval()
     device = next(network.parameters()).device
-    loader = ImageLoader(images.batch, np.arange(len(images)), batch_size=256, n_workers=n_workers)
+    loader = ThreadedLoader(images, batch_size=256, n_workers=n_workers)
     return float(
         torch.cat([network.reconstruction_error(batch["image"].to(device)).cpu() for batch in loader]).mean()
     )

@@ -102,8 +102,8 @@ def row(
             accelerator="cpu",
             enable_progress_bar=False,
         )
-    losses = text.masked_losses(model, held_out, ratios=RATIOS)
-    tuned = text.fine_tune(
+    losses = text.score(model, held_out, ratios=RATIOS)
+    tuned = text.finetune_scores(
         model,
         sst2["train"],
         sst2["test"],

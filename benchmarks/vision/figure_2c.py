@@ -56,7 +56,7 @@ def measure(setting: dict[str, Any], train: Any, test: Any, options: argparse.Na
         network, train, mask_ratio=setting["ratio"], recipe=recipe, augment=vision.PretrainAugment(), **common
     )
     n_classes = int(train.labels.max()) + 1
-    classifier = vision.ViTMAEClassifier.from_pretrained(network, n_classes)
+    classifier = vision.ViTMAEClassifier.from_network(network, n_classes)
     recipe = replace(
         vision.RECIPES["finetune"], max_epochs=setting["finetune_epochs"], batch_size=options.batch_size
     )

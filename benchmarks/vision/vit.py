@@ -93,7 +93,7 @@ def finetuned(
     """Accuracy on test images after fine-tuning all weights, in percent."""
     n_classes = int(train.labels.max()) + 1
     torch.manual_seed(seed)
-    classifier = vision.ViTMAEClassifier.from_pretrained(network, n_classes)
+    classifier = vision.ViTMAEClassifier.from_network(network, n_classes)
     recipe = replace(
         vision.RECIPES["finetune"], max_epochs=options.finetune_epochs, batch_size=options.batch_size
     )

@@ -186,9 +186,9 @@ def test_networks_of_other_modalities_have_theirs_too_and_an_untrained_one_takes
     assert not (tmp_path / "run.json").exists()
     pixels = vision.MaskedMLP(n_hidden=4, n_latent=2, image_size=8, n_channels=1)
     pixels.runs_ = [run]
-    vision.save(pixels, tmp_path / "vision")
+    pixels.save_pretrained(tmp_path / "vision")
     assert read(tmp_path / "vision")["runs"] == [run]
-    vision.save(vision.MaskedUNet(base_channels=2), tmp_path / "vision")
+    vision.MaskedUNet(base_channels=2).save_pretrained(tmp_path / "vision", overwrite=True)
     assert not (tmp_path / "vision" / "run.json").exists()
 
 

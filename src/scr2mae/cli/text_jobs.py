@@ -80,6 +80,8 @@ def pretrain(args: argparse.Namespace) -> str:
     """Pretrain on packed text."""
     _check_pretrain(args)
     with loading():
+        from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
         from scr2mae import schemes
         from scr2mae.extra import text
 
@@ -94,7 +96,7 @@ def pretrain(args: argparse.Namespace) -> str:
         curriculum=scheme.curriculum,
         seed=args.seed,
     )
-    trainer = text.pretrain(
+    text.pretrain(
         model,
         blocks,
         validation=validation,
@@ -103,9 +105,9 @@ def pretrain(args: argparse.Namespace) -> str:
         lr=args.lr,
         **trainer_options(args),
     )
-    if not trainer.is_global_zero:
+    if getattr(rank_zero_only, "rank", 0):
         return ""  # one of several processes writes
-    model.save(args.output, overwrite=True)
+    model.save_pretrained(args.output, overwrite=True)
     return _lines(model=args.output, blocks=len(blocks), epochs=args.max_epochs, **_last_losses(model))
 
 
@@ -121,8 +123,8 @@ def loss(args: argparse.Namespace) -> str:
         from scr2mae._utils.compat import torch_device
         from scr2mae.extra import text
 
-    model = text.RobertaR2MAE.load(args.model).to(torch_device(args.accelerator, "auto"))
-    frame = text.masked_losses(
+    model = text.RobertaR2MAE.from_pretrained(args.model).to(torch_device(args.accelerator, "auto"))
+    frame = text.score(
         model, text.TokenBlocks.load(args.input), ratios=args.ratios, batch_size=args.batch_size
     )
     return frame.to_csv(sep="\t", index=False, float_format="%.4f")
@@ -140,8 +142,8 @@ def finetune(args: argparse.Namespace) -> str:
 
     train, test = _sides(args)
     logger.info("Fine-tuning on %d sentences, scoring on %d.", len(train), len(test))
-    frame = text.fine_tune(
-        text.RobertaR2MAE.load(args.model),
+    frame = text.finetune_scores(
+        text.RobertaR2MAE.from_pretrained(args.model),
         train,
         test,
         seeds=args.seeds,

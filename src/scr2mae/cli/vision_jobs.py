@@ -13,7 +13,6 @@ from scr2mae.cli.training import check_checkpoints, mask_ratio, trainer_options
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
     from scr2mae.extra.vision.datasets import Images
 
@@ -104,7 +103,7 @@ def pretrain(args: argparse.Namespace) -> str:
     torch.manual_seed(args.seed)
     network = _build(args, images)
     scheme = schemes("vision", seed=args.seed)[args.scheme].mask_ratio
-    history = vision.pretrain(
+    vision.pretrain(
         network,
         images,
         mask_ratio=scheme if ratio is None else ratio,
@@ -113,20 +112,20 @@ def pretrain(args: argparse.Namespace) -> str:
         augment=None if args.no_augment or args.network != "vit" else vision.PretrainAugment(),
         **_train_options(args),
     )
-    return _finish(network, history, args, len(images))
+    return _finish(network, args, len(images))
 
 
 def finetune(args: argparse.Namespace) -> str:
-    """Fine-tune a pretrained ViT-MAE on labeled images."""
+    """Finetune a pretrained ViT-MAE on labeled images."""
     _check_training(args)
     with loading():
         import torch
 
         from scr2mae.extra import vision
-    network = vision.load(args.model)
+    network = vision.from_pretrained(args.model)
     if not isinstance(network, vision.R2ViTMAE):
         raise ValueError(
-            f"{args.model} holds a {type(network).__name__}; only a ViT is fine-tuned, others are probed."
+            f"{args.model} holds a {type(network).__name__}; only a ViT is finetuned, others are probed."
         )
     images = _open(args, args.input, "train", size=network.image_size)
     labels = _classes_of(images, args.input)
@@ -137,8 +136,8 @@ def finetune(args: argparse.Namespace) -> str:
         validation = _open(args, args.validation, "validation", "test", size=network.image_size, **options)
     n_classes = len(classes) if classes else int(labels.max()) + 1
     torch.manual_seed(args.seed)
-    classifier = vision.ViTMAEClassifier.from_pretrained(network, n_classes)
-    history = vision.finetune(
+    classifier = vision.ViTMAEClassifier.from_network(network, n_classes)
+    vision.finetune(
         classifier,
         images,
         recipe=_recipe(args, "finetune"),
@@ -146,7 +145,8 @@ def finetune(args: argparse.Namespace) -> str:
         augment=None if args.no_augment else vision.FinetuneAugment(n_classes),
         **_train_options(args),
     )
-    text = _finish(classifier, history, args, len(images), about={"classes": classes})
+    classifier.about = {"classes": classes}
+    text = _finish(classifier, args, len(images))
     if validation is None:
         return text
     correct = vision.predict_proba(classifier, validation).argmax(axis=1) == _classes_of(
@@ -155,17 +155,14 @@ def finetune(args: argparse.Namespace) -> str:
     return f"{text}\nvalidation_accuracy\t{correct.mean():.4f}"
 
 
-def _finish(
-    network: Any, history: dict[str, pd.DataFrame], args: argparse.Namespace, n_images: int, **options: Any
-) -> str:
+def _finish(network: Any, args: argparse.Namespace, n_images: int) -> str:
     """Save the network, say what came out: one quantity a line."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from scr2mae.extra import vision
-
     if getattr(rank_zero_only, "rank", 0):
         return ""  # one of several processes writes
-    vision.save(network, args.output, **options)
+    network.save_pretrained(args.output, overwrite=True)
+    history = network.history_
     rows: dict[str, Any] = {"model": args.output, "images": n_images, "epochs": len(history["train_loss"])}
     for name in ("train_loss", "validation_loss"):
         if name in history:
@@ -196,7 +193,7 @@ def probe(args: argparse.Namespace) -> str:
         import torch
 
         from scr2mae.extra import vision
-    network = vision.load(args.model)
+    network = vision.from_pretrained(args.model)
     size = getattr(network, "image_size", None)
     train = _open(args, args.input, "train", size=size)
     classes = getattr(train, "classes_", None)
@@ -234,7 +231,7 @@ def embed(args: argparse.Namespace) -> str:
         import numpy as np
 
         from scr2mae.extra import vision
-    network = vision.load(args.model)
+    network = vision.from_pretrained(args.model)
     splits = ("train",) if args.split is None else (args.split,)
     images = _open(args, args.input, *splits, size=getattr(network, "image_size", None))
     features = vision.embed(network, images, device=_device(args.accelerator), n_workers=args.workers)

@@ -1,10 +1,10 @@
-"""What networks of every modality owe the training plan: a loss, repeatable dropout, groups of parameters."""
+"""What training shares in every modality: the loss of a mini-batch, repeatable dropout, parameter groups, the run."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -15,22 +15,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["BatchLoss", "decay_groups", "repeatable_dropout"]
+__all__ = ["BatchLoss", "decay_groups", "repeatable_dropout", "train_network"]
 
 _DROPOUT_STREAM = 100
+_Network = TypeVar("_Network", bound="nn.Module")
 
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """Loss of a mini-batch.
-
-    Attributes
-    ----------
-    loss
-        Mean over what was hidden, or over labels.
-    n_obs_minibatch
-        Observations that it is a mean over.
-    """
+    """Loss of a mini-batch of ``n_obs_minibatch`` items: the mean over masked positions, or over labels."""
 
     loss: Tensor
     n_obs_minibatch: int
@@ -38,17 +31,7 @@ class BatchLoss:
 
 @contextmanager
 def repeatable_dropout(module: nn.Module, device: torch.device, *, seed: int, step: int) -> Iterator[None]:
-    """Make dropout a function of seed, step and rank, so that a resumed run goes on bit for bit.
-
-    Parameters
-    ----------
-    module
-        Left alone in evaluation mode.
-    device
-        Where it computes.
-    seed, step
-        Of the run, and within it.
-    """
+    """Make dropout a function of seed, step and rank, so that a resumed run continues bit for bit."""
     if not module.training:
         yield
         return
@@ -61,21 +44,47 @@ def repeatable_dropout(module: nn.Module, device: torch.device, *, seed: int, st
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group the parameters of an optimizer: matrices decay; biases and normalization do not.
-
-    Parameters
-    ----------
-    module
-        Its parameters that train are grouped.
-    weight_decay
-        Of the first group.
-
-    Returns
-    -------
-    Two groups.
-    """
+    """Group the trained parameters for an optimizer: matrices decay; biases and normalization do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
+
+
+def train_network(
+    network: _Network,
+    data: Any,
+    *,
+    plan: dict[str, Any],
+    seed: int,
+    max_epochs: int,
+    n_obs_epoch: int | None = None,
+    **trainer_kwargs: Any,
+) -> _Network:
+    """Train a network in place, continuing its curves; return it in evaluation mode with ``history_`` and ``runs_``.
+
+    ``data`` is a data module with ``train`` and ``validation``, ``plan`` further arguments of the training plan.
+    """
+    # Networks import this file, and work without Lightning.
+    from scr2mae.train import MaskedTrainingPlan, fit
+
+    if data.validation is None:
+        trainer_kwargs.setdefault("limit_val_batches", 0)
+    module: Any = network
+    training_plan = MaskedTrainingPlan(
+        network, seed=seed, before=getattr(network, "history_", None) or None, **plan
+    )
+    try:
+        fit(
+            training_plan,
+            data,
+            max_epochs=max_epochs,
+            n_obs_epoch=len(data.train) if n_obs_epoch is None else n_obs_epoch,
+            **trainer_kwargs,
+        )
+    finally:
+        network.eval()
+        if training_plan.rows:
+            module.history_ = training_plan.history
+    return network

@@ -118,7 +118,7 @@ def test_a_network_for_images_is_not_loaded_from_a_pickle(trap: Any, bomb: bytes
     config.save_pretrained(tmp_path / "vit")
     torch.save({"anything": trap}, tmp_path / "vit" / "pytorch_model.bin")
     with pytest.raises(OSError, match=r"model\.safetensors"):
-        vision.load(tmp_path / "vit")
+        vision.from_pretrained(tmp_path / "vit")
 
 
 def _load_dna(folder: Path) -> Any:
@@ -128,11 +128,11 @@ def _load_dna(folder: Path) -> Any:
 
 
 def _load_images(folder: Path) -> Any:
-    return pytest.importorskip("scr2mae.extra.vision").load(folder)
+    return pytest.importorskip("scr2mae.extra.vision").from_pretrained(folder)
 
 
 def _load_text(folder: Path) -> Any:
-    return pytest.importorskip("scr2mae.extra.text").RobertaR2MAE.load(folder)
+    return pytest.importorskip("scr2mae.extra.text").RobertaR2MAE.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("load", [_load_dna, _load_images, _load_text])

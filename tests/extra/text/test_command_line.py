@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch, documents, build, tokenizer):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus.txt").write_text("\n\n".join(documents))
     text.pack(documents, tokenizer, length=16, out=tmp_path / "packed")
-    build().save(tmp_path / "model")
+    build().save_pretrained(tmp_path / "model")
     rows = "".join(f"the {animal}\t{k}\n" for k, animal in enumerate(("dog", "cat"))) * 60
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / name).write_text("sentence\tlabel\n" + rows)
@@ -53,7 +53,7 @@ def test_text_becomes_packed_text_and_a_second_file_takes_its_tokenizer(folder, 
 def test_pretraining_saves_the_model_that_the_api_trains(folder, capsys, option, expected):
     assert run(f"text pretrain packed -o out {option} --seed 3 --validation packed {TINY}") == 0
     out = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
-    model = text.RobertaR2MAE.load("out")
+    model = text.RobertaR2MAE.from_pretrained("out")
     scheme = scr2mae.schemes("text", seed=3)[expected]
     assert model.mask_ratio == scheme.mask_ratio
     same = text.RobertaR2MAE(
@@ -74,8 +74,8 @@ def test_a_run_goes_on_from_its_checkpoints(folder, capsys):
     line = f"text pretrain packed -o out --mask-ratio 0.3 --checkpoint-dir run {TINY}"
     assert run(line) == 0
     assert run(line + " --force --resume run --max-epochs 2") == 0
-    assert len(text.RobertaR2MAE.load("out").history_["train_loss"]) == 2
-    assert text.RobertaR2MAE.load("out").mask_ratio == 0.3
+    assert len(text.RobertaR2MAE.from_pretrained("out").history_["train_loss"]) == 2
+    assert text.RobertaR2MAE.from_pretrained("out").mask_ratio == 0.3
 
 
 def test_losses_fine_tuning_and_ranks_are_tables(folder, capsys):

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from scr2mae.extra import text
-from scr2mae.extra.text import LabeledText, RobertaClassifier, average_rank, fine_tune, read_task
+from scr2mae.extra.text import LabeledText, RobertaClassifier, average_rank, finetune_scores, read_task
+from scr2mae.extra.text.sentences import Sentences
 
 RUN = {"accelerator": "cpu", "enable_progress_bar": False, "length": 24}
 
@@ -106,7 +107,7 @@ def test_bad_tables_are_named(tmp_path):
     [
         ([0, 2], r"from 0 to 1.*got \[2\]"),
         ([-1, 0], r"got \[-1\]"),
-        ([0.0, 1.0], "whole numbers"),
+        ([0.0, 1.0], "integers"),
         ([0], "as many labels"),
     ],
 )
@@ -139,7 +140,7 @@ def test_without_datasets_the_error_names_it(monkeypatch):
 
 
 def test_a_classifier_learns_a_task(build):
-    scores = fine_tune(
+    scores = finetune_scores(
         build(), labeled(320), labeled(100, seed=1), seeds=(0, 1), max_epochs=4, lr=1e-2, **RUN
     )
     assert scores["seed"].tolist() == [0, 1]
@@ -155,7 +156,7 @@ def test_a_classifier_of_pairs_looks_at_both(build):
         )
         for seed, each in pairs.items()
     }
-    scores = fine_tune(build(), data[0], data[1], seeds=(0,), max_epochs=5, lr=1e-2, **RUN)
+    scores = finetune_scores(build(), data[0], data[1], seeds=(0,), max_epochs=5, lr=1e-2, **RUN)
     assert scores["accuracy"].item() > 0.95
 
 
@@ -163,53 +164,56 @@ def test_fine_tuning_leaves_the_pretrained_model_as_it_is_and_repeats(build):
     model = build()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     run = {"seeds": (3,), "max_epochs": 1, "lr": 1e-3, **RUN}
-    first = fine_tune(model, labeled(64), labeled(32, seed=1), **run)
+    first = finetune_scores(model, labeled(64), labeled(32, seed=1), **run)
     torch.manual_seed(77)
-    pd.testing.assert_frame_equal(fine_tune(model, labeled(64), labeled(32, seed=1), **run), first)
+    pd.testing.assert_frame_equal(finetune_scores(model, labeled(64), labeled(32, seed=1), **run), first)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
 def test_a_classifier_starts_from_the_pretrained_encoder(build, blocks):
     model = build().eval()
     tokens = torch.from_numpy(blocks.tokens[:4].astype("int64"))
-    encoder = RobertaClassifier(model, 3).eval().network.roberta
+    encoder = RobertaClassifier.from_network(model, 3).eval().network.roberta
     torch.testing.assert_close(encoder(tokens).last_hidden_state, model(tokens))
 
 
 def test_predictions_do_not_depend_on_the_batch(build):
-    classifier, data = RobertaClassifier(build(), 2), labeled(37, pairs=True)
-    predicted = classifier.predict(data, length=24)
-    np.testing.assert_array_equal(classifier.predict(data, length=24, batch_size=5), predicted)
+    classifier, data = RobertaClassifier.from_network(build(), 2), labeled(37, pairs=True)
+    predicted = text.predict_proba(classifier, data, length=24)
+    np.testing.assert_allclose(predicted.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        text.predict_proba(classifier, data, length=24, batch_size=5), predicted, rtol=1e-4
+    )
 
 
 def test_pairs_are_joined_as_roberta_does_and_the_longer_is_cut_first(build, tokenizer):
     start, end = tokenizer.start_id, tokenizer.end_id
     data = labeled(1, pairs=True)
-    sentences = text.classifier._Sentences(RobertaClassifier(build(), 2), data, 64)
+    sentences = Sentences(data, build(), length=64)
     a, b = tokenizer.encode([data.first[0], data.second[0]])
     assert sentences.tokens[0].tolist() == [start, *a, end, end, *b, end]
-    cut = sentences._sentence(list(range(10, 20)), [30, 31, 32], 12).tolist()
+    cut = sentences.join(list(range(10, 20)), [30, 31, 32], length=12).tolist()
     assert cut == [start, 10, 11, 12, 13, 14, end, end, 30, 31, 32, end]
-    both = sentences._sentence(list(range(10, 20)), list(range(30, 40)), 12).tolist()
+    both = sentences.join(list(range(10, 20)), list(range(30, 40)), length=12).tolist()
     assert both == [start, 10, 11, 12, 13, end, end, 30, 31, 32, 33, end]
-    assert sentences._sentence(list(range(10, 30)), None, 6).tolist() == [start, 10, 11, 12, 13, end]
+    assert sentences.join(list(range(10, 30)), length=6).tolist() == [start, 10, 11, 12, 13, end]
 
 
 def test_bad_fine_tuning_is_named(build):
     model, data = build(), labeled(8)
     three = LabeledText(["a"], None, [2], ("x", "y", "z"))
     with pytest.raises(ValueError, match="not one task"):
-        fine_tune(model, data, three)
+        finetune_scores(model, data, three)
     with pytest.raises(ValueError, match="seeds is empty"):
-        fine_tune(model, data, data, seeds=())
+        finetune_scores(model, data, data, seeds=())
     with pytest.raises(ValueError, match="length must lie between 5 and 512"):
-        fine_tune(model, data, data, length=600)
+        finetune_scores(model, data, data, length=600)
     with pytest.raises(ValueError, match="has 3 classes"):
-        RobertaClassifier(model, 2).predict(three)
+        text.predict_proba(RobertaClassifier.from_network(model, 2), three)
     with pytest.raises(ValueError, match="n_classes must be at least 2"):
-        RobertaClassifier(model, 1)
+        RobertaClassifier.from_network(model, 1)
     with pytest.raises(ValueError, match="ratio must be 0"):
-        RobertaClassifier(model, 2).training_loss({}, ratio=0.15, seed=0, step=0)
+        RobertaClassifier.from_network(model, 2).training_loss({}, ratio=0.15, seed=0, step=0)
 
 
 def test_the_average_rank_is_that_of_the_papers_table_2():

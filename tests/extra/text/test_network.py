@@ -126,8 +126,8 @@ def test_curriculum_weights_multiply_the_loss_of_each_token_and_spare_the_backbo
 
 def test_a_saved_model_is_the_same_and_plain_transformers_reads_it(pretrain, build, tokens, tmp_path):
     model = pretrain(build(mask_ratio=UniformRatio(0.2, 0.3, seed=9), curriculum="cl_k0", seed=2))
-    model.save(tmp_path / "model")
-    again = RobertaR2MAE.load(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    again = RobertaR2MAE.from_pretrained(tmp_path / "model")
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     assert again.mask_ratio == model.mask_ratio
@@ -142,7 +142,7 @@ def test_a_saved_model_is_the_same_and_plain_transformers_reads_it(pretrain, bui
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_transformers_reads_the_tokenizer_too(build, tmp_path):
     model = build()
-    model.save(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert theirs.mask_token_id == model.tokenizer.mask_id
     (ours,) = model.tokenizer.encode(["the small dog"])
@@ -151,37 +151,37 @@ def test_transformers_reads_the_tokenizer_too(build, tmp_path):
 
 def test_a_model_is_replaced_only_when_asked_and_never_another_folder(build, tmp_path):
     model = build()
-    model.save(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
     with pytest.raises(FileExistsError, match="pass overwrite=True"):
-        model.save(tmp_path / "model")
-    build(seed=1).save(tmp_path / "model", overwrite=True)
-    assert RobertaR2MAE.load(tmp_path / "model").seed == 1
+        model.save_pretrained(tmp_path / "model")
+    build(seed=1).save_pretrained(tmp_path / "model", overwrite=True)
+    assert RobertaR2MAE.from_pretrained(tmp_path / "model").seed == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="is not empty"):
-        model.save(tmp_path / "mine", overwrite=True)
+        model.save_pretrained(tmp_path / "mine", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "model"]
 
 
 def test_damaged_folders_are_named(build, tokenizer, documents, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"lacks scr2mae\.json"):
-        RobertaR2MAE.load(tmp_path)
-    build().save(tmp_path / "model")
+        RobertaR2MAE.from_pretrained(tmp_path)
+    build().save_pretrained(tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-100])
     with pytest.raises(ValueError, match="damaged or of another network"):
-        RobertaR2MAE.load(tmp_path / "model")
+        RobertaR2MAE.from_pretrained(tmp_path / "model")
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks model\.safetensors"):
-        RobertaR2MAE.load(tmp_path / "model")
+        RobertaR2MAE.from_pretrained(tmp_path / "model")
     weights.write_bytes(content)
     text.BytePairTokenizer.train(documents, vocab_size=280).save(tmp_path / "model" / "tokenizer.json")
     with pytest.raises(ValueError, match=r"vocabulary of \d+ and the tokenizer one of 280"):
-        RobertaR2MAE.load(tmp_path / "model")
+        RobertaR2MAE.from_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
-        RobertaR2MAE.load(tmp_path / "model")
+        RobertaR2MAE.from_pretrained(tmp_path / "model")
 
 
 def test_bad_arguments_are_named(build):

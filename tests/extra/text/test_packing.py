@@ -92,7 +92,7 @@ def test_bad_input_is_named(tokenizer, blocks, tmp_path):
     with pytest.raises(ValueError, match="unit must be one of"):
         text.read_documents(tmp_path, unit="page")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait\n")
-    with pytest.raises(ValueError, match="is no UTF-8 text"):
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
         list(text.read_documents(tmp_path / "latin.txt"))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes").touch()

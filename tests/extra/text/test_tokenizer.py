@@ -56,7 +56,7 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="No tokenizer at"):
         BytePairTokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"no tokenizer\.json, or is damaged"):
+    with pytest.raises(ValueError, match=r"not a tokenizer\.json, or is damaged"):
         BytePairTokenizer.load(tmp_path)
     library = pytest.importorskip("tokenizers")
     with pytest.raises(ValueError, match=r"has no \['<s>'"):

@@ -55,7 +55,7 @@ def test_an_mlp_is_pretrained_probed_and_embeds(arrays, tmp_path, capsys):
     assert run("embed", arrays, "--model", model, "--split", "test", "-o", out, "--accelerator", "cpu") == 0
     assert rows(capsys) == {"output": str(out), "images": "30", "width": "32"}
     test = vision.open_images(arrays, split="test")
-    np.testing.assert_array_equal(np.load(out), vision.embed(vision.load(model), test))
+    np.testing.assert_array_equal(np.load(out), vision.embed(vision.from_pretrained(model), test))
     assert run("embed", arrays, "--model", model, "-o", out) == 1
     assert "pass --force" in capsys.readouterr().err
 
@@ -74,7 +74,7 @@ def test_a_vit_is_pretrained_on_files_resumed_fine_tuned_and_predicts(folder, tm
     assert run("finetune", folder, *options, "-o", tuned) == 0
     said = rows(capsys)
     assert 0 <= float(said["validation_accuracy"]) <= 1
-    classifier = vision.load(tuned)
+    classifier = vision.from_pretrained(tuned)
     assert classifier.about == {"classes": ["class0", "class1", "class2"]}
     test = vision.ImageFolder(folder / "test", size=16)
     accuracy = (vision.predict_proba(classifier, test).argmax(axis=1) == test.labels.numpy()).mean()
@@ -85,7 +85,7 @@ def test_a_unet_takes_its_channels_from_the_images(tmp_path, capsys):
     np.savez(tmp_path / "gray.npz", x=make_images(20, n_channels=1)[0][..., 0])
     options = ["--network", "unet", "--width", 2, "--max-epochs", 1, *SMALL]
     assert run("pretrain", tmp_path / "gray.npz", "-o", tmp_path / "unet", *options) == 0
-    assert vision.load(tmp_path / "unet").init_params == {"base_channels": 2, "n_channels": 1}
+    assert vision.from_pretrained(tmp_path / "unet").init_params == {"base_channels": 2, "n_channels": 1}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_bad_input_ends_with_one_line_that_says_what(
     np.savez(tmp_path / "wide.npz", x=x[:, :, :8], y=y)
     np.savez(tmp_path / "tested.npz", x_test=x, y_test=y)
     np.savez(tmp_path / "bare.npz", x_train=x, x_test=x)
-    vision.save(vision.MaskedMLP(n_hidden=4, n_latent=4, image_size=16, n_channels=3), tmp_path / "mlp")
+    vision.MaskedMLP(n_hidden=4, n_latent=4, image_size=16, n_channels=3).save_pretrained(tmp_path / "mlp")
     places = {
         "data": arrays,
         "out": tmp_path / "out",

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from scr2mae.extra import vision
-from scr2mae.extra.vision.common import hide_pixels, masked_mse
+from scr2mae.extra.vision.pixels import draw_pixel_mask, masked_mse
 
 from .conftest import QUICK, make_images
 
@@ -49,7 +49,7 @@ def test_the_unet_has_four_levels_each_way_and_doubles_its_channels(base):
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.37, 0.9, 1.0])
 def test_each_image_hides_its_own_rounded_share_in_all_channels(ratio):
-    mask = hide_pixels(torch.zeros(5, 3, 12, 10), ratio, seed=1, step=2)
+    mask = draw_pixel_mask(torch.zeros(5, 3, 12, 10), ratio, seed=1, step=2)
     assert mask.shape == (5, 1, 12, 10)
     assert mask.flatten(1).sum(dim=1).tolist() == [min(max(round(ratio * 120), 1), 119)] * 5
     assert ratio in (0.0, 1.0) or len({tuple(row.tolist()) for row in mask.flatten(1)}) == 5
@@ -80,7 +80,7 @@ def test_the_loss_and_its_gradient_are_finite_at_every_ratio(name, ratio, images
 def test_the_gradient_reaches_no_visible_pixel_and_hidden_pixels_are_not_seen(name, images):
     network = NETWORKS[name]().eval()
     x = images.batch(np.arange(4))["image"]
-    mask = hide_pixels(x, 0.6, seed=0, step=5)
+    mask = draw_pixel_mask(x, 0.6, seed=0, step=5)
     prediction = network(x, mask).detach().requires_grad_()
     masked_mse(prediction, x, mask).backward()
     hidden = mask.expand_as(x)

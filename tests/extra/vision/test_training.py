@@ -8,7 +8,7 @@ import torch
 
 import scr2mae
 from scr2mae.extra import vision
-from scr2mae.extra.vision.loaders import ImageDataModule, ImageLoader
+from scr2mae.extra.batches import BatchDataModule, ThreadedLoader
 from scr2mae.masking import DecayRatio, UniformRatio
 
 from .conftest import QUICK, TINY, make_images
@@ -33,7 +33,7 @@ def assert_same(first, second):
 @pytest.mark.parametrize("name", scr2mae.schemes("vision"))
 def test_the_ratio_of_each_step_is_the_scheme_s(name, images):
     schedule = scr2mae.schemes("vision", seed=3)[name].mask_ratio
-    history = vision.pretrain(make_mlp(), images, mask_ratio=schedule, recipe=FAST["mlp"], **QUICK)
+    history = vision.pretrain(make_mlp(), images, mask_ratio=schedule, recipe=FAST["mlp"], **QUICK).history_
     ratios = history["mask_ratio_step"]["mask_ratio_step"].tolist()
     if name == "dynamic":
         assert ratios == pytest.approx([0.9] * 3 + [0.75] * 3 + [0.6] * 3)
@@ -54,16 +54,17 @@ def test_training_is_bitwise_repeatable_and_a_broken_run_ends_where_a_whole_one_
     recipe = replace(FAST["vit"], warmup_epochs=1)
     options = {"recipe": recipe, "augment": vision.PretrainAugment(), **QUICK}
     whole, again, broken = make(), make(), make()
-    curve = vision.pretrain(whole, images, checkpoint_dir=tmp_path / "whole", **options)["train_loss_step"]
+    assert vision.pretrain(whole, images, checkpoint_dir=tmp_path / "whole", **options) is whole
     torch.manual_seed(99)
     vision.pretrain(again, images, **options)
     assert_same(whole, again)
     with pytest.raises(_StopError):
         vision.pretrain(broken, images, checkpoint_dir=tmp_path / "part", callbacks=[_StopAt(2)], **options)
     resumed = make()
-    joined = vision.pretrain(resumed, images, resume=tmp_path / "part", **options)["train_loss_step"]
+    vision.pretrain(resumed, images, resume=tmp_path / "part", **options)
     assert_same(whole, resumed)
-    assert joined.equals(curve)
+    assert resumed.history_["train_loss_step"].equals(whole.history_["train_loss_step"])
+    assert [run["outcome"] for run in whole.runs_] == ["finished"]
 
 
 class _StopError(Exception):
@@ -85,17 +86,17 @@ class _StopAt(pytest.importorskip("lightning.pytorch").Callback):
 def test_pretraining_lowers_the_validation_loss(make, images):
     recipe = replace(vision.RECIPES["mlp"], max_epochs=8, batch_size=12, lr=3e-3)
     validation = vision.ImageArray(*make_images(24, seed=1))
-    curves = vision.pretrain(make(), images, recipe=recipe, validation=validation, **QUICK)
+    curves = vision.pretrain(make(), images, recipe=recipe, validation=validation, **QUICK).history_
     assert {"validation_loss_0.5", "validation_loss_0.75", "validation_loss_0.9"} <= set(curves)
     losses = curves["validation_loss"]["validation_loss"]
     assert losses.iloc[-1] < 0.97 * losses.iloc[0]
 
 
 def test_fine_tuning_learns_the_classes_and_predicts_probabilities(images):
-    classifier = vision.ViTMAEClassifier.from_pretrained(make_vit(), 3, layer_decay=0.9)
+    classifier = vision.ViTMAEClassifier.from_network(make_vit(), 3, layer_decay=0.9)
     recipe = replace(vision.RECIPES["finetune"], max_epochs=25, batch_size=12, lr=0.06, warmup_epochs=1)
     test = vision.ImageArray(*make_images(90, seed=1))
-    curves = vision.finetune(classifier, images, recipe=recipe, validation=test, **QUICK)
+    curves = vision.finetune(classifier, images, recipe=recipe, validation=test, **QUICK).history_
     p = vision.predict_proba(classifier, test, batch_size=7)
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
     assert (p.argmax(axis=1) == test.labels.numpy()).mean() > 0.9
@@ -106,7 +107,7 @@ def test_fine_tuning_learns_the_classes_and_predicts_probabilities(images):
 def test_fine_tuning_with_every_augmentation_is_repeatable(images):
     runs = []
     for _ in range(2):
-        classifier = vision.ViTMAEClassifier.from_pretrained(make_vit(), 3)
+        classifier = vision.ViTMAEClassifier.from_network(make_vit(), 3)
         torch.nn.init.constant_(classifier.head.weight, 0.01)
         vision.finetune(
             classifier, images, recipe=FAST["finetune"], augment=vision.FinetuneAugment(3), **QUICK
@@ -131,7 +132,7 @@ def test_only_training_images_are_augmented(images):
 
 def test_accumulated_mini_batches_have_a_ratio_each_and_the_rate_grows_with_them(images):
     network, again = make_vit(), make_vit()
-    history = vision.pretrain(
+    vision.pretrain(
         network,
         images,
         mask_ratio=UniformRatio(0.6, 0.9),
@@ -139,7 +140,7 @@ def test_accumulated_mini_batches_have_a_ratio_each_and_the_rate_grows_with_them
         accumulate_grad_batches=3,
         **QUICK,
     )
-    assert len(set(history["mask_ratio_step"]["mask_ratio_step"])) == 9
+    assert len(set(network.history_["mask_ratio_step"]["mask_ratio_step"])) == 9
     vision.pretrain(again, images, recipe=FAST["vit"], accumulate_grad_batches=3, **QUICK)
     assert_same(network, again)
     assert vision.RECIPES["vit"].plan_kwargs(16 * 3)["lr"] == pytest.approx(1.5e-4 * 48 / 256)
@@ -148,7 +149,8 @@ def test_accumulated_mini_batches_have_a_ratio_each_and_the_rate_grows_with_them
 def test_mixed_precision_trains_to_about_the_same_losses(images):
     curves = []
     for precision in ("32-true", "bf16-mixed"):
-        curves.append(vision.pretrain(make_vit(), images, recipe=FAST["vit"], precision=precision, **QUICK))
+        network = vision.pretrain(make_vit(), images, recipe=FAST["vit"], precision=precision, **QUICK)
+        curves.append(network.history_)
     full, mixed = (curve["train_loss_step"].to_numpy() for curve in curves)
     np.testing.assert_allclose(mixed, full, rtol=0.02)
 
@@ -171,8 +173,7 @@ def test_the_recipes_are_the_paper_s():
 
 
 def test_threads_decode_the_same_mini_batches_in_the_same_order(images):
-    take, indices = images.batch, np.arange(48)
-    loaders = [ImageLoader(take, indices, batch_size=7, n_workers=n, shuffle=True, seed=2) for n in (0, 3)]
+    loaders = [ThreadedLoader(images, batch_size=7, n_workers=n, shuffle=True, seed=2) for n in (0, 3)]
     for loader in loaders:
         loader.sampler.set_epoch(1)
     for plain, threaded in zip(*loaders, strict=True):
@@ -185,16 +186,17 @@ def test_threads_decode_the_same_mini_batches_in_the_same_order(images):
     torch.testing.assert_close(rest[0], list(loaders[0])[5], rtol=0, atol=0)
 
 
-def test_an_error_in_a_thread_reaches_the_caller(images):
-    def take(indices):
+def test_an_error_in_a_thread_reaches_the_caller(images, monkeypatch):
+    def batch(indices):
         raise ValueError("damaged")
 
+    monkeypatch.setattr(images, "batch", batch)
     with pytest.raises(ValueError, match="damaged"):
-        list(ImageLoader(take, np.arange(9), batch_size=2, n_workers=2))
+        list(ThreadedLoader(images, batch_size=2, n_workers=2))
 
 
 def test_each_rank_sees_its_share(images):
-    module = ImageDataModule(images, None, batch_size=8)
+    module = BatchDataModule(images, None, batch_size=8, drop_single=True)
     module.trainer = type("Trainer", (), {"global_rank": 1, "world_size": 3})()
     assert len(module.train_dataloader()) == 2
     assert module.train_dataloader().sampler.rank == 1
@@ -242,8 +244,8 @@ torch.save(dict(network.named_parameters()), f"{sys.argv[1]}/{dist.get_rank()}.p
             "Images without labels",
         ),
         (lambda x: vision.Recipe(max_epochs=0, batch_size=2, lr=1.0), "max_epochs must be at least 1"),
-        (lambda x: ImageLoader(x.batch, np.arange(3), batch_size=2, n_workers=-1), "n_workers must be >= 0"),
-        (lambda x: vision.embed(make_mlp(), _Empty()), "no image"),
+        (lambda x: ThreadedLoader(x, batch_size=2, n_workers=-1), "n_workers must be >= 0"),
+        (lambda x: vision.embed(make_mlp(), _Empty()), "There are no items"),
     ],
 )
 def test_bad_input_is_named(call, message, images):

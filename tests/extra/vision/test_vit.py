@@ -78,7 +78,7 @@ def test_the_loss_and_its_gradient_are_finite_under_every_scheme(name, x):
     assert sum(float(grad.abs().sum()) for grad in grads) > 0
 
 
-def test_the_loss_is_that_of_normalised_hidden_patches(vit, x):
+def test_the_loss_is_that_of_normalized_masked_patches(vit, x):
     out = vit(x, ratio=0.5, seed=0, step=1)
     z = normalize(x).unfold(2, 4, 4).unfold(3, 4, 4)  # (n, c, rows, columns, 4, 4)
     patches = z.permute(0, 2, 3, 4, 5, 1).reshape(6, N_PATCHES, 48)
@@ -146,7 +146,7 @@ def test_base_is_vit_base_with_the_decoder_of_mae():
 
 
 def test_a_checkpoint_loads_in_plain_transformers_and_back(vit, x, tmp_path):
-    vision.save(vit, tmp_path)
+    vit.save_pretrained(tmp_path)
     plain = ViTMAEForPreTraining.from_pretrained(tmp_path).eval()
     assert plain.config.mask_ratio == 0.75
     weights = plain.state_dict()
@@ -155,7 +155,7 @@ def test_a_checkpoint_loads_in_plain_transformers_and_back(vit, x, tmp_path):
     plain.config.mask_ratio = 0.5
     logits = plain(normalize(x), noise=noise).logits
     assert torch.isfinite(logits).all()
-    back = vision.load(tmp_path)
+    back = vision.from_pretrained(tmp_path)
     torch.testing.assert_close(back.embed(x), vit.embed(x), rtol=0, atol=0)
 
 
@@ -221,8 +221,8 @@ def test_only_weights_of_two_dimensions_and_more_are_decayed():
     assert sum(len(group["params"]) for group in groups) == n_trained
 
 
-def test_the_classifier_starts_from_the_pretrained_encoder_and_pools_before_it_normalises(vit, x):
-    classifier = vision.ViTMAEClassifier.from_pretrained(vit, 3).eval()
+def test_the_classifier_starts_from_the_pretrained_encoder_and_pools_before_it_normalizes(vit, x):
+    classifier = vision.ViTMAEClassifier.from_network(vit, 3).eval()
     kept = {name: value for name, value in vit.mae.vit.state_dict().items() if "layernorm." not in name}
     torch.testing.assert_close(dict(classifier.encoder.state_dict()), kept, rtol=0, atol=0)
     norm, vit.mae.vit.layernorm = vit.mae.vit.layernorm, torch.nn.Identity()
@@ -232,7 +232,7 @@ def test_the_classifier_starts_from_the_pretrained_encoder_and_pools_before_it_n
 
 
 def test_learning_rates_decay_from_layer_to_layer(vit):
-    classifier = vision.ViTMAEClassifier.from_pretrained(vit, 3, layer_decay=0.5)
+    classifier = vision.ViTMAEClassifier.from_network(vit, 3, layer_decay=0.5)
     scale = {
         name: group["lr_scale"]
         for group in classifier.parameter_groups(0.05)
@@ -257,7 +257,7 @@ def test_stochastic_depth_drops_observations_at_its_rate_and_keeps_the_mean():
 
 
 def test_stochastic_depth_rises_over_the_layers_and_acts_in_both_branches(vit, x):
-    classifier = vision.ViTMAEClassifier.from_pretrained(vit, 3, drop_path=0.4)
+    classifier = vision.ViTMAEClassifier.from_network(vit, 3, drop_path=0.4)
     assert [layer.dropout.rate for layer in classifier.encoder.layers] == [0.0, 0.4]
     calls = []
     classifier.encoder.layers[1].dropout.register_forward_hook(lambda *_: calls.append(1))

@@ -1,4 +1,4 @@
-"""Sizes of RoBERTa, as the paper trains them."""
+"""Sizes of RoBERTa, as in the paper."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES: Mapping[str, dict[str, Any]] = MappingProxyType(
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "intermediate_size": 512,
-            # RoBERTa's 0.02 suits widths near 768; here it would leave attention all but uniform for thousands of steps.
+            # RoBERTa's 0.02 suits widths near 768; here attention would stay almost uniform for thousands of steps.
             "initializer_range": 0.1,
         },
         "medium": {
@@ -44,14 +44,14 @@ SIZES: Mapping[str, dict[str, Any]] = MappingProxyType(
 
 
 def roberta_config(size: str = "medium", *, vocab_size: int = 50_265, **options: Any) -> RobertaConfig:
-    """Describe a RoBERTa of a named size.
+    """Create the configuration of a RoBERTa of a named size.
 
     Parameters
     ----------
     size
         One of :data:`SIZES`.
     vocab_size
-        Symbols of the tokenizer.
+        Size of the tokenizer's vocabulary.
     options
         Further arguments of ``transformers.RobertaConfig``, which take precedence.
 
@@ -62,7 +62,7 @@ def roberta_config(size: str = "medium", *, vocab_size: int = 50_265, **options:
     Raises
     ------
     ValueError
-        If the size is unknown, or an option is none of RoBERTa's.
+        If the size or an option is unknown.
 
     Notes
     -----
@@ -85,7 +85,7 @@ def roberta_config(size: str = "medium", *, vocab_size: int = 50_265, **options:
 
 
 def n_parameters(config: RobertaConfig) -> int:
-    """Count the parameters of the masked language model of a configuration, without memory for them.
+    """Count the parameters of the masked language model of a configuration, without allocating them.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def n_parameters(config: RobertaConfig) -> int:
 
     Returns
     -------
-    Number of weights, shared ones counted once.
+    Number of parameters; shared ones are counted once.
     """
     network_class = require("transformers", extra="text").RobertaForMaskedLM
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Where text comes from: files, or a stream from the Hugging Face hub."""
+"""Documents from text files, or from a stream of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def read_documents(paths: str | Path | Iterable[str | Path], *, unit: str = "par
     paths
         UTF-8 files, gzip-compressed if they end in ``.gz``.
     unit
-        What counts as one document: a ``"line"``, a ``"paragraph"`` (lines up to an empty one) or a ``"file"``.
+        Unit of a document: a ``"line"``, a ``"paragraph"`` (lines up to an empty one) or a ``"file"``.
 
     Yields
     ------
-    Documents that are not blank, their outer white space removed.
+    Documents that are not blank, with outer white space removed.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def _documents(files: list[Path], unit: str) -> Iterator[str]:
                 if text := document.strip():
                     yield text
         except (UnicodeDecodeError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def stream_documents(
@@ -81,14 +81,14 @@ def stream_documents(
     column: str = "text",
     **options: Any,
 ) -> Iterator[str]:
-    """Stream the documents of a data set on the Hugging Face hub, without storing it.
+    """Stream the documents of a data set on the Hugging Face Hub, without storing it.
 
     Parameters
     ----------
     name, config
-        Data set and its configuration; the defaults are the paper's, FineWeb's sample of ten billion tokens.
+        Data set and its configuration; by default the paper's, FineWeb's sample of ten billion tokens.
     split
-        Part of it.
+        Split of the data set.
     column
         Column with the text.
     options

@@ -1,4 +1,4 @@
-"""Which tokens of a mini-batch are hidden, and what stands in their place."""
+"""Masking of tokens, with the replacements of BERT."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _FATE_STREAM, _WORD_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class Corruption:
-    """A mini-batch with some of its tokens hidden.
+    """A mini-batch with some of its tokens masked.
 
     Attributes
     ----------
     tokens
-        What the network sees, shape ``(n_obs, length)``.
+        Input of the network, shape ``(n_obs, length)``.
     positions
-        Where tokens are hidden, in the flattened mini-batch, increasing, shape ``(n_hidden,)``.
+        Positions of the masked tokens in the flattened mini-batch, increasing, shape ``(n_masked,)``.
     targets
-        What was there, shape ``(n_hidden,)``.
+        Original tokens at these positions, shape ``(n_masked,)``.
     """
 
     tokens: Tensor
@@ -40,25 +40,25 @@ class Corruption:
 def corrupt(
     tokens: Tensor, ratio: float, *, tokenizer: BytePairTokenizer, seed: int, step: int
 ) -> Corruption:
-    """Hide a share of the tokens of a mini-batch, as a pure function of seed and step.
+    """Mask a share of the tokens of a mini-batch, as a pure function of seed and step.
 
-    Of the hidden tokens 80 % become the mask token, 10 % a random token and 10 % stay; all of them are scored.
+    80 % of the masked tokens become the mask token, 10 % a random token and 10 % stay; all of them are scored.
 
     Parameters
     ----------
     tokens
         int64, shape ``(n_obs, length)``.
     ratio
-        Share to hide, in [0, 1].
+        Share to mask, in [0, 1].
     tokenizer
-        Says which tokens are special: those are never hidden and never put in.
+        Tokenizer, whose special tokens are never masked and never drawn.
     seed, step
-        What the draws depend on, besides the ratio and the number of tokens: not the device, nor the rank.
+        Seed and step of the draws, which depend neither on the device nor on the rank.
 
     Returns
     -------
-    The corrupted mini-batch. Exactly ``round(ratio * n)`` of its n ordinary tokens are hidden, clamped to ``[1, n - 1]``;
-    sequences differ in their share (inferred; all that the paper states is a ratio a mini-batch).
+    The corrupted mini-batch. Exactly ``round(ratio * n)`` of its n ordinary tokens are masked, clamped to ``[1, n - 1]``;
+    sequences differ in their share (inferred; the paper states only one ratio per mini-batch).
 
     Raises
     ------
@@ -73,13 +73,13 @@ def corrupt(
     device = flat.device
     special = torch.tensor(tokenizer.special_ids, device=device)
     ordinary = torch.isin(flat, special, invert=True).nonzero().squeeze(1)
-    hidden = draw_mask(len(ordinary), ratio, seed=seed, step=step, device=device)
-    positions = ordinary[hidden]
-    n_hidden = len(positions)
-    fate = draw_integers(n_hidden, 10, seed=seed, step=step, stream=_FATE_STREAM, device=device)
-    # Ordinary tokens are numbered past the special ones that stand below them.
+    mask = draw_mask(len(ordinary), ratio, seed=seed, step=step, device=device)
+    positions = ordinary[mask]
+    n_masked = len(positions)
+    fate = draw_integers(n_masked, 10, seed=seed, step=step, stream=_FATE_STREAM, device=device)
+    # Ordinary tokens are numbered past the special ones below them.
     words = draw_integers(
-        n_hidden, len(tokenizer) - len(special), seed=seed, step=step, stream=_WORD_STREAM, device=device
+        n_masked, len(tokenizer) - len(special), seed=seed, step=step, stream=_WORD_STREAM, device=device
     )
     for special_id in sorted(tokenizer.special_ids):
         words = words + (words >= special_id)

@@ -1,4 +1,4 @@
-"""The sentence tasks of GLUE that the paper fine-tunes on, from tables or from the hub."""
+"""The sentence tasks of GLUE in the paper, from tables or from the Hub."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ import numpy as np
 import pandas as pd
 
 from scr2mae.extra.text.hub import load_dataset
+from scr2mae.extra.text.sentences import LabeledText
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["TASKS", "GlueTask", "LabeledText", "average_rank", "load_task", "read_task"]
+__all__ = ["TASKS", "GlueTask", "average_rank", "load_task", "read_task"]
 
 
 logger = logging.getLogger(__name__)
 
-_FEW = 0.01  # GLUE's own table of QQP has a handful of broken lines
+# GLUE's own table of QQP has a handful of broken lines.
+_MAX_BROKEN = 0.01
 
 
 @dataclass(frozen=True)
 class GlueTask:
-    """How the tables of a task are laid out.
+    """Layout of the tables of a task.
 
     Attributes
     ----------
@@ -37,9 +39,9 @@ class GlueTask:
     label
         Column with the label.
     classes
-        Labels in the order of their numbers.
+        Names of the classes, in the order of their integers.
     split
-        Held-out part on the hub, whose labels are public.
+        Name of the held-out split on the Hub whose labels are public.
     """
 
     columns: tuple[str, ...]
@@ -65,50 +67,6 @@ TASKS: Mapping[str, GlueTask] = MappingProxyType(
 """The four tasks of Table 2 of Dong et al. (2025), with the columns of GLUE's files."""
 
 
-@dataclass(frozen=True)
-class LabeledText:
-    """Sentences, or pairs of them, with a class each.
-
-    Attributes
-    ----------
-    first
-        Sentences.
-    second
-        What each is paired with, or None.
-    labels
-        Numbers of classes, shape ``(n_obs,)``.
-    classes
-        Their names.
-    """
-
-    first: Sequence[str]
-    second: Sequence[str] | None
-    labels: np.ndarray
-    classes: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", np.asarray(self.labels))
-        n_obs = len(self.first)
-        if not n_obs:
-            raise ValueError("There is no labeled text: the table is empty.")
-        if self.labels.shape != (n_obs,) or (self.second is not None and len(self.second) != n_obs):
-            raise ValueError(
-                f"{n_obs} sentences need as many labels"
-                f"{'' if self.second is None else ' and second sentences'}, got {self.labels.shape}"
-                f"{'' if self.second is None else f' and {len(self.second)}'}."
-            )
-        wrong = (self.labels < 0) | (self.labels >= len(self.classes))
-        if self.labels.dtype.kind not in "iu" or wrong.any():
-            bad = np.unique(self.labels if self.labels.dtype.kind not in "iu" else self.labels[wrong])[:5]
-            raise ValueError(
-                f"Labels must be whole numbers from 0 to {len(self.classes) - 1}, one for each of {list(self.classes)}; "
-                f"got {bad.tolist()}. GLUE's test sets are unlabeled: score on its validation sets."
-            )
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-
 def _task(name: str) -> GlueTask:
     if name not in TASKS:
         raise ValueError(f"task must be one of {list(TASKS)}, got {name!r}.")
@@ -121,9 +79,9 @@ def read_task(path: str | Path, *, task: str = "sst2") -> LabeledText:
     Parameters
     ----------
     path
-        Tab-separated text without quoting, as GLUE's own files, or ``.csv`` with; gzip-compressed if it ends in ``.gz``.
-        A file whose first line names none of the task's columns has no header: its columns are the sentences, then
-        the label.
+        Tab-separated text without quoting, as in GLUE's own files, or ``.csv`` with quoting; gzip-compressed if it ends
+        in ``.gz``. If the first line names none of the task's columns, the file has no header: its columns are the
+        sentences, then the label.
     task
         ``"mnli"``, ``"qqp"``, ``"sst2"`` or ``"qnli"``.
 
@@ -138,7 +96,7 @@ def read_task(path: str | Path, *, task: str = "sst2") -> LabeledText:
     KeyError
         If a column is missing.
     ValueError
-        If the file is empty or a label is none of the task's.
+        If the file is empty or a label is unknown.
     """
     layout, file = _task(task), Path(path)
     if not file.is_file():
@@ -156,7 +114,7 @@ def read_task(path: str | Path, *, task: str = "sst2") -> LabeledText:
         places = list(range(len(wanted)))
     table = [[row[place] for place in places] for row in rows if len(row) > max(places)]
     n_short = len(rows) - len(table)
-    if n_short > _FEW * len(rows):
+    if n_short > _MAX_BROKEN * len(rows):
         raise ValueError(
             f"{n_short} of {len(rows)} rows of {file} have fewer than the {max(places) + 1} columns needed: {rows[0][:5]}."
         )
@@ -174,7 +132,7 @@ def _rows(file: Path) -> list[list[str]]:
 
 
 def _labeled(table: Iterable[Sequence[str]], layout: GlueTask, *, source: str) -> LabeledText:
-    """Give numbers to the classes of rows that end in a label."""
+    """Return the labeled text of rows that end in a label."""
     kept = [row for row in table if row[-1] != "-"]  # MNLI's annotators did not agree
     numbers = {name: i for i, name in enumerate(layout.classes)}
     numbers |= {str(i): i for i in range(len(layout.classes))}
@@ -193,14 +151,14 @@ def _labeled(table: Iterable[Sequence[str]], layout: GlueTask, *, source: str) -
 
 
 def load_task(task: str, *, split: str | None = None) -> LabeledText:
-    """Load the labeled sentences of a task from the Hugging Face hub.
+    """Load the labeled sentences of a task from the Hugging Face Hub.
 
     Parameters
     ----------
     task
         ``"mnli"``, ``"qqp"``, ``"sst2"`` or ``"qnli"``.
     split
-        ``"train"``, or another part; None for the held-out part that is scored (MNLI: matched).
+        ``"train"`` or another split; None for the held-out split that is scored (MNLI: matched).
 
     Returns
     -------
@@ -215,7 +173,7 @@ def load_task(task: str, *, split: str | None = None) -> LabeledText:
     columns = ("premise", "hypothesis") if task == "mnli" else layout.columns
     rows = load_dataset("nyu-mll/glue", task, split=split or layout.split)
     table = [[*(str(row[name]) for name in columns), str(row["label"])] for row in rows]
-    return _labeled(table, layout, source=f"{task} on the hub")
+    return _labeled(table, layout, source=f"{task} on the Hub")
 
 
 def average_rank(scores: pd.DataFrame) -> pd.Series:
@@ -224,11 +182,11 @@ def average_rank(scores: pd.DataFrame) -> pd.Series:
     Parameters
     ----------
     scores
-        One row a method, one column a task, higher is better.
+        One row per method, one column per task; higher is better.
 
     Returns
     -------
-    Mean rank of each method, 1 the best; of tied methods each has the smallest rank, which reproduces the printed ranks.
+    Mean rank of each method, 1 the best; tied methods share the smallest rank, which reproduces the printed ranks.
 
     Raises
     ------

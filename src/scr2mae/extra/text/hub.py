@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, by a library that is loaded when it is first used."""
+"""Data sets of the Hugging Face Hub, through a library that is loaded on first use."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ __all__ = ["load_dataset"]
 
 
 def load_dataset(*args: Any, **options: Any) -> Any:
-    """Call ``datasets.load_dataset``.
-
-    Raises
-    ------
-    ImportError
-        If the library is not installed. No extra has it: tables and text files do without.
-    """
+    """Call ``datasets.load_dataset``; no extra installs the library, since tables and text files do without it."""
     try:
         library = import_module("datasets")
     except ModuleNotFoundError as error:
         if error.name != "datasets":
             raise
         raise ImportError(
-            "The Hugging Face hub needs datasets: pip install datasets, or give text files and tables."
+            "The Hugging Face Hub needs datasets: pip install datasets, or give text files and tables."
         ) from error
     return library.load_dataset(*args, **options)

@@ -1,4 +1,4 @@
-"""Text as blocks of equally many tokens, in memory or on disk."""
+"""Text packed into blocks of equal length, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
 
 __all__ = ["TokenBlocks", "pack"]
 
@@ -26,14 +29,14 @@ class TokenBlocks:
     Parameters
     ----------
     tokens
-        Integers, shape ``(n_blocks, length)``; a memory map will do.
+        Token ids, shape ``(n_blocks, length)``, in memory or memory-mapped.
     tokenizer
-        What they are tokens of.
+        Tokenizer that made them.
 
     Raises
     ------
     ValueError
-        If there is no block, or a token is none of the tokenizer's.
+        If there is no block.
     """
 
     def __init__(self, tokens: np.ndarray, tokenizer: BytePairTokenizer) -> None:
@@ -49,20 +52,30 @@ class TokenBlocks:
 
     @property
     def length(self) -> int:
-        """Tokens a block."""
+        """Number of tokens per block."""
         return int(self.tokens.shape[1])
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in all."""
+        """Number of tokens in all blocks."""
         return int(self.tokens.size)
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        """Return the blocks at the given positions, int64, shape ``(n, length)``.
+
+        Parameters
+        ----------
+        indices
+            Positions of the blocks, shape ``(n,)``.
+        """
+        return torch.from_numpy(np.asarray(self.tokens[indices], dtype=np.int64))
 
     def __repr__(self) -> str:
         return f"TokenBlocks({len(self)} blocks of {self.length} tokens, vocabulary of {len(self.tokenizer)})"
 
     @classmethod
     def load(cls, dir_path: str | Path) -> TokenBlocks:
-        """Map the blocks that :func:`pack` wrote to a folder; they stay on disk.
+        """Memory-map the blocks that :func:`pack` wrote to a folder.
 
         Parameters
         ----------
@@ -76,7 +89,7 @@ class TokenBlocks:
         Raises
         ------
         FileNotFoundError
-            If the folder holds none.
+            If the folder holds no blocks.
         ValueError
             If it is damaged, or its tokenizer was replaced.
         """
@@ -99,7 +112,7 @@ class TokenBlocks:
 
 
 def _blocks(documents: Iterable[str], tokenizer: BytePairTokenizer, length: int) -> Iterator[np.ndarray]:
-    """Yield arrays of whole blocks, shape (n, length); what does not fill the last block is left out."""
+    """Yield arrays of whole blocks, shape (n, length); tokens that do not fill the last block are left out."""
     inner, rest = length - 2, np.empty(0, dtype=np.int64)
     remaining = iter(documents)
     while batch := list(islice(remaining, _AT_A_TIME)):
@@ -126,15 +139,15 @@ def pack(
     Parameters
     ----------
     documents
-        Pieces of text; read once, in pieces, so a stream of any length will do.
+        Pieces of text; read once, in order, so a stream of any length works.
     tokenizer
-        Turns text into tokens.
+        Tokenizer to use.
     length
-        Tokens a block, >= 4, special tokens included.
+        Number of tokens per block, >= 4, special tokens included.
     max_blocks
-        Stop after so many; None for all.
+        Maximum number of blocks; None for all.
     out
-        Folder to write to as the text comes, so that it need not fit in memory; None keeps blocks in memory.
+        Folder to write to as the text arrives, so that it need not fit in memory; None keeps blocks in memory.
 
     Returns
     -------
@@ -177,7 +190,7 @@ def _at_most(pieces: Iterator[np.ndarray], max_blocks: int | None) -> Iterator[n
 def _write(
     pieces: Iterator[np.ndarray], tokenizer: BytePairTokenizer, *, length: int, dtype: Any, folder: Path
 ) -> TokenBlocks:
-    """Append blocks to a file; the description comes last, so that half a file is never taken for a whole one."""
+    """Append blocks to a file and write the description last, so that a partial file is never read as a whole one."""
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; choose another folder for the packed text.")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Byte-level BPE, trained on the corpus at hand."""
+"""Byte-level byte-pair encoding, trained on the user's corpus."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ _N_BYTES = 256
 
 
 class BytePairTokenizer:
-    """Byte-level byte-pair encoding, as RoBERTa's: any text becomes tokens and comes back unchanged.
+    """Byte-level byte-pair encoding, as in RoBERTa: decoding restores any encoded text.
 
     Parameters
     ----------
     tokenizer
-        A ``tokenizers.Tokenizer`` that knows :data:`SPECIAL_TOKENS`, such as the ``tokenizer.json`` of a released
-        RoBERTa.
+        A ``tokenizers.Tokenizer`` with :data:`SPECIAL_TOKENS`, such as the ``tokenizer.json`` of a released RoBERTa.
 
     Raises
     ------
@@ -41,7 +40,7 @@ class BytePairTokenizer:
                 f"The tokenizer has no {missing}; RoBERTa needs all of {list(SPECIAL_TOKENS)}. "
                 "Train one with BytePairTokenizer.train."
             )
-        # A corpus that contains the characters "<mask>" means those characters.
+        # The characters "<mask>" in a corpus are ordinary text.
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -57,15 +56,15 @@ class BytePairTokenizer:
         Parameters
         ----------
         documents
-            Pieces of text; read once, so a generator will do.
+            Pieces of text; read once, so a generator works.
         vocab_size
-            Symbols at most, special tokens and the 256 bytes included; fewer where the text has no more pairs.
+            Maximum size of the vocabulary, special tokens and the 256 bytes included; less if the text has too few pairs.
         min_frequency
-            How often a pair must occur to be merged.
+            Number of occurrences that a pair needs to be merged.
 
         Returns
         -------
-        The tokenizer; the same text always gives the same.
+        The tokenizer, the same for the same text.
 
         Raises
         ------
@@ -103,12 +102,12 @@ class BytePairTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> BytePairTokenizer:
-        """Read a ``tokenizer.json``, or the one in a folder.
+        """Read a ``tokenizer.json``.
 
         Parameters
         ----------
         path
-            A file, or a folder that holds it.
+            The file, or a folder that holds it.
 
         Returns
         -------
@@ -117,7 +116,7 @@ class BytePairTokenizer:
         Raises
         ------
         FileNotFoundError
-            If there is none.
+            If the file is missing.
         ValueError
             If the file is damaged or lacks a special token.
         """
@@ -129,7 +128,7 @@ class BytePairTokenizer:
         except ImportError:
             raise
         except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"{file} is no tokenizer.json, or is damaged: {error}") from error
+            raise ValueError(f"{file} is not a tokenizer.json, or is damaged: {error}") from error
         return cls(tokenizer)
 
     def save(self, path: str | Path) -> None:
@@ -143,24 +142,24 @@ class BytePairTokenizer:
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
-        """Return what :meth:`save` writes."""
+        """Return the content of the file that :meth:`save` writes."""
         return str(self.tokenizer.to_str())
 
     @property
     def sha256(self) -> str:
-        """Hash of the tokenizer, by which packed text and networks recognize it."""
+        """Hash of the tokenizer, which identifies it in packed text and networks."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Numbers of :data:`SPECIAL_TOKENS`, in that order."""
+        """Ids of :data:`SPECIAL_TOKENS`, in that order."""
         return self.start_id, self.pad_id, self.end_id, self.unknown_id, self.mask_id
 
     def __len__(self) -> int:
         return int(self.tokenizer.get_vocab_size())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Turn texts into tokens, without special tokens.
+        """Encode texts, without special tokens.
 
         Parameters
         ----------
@@ -169,21 +168,21 @@ class BytePairTokenizer:
 
         Returns
         -------
-        Numbers of tokens, one list a text.
+        One list of token ids per text.
         """
         encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Turn tokens back into text; special tokens are shown.
+        """Decode tokens into text, including special tokens.
 
         Parameters
         ----------
         tokens
-            Numbers of tokens.
+            Token ids.
 
         Returns
         -------
-        Text.
+        The text.
         """
         return str(self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=False))

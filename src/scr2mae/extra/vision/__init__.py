@@ -1,39 +1,37 @@
 """Images: the MLP, U-Net and ViT-MAE of the paper, with a masking ratio redrawn for every mini-batch.
 
-Pillow and transformers, which ``scr2mae[vision]`` installs, are loaded when they are first used; MLP, U-Net and arrays
-need neither.
+Pillow and transformers, which ``scr2mae[vision]`` installs, are loaded on first use; MLP, U-Net and arrays need neither.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scr2mae._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from scr2mae.extra.vision.augment import FinetuneAugment, PretrainAugment
+    from scr2mae.extra.vision.augment import Augment, FinetuneAugment, PretrainAugment
     from scr2mae.extra.vision.classifier import ViTMAEClassifier
     from scr2mae.extra.vision.datasets import ImageArray, ImageFolder, Images
-    from scr2mae.extra.vision.embedding import embed, predict_proba
     from scr2mae.extra.vision.formats import CelebA, image_splits, open_images, read_idx, read_mnist
     from scr2mae.extra.vision.heads import AttributeHead, LinearHead
-    from scr2mae.extra.vision.loaders import Augment
+    from scr2mae.extra.vision.inference import VALIDATION_RATIOS, embed, predict_proba, score
     from scr2mae.extra.vision.mlp import MaskedMLP
+    from scr2mae.extra.vision.pretrained import from_pretrained
     from scr2mae.extra.vision.recipes import RECIPES, PerEpoch, Recipe
-    from scr2mae.extra.vision.saving import load, save
     from scr2mae.extra.vision.training import finetune, fit_head, pretrain
     from scr2mae.extra.vision.unet import MaskedUNet
     from scr2mae.extra.vision.vit import R2ViTMAE
     from scr2mae.extra.vision.vit_sizes import VIT_PRESETS, vit_config
 
 _FILES = {
-    "augment": ("FinetuneAugment", "PretrainAugment"),
+    "augment": ("Augment", "FinetuneAugment", "PretrainAugment"),
     "classifier": ("ViTMAEClassifier",),
     "datasets": ("ImageArray", "ImageFolder", "Images"),
-    "loaders": ("Augment",),
     "formats": ("CelebA", "image_splits", "open_images", "read_idx", "read_mnist"),
     "heads": ("AttributeHead", "LinearHead"),
+    "inference": ("VALIDATION_RATIOS", "embed", "predict_proba", "score"),
     "mlp": ("MaskedMLP",),
+    "pretrained": ("from_pretrained",),
     "recipes": ("RECIPES", "PerEpoch", "Recipe"),
-    "saving": ("load", "save"),
-    "embedding": ("embed", "predict_proba"),
     "training": ("finetune", "fit_head", "pretrain"),
     "unet": ("MaskedUNet",),
     "vit": ("R2ViTMAE",),
@@ -43,6 +41,7 @@ _OBJECTS = {name: file for file, names in _FILES.items() for name in names}
 
 __all__ = [
     "RECIPES",
+    "VALIDATION_RATIOS",
     "VIT_PRESETS",
     "AttributeHead",
     "Augment",
@@ -62,23 +61,15 @@ __all__ = [
     "embed",
     "finetune",
     "fit_head",
+    "from_pretrained",
     "image_splits",
-    "load",
     "open_images",
     "predict_proba",
     "pretrain",
     "read_idx",
     "read_mnist",
-    "save",
+    "score",
     "vit_config",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _OBJECTS:
-        return getattr(import_module(f"scr2mae.extra.vision.{_OBJECTS[name]}"), name)
-    raise AttributeError(f"module 'scr2mae.extra.vision' has no attribute {name!r}; it has {__all__}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, objects=_OBJECTS)

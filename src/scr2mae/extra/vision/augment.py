@@ -1,19 +1,20 @@
 """Augmentation of mini-batches on the device: random crops, flips, erasing, mixup and cutmix.
 
-Each function takes a NumPy generator for what is drawn of each image, so that a mini-batch is augmented the same on every
-kind of device; only the noise that fills erased rectangles comes from the device.
+Each function draws from a NumPy generator, so that a mini-batch is augmented in the same way on every kind of device;
+only the noise that fills erased rectangles is drawn on the device.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scr2mae.extra.vision.common import step_generator
-
 __all__ = [
+    "Augment",
     "FinetuneAugment",
     "PretrainAugment",
     "horizontal_flip",
@@ -23,6 +24,19 @@ __all__ = [
 ]
 
 _N_TRIES = 10
+
+
+class Augment(Protocol):
+    """Augmentation of a mini-batch of training images, as a pure function of a key."""
+
+    def __call__(self, tensors: dict[str, Tensor], *, key: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return the augmented mini-batch; ``key`` is seed, rank and step."""
+        ...
+
+
+def _generator(key: tuple[int, ...]) -> np.random.Generator:
+    """Return the generator of a key of integers."""
+    return np.random.default_rng([part % 2**63 for part in key])
 
 
 def _boxes(
@@ -37,9 +51,8 @@ def _boxes(
     area = H * W * rng.uniform(*scale, size=(_N_TRIES, n))
     log_aspect = rng.uniform(np.log(aspect[0]), np.log(aspect[1]), size=(_N_TRIES, n))
     height, width = np.sqrt(area / np.exp(log_aspect)), np.sqrt(area * np.exp(log_aspect))
-    first = ((height <= H) & (width <= W)).argmax(
-        axis=0
-    )  # the first try that fits; the first of all where none does
+    # The first try that fits, or the first of all where none does.
+    first = ((height <= H) & (width <= W)).argmax(axis=0)
     height, width = (np.take_along_axis(each, first[None], axis=0)[0] for each in (height, width))
     height, width = np.minimum(height, H), np.minimum(width, W)
     top, left = rng.uniform(size=n) * (H - height), rng.uniform(size=n) * (W - width)
@@ -54,24 +67,9 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.2, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """Cut a rectangle out of each image and scale it to a square, bicubically.
+    """Crop a random rectangle of each image and resize it bicubically: shape (n_obs, n_channels, size, size), in [0, 1].
 
-    Parameters
-    ----------
-    images
-        In [0, 1], shape (n_obs, n_channels, height, width).
-    rng
-        Where randomness comes from.
-    size
-        Side of the square; None takes the height of the images.
-    scale
-        Range of the rectangle's share of the area.
-    aspect
-        Range of width over height.
-
-    Returns
-    -------
-    Shape (n_obs, n_channels, size, size), in [0, 1].
+    ``scale`` is the range of the rectangle's share of the area, ``aspect`` the range of width over height.
     """
     n, c, H, W = images.shape
     size = H if size is None else size
@@ -86,7 +84,7 @@ def random_resized_crop(
 
 
 def horizontal_flip(images: Tensor, rng: np.random.Generator, *, p: float = 0.5) -> Tensor:
-    """Mirror each image left to right with chance ``p``."""
+    """Mirror each image left to right with probability ``p``."""
     flipped = torch.from_numpy(rng.uniform(size=len(images)) < p).to(images.device)
     return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
@@ -107,22 +105,9 @@ def random_erasing(
     scale: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 10 / 3),
 ) -> Tensor:
-    """Replace a rectangle of some images by noise (Zhong et al. 2020).
+    """Replace a rectangle by noise, normal with mean 0.5 and deviation 0.25, with probability ``p`` (Zhong et al. 2020).
 
-    Parameters
-    ----------
-    images
-        In [0, 1], shape (n_obs, n_channels, height, width).
-    rng
-        Where randomness comes from.
-    p
-        Chance of an image to be changed.
-    scale, aspect
-        Ranges of the rectangle's share of the area, and of its width over its height.
-
-    Returns
-    -------
-    Shape as before; noise is normal about 0.5 with deviation 0.25, near that of pixels.
+    ``scale`` and ``aspect`` as in :func:`random_resized_crop`.
     """
     n, _, H, W = images.shape
     box = _boxes(rng, n, (H, W), scale, aspect)
@@ -142,27 +127,13 @@ def mix(
     cutmix: float = 1.0,
     smoothing: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image and its class with those of another of the mini-batch.
+    """Mix each image and its class with those of another image of the mini-batch.
 
-    Parameters
-    ----------
-    images
-        Shape (n_obs, n_channels, height, width).
-    labels
-        Classes, shape (n_obs,).
-    rng
-        Where randomness comes from.
-    n_classes
-        Number of classes.
-    mixup, cutmix
-        Parameters of the beta distribution of the share: of pixel values (Zhang et al. 2018), and of the area (Yun et
-        al. 2019). One of the two is drawn for each mini-batch with equal chances; zero switches it off.
-    smoothing
-        Share of the labels' mass spread over all classes.
+    ``mixup`` and ``cutmix`` are parameters of beta distributions: of the share of pixel values (Zhang et al. 2018) and of
+    the area (Yun et al. 2019). One of the two is drawn for each mini-batch with equal probability; zero switches it off.
+    ``smoothing`` is the share of the labels' mass spread over all classes.
 
-    Returns
-    -------
-    Images, and the mass of each class, shape (n_obs, n_classes), rows summing to one.
+    Returns images and the mass of each class, shape (n_obs, n_classes), with rows summing to one.
     """
     targets = F.one_hot(labels, n_classes).to(images) * (1 - smoothing) + smoothing / n_classes
     alphas = [(alpha, kind) for alpha, kind in ((mixup, "mixup"), (cutmix, "cutmix")) if alpha > 0]
@@ -184,16 +155,16 @@ def mix(
 
 
 class PretrainAugment:
-    """Random resized crops and flips, as MAE is pretrained with.
+    """Random resized crops and flips, as in the pretraining of MAE.
 
     Parameters
     ----------
     size
-        Side of the crops; None keeps the images' own.
+        Side of the crops in pixels; None keeps that of the images.
     scale
         Range of a crop's share of the area.
     flip
-        Chance of a flip.
+        Probability of a flip.
     """
 
     def __init__(
@@ -203,24 +174,24 @@ class PretrainAugment:
 
     def __call__(self, tensors: dict[str, Tensor], *, key: tuple[int, ...]) -> dict[str, Tensor]:
         """Return the mini-batch with augmented images, as a pure function of ``key``."""
-        rng = step_generator(*key)
+        rng = _generator(key)
         images = random_resized_crop(tensors["image"], rng, size=self.size, scale=self.scale)
         return {**tensors, "image": horizontal_flip(images, rng, p=self.flip)}
 
 
 class FinetuneAugment:
-    """Random resized crops, flips, erasing, and mixup or cutmix, as MAE is fine-tuned with (but for RandAugment).
+    """Random resized crops, flips, erasing, and mixup or cutmix, as in the finetuning of MAE except for RandAugment.
 
     Parameters
     ----------
     n_classes
         Number of classes.
     size
-        Side of the crops; None keeps the images' own.
+        Side of the crops in pixels; None keeps that of the images.
     scale
         Range of a crop's share of the area.
     flip, erasing
-        Chances of a flip and of an erased rectangle.
+        Probabilities of a flip and of an erased rectangle.
     mixup, cutmix, smoothing
         Parameters of the beta distributions of mixup and cutmix, and the share of label mass spread over all classes.
     """
@@ -242,7 +213,7 @@ class FinetuneAugment:
 
     def __call__(self, tensors: dict[str, Tensor], *, key: tuple[int, ...]) -> dict[str, Tensor]:
         """Return the mini-batch with augmented images and mixed labels, as a pure function of ``key``."""
-        rng = step_generator(*key)
+        rng = _generator(key)
         images = random_resized_crop(tensors["image"], rng, size=self.size, scale=self.scale)
         images = horizontal_flip(images, rng, p=self.flip)
         images = random_erasing(images, rng, p=self.erasing)

@@ -1,4 +1,4 @@
-"""A pretrained ViT with a classifier on top, for fine-tuning."""
+"""A pretrained ViT with a classifier on top, for finetuning."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from scr2mae._utils.optional import require
 from scr2mae.extra.training import BatchLoss, repeatable_dropout
-from scr2mae.extra.vision.common import check_images
 from scr2mae.extra.vision.heads import check_classes
-from scr2mae.extra.vision.vit import keep_order, normalize, visible_patches
-from scr2mae.extra.vision.vit_sizes import check_config, sides
+from scr2mae.extra.vision.saving import SavedNetwork
+from scr2mae.extra.vision.vit import pooled_patches
+from scr2mae.extra.vision.vit_sizes import check_config
 
 if TYPE_CHECKING:
     from transformers import ViTMAEConfig
@@ -24,13 +24,7 @@ __all__ = ["StochasticDepth", "ViTMAEClassifier"]
 
 
 class StochasticDepth(nn.Module):
-    """Drop the branch of a residual block for some observations in training.
-
-    Parameters
-    ----------
-    rate
-        Chance of dropping; what is kept is divided by its complement.
-    """
+    """Drop the branch of a residual block for some observations in training; scale the kept ones by 1 / (1 - rate)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -44,21 +38,21 @@ class StochasticDepth(nn.Module):
         return branch * kept / (1 - self.rate)
 
 
-class ViTMAEClassifier(nn.Module):
+class ViTMAEClassifier(SavedNetwork):
     """Encoder of a ViT-MAE without masking, mean over patches, normalization, linear classifier.
 
     Parameters
     ----------
     config
-        Of the pretrained network.
+        Configuration of the pretrained network.
     n_classes
         Number of classes, >= 2.
     drop_path
         Stochastic depth of the last layer, rising linearly from zero at the first.
     layer_decay
-        What the learning rate is multiplied by from each layer to the one before; the classifier has the full rate.
+        Factor of the learning rate from each layer to the one before; the classifier has the full rate.
     label_smoothing
-        Of the cross-entropy where labels are classes; augmentation that mixes images smooths by itself.
+        Label smoothing where labels are classes; augmentation that mixes images has its own.
 
     Raises
     ------
@@ -67,7 +61,7 @@ class ViTMAEClassifier(nn.Module):
 
     Notes
     -----
-    The fine-tuning of He et al. (2022), which Dong et al. (2025) follow.
+    The finetuning of He et al. (2022), which Dong et al. (2025) follow.
     """
 
     def __init__(
@@ -79,7 +73,12 @@ class ViTMAEClassifier(nn.Module):
         layer_decay: float = 0.65,
         label_smoothing: float = 0.1,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            n_classes=n_classes,
+            drop_path=drop_path,
+            layer_decay=layer_decay,
+            label_smoothing=label_smoothing,
+        )
         check_config(config)
         if n_classes < 2:
             raise ValueError(f"n_classes must be at least 2, got {n_classes}.")
@@ -87,18 +86,10 @@ class ViTMAEClassifier(nn.Module):
             raise ValueError(
                 f"drop_path must lie in [0, 1) and layer_decay in (0, 1], got {drop_path} and {layer_decay}."
             )
-        self.init_params = {
-            "n_classes": n_classes,
-            "drop_path": drop_path,
-            "layer_decay": layer_decay,
-            "label_smoothing": label_smoothing,
-        }
-        self.config, self.n_classes = config, n_classes
+        self.config, self.n_classes, self.image_size = config, n_classes, config.image_size
         self.layer_decay, self.label_smoothing = layer_decay, label_smoothing
-        self.image_size, patch_size = sides(config)
-        self.n_patches = (self.image_size // patch_size) ** 2
         self.encoder = require("transformers", extra="vision").ViTMAEModel(config)
-        # Pooled first, normalized after: the encoder's own normalization is left out.
+        # States are pooled first and normalized after, so the encoder's own normalization is left out.
         self.encoder.layernorm = nn.Identity()
         n_layers = len(self.encoder.layers)
         for i, layer in enumerate(self.encoder.layers):
@@ -110,13 +101,13 @@ class ViTMAEClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def from_pretrained(cls, network: R2ViTMAE, n_classes: int, **kwargs: Any) -> ViTMAEClassifier:
-        """Take the encoder of a pretrained network, whose weights are copied.
+    def from_network(cls, network: R2ViTMAE, n_classes: int, **kwargs: Any) -> ViTMAEClassifier:
+        """Copy the encoder of a pretrained network and add a new head.
 
         Parameters
         ----------
         network
-            The pretrained network.
+            The pretrained network; it is not changed.
         n_classes
             Number of classes.
         kwargs
@@ -124,7 +115,7 @@ class ViTMAEClassifier(nn.Module):
 
         Returns
         -------
-        A classifier whose head is new.
+        The classifier.
         """
         classifier = cls(network.config, n_classes, **kwargs)
         weights = network.mae.vit.state_dict()
@@ -132,22 +123,28 @@ class ViTMAEClassifier(nn.Module):
         classifier.encoder.load_state_dict(kept)
         return classifier
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits, shape (n_obs, n_classes), of images in [0, 1], shape (n_obs, n_channels, height, width).
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the normalized mean over patches, shape (n_obs, hidden_size).
 
         Parameters
         ----------
         images
             In [0, 1], shape (n_obs, n_channels, height, width).
         """
-        check_images(images, n_channels=self.config.num_channels, size=self.image_size)
-        noise = keep_order(self.n_patches, images.device).expand(len(images), -1)
-        with visible_patches(self.config, self.n_patches, self.n_patches):
-            states = self.encoder(normalize(images), noise=noise).last_hidden_state
-        return self.head(self.norm(states[:, 1:].mean(dim=1)))
+        return self.norm(pooled_patches(self.encoder, images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, shape (n_obs, n_classes).
+
+        Parameters
+        ----------
+        images
+            In [0, 1], shape (n_obs, n_channels, height, width).
+        """
+        return self.head(self.embed(images))
 
     def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
-        """Return the cross-entropy of a mini-batch; nothing is hidden.
+        """Return the cross-entropy of a mini-batch; nothing is masked.
 
         Parameters
         ----------
@@ -157,7 +154,7 @@ class ViTMAEClassifier(nn.Module):
         ratio
             Not used; the training plan passes it.
         seed, step
-            What stochastic depth depends on.
+            Seed and step that determine stochastic depth.
         """
         images, labels = tensors["image"], tensors["label"]
         with repeatable_dropout(self, images.device, seed=seed, step=step):
@@ -166,7 +163,7 @@ class ViTMAEClassifier(nn.Module):
         return BatchLoss(F.cross_entropy(logits, labels, label_smoothing=smoothing), len(images))
 
     def check_labels(self, labels: Tensor) -> None:
-        """Refuse labels that are no classes of this classifier.
+        """Raise ValueError unless the labels are classes of this classifier.
 
         Parameters
         ----------
@@ -176,16 +173,12 @@ class ViTMAEClassifier(nn.Module):
         check_classes(labels, self.n_classes)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Group parameters by layer, each with its share of the learning rate; biases and norms are not decayed.
+        """Return groups for an optimizer: one learning rate per layer; biases and normalization do not decay.
 
         Parameters
         ----------
         weight_decay
-            Decay of the matrices.
-
-        Returns
-        -------
-        Groups for an optimizer, with a factor of the learning rate each.
+            Weight decay of the matrices.
         """
         n_layers = len(self.encoder.layers)
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -204,9 +197,17 @@ class ViTMAEClassifier(nn.Module):
                 group["params"].append(parameter)
         return [group for group in groups.values() if group["params"]]
 
+    def _extra_config(self) -> dict[str, Any]:
+        return {"vit": self.config.to_dict()}
+
+    @classmethod
+    def _from_config(cls, document: dict[str, Any]) -> ViTMAEClassifier:
+        config = require("transformers", extra="vision").ViTMAEConfig.from_dict(document["vit"])
+        return cls(config, **document["init_params"])
+
 
 def _depth(name: str, n_layers: int) -> int:
-    """Layer that a parameter belongs to: 0 for what makes patches into tokens, n_layers + 1 for the classifier."""
+    """Return the layer of a parameter: 0 for the patch embedding, n_layers + 1 for the classifier."""
     if name.startswith("encoder.embeddings."):
         return 0
     if name.startswith("encoder.layers."):

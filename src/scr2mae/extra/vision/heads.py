@@ -1,4 +1,4 @@
-"""Classifiers on frozen embeddings: the linear probe, and the paper's forty attributes."""
+"""Classifiers of frozen embeddings: the linear probe, and the paper's forty attributes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,52 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scr2mae.extra.training import BatchLoss, repeatable_dropout
+from scr2mae.extra.vision.saving import SavedNetwork
 
-__all__ = ["AttributeHead", "LinearHead"]
+__all__ = ["AttributeHead", "Head", "LinearHead", "check_classes"]
 
 
-class LinearHead(nn.Module):
+class Head(SavedNetwork):
+    """What both heads share: a loss and predictions from embeddings of width ``n_in``."""
+
+    n_in: int
+
+    def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
+        """Return the cross-entropy of a mini-batch; nothing is masked.
+
+        Parameters
+        ----------
+        tensors
+            Embeddings ``"features"``, shape (n_obs, n_in), and ``"label"``.
+        ratio
+            Not used; the training plan passes it.
+        seed, step
+            Seed and step that determine dropout.
+        """
+        features = tensors["features"]
+        with repeatable_dropout(self, features.device, seed=seed, step=step):
+            logits = self(features)
+        return BatchLoss(self._loss(logits, tensors["label"]), len(logits))
+
+    @torch.no_grad()
+    def predict(self, features: Tensor) -> Tensor:
+        """Return the most likely class, shape (n_obs,), or value of each attribute, shape (n_obs, n_attributes).
+
+        Parameters
+        ----------
+        features
+            Embeddings, shape (n_obs, n_in).
+        """
+        return self._decide(self(features))
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _decide(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LinearHead(Head):
     """Linear classifier of embeddings.
 
     Parameters
@@ -31,7 +72,7 @@ class LinearHead(nn.Module):
     """
 
     def __init__(self, n_in: int, n_classes: int, *, normalize: bool = False) -> None:
-        super().__init__()
+        super().__init__(n_in=n_in, n_classes=n_classes, normalize=normalize)
         if n_classes < 2:
             raise ValueError(f"n_classes must be at least 2, got {n_classes}.")
         self.n_in, self.n_classes = n_in, n_classes
@@ -39,7 +80,7 @@ class LinearHead(nn.Module):
         self.linear = nn.Linear(n_in, n_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits, shape (n_obs, n_classes), of embeddings, shape (n_obs, n_in).
+        """Return logits, shape (n_obs, n_classes).
 
         Parameters
         ----------
@@ -48,21 +89,8 @@ class LinearHead(nn.Module):
         """
         return self.linear(self.norm(features))
 
-    def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
-        """Return the cross-entropy of a mini-batch; nothing is hidden.
-
-        Parameters
-        ----------
-        tensors
-            Embeddings ``"features"``, shape (n_obs, n_in), and classes ``"label"``, shape (n_obs,).
-        ratio, seed, step
-            Not used; the training plan passes them.
-        """
-        logits = self(tensors["features"])
-        return BatchLoss(F.cross_entropy(logits, tensors["label"]), len(logits))
-
     def check_labels(self, labels: Tensor) -> None:
-        """Refuse labels that are no classes of this head.
+        """Raise ValueError unless the labels are classes of this head.
 
         Parameters
         ----------
@@ -71,20 +99,15 @@ class LinearHead(nn.Module):
         """
         check_classes(labels, self.n_classes)
 
-    @torch.no_grad()
-    def predict(self, features: Tensor) -> Tensor:
-        """Return the likeliest class of each observation, shape (n_obs,).
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels)
 
-        Parameters
-        ----------
-        features
-            Embeddings, shape (n_obs, n_in).
-        """
-        return self(features).argmax(dim=1)
+    def _decide(self, logits: Tensor) -> Tensor:
+        return logits.argmax(dim=1)
 
 
-class AttributeHead(nn.Module):
-    """A shared hidden layer and one binary output an attribute, on embeddings.
+class AttributeHead(Head):
+    """A shared hidden layer and one binary output per attribute, on embeddings.
 
     Parameters
     ----------
@@ -95,7 +118,7 @@ class AttributeHead(nn.Module):
     n_hidden
         Width of the shared layer.
     dropout
-        Share of its units dropped in training (0.5: inferred, the paper names no value).
+        Dropout rate of the shared layer (0.5: inferred, the paper gives no value).
 
     Notes
     -----
@@ -106,7 +129,7 @@ class AttributeHead(nn.Module):
     def __init__(
         self, n_in: int, n_attributes: int = 40, *, n_hidden: int = 512, dropout: float = 0.5
     ) -> None:
-        super().__init__()
+        super().__init__(n_in=n_in, n_attributes=n_attributes, n_hidden=n_hidden, dropout=dropout)
         if n_attributes < 1:
             raise ValueError(f"n_attributes must be at least 1, got {n_attributes}.")
         self.n_in, self.n_attributes = n_in, n_attributes
@@ -114,7 +137,7 @@ class AttributeHead(nn.Module):
         self.outputs = nn.Linear(n_hidden, n_attributes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits, shape (n_obs, n_attributes), of embeddings, shape (n_obs, n_in).
+        """Return logits, shape (n_obs, n_attributes).
 
         Parameters
         ----------
@@ -123,27 +146,8 @@ class AttributeHead(nn.Module):
         """
         return self.outputs(self.shared(features))
 
-    def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
-        """Return the binary cross-entropy of a mini-batch; nothing is hidden.
-
-        Parameters
-        ----------
-        tensors
-            Embeddings ``"features"``, shape (n_obs, n_in), and attributes ``"label"`` in {0, 1}, shape
-            (n_obs, n_attributes).
-        ratio
-            Not used; the training plan passes it.
-        seed, step
-            What dropout depends on.
-        """
-        features = tensors["features"]
-        with repeatable_dropout(self, features.device, seed=seed, step=step):
-            logits = self(features)
-        loss = F.binary_cross_entropy_with_logits(logits, tensors["label"].to(logits.dtype))
-        return BatchLoss(loss, len(logits))
-
     def check_labels(self, labels: Tensor) -> None:
-        """Refuse labels that are no attributes of this head.
+        """Raise unless the labels are attributes of this head.
 
         Parameters
         ----------
@@ -162,29 +166,18 @@ class AttributeHead(nn.Module):
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise ValueError("Attributes must be 0 or 1; CelebA's -1 is 0 here.")
 
-    @torch.no_grad()
-    def predict(self, features: Tensor) -> Tensor:
-        """Return the likelier value of each attribute, 0 or 1, shape (n_obs, n_attributes).
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
-        Parameters
-        ----------
-        features
-            Embeddings, shape (n_obs, n_in).
-        """
-        return (self(features) > 0).long()
+    def _decide(self, logits: Tensor) -> Tensor:
+        return (logits > 0).long()
 
 
 def check_classes(labels: Tensor, n_classes: int) -> None:
-    """Refuse labels that are no classes.
-
-    Raises
-    ------
-    ValueError
-        If labels are not whole numbers in ``[0, n_classes)``, one an observation.
-    """
+    """Raise ValueError unless labels are integers in ``[0, n_classes)`` of shape (n_obs,)."""
     if labels.dim() != 1 or labels.dtype.is_floating_point:
         raise ValueError(
-            f"Labels must be whole numbers of shape (n_obs,), got {labels.dtype} of shape {tuple(labels.shape)}."
+            f"Labels must be integers of shape (n_obs,), got {labels.dtype} of shape {tuple(labels.shape)}."
         )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
         raise ValueError(

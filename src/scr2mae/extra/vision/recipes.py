@@ -1,4 +1,4 @@
-"""How long, how fast and with which optimizer each network is trained in the paper."""
+"""Settings of the paper's training runs: epochs, batch sizes, optimizers and learning rates."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["RECIPES", "PerEpoch", "Recipe"]
 
 @dataclass(frozen=True)
 class PerEpoch:
-    """A masking schedule that moves once an epoch instead of at each step, as Dynamic masking does for images.
+    """A masking schedule that changes once per epoch instead of at each step, as Dynamic masking does for images.
 
     Parameters
     ----------
     schedule
         Called as ``(epoch, n_epochs)``.
     n_epochs
-        Length of the run.
+        Number of epochs of the run.
     """
 
     schedule: RatioSchedule
     n_epochs: int
 
     def __call__(self, step: int, total_steps: int) -> float:
-        """Return the ratio of the epoch that ``step`` belongs to."""
+        """Return the ratio of the epoch of ``step``."""
         epoch = min(step * self.n_epochs // max(total_steps, 1), self.n_epochs - 1)
         return self.schedule(epoch, self.n_epochs)
 
@@ -44,17 +44,17 @@ class Recipe:
     Parameters
     ----------
     max_epochs, batch_size
-        Passes over the images, and images a mini-batch and device.
+        Number of epochs, and of images per mini-batch and device.
     lr
-        Learning rate; of ``lr_batch_size`` images a step, if that is given, and in proportion for more or fewer.
+        Learning rate for ``lr_batch_size`` images per step, and in proportion for more or fewer.
     lr_batch_size
-        Images a step that ``lr`` is stated for; None where it is the rate itself.
+        Number of images per step that ``lr`` refers to; None uses ``lr`` whatever their number.
     optimizer, betas, weight_decay
-        Of the optimizer.
+        Name and settings of the optimizer.
     warmup_epochs
-        Epochs over which the rate rises.
+        Number of epochs over which the learning rate rises.
     decay
-        ``"constant"``, ``"linear"`` or ``"cosine"``, after them.
+        Course of the learning rate after warm-up: ``"constant"``, ``"linear"`` or ``"cosine"``.
     """
 
     max_epochs: int
@@ -79,7 +79,7 @@ class Recipe:
         Parameters
         ----------
         n_images_step
-            Images an optimizer step: those of a mini-batch, times devices, times accumulated mini-batches.
+            Number of images per optimizer step: batch size, times devices, times accumulated mini-batches.
         """
         scale = 1.0 if self.lr_batch_size is None else n_images_step / self.lr_batch_size
         share = min(self.warmup_epochs / self.max_epochs, 1.0)
@@ -122,4 +122,4 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     }
 )
 """The paper's settings by name: ``"mlp"``, ``"unet"`` and ``"vit"`` for pretraining, ``"finetune"`` for a ViT, and
-``"linear"`` and ``"attributes"`` for heads. Batch sizes of the ViT are inferred; its rates are stated for 256 images."""
+``"linear"`` and ``"attributes"`` for heads. Batch sizes of the ViT are inferred; its learning rates refer to 256 images."""

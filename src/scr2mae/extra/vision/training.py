@@ -1,40 +1,42 @@
-"""Pretraining, fine-tuning and heads: each builds a plan and hands it to :func:`scr2mae.train.fit`."""
+"""Pretraining, finetuning and heads of networks for images, by a recipe each."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
-from scr2mae.extra.vision.loaders import FeatureArray, ImageDataModule
+from scr2mae.extra.batches import BatchDataModule
+from scr2mae.extra.training import train_network
+from scr2mae.extra.vision.inference import VALIDATION_RATIOS
 from scr2mae.extra.vision.recipes import RECIPES, PerEpoch
 from scr2mae.masking import DecayRatio, FixedRatio, as_ratio_schedule
-from scr2mae.train import MaskedTrainingPlan, fit
 from scr2mae.train.distributed import count_processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import pandas as pd
-    from torch import nn
+    from torch import Tensor, nn
 
+    from scr2mae.extra.vision.augment import Augment
     from scr2mae.extra.vision.classifier import ViTMAEClassifier
     from scr2mae.extra.vision.datasets import Images
-    from scr2mae.extra.vision.heads import AttributeHead, LinearHead
-    from scr2mae.extra.vision.loaders import Augment
+    from scr2mae.extra.vision.heads import Head
     from scr2mae.extra.vision.recipes import Recipe
     from scr2mae.masking import RatioSchedule
 
-__all__ = ["VALIDATION_RATIOS", "finetune", "fit_head", "pretrain"]
+__all__ = ["finetune", "fit_head", "pretrain"]
 
-VALIDATION_RATIOS = (0.5, 0.75, 0.9)
-"""Validation hides these shares of an image whatever the scheme."""
+_Network = TypeVar("_Network", bound="nn.Module")
+_Head = TypeVar("_Head", bound="Head")
+_NOTHING_MASKED = FixedRatio(0.0)
+_DEFAULT_RECIPES = {"MaskedMLP": "mlp", "MaskedUNet": "unet", "R2ViTMAE": "vit"}
 
 
 def pretrain(
-    network: nn.Module,
+    network: _Network,
     images: Images,
     *,
     mask_ratio: float | Sequence[float] | RatioSchedule = (0.6, 0.9),
@@ -47,31 +49,31 @@ def pretrain(
     resume: str | Path | None = None,
     checkpoint_dir: str | Path | None = None,
     **trainer_kwargs: Any,
-) -> dict[str, pd.DataFrame]:
-    """Train a network to predict what is hidden of images.
+) -> _Network:
+    """Train a network to predict the masked parts of images.
 
     Parameters
     ----------
     network
         :class:`MaskedMLP`, :class:`MaskedUNet`, :class:`R2ViTMAE`, or another with ``training_loss``. Trained in place.
     images
-        What to train on.
+        Training images.
     mask_ratio
         A float (fixed), a pair (R²MAE) or a schedule, such as ``scr2mae.schemes("vision")["mdlm"].mask_ratio``. One ratio
-        is drawn for each mini-batch, of several that are accumulated for one step too. Dynamic masking
-        (:class:`~scr2mae.masking.DecayRatio`) moves once an epoch, as in the paper.
+        is drawn for each mini-batch, also where several are accumulated for one step. Dynamic masking
+        (:class:`~scr2mae.masking.DecayRatio`) changes once per epoch, as in the paper.
     recipe
-        Settings of the run; None takes the network's own of :data:`RECIPES`.
+        Settings of the run; None selects the network's own from :data:`RECIPES`.
     validation
         Images that are scored after each epoch, under the same masks for every scheme.
     augment
-        What is done to each mini-batch on the device, such as :class:`PretrainAugment`; None leaves images as they are.
+        Augmentation of each mini-batch on the device, such as :class:`PretrainAugment`; None leaves images as they are.
     validation_ratios
-        Shares hidden in validation.
+        Shares masked in validation.
     seed
-        Of masks, order and augmentation. The network's weights are drawn when it is built.
+        Seed of masks, order and augmentation. The network's weights are drawn when it is built.
     n_workers
-        Threads that decode images ahead of training; 0 decodes when a mini-batch is asked for.
+        Number of threads that decode images ahead of training; 0 decodes when a mini-batch is needed.
     resume, checkpoint_dir
         As in :func:`scr2mae.train.fit`.
     trainer_kwargs
@@ -80,29 +82,30 @@ def pretrain(
 
     Returns
     -------
-    Curves: a frame each, indexed by step or epoch.
+    The network, in evaluation mode. Its ``history_`` holds the curves, one frame each, indexed by step or epoch, and
+    ``runs_`` the records of its runs.
 
     Raises
     ------
     ValueError
         If there are fewer than two images, or they do not fit the network.
     """
-    recipe = _recipe_of(network) if recipe is None else recipe
+    if recipe is None:
+        name = type(network).__name__
+        if name not in _DEFAULT_RECIPES:
+            raise ValueError(f"There is no recipe for {name}; pass recipe=Recipe(...).")
+        recipe = RECIPES[_DEFAULT_RECIPES[name]]
     schedule = as_ratio_schedule(mask_ratio, seed=seed)
     if isinstance(schedule, DecayRatio):
         schedule = PerEpoch(schedule, recipe.max_epochs)
-    return _run(
+    return _train(
         network,
-        ImageDataModule(
-            images,
-            validation,
-            batch_size=recipe.batch_size,
-            seed=seed,
-            augment=augment,
-            n_workers=n_workers,
-        ),
-        schedule=schedule,
+        images,
+        validation,
         recipe=recipe,
+        augment=augment,
+        n_workers=n_workers,
+        schedule=schedule,
         validation_ratios=validation_ratios,
         seed=seed,
         resume=resume,
@@ -123,51 +126,45 @@ def finetune(
     resume: str | Path | None = None,
     checkpoint_dir: str | Path | None = None,
     **trainer_kwargs: Any,
-) -> dict[str, pd.DataFrame]:
-    """Train all weights of a classifier, nothing hidden.
+) -> ViTMAEClassifier:
+    """Train all weights of a classifier, without masking.
 
     Parameters
     ----------
     classifier
         Trained in place.
     images
-        Images with classes.
+        Training images with classes.
     recipe
         Settings of the run.
     validation
         Images with classes that are scored after each epoch: the cross-entropy is the curve ``validation_loss``.
     augment
-        What is done to each mini-batch on the device, such as :class:`FinetuneAugment`.
+        Augmentation of each mini-batch on the device, such as :class:`FinetuneAugment`.
     seed
-        Of order, augmentation and stochastic depth.
+        Seed of order, augmentation and stochastic depth.
     n_workers, resume, checkpoint_dir, trainer_kwargs
         As in :func:`pretrain`.
 
     Returns
     -------
-    Curves: a frame each, indexed by step or epoch.
+    The classifier, as :func:`pretrain` returns a network.
 
     Raises
     ------
     ValueError
-        If images have no labels, or labels that are no classes of the classifier.
+        If images have no labels, or labels are not classes of the classifier.
     """
     for each in (images, validation):
         if each is not None:
             _check_labels(classifier, each.labels)
-    return _run(
+    return _train(
         classifier,
-        ImageDataModule(
-            images,
-            validation,
-            batch_size=recipe.batch_size,
-            seed=seed,
-            augment=augment,
-            n_workers=n_workers,
-        ),
-        schedule=FixedRatio(0.0),
+        images,
+        validation,
         recipe=recipe,
-        validation_ratios=(0.0,),
+        augment=augment,
+        n_workers=n_workers,
         seed=seed,
         resume=resume,
         checkpoint_dir=checkpoint_dir,
@@ -176,20 +173,20 @@ def finetune(
 
 
 def fit_head(
-    head: LinearHead | AttributeHead,
+    head: _Head,
     features: np.ndarray,
     labels: np.ndarray,
     *,
     recipe: Recipe = RECIPES["linear"],
     seed: int = 0,
     **trainer_kwargs: Any,
-) -> dict[str, pd.DataFrame]:
-    """Train a head on frozen embeddings.
+) -> _Head:
+    """Train a head on frozen embeddings; :func:`finetune` trains the network, too.
 
     Parameters
     ----------
     head
-        Trained in place.
+        :class:`LinearHead` or :class:`AttributeHead`. Trained in place.
     features
         Embeddings, shape (n_obs, n_in), as :func:`embed` returns them.
     labels
@@ -197,42 +194,50 @@ def fit_head(
     recipe
         Settings of the run; ``RECIPES["attributes"]`` for :class:`AttributeHead`.
     seed
-        Of order and dropout. The head's weights are drawn when it is built.
+        Seed of order and dropout. The head's weights are drawn when it is built.
     trainer_kwargs
         As in :func:`pretrain`.
 
     Returns
     -------
-    Curves: a frame each, indexed by step or epoch.
+    The head, as :func:`pretrain` returns a network.
 
     Raises
     ------
     ValueError
         If features or labels do not fit the head.
     """
-    data = FeatureArray(features, labels)
+    data = _Features(features, labels)
     if data.features.shape[1] != head.n_in:
         raise ValueError(f"The head takes embeddings of width {head.n_in}, got {data.features.shape[1]}.")
     _check_labels(head, data.labels)
-    return _run(
-        head,
-        ImageDataModule(data, None, batch_size=recipe.batch_size, seed=seed),
-        schedule=FixedRatio(0.0),
-        recipe=recipe,
-        validation_ratios=(0.0,),
-        seed=seed,
-        **trainer_kwargs,
-    )
+    return _train(head, data, None, recipe=recipe, seed=seed, **trainer_kwargs)
 
 
-def _recipe_of(network: nn.Module) -> Recipe:
-    name = {"MaskedMLP": "mlp", "MaskedUNet": "unet", "R2ViTMAE": "vit"}.get(type(network).__name__)
-    if name is None:
-        raise ValueError(f"There is no recipe for {type(network).__name__}; pass recipe=Recipe(...).")
-    return RECIPES[name]
+class _Features:
+    """Embeddings with labels as a data set."""
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
+        features = np.asarray(features, dtype=np.float32)
+        if features.ndim != 2 or len(features) != len(labels):
+            raise ValueError(
+                f"Embeddings must have shape (n_obs, n_in) and as many labels, got {features.shape} and {len(labels)}."
+            )
+        if not np.isfinite(features).all():
+            raise ValueError("An embedding is not finite; did training diverge?")
+        self.features = torch.from_numpy(features)
+        self.labels = torch.from_numpy(np.asarray(labels).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """Return the embeddings at ``indices`` and their labels."""
+        rows = torch.from_numpy(np.asarray(indices))
+        return {"features": self.features[rows], "label": self.labels[rows]}
 
 
-def _check_labels(classifier: Any, labels: torch.Tensor | None) -> None:
+def _check_labels(classifier: Any, labels: Tensor | None) -> None:
     if labels is None:
         raise ValueError(
             "Images without labels cannot train a classifier; put each class in a subfolder, or give labels=."
@@ -240,30 +245,39 @@ def _check_labels(classifier: Any, labels: torch.Tensor | None) -> None:
     classifier.check_labels(labels)
 
 
-def _run(
-    network: nn.Module,
-    datamodule: ImageDataModule,
+def _train(
+    network: _Network,
+    images: Images | _Features,
+    validation: Images | None,
     *,
-    schedule: RatioSchedule,
     recipe: Recipe,
-    validation_ratios: Sequence[float],
     seed: int,
+    schedule: RatioSchedule = _NOTHING_MASKED,
+    validation_ratios: Sequence[float] = (0.0,),
+    augment: Augment | None = None,
+    n_workers: int = 0,
     **trainer_kwargs: Any,
-) -> dict[str, pd.DataFrame]:
-    n_obs = len(datamodule.images)
-    if n_obs < 2:
-        raise ValueError(f"Training needs at least two images, got {n_obs}.")
-    n_processes = count_processes(trainer_kwargs)
-    accumulated = trainer_kwargs.get("accumulate_grad_batches", 1)
-    plan = MaskedTrainingPlan(
-        network,
-        ratio_schedule=schedule,
+) -> _Network:
+    if len(images) < 2:
+        raise ValueError(f"Training needs at least two images, got {len(images)}.")
+    n_accumulated = trainer_kwargs.get("accumulate_grad_batches", 1)
+    n_images_step = recipe.batch_size * count_processes(trainer_kwargs) * n_accumulated
+    data = BatchDataModule(
+        images,
+        validation,
+        batch_size=recipe.batch_size,
         seed=seed,
-        validation_ratios=validation_ratios,
-        **recipe.plan_kwargs(recipe.batch_size * n_processes * accumulated),
+        augment=augment,
+        n_workers=n_workers,
+        drop_single=True,
     )
-    if datamodule.validation is None:
-        trainer_kwargs.setdefault("limit_val_batches", 0)
-    fit(plan, datamodule, max_epochs=recipe.max_epochs, n_obs_epoch=n_obs, unit="images", **trainer_kwargs)
-    network.eval()
-    return plan.history
+    plan = {"ratio_schedule": schedule, "validation_ratios": validation_ratios}
+    return train_network(
+        network,
+        data,
+        plan={**plan, **recipe.plan_kwargs(n_images_step)},
+        seed=seed,
+        max_epochs=recipe.max_epochs,
+        unit="images",
+        **trainer_kwargs,
+    )

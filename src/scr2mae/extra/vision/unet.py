@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from scr2mae.extra.training import BatchLoss
-from scr2mae.extra.vision.common import check_images, hide_pixels, masked_mse
+from scr2mae.extra.vision.pixels import PixelNetwork, check_images
 
 __all__ = ["MaskedUNet"]
 
@@ -28,29 +25,28 @@ def _block(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class MaskedUNet(nn.Module):
+class MaskedUNet(PixelNetwork):
     """Convolutional autoencoder with skip connections: four levels down, a bottleneck, four levels up.
 
     Parameters
     ----------
     base_channels
-        Channels of the first level, doubled at each further one; 8, 16 or 32 in the paper.
+        Number of channels of the first level, doubled at each further level; 8, 16 or 32 in the paper.
     n_channels
-        Channels of the images.
+        Number of channels of the images.
 
     Notes
     -----
     Dong et al. (2025), appendix C.4. Inferred: 2 x 2 max pooling, transposed convolutions, a sigmoid at the output,
-    hidden pixels set to zero in all channels, and a mask of its own for each image.
+    masked pixels set to zero in all channels, and a separate mask for each image.
     """
 
     def __init__(self, *, base_channels: int = 16, n_channels: int = 3) -> None:
-        super().__init__()
+        super().__init__(base_channels=base_channels, n_channels=n_channels)
         if base_channels < 1 or n_channels < 1:
             raise ValueError(
                 f"base_channels and n_channels must be at least 1, got {base_channels} and {n_channels}."
             )
-        self.init_params = {"base_channels": base_channels, "n_channels": n_channels}
         self.n_channels = n_channels
         widths = [base_channels * 2**level for level in range(_N_LEVELS + 1)]
         self.n_latent = widths[-1]
@@ -65,7 +61,7 @@ class MaskedUNet(nn.Module):
         self.output = nn.Sequential(nn.Conv2d(base_channels, n_channels, 1), nn.Sigmoid())
 
     def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the bottleneck, shape (n_obs, n_latent, height / 16, width / 16), and what is passed across.
+        """Return the bottleneck, shape (n_obs, n_latent, height / 16, width / 16), and the skip connections.
 
         Parameters
         ----------
@@ -91,50 +87,8 @@ class MaskedUNet(nn.Module):
         """
         return self.encode(images)[0].mean(dim=(2, 3))
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Reconstruct images, shape as theirs, with the pixels in ``mask`` (n_obs, 1, height, width) set to zero.
-
-        Parameters
-        ----------
-        images
-            In [0, 1], shape (n_obs, n_channels, height, width).
-        mask
-            Boolean, shape (n_obs, 1, height, width), True where a pixel is hidden; None hides none.
-
-        Returns
-        -------
-        Same shape.
-        """
-        h, skips = self.encode(images if mask is None else images.masked_fill(mask, 0.0))
+    def _reconstruct(self, images: Tensor) -> Tensor:
+        h, skips = self.encode(images)
         for upsample, block, skip in zip(self.upsample, self.up, reversed(skips), strict=True):
             h = block(torch.cat([upsample(h), skip], dim=1))
         return self.output(h)
-
-    def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
-        """Hide a share of the pixels of each image and score them.
-
-        Parameters
-        ----------
-        tensors
-            A mini-batch; ``tensors["image"]`` in [0, 1], shape (n_obs, n_channels, height, width).
-        ratio, seed, step
-            As in :func:`scr2mae.masking.draw_mask`.
-
-        Returns
-        -------
-        Mean squared error over the hidden pixels.
-        """
-        images = tensors["image"]
-        mask = hide_pixels(images, ratio, seed=seed, step=step)
-        return BatchLoss(masked_mse(self(images, mask), images, mask), len(images))
-
-    @torch.no_grad()
-    def reconstruction_error(self, images: Tensor) -> Tensor:
-        """Return the mean squared error of each uncorrupted image, shape (n_obs,).
-
-        Parameters
-        ----------
-        images
-            In [0, 1], shape (n_obs, n_channels, height, width).
-        """
-        return (self(images) - images).square().flatten(1).mean(dim=1)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from scr2mae._utils.optional import require
 from scr2mae.extra.training import BatchLoss, decay_groups
-from scr2mae.extra.vision.common import check_images
+from scr2mae.extra.vision.pixels import check_images
+from scr2mae.extra.vision.saving import check_folder, write_runs
 from scr2mae.extra.vision.vit_sizes import check_config, sides
 from scr2mae.masking import draw_mask
 
@@ -21,19 +22,14 @@ if TYPE_CHECKING:
 
     from transformers import ViTMAEConfig
 
-__all__ = ["R2ViTMAE", "normalize"]
+__all__ = ["R2ViTMAE", "normalize", "pooled_patches", "position_table"]
 
-# What ImageNet's pixels are standardized with, in MAE and in the checkpoints of transformers.
+# Mean and standard deviation of ImageNet's pixels, as in MAE and in the checkpoints of transformers.
 _RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def position_table(width: int, grid: int) -> Tensor:
-    """Sines and cosines of the columns, then of the rows, of a square grid; zero for the class token.
-
-    Returns
-    -------
-    float32, shape (1, grid ** 2 + 1, width).
-    """
+    """Return sines and cosines of a grid's columns, then rows; zero for the class token: (1, grid ** 2 + 1, width)."""
     frequencies = 1e4 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
@@ -44,7 +40,7 @@ def position_table(width: int, grid: int) -> Tensor:
 
 
 @torch.no_grad()
-def _initialise(mae: Any) -> None:
+def _initialize(mae: Any) -> None:
     """Draw weights as He et al. (2022), appendix A.1: Xavier-uniform, tokens normal, fixed positions."""
     for layer in mae.modules():
         if isinstance(layer, nn.Linear):
@@ -63,7 +59,7 @@ def _initialise(mae: Any) -> None:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Standardize pixels in [0, 1] as checkpoints of transformers expect: RGB by ImageNet's, else by 0.5 and 0.5."""
+    """Standardize pixels in [0, 1] as checkpoints of transformers expect: RGB by ImageNet's values, else by 0.5."""
     if images.shape[1] != 3:
         return (images - 0.5) / 0.5
     mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (_RGB_MEAN, _RGB_STD))
@@ -71,8 +67,8 @@ def normalize(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def visible_patches(config: Any, n_patches: int, n_visible: int) -> Iterator[None]:
-    """Let transformers keep ``n_visible`` patches within the block; the configuration is put back as it was."""
+def _visible_patches(config: Any, n_patches: int, n_visible: int) -> Iterator[None]:
+    """Let transformers keep ``n_visible`` patches within the block; restore the configuration afterwards."""
     before = config.mask_ratio
     # transformers keeps int(n_patches * (1 - mask_ratio)); half a patch more is safe from rounding.
     config.mask_ratio = 1.0 - (n_visible + 0.5) / n_patches
@@ -82,14 +78,26 @@ def visible_patches(config: Any, n_patches: int, n_visible: int) -> Iterator[Non
         config.mask_ratio = before
 
 
-def keep_order(n_patches: int, device: torch.device) -> Tensor:
+def _ordered_noise(n_patches: int, device: torch.device) -> Tensor:
     """Noise that leaves patches in their order, shape (1, n_patches)."""
     return torch.arange(n_patches, dtype=torch.float32, device=device)[None]
 
 
+def pooled_patches(encoder: Any, images: Tensor) -> Tensor:
+    """Return the mean of an encoder's last states over all patches, shape (n_obs, hidden_size); nothing is masked."""
+    config = encoder.config
+    image_size, patch_size = sides(config)
+    check_images(images, n_channels=config.num_channels, size=image_size)
+    n_patches = (image_size // patch_size) ** 2
+    noise = _ordered_noise(n_patches, images.device).expand(len(images), -1)
+    with _visible_patches(config, n_patches, n_patches):
+        states = encoder(normalize(images), noise=noise).last_hidden_state
+    return states[:, 1:].mean(dim=1)
+
+
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Let transformers read and write files in silence."""
+    """Keep transformers from showing progress bars."""
     logging = require("transformers.utils.logging", extra="vision")
     if not logging.is_progress_bar_enabled():
         yield
@@ -102,19 +110,19 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 class R2ViTMAE(nn.Module):
-    """ViT-MAE whose masking ratio is an argument of ``forward``.
+    """ViT-MAE with the masking ratio as an argument of ``forward``.
 
     Parameters
     ----------
     config
-        From :func:`vit_config`, or any other of ViT-MAE; its ``mask_ratio`` is neither read nor left changed.
+        From :func:`vit_config`, or any other ViT-MAE configuration; its ``mask_ratio`` is neither used nor changed.
 
     Attributes
     ----------
     mae
         The ``ViTMAEForPreTraining`` of transformers.
     n_patches, n_latent
-        Patches an image, and width of the embedding.
+        Number of patches per image, and width of the embedding.
 
     Raises
     ------
@@ -126,38 +134,38 @@ class R2ViTMAE(nn.Module):
         super().__init__()
         check_config(config)
         self.mae = require("transformers", extra="vision").ViTMAEForPreTraining(config)
-        _initialise(self.mae)
+        _initialize(self.mae)
         self.config = config
         self.image_size, patch_size = sides(config)
         self.n_patches = (self.image_size // patch_size) ** 2
         self.n_latent = config.hidden_size
 
     def forward(self, images: Tensor, *, ratio: float, seed: int, step: int) -> Any:
-        """Hide patches of each image and predict their pixels.
+        """Mask patches of each image and predict their pixels.
 
         Parameters
         ----------
         images
             In [0, 1], shape (n_obs, n_channels, height, width).
         ratio, seed, step
-            As in :func:`scr2mae.masking.draw_mask`; each image has a mask of its own.
+            As in :func:`scr2mae.masking.draw_mask`; each image has its own mask.
 
         Returns
         -------
-        Output of transformers: ``loss``, ``logits`` (n_obs, n_patches, pixels of a patch), ``mask`` (1 where hidden).
+        Output of transformers: ``loss``, ``logits`` (n_obs, n_patches, pixels per patch), ``mask`` (1 where masked).
         """
-        self._check(images)
-        hidden = draw_mask(
+        check_images(images, n_channels=self.config.num_channels, size=self.image_size)
+        masked = draw_mask(
             self.n_patches, ratio, seed=seed, step=step, n_obs=len(images), device=images.device
         )
         n_visible = self.n_patches - min(max(round(ratio * self.n_patches), 1), self.n_patches - 1)
-        # transformers keeps the patches of least noise, in order of noise.
-        noise = hidden * float(self.n_patches) + keep_order(self.n_patches, images.device)
-        with visible_patches(self.config, self.n_patches, n_visible):
+        # transformers keeps the patches with the smallest noise, in order of noise.
+        noise = masked * float(self.n_patches) + _ordered_noise(self.n_patches, images.device)
+        with _visible_patches(self.config, self.n_patches, n_visible):
             return self.mae(normalize(images), noise=noise)
 
     def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
-        """Hide a share of the patches of each image and score them.
+        """Return the mean squared error over the masked patches of a mini-batch.
 
         Parameters
         ----------
@@ -165,10 +173,6 @@ class R2ViTMAE(nn.Module):
             A mini-batch; ``tensors["image"]`` in [0, 1], shape (n_obs, n_channels, height, width).
         ratio, seed, step
             As in :func:`scr2mae.masking.draw_mask`.
-
-        Returns
-        -------
-        Mean squared error over the hidden patches.
         """
         images = tensors["image"]
         return BatchLoss(self(images, ratio=ratio, seed=seed, step=step).loss, len(images))
@@ -181,14 +185,10 @@ class R2ViTMAE(nn.Module):
         images
             In [0, 1], shape (n_obs, n_channels, height, width).
         """
-        self._check(images)
-        noise = keep_order(self.n_patches, images.device).expand(len(images), -1)
-        with visible_patches(self.config, self.n_patches, self.n_patches):
-            states = self.mae.vit(normalize(images), noise=noise).last_hidden_state
-        return states[:, 1:].mean(dim=1)
+        return pooled_patches(self.mae.vit, images)
 
     def reconstruct(self, images: Tensor, *, ratio: float, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Return images with hidden patches as predicted, and the mask over pixels (n_obs, 1, height, width).
+        """Return images with masked patches as predicted, and the mask over pixels (n_obs, 1, height, width).
 
         Parameters
         ----------
@@ -199,8 +199,8 @@ class R2ViTMAE(nn.Module):
 
         Notes
         -----
-        A network trained on normalized pixels predicts each patch up to its mean and spread, which are taken from the
-        image here, as is usual for showing it.
+        A network trained on normalized pixels predicts each patch up to its mean and spread. For display, as is usual,
+        these are taken from the image.
         """
         out = self(images, ratio=ratio, seed=seed, step=step)
         target = self.mae.patchify(images)
@@ -208,32 +208,36 @@ class R2ViTMAE(nn.Module):
         if self.config.norm_pix_loss:
             spread = (target.var(dim=-1, keepdim=True) + 1e-6).sqrt()
             predicted = predicted * spread + target.mean(dim=-1, keepdim=True)
-        hidden = out.mask[..., None].bool().expand_as(target)
-        mask = self.mae.unpatchify(hidden.float())[:, :1].bool()
-        return self.mae.unpatchify(torch.where(hidden, predicted, target)).clamp(0, 1), mask
+        masked = out.mask[..., None].bool().expand_as(target)
+        mask = self.mae.unpatchify(masked.float())[:, :1].bool()
+        return self.mae.unpatchify(torch.where(masked, predicted, target)).clamp(0, 1), mask
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Group parameters so that biases and normalization are not decayed.
+        """Return two groups for an optimizer: matrices decay; biases and normalization do not.
 
         Parameters
         ----------
         weight_decay
-            Decay of the matrices.
-
-        Returns
-        -------
-        Two groups, for an optimizer.
+            Weight decay of the matrices.
         """
         return decay_groups(self, weight_decay)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that ``ViTMAEForPreTraining`` of transformers and :meth:`from_pretrained` load.
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Save the network as ``ViTMAEForPreTraining`` of transformers does, with the preprocessing of its images.
 
         Parameters
         ----------
         folder
-            Folder to make.
+            Folder to create.
+        overwrite
+            Whether a network in the folder may be replaced.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder is not empty and ``overwrite`` is False.
         """
+        check_folder(Path(folder), overwrite=overwrite)
         with _no_progress_bars():
             self.mae.save_pretrained(folder)
         size = {"height": self.image_size, "width": self.image_size}
@@ -249,34 +253,32 @@ class R2ViTMAE(nn.Module):
             "image_std": list(_RGB_STD) if rgb else [0.5] * self.config.num_channels,
         }
         (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
+        write_runs(self, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> R2ViTMAE:
-        """Load a folder, or a checkpoint of the Hugging Face Hub by name, of any ViT-MAE. Nothing is unpickled.
+        """Load any ViT-MAE from a folder, or from the Hugging Face Hub by name. Nothing is unpickled.
 
         Parameters
         ----------
         folder
-            A folder, or a name on the hub.
+            A folder, or a name on the Hub.
 
         Returns
         -------
-        The network.
+        The network, in evaluation mode.
 
         Raises
         ------
         OSError
-            If there is none, or none in safetensors.
+            If there is no checkpoint in safetensors.
         """
         transformers = require("transformers", extra="vision")
         with _no_progress_bars():
-            # Without safetensors transformers would take a pickle; nothing but ViT-MAE's own code is run.
+            # Without safetensors transformers would load a pickle; no code other than ViT-MAE's is run.
             mae = transformers.ViTMAEForPreTraining.from_pretrained(
                 folder, use_safetensors=True, local_files_only=Path(folder).is_dir(), trust_remote_code=False
             )
         network = cls(mae.config)
         network.mae.load_state_dict(mae.state_dict())
         return network.eval()
-
-    def _check(self, images: Tensor) -> None:
-        check_images(images, n_channels=self.config.num_channels, size=self.image_size)

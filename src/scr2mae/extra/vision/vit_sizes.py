@@ -49,7 +49,7 @@ def vit_config(
     n_channels: int = 3,
     **overrides: Any,
 ) -> ViTMAEConfig:
-    """Make a configuration of ViT-MAE with the original's epsilon and loss.
+    """Create a configuration of ViT-MAE with the original's epsilon and loss.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def vit_config(
     image_size, patch_size
         Sides in pixels; the first must be divisible by the second.
     n_channels
-        Channels of the images.
+        Number of channels of the images.
     overrides
         Other values for ``hidden_size``, ``decoder_num_hidden_layers`` and so on.
 
@@ -74,7 +74,7 @@ def vit_config(
     Notes
     -----
     Layer normalization has epsilon 1e-6 (transformers' default is 1e-12), and targets are normalized patch by patch, as
-    He et al. (2022) pretrain.
+    in the pretraining of He et al. (2022).
     """
     transformers = require("transformers", extra="vision")
     if preset not in VIT_PRESETS:
@@ -88,18 +88,8 @@ def vit_config(
 
 
 def check_config(config: ViTMAEConfig) -> None:
-    """Refuse sizes that do not fit one another.
-
-    Raises
-    ------
-    ValueError
-        If patches do not tile the image, heads do not divide widths, or there are fewer than two patches.
-    """
-    image, patch = config.image_size, config.patch_size
-    if not (isinstance(image, int) and isinstance(patch, int)):
-        raise ValueError(
-            f"Images and patches must be square, each given by one side; got {image} and {patch}."
-        )
+    """Raise ValueError if patches do not tile the image, heads do not divide widths, or there is only one patch."""
+    image, patch = sides(config)
     if patch < 1 or image % patch:
         raise ValueError(
             f"image_size must be divisible by patch_size, got {image} and {patch}; "
@@ -117,13 +107,7 @@ def check_config(config: ViTMAEConfig) -> None:
 
 
 def sides(config: ViTMAEConfig) -> tuple[int, int]:
-    """Return the sides of image and patch in pixels.
-
-    Raises
-    ------
-    ValueError
-        If one of them is not square.
-    """
+    """Return the sides of image and patch in pixels; raise ValueError unless both are square."""
     image, patch = config.image_size, config.patch_size
     if not (isinstance(image, int) and isinstance(patch, int)):
         raise ValueError(

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 import scr2mae
 from scr2mae.extra import text
+from scr2mae.extra.batches import ThreadedLoader
 from scr2mae.masking import DecayRatio, FixedRatio
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -49,7 +50,7 @@ def test_a_network_learns_what_the_language_allows(build, blocks, pretrain):
     untrained = math.log(len(model.tokenizer))
     assert curve.iloc[0] < untrained
     assert curve.iloc[-1] < 0.6 * untrained
-    losses = text.masked_losses(model, blocks, ratios=(0.15,))
+    losses = text.score(model, blocks, ratios=(0.15,))
     assert losses["accuracy"].item() > 0.1
 
 
@@ -115,7 +116,7 @@ def test_each_micro_batch_has_a_ratio_of_its_own_and_counts_the_same(build, bloc
     ratios = model.history_["mask_ratio_step"]["mask_ratio_step"].tolist()
     assert len(ratios) == 2
     assert ratios[0] != ratios[1]
-    loader = text.pretraining._loader(text.TokenBlocks(half, blocks.tokenizer), 8, shuffle=True, seed=0)
+    loader = ThreadedLoader(text.TokenBlocks(half, blocks.tokenizer), batch_size=8, shuffle=True, seed=0)
     losses = [
         expected.training_loss(tokens, ratio=ratio, seed=0, step=step).loss
         for step, (tokens, ratio) in enumerate(zip(loader, ratios, strict=True))
@@ -153,8 +154,8 @@ def test_curves_of_a_second_run_continue_those_of_the_first(build, pretrain):
 def test_held_out_losses_are_means_over_tokens_and_rank_a_trained_model_above_an_untrained(
     build, blocks, pretrain
 ):
-    model = build()
-    frame = text.masked_losses(model, blocks, ratios=(0.0, 0.4, 1.0), batch_size=64)
+    model = build().eval()
+    frame = text.score(model, blocks, ratios=(0.0, 0.4, 1.0), batch_size=64)
     assert frame["ratio"].tolist() == [0.0, 0.4, 1.0]
     total, n = 0.0, 0
     for step, start in enumerate(range(0, len(blocks), 64)):
@@ -164,13 +165,13 @@ def test_held_out_losses_are_means_over_tokens_and_rank_a_trained_model_above_an
         total, n = total + float(out.loss) * out.n_scored, n + out.n_scored
     assert frame["loss"][1] == pytest.approx(total / n)
     assert frame["n_tokens"][1] == n
-    trained = text.masked_losses(pretrain(model, lr=1e-2), blocks, ratios=(0.4,), batch_size=64)
+    trained = text.score(pretrain(model, lr=1e-2), blocks, ratios=(0.4,), batch_size=64)
     assert trained["loss"].item() < frame["loss"][1]
 
 
 def test_bad_input_is_named(build, pretrain, documents, blocks):
     other = text.BytePairTokenizer.train(documents, vocab_size=280)
-    with pytest.raises(ValueError, match=r"packed with a tokenizer of 280 tokens that is not the model's"):
+    with pytest.raises(ValueError, match=r"packed with a tokenizer of 280 tokens that is not the network's"):
         pretrain(blocks=text.pack(documents, other, length=16))
     with pytest.raises(ValueError, match="validation was packed"):
         pretrain(validation=text.pack(documents, other, length=16))
@@ -179,23 +180,29 @@ def test_bad_input_is_named(build, pretrain, documents, blocks):
     with pytest.raises(ValueError, match="max_epochs must be at least 1"):
         pretrain(max_epochs=0)
     with pytest.raises(ValueError, match="lie in"):
-        text.masked_losses(build(), blocks, ratios=(1.5,))
+        text.score(build(), blocks, ratios=(1.5,))
     with pytest.raises(FileNotFoundError, match="No checkpoint at"):
         pretrain(resume="nowhere")
 
 
 TWO_RANKS = """
 import json, sys
+from lightning.pytorch.callbacks import Callback
 from scr2mae.extra import text
+class Seen(Callback):
+    first = None
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rank, self.world_size = trainer.global_rank, trainer.world_size
+        self.first = batch.tolist() if self.first is None else self.first
 if __name__ == "__main__":
     blocks = text.TokenBlocks.load(sys.argv[1])
     model = text.RobertaR2MAE(blocks.tokenizer, size="tiny", hidden_size=16, num_hidden_layers=1, intermediate_size=32)
-    trainer = text.pretrain(model, blocks, batch_size=8, accumulate_grad_batches=1, accelerator="cpu", devices=2,
-                            strategy="ddp", enable_progress_bar=False)
-    first = next(iter(trainer.train_dataloader)).tolist()
+    seen = Seen()
+    text.pretrain(model, blocks, batch_size=8, accumulate_grad_batches=1, accelerator="cpu", devices=2,
+                  strategy="ddp", enable_progress_bar=False, callbacks=[seen])
     out = {"ratios": model.history_["mask_ratio_step"]["mask_ratio_step"].tolist(),
-           "weights": model.network.lm_head.bias.tolist(), "world": trainer.world_size, "first": first}
-    with open(f"{sys.argv[2]}/rank{trainer.global_rank}.json", "w") as file:
+           "weights": model.network.lm_head.bias.tolist(), "world": seen.world_size, "first": seen.first}
+    with open(f"{sys.argv[2]}/rank{seen.rank}.json", "w") as file:
         json.dump(out, file)
 """
 

@@ -1,0 +1,258 @@
+"""Pretraining on packed text, and finetuning on labeled text."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from scr2mae.extra.batches import BatchDataModule
+from scr2mae.extra.text.classifier import RobertaClassifier
+from scr2mae.extra.text.inference import check_blocks, predict_proba
+from scr2mae.extra.text.sentences import Sentences
+from scr2mae.extra.training import train_network
+from scr2mae.masking import FixedRatio
+from scr2mae.train import LearningRateSchedule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from scr2mae.extra.text.model import RobertaR2MAE
+    from scr2mae.extra.text.packing import TokenBlocks
+    from scr2mae.extra.text.sentences import LabeledText
+
+__all__ = ["LEARNING_RATES", "VALIDATION_RATIOS", "finetune", "finetune_scores", "pretrain"]
+
+VALIDATION_RATIOS = (0.15, 0.275, 0.40)
+"""Shares that validation masks, whatever the scheme: the ends of R²MAE's range and its middle."""
+
+LEARNING_RATES: Mapping[str, float] = MappingProxyType({"tiny": 1e-3, "medium": 7e-4, "base": 3e-4})
+"""Peak learning rates by size; medium and base as in the paper."""
+
+_WARMUP_AND_DECAY, _DECAY = LearningRateSchedule("linear", warmup=0.03), LearningRateSchedule("linear")
+
+
+def pretrain(
+    network: RobertaR2MAE,
+    blocks: TokenBlocks,
+    *,
+    validation: TokenBlocks | None = None,
+    max_epochs: int = 1,
+    batch_size: int = 256,
+    accumulate_grad_batches: int = 8,
+    lr: float | None = None,
+    weight_decay: float = 0.01,
+    learning_rate: LearningRateSchedule | None = _WARMUP_AND_DECAY,
+    gradient_clip_val: float | None = 1.0,
+    validation_ratios: Sequence[float] = VALIDATION_RATIOS,
+    seed: int | None = None,
+    resume: str | Path | None = None,
+    checkpoint_dir: str | Path | None = None,
+    **trainer_kwargs: Any,
+) -> RobertaR2MAE:
+    """Train a network to predict masked tokens.
+
+    Parameters
+    ----------
+    network
+        Network to train in place, by its masking scheme.
+    blocks
+        Text, packed with the network's tokenizer.
+    validation
+        Held-out text, scored after each epoch; None for none.
+    max_epochs
+        Number of passes over the text, those before ``resume`` included.
+    batch_size
+        Number of blocks per micro-batch and device. Each micro-batch has its own ratio and mask.
+    accumulate_grad_batches
+        Number of micro-batches per optimizer step; their gradients are averaged with equal weights, whatever their ratios.
+    lr
+        Peak learning rate; None for :data:`LEARNING_RATES`.
+    weight_decay
+        Weight decay of AdamW, for matrices alone.
+    learning_rate
+        Course of the learning rate: 3 % warm-up and linear decay, as in the paper; None keeps it constant.
+    gradient_clip_val
+        Largest norm of a gradient (1 inferred, the customary value); None for no limit.
+    validation_ratios
+        Shares masked in validation.
+    seed
+        Seed of order, masks and dropout; None for the network's.
+    resume
+        Checkpoint, or ``checkpoint_dir`` of an earlier run, to continue from.
+    checkpoint_dir
+        Folder that receives a checkpoint after every epoch.
+    trainer_kwargs
+        Further arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``accelerator``, ``devices``,
+        ``precision`` (``"bf16-mixed"`` on recent GPUs).
+
+    Returns
+    -------
+    The network, in evaluation mode. Its ``history_`` holds the curves, one frame each, indexed by step or epoch, and
+    ``runs_`` the records of its runs.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or the text was packed with another tokenizer or is too long.
+    FileNotFoundError
+        If there is no checkpoint to resume from.
+
+    Notes
+    -----
+    The defaults are the recipe of Dong et al. (2025), appendix C.6: an effective batch of 2048 blocks of 128 tokens, here
+    8 micro-batches of 256. One ratio per micro-batch rather than per optimizer step is a choice of this package.
+    """
+    check_blocks(network, blocks, "blocks")
+    if validation is not None:
+        check_blocks(network, validation, "validation")
+    if max_epochs < 1:
+        raise ValueError(f"max_epochs must be at least 1, got {max_epochs}.")
+    seed = network.seed if seed is None else seed
+    settings = network.curriculum_settings
+    plan = {
+        "ratio_schedule": network.ratio_schedule(seed),
+        "lr": LEARNING_RATES[network.size] if lr is None else lr,
+        "weight_decay": weight_decay,
+        "optimizer": "AdamW",
+        "learning_rate": learning_rate,
+        "validation_ratios": validation_ratios,
+        "gradient_schedule": None if settings is None else settings.schedule,
+    }
+    return train_network(
+        network,
+        BatchDataModule(blocks, validation, batch_size=batch_size, seed=seed),
+        plan=plan,
+        seed=seed,
+        max_epochs=max_epochs,
+        unit="blocks",
+        accumulate_grad_batches=accumulate_grad_batches,
+        gradient_clip_val=gradient_clip_val,
+        resume=resume,
+        checkpoint_dir=checkpoint_dir,
+        **trainer_kwargs,
+    )
+
+
+def finetune(
+    classifier: RobertaClassifier,
+    text: LabeledText,
+    *,
+    validation: LabeledText | None = None,
+    max_epochs: int = 5,
+    batch_size: int = 32,
+    lr: float = 2e-5,
+    weight_decay: float = 0.01,
+    learning_rate: LearningRateSchedule | None = _DECAY,
+    gradient_clip_val: float | None = 1.0,
+    length: int = 128,
+    seed: int = 0,
+    **trainer_kwargs: Any,
+) -> RobertaClassifier:
+    """Train all weights of a classifier, without masking.
+
+    Parameters
+    ----------
+    classifier
+        Trained in place.
+    text
+        Sentences or pairs with classes.
+    validation
+        Text with classes that is scored after each epoch: the cross-entropy is the curve ``validation_loss``.
+    max_epochs, batch_size, lr, weight_decay
+        Settings of the run; the paper's 5 epochs, 32 sentences and 2e-5 (the decay is that of pretraining, inferred).
+    learning_rate
+        Course of the learning rate: linear decay; None keeps it constant.
+    gradient_clip_val
+        Largest norm of a gradient; None for no limit.
+    length
+        Maximum number of tokens of a sentence or pair; of a pair the longer sentence is cut first.
+    seed
+        Seed of order and dropout.
+    trainer_kwargs
+        As in :func:`pretrain`.
+
+    Returns
+    -------
+    The classifier, as :func:`pretrain` returns a network.
+
+    Raises
+    ------
+    ValueError
+        If the text has another number of classes than the classifier, or ``length`` is out of range.
+    """
+
+    def tokens_of(each: LabeledText) -> Sentences:
+        classifier.check_classes(each)
+        return Sentences(each, classifier, length=length)
+
+    held_out = None if validation is None else tokens_of(validation)
+    plan = {
+        "ratio_schedule": FixedRatio(0.0),
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "optimizer": "AdamW",
+        "learning_rate": learning_rate,
+        "validation_ratios": (0.0,),
+    }
+    return train_network(
+        classifier,
+        BatchDataModule(tokens_of(text), held_out, batch_size=batch_size, seed=seed),
+        plan=plan,
+        seed=seed,
+        max_epochs=max_epochs,
+        unit="sentences",
+        gradient_clip_val=gradient_clip_val,
+        **trainer_kwargs,
+    )
+
+
+def finetune_scores(
+    network: RobertaR2MAE,
+    train: LabeledText,
+    test: LabeledText,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    length: int = 128,
+    **options: Any,
+) -> pd.DataFrame:
+    """Finetune a copy of a network on a task, once per seed, and score it on held-out text.
+
+    Parameters
+    ----------
+    network
+        Pretrained network; it is not changed.
+    train, test
+        Labeled text of the same classes. The score is computed once, after the last epoch; no epoch is selected by it.
+    seeds
+        Seeds of the head, the order and dropout.
+    length, options
+        Arguments of :func:`finetune`.
+
+    Returns
+    -------
+    One row per seed: ``seed``, ``accuracy`` on ``test`` and ``train_loss`` of the last epoch.
+
+    Raises
+    ------
+    ValueError
+        If the classes of the two differ, there is no seed, or ``length`` is out of range.
+
+    Notes
+    -----
+    Dong et al. (2025), appendix C.6: the accuracy of a task is the mean over three seeds.
+    """
+    if train.classes != test.classes:
+        raise ValueError(f"train has classes {list(train.classes)}, test {list(test.classes)}: not one task.")
+    if not len(seeds):
+        raise ValueError("seeds is empty; give at least one.")
+    rows = []
+    for seed in seeds:
+        classifier = RobertaClassifier.from_network(network, len(train.classes), seed=seed)
+        finetune(classifier, train, length=length, seed=seed, **options)
+        predicted = predict_proba(classifier, test, length=length).argmax(axis=1)
+        loss = float(classifier.history_["train_loss"]["train_loss"].iloc[-1])
+        rows.append((seed, float((predicted == test.labels).mean()), loss))
+    return pd.DataFrame(rows, columns=["seed", "accuracy", "train_loss"])
