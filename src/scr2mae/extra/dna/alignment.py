@@ -179,24 +179,18 @@ class GenomeMSA:
 
     @classmethod
     def from_zarr(cls, path: str | Path, *, chroms: Iterable[str] | None = None) -> GenomeMSA:
-        """Open a Zarr group with one array per chromosome, format 2 or 3; windows are read on demand.
+        """Return the alignment in a Zarr group with one array per chromosome; windows are read on demand.
 
         Parameters
         ----------
         path
-            Folder or ``.zip`` file, such as the published alignments of GPN-MSA. The group's attribute ``species`` and the
+            Folder or ``.zip`` file, format 2 or 3, such as the published alignments of GPN-MSA. The group's attribute ``species`` and the
             arrays' attributes ``start`` are optional.
         chroms
             Chromosomes to open, with or without ``chr``; None for all.
 
-        Returns
-        -------
-        The alignment.
-
         Raises
         ------
-        ImportError
-            If Zarr is not installed.
         FileNotFoundError
             If the path does not exist.
         KeyError
@@ -237,8 +231,6 @@ class GenomeMSA:
 
         Raises
         ------
-        ImportError
-            If Zarr is not installed.
         FileExistsError
             If the path exists.
         """

@@ -206,7 +206,7 @@ class GPNMSAForMaskedLM(nn.Module):
         input_ids
             Tokens of the human column, shape (n_obs, n_positions).
         aux_features
-            Tokens of the other species, shape (n_obs, n_positions, n_species); None if the network takes none.
+            Tokens of the other species, shape (n_obs, n_positions, n_species); None for a network without.
         attention_mask
             Shape (n_obs, n_positions), False at padding.
         labels
@@ -217,11 +217,6 @@ class GPNMSAForMaskedLM(nn.Module):
         Returns
         -------
         Logits and hidden states, and with labels the loss.
-
-        Raises
-        ------
-        ValueError
-            If the number of species is wrong, a window is too long, or a token is not in the alphabet.
         """
         _check_tokens(input_ids, len(VOCABULARY), "input_ids")
         if aux_features is not None:
@@ -263,11 +258,6 @@ class GPNMSAForMaskedLM(nn.Module):
             Index of the ratio in the curriculum's weights; None for a loss without them.
         grad_scale
             Factor of the gradient that reaches the curriculum's network.
-
-        Raises
-        ------
-        ValueError
-            If ``ratio_index`` is given and the network has no curriculum, or too few bases are known.
         """
         tokens, draw = batch["input_ids"].long(), {"seed": seed, "step": step}
         attention_mask = batch.get("attention_mask")
@@ -331,14 +321,9 @@ class GPNMSAForMaskedLM(nn.Module):
         FileExistsError
             If the folder is not empty and ``overwrite`` is False.
         """
-        pretrained.write(
-            folder,
-            self.state_dict(),
-            self.config,
-            species=self.species_,
-            overwrite=overwrite,
-            runs=self.runs_,
-        )
+        pretrained.write_network(
+            folder, self.state_dict(), self.config, species=self.species_, runs=self.runs_, overwrite=overwrite,
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GPNMSAForMaskedLM:
@@ -351,16 +336,14 @@ class GPNMSAForMaskedLM(nn.Module):
 
         Raises
         ------
-        FileNotFoundError
-            If a file is missing.
         ValueError
             If a file is damaged, or weights and configuration do not match.
         """
-        state, config, species = pretrained.read(folder)
-        model = cls(config)
-        pretrained.load_into(model, state, place=str(folder))
-        model.species_ = species
-        return model.eval()
+        weights, config, species = pretrained.read_network(folder)
+        network = cls(config)
+        pretrained.load_weights(network, weights, place=folder)
+        network.species_ = species
+        return network.eval()
 
     @classmethod
     def from_songlab_state_dict(
@@ -380,8 +363,7 @@ class GPNMSAForMaskedLM(nn.Module):
         ValueError
             If names or shapes are not those of such a model.
         """
-        model = cls(config)
-        pretrained.load_into(
-            model, pretrained.rename_songlab(state_dict, config.num_hidden_layers), place="the state dict"
-        )
-        return model.eval()
+        network = cls(config)
+        weights = pretrained.rename_songlab(state_dict, config.num_hidden_layers)
+        pretrained.load_weights(network, weights, place="the state dict")
+        return network.eval()

@@ -1,29 +1,27 @@
-"""Folders of weights: safetensors and JSON; names of the published models."""
+"""Folders of networks, and the weights of published models."""
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-
-from scr2mae._utils.files import RUN_FILE, write_durably
-from scr2mae._utils.files import run_document as document_of
-from scr2mae._utils.untrusted import load_tensors, read_json
+from scr2mae._utils.model_folder import FolderFormat, read_folder, write_folder
 from scr2mae.extra.dna.config import GPNMSAConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor, nn
 
-__all__ = ["load_into", "read", "rename_songlab", "write"]
+__all__ = ["load_weights", "read_network", "rename_songlab", "write_network"]
 
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-_LARGEST_CONFIG = 1 << 24
-_FORMAT, _SCHEMA_VERSION = "scr2mae.dna", 1
+_FORMAT = FolderFormat(
+    "scr2mae.dna",
+    "DNA model",
+    required=frozenset({"config"}),
+    weights="model.safetensors",
+)
 
 _SONGLAB_LAYER = re.compile(r"model\.encoder\.layer\.(\d+)\.(.+)\.(weight|bias)")
 _SONGLAB_PARTS = {
@@ -41,117 +39,55 @@ _SONGLAB_HEAD = {
     "cls.predictions.transform.LayerNorm": "head_norm",
     "cls.predictions.decoder": "head_decoder",
 }
-_SONGLAB_POSITIONS = "model.encoder.embed_positions.weight"  # a table of sines, made anew here
-_SONGLAB_BIAS = "cls.predictions.bias"  # the decoder's, tied
+_SONGLAB_POSITIONS = "model.encoder.embed_positions.weight"  # a table of sines, computed here
+_SONGLAB_BIAS = "cls.predictions.bias"  # tied to the decoder's
 
 
-def write(
+def write_network(
     folder: str | Path,
-    state: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     config: GPNMSAConfig,
     *,
     species: tuple[str, ...] | None,
+    runs: Sequence[dict[str, Any]],
     overwrite: bool,
-    runs: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Write weights, configuration, the names of the species and, where there are any, the records of its runs.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder is not empty and ``overwrite`` is False.
-    NotADirectoryError
-        If the path is a file.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; a model is saved as a folder. Choose another path.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(
-            f"{folder} exists and is not empty; choose another folder or pass overwrite=True."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    document = {
-        "format": _FORMAT, "schema_version": _SCHEMA_VERSION, "config": config.to_dict(), "species": species,
-    }  # fmt: skip
-    tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
-    contents = {
-        folder / _WEIGHTS: safetensors.torch.save(tensors),
-        folder / _CONFIG: json.dumps(document, indent=1).encode(),
-    }
-    if runs:
-        contents[folder / RUN_FILE] = document_of(runs)
-    write_durably(contents)
-    if not runs:  # those of an earlier network
-        (folder / RUN_FILE).unlink(missing_ok=True)
+    """Write the weights, configuration, names of the species and records of the runs of a network."""
+    document = {"config": config.to_dict(), "species": species}
+    write_folder(folder, _FORMAT, weights, document, runs=runs or None, overwrite=overwrite)
 
 
-def read(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig, tuple[str, ...] | None]:
-    """Read weights, configuration and the names of the species.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing.
-    ValueError
-        If a file is damaged, foreign or of a newer version.
-    """
-    folder = Path(folder)
-    for name in (_CONFIG, _WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no folder of a DNA model: it has no {name}.")
-    document = read_json(folder / _CONFIG, largest=_LARGEST_CONFIG)
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+def read_network(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig, tuple[str, ...] | None]:
+    """Read the weights, configuration and names of the species of a network."""
+    try:
+        weights, document, _ = read_folder(folder, _FORMAT)
+    except ValueError as error:
+        if "does not describe" not in str(error):
+            raise
         raise ValueError(
-            f"{folder / _CONFIG} does not describe a DNA model of this package; for a published GPN-MSA model use "
-            "GPNMSAForMaskedLM.from_songlab_state_dict."
-        )
-    version = document.get("schema_version")
-    if not isinstance(version, int) or version > _SCHEMA_VERSION:
-        raise ValueError(
-            f"{folder} has schema version {version!r}, this version reads up to {_SCHEMA_VERSION}; upgrade scr2mae."
-        )
-    state, species = load_tensors(folder / _WEIGHTS), document.get("species")
+            f"{error} For a published GPN-MSA model, use GPNMSAForMaskedLM.from_songlab_state_dict."
+        ) from error
     try:
         config = GPNMSAConfig.from_dict(document["config"])
-    except (KeyError, TypeError) as error:
+    except TypeError as error:
         raise ValueError(
-            f"{folder / _CONFIG} is damaged: {error!r}. Restore the folder from a copy."
+            f"The configuration in {folder} is damaged: {error!r}. Restore the folder from a copy."
         ) from error
-    return state, config, None if species is None else tuple(species)
+    species = document.get("species")
+    return weights, config, None if species is None else tuple(species)
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], *, place: str) -> None:
-    """Load weights; the curriculum's may be absent where they come from another kind of training.
-
-    Raises
-    ------
-    ValueError
-        If names or shapes differ.
-    """
-    own = model.state_dict()
-    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    shapes = [
-        f"{name}: {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in sorted(set(own) & set(state))
-        if state[name].shape != own[name].shape
-    ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"The weights in {place} do not fit the configuration: missing {missing[:3]}, unexpected {unexpected[:3]}, "
-            f"of another shape {shapes[:3]} ({len(missing)}, {len(unexpected)} and {len(shapes)} in all)."
-        )
-    model.load_state_dict(dict(state))
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, place: str | Path) -> None:
+    """Load weights in place; raise a ValueError if names or shapes differ."""
+    try:
+        network.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        reasons = " ".join(str(error).split())
+        raise ValueError(f"The weights in {place} do not fit the configuration: {reasons[:400]}") from error
 
 
 def rename_songlab(state_dict: Mapping[str, Tensor], n_layers: int) -> dict[str, Tensor]:
-    """Give the weights of a published model the names that they have here.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown, or a layer is one too many.
-    """
+    """Return the weights of a published model under the names used here; raise a ValueError if a name is unknown."""
     state: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in state_dict.items():

@@ -190,7 +190,7 @@ def _read_wig(path: Path) -> ArrayTrack:
 
 
 def open_track(path: str | Path, *, chrom: str | None = None, start: int = 0) -> Track:
-    """Open a file of phyloP or phastCons.
+    """Return the phyloP or phastCons track in a file.
 
     Parameters
     ----------
@@ -200,16 +200,10 @@ def open_track(path: str | Path, *, chrom: str | None = None, start: int = 0) ->
     chrom, start
         For ``.npy``: the chromosome, and the coordinate of the first value, 0-based.
 
-    Returns
-    -------
-    The track.
-
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
-    ImportError
-        If pyBigWig is needed and not installed.
     ValueError
         If the file is damaged or of another type, or ``chrom`` is missing for ``.npy``.
     """

@@ -119,8 +119,6 @@ def read_variants(path: str | Path) -> pd.DataFrame:
     ------
     FileNotFoundError
         If the file does not exist.
-    ImportError
-        If the file is Parquet and pyarrow is not installed.
     ValueError
         If the file is damaged, of another type or empty, lacks columns, or holds invalid positions or labels.
     """
