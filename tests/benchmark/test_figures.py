@@ -1,4 +1,4 @@
-"""The figures of a benchmark show its tables."""
+"""Figures of the tables of a benchmark."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +18,7 @@ def labels(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def test_scores_are_a_row_a_method_with_the_best_rank_on_top(finished, ax):
+def test_scores_have_one_row_per_method_with_the_best_rank_on_top(finished, ax):
     result, _ = finished
     table = result.table().iloc[::-1]
     assert pl.benchmark_scores(table, ax=ax) is ax
@@ -45,7 +45,7 @@ def test_reconstruction_is_drawn_as_the_distance_from_the_best(ax):
     assert labels(ax) == ["one", "two"]
 
 
-def test_curves_of_sixteen_methods_can_be_told_apart(ax):
+def test_curves_of_sixteen_methods_are_distinguishable(ax):
     table = pd.DataFrame(np.random.default_rng(0).random((16, 2)), columns=[0.1, 0.7])
     pl.benchmark_reconstruction(table, ax=ax)
     styles = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in ax.lines}

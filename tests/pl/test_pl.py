@@ -1,4 +1,4 @@
-"""What is drawn is what is in the data; nothing else is touched."""
+"""Figures show the data and change nothing else."""
 
 import logging
 
@@ -30,7 +30,7 @@ def history():
 
 @pytest.fixture
 def cells():
-    """Three far-off groups of 20 cells in eight dimensions."""
+    """Three distant groups of 20 cells in eight dimensions."""
     rng = np.random.default_rng(0)
     groups = np.repeat(["a", "b", "c"], 20)
     obs = pd.DataFrame(
@@ -43,7 +43,7 @@ def cells():
 
 @pytest.fixture
 def layouts(monkeypatch):
-    """Put the first two columns in place of UMAP; returns the calls."""
+    """Replace UMAP by the first two columns and return the recorded calls."""
     calls = []
 
     def first_two(values, **settings):
@@ -61,7 +61,7 @@ def labels(ax):
 def test_training_curves_are_those_of_the_history(history, ax):
     lines = pl.training_curves(history, ax=ax).get_lines()
     drawn = {line.get_label(): line for line in lines}
-    assert list(drawn) == ["Training", "Validation, mean", "Validation, 10% hidden", "Validation, 50% hidden"]
+    assert list(drawn) == ["Training", "Validation, mean", "Validation, 10% masked", "Validation, 50% masked"]
     for label, name in zip(
         drawn, [*list(history)[:2], "validation_loss_0.1", "validation_loss_0.5"], strict=True
     ):
@@ -117,7 +117,7 @@ def test_reconstruction_needs_a_frame_with_pearson(ax):
         pl.reconstruction({}, ax=ax)
 
 
-def test_umap_keeps_far_off_groups_apart_and_is_repeatable(cells, ax):
+def test_umap_separates_distant_groups_and_is_reproducible(cells, ax):
     again = cells.copy()
     pl.embedding(cells, color="group", ax=ax)
     points, group = cells.obsm["X_r2mae_umap"], cells.obs["group"].to_numpy()
@@ -128,7 +128,7 @@ def test_umap_keeps_far_off_groups_apart_and_is_repeatable(cells, ax):
     np.testing.assert_array_equal(again.obsm["X_r2mae_umap"], points)
 
 
-def test_embedding_writes_its_own_keys_alone(cells, layouts, ax):
+def test_embedding_writes_only_its_own_keys(cells, layouts, ax):
     cells.obsm["X_umap"] = np.ones((60, 2))
     cells.uns["neighbors"] = {"mine": 1}
     pl.embedding(cells, ax=ax)
@@ -139,7 +139,7 @@ def test_embedding_writes_its_own_keys_alone(cells, layouts, ax):
     assert list(cells.obs) == ["group", "depth"]
 
 
-def test_a_stored_umap_serves_again_until_the_embedding_or_a_setting_changes(cells, layouts, ax):
+def test_a_stored_umap_is_reused_until_the_embedding_or_a_setting_changes(cells, layouts, ax):
     for _ in range(2):
         pl.embedding(cells, ax=ax)
     assert len(layouts) == 1
@@ -167,7 +167,7 @@ def test_a_view_is_drawn_and_stays_a_view(cells, layouts, ax):
     assert set(cells.obsm) == {"X_r2mae"}
 
 
-def test_a_basis_of_two_columns_is_drawn_as_it_is(cells, layouts, ax):
+def test_a_basis_of_two_columns_is_drawn_without_umap(cells, layouts, ax):
     cells.obsm["X_pair"] = cells.obsm["X_r2mae"][:, :2]
     pl.embedding(cells, "X_pair", ax=ax)
     np.testing.assert_allclose(ax.collections[0].get_offsets(), cells.obsm["X_pair"])
@@ -185,7 +185,7 @@ def test_each_category_is_drawn_at_its_cells_in_the_order_of_the_categories(cell
         )
 
 
-def test_cells_without_a_category_are_grey_and_named_so(cells, layouts, ax):
+def test_cells_without_a_category_are_gray_and_labeled_missing(cells, layouts, ax):
     cells.obs["group"] = cells.obs["group"].cat.remove_categories(["b"])
     pl.embedding(cells, color="group", ax=ax)
     assert labels(ax) == ["a", "c", "missing"]
@@ -213,7 +213,7 @@ def test_too_many_categories_to_tell_apart_are_logged(cells, layouts, ax, caplog
     assert "'many' has 60 categories" in caplog.text
 
 
-def test_numbers_get_a_color_bar_and_missing_ones_are_grey(cells, layouts, ax):
+def test_numbers_get_a_color_bar_and_missing_ones_are_gray(cells, layouts, ax):
     cells.obs.loc["c7", "depth"] = np.nan
     pl.embedding(cells, color="depth", ax=ax)
     missing, known = ax.collections
@@ -228,14 +228,14 @@ def test_booleans_are_categories(cells, layouts, ax):
     assert labels(ax) == ["False", "True"]
 
 
-def test_an_unknown_basis_or_column_is_named_with_those_there_are(cells, ax):
+def test_an_error_about_an_unknown_basis_or_column_lists_the_known_ones(cells, ax):
     with pytest.raises(KeyError, match=r"No 'X_pca' in adata\.obsm; choose one of \['X_r2mae'\]"):
         pl.embedding(cells, "X_pca", ax=ax)
     with pytest.raises(KeyError, match=r"No 'donor' in adata\.obs; choose one of \['group', 'depth'\]"):
         pl.embedding(cells, color="donor", ax=ax)
 
 
-def test_an_embedding_that_umap_cannot_lay_out_is_refused(cells, ax):
+def test_an_embedding_without_a_umap_is_refused(cells, ax):
     with pytest.raises(ValueError, match="at least four cells, got 3"):
         pl.embedding(cells[:3].copy(), ax=ax)
     with pytest.raises(ValueError, match="n_neighbors must be at least 2, got 1"):
@@ -246,7 +246,7 @@ def test_an_embedding_that_umap_cannot_lay_out_is_refused(cells, ax):
     assert set(cells.obsm) == {"X_r2mae"}
 
 
-def test_given_axes_are_returned_and_pyplot_is_left_alone(cells, layouts, history, ax):
+def test_given_axes_are_returned_and_pyplot_is_not_used(cells, layouts, history, ax):
     before, figures = dict(plt.rcParams), plt.get_fignums()
     assert pl.embedding(cells, color="group", ax=ax) is ax
     assert pl.training_curves(history, ax=ax) is ax
@@ -269,7 +269,7 @@ def test_without_axes_a_new_figure_is_made_each_time(history, monkeypatch):
 
 @pytest.fixture
 def weights():
-    """Three genes, two ratios; the first weighs most where most is hidden."""
+    """Three genes, two ratios; the first gene has the largest weight at the largest ratio."""
     return pd.DataFrame(
         [[0.5, 2.0], [1.0, 1.0], [1.6, 0.4]], index=list("abc"), columns=pd.Index([0.1, 0.5], name="ratio")
     )
@@ -288,7 +288,7 @@ def curriculum_curves():
     return {name: pd.DataFrame({name: column}, index=epochs) for name, column in values.items()}
 
 
-def test_curriculum_weights_are_drawn_as_logarithms_sorted_by_their_tilt(weights, ax):
+def test_curriculum_weights_are_drawn_as_logarithms_sorted_by_their_ratio(weights, ax):
     assert pl.curriculum_weights(weights, ax=ax) is ax
     drawn = ax.images[0].get_array()
     np.testing.assert_allclose(drawn, np.log2(weights.loc[["c", "b", "a"]]))
@@ -318,7 +318,7 @@ def test_the_history_of_a_curriculum_shows_each_decile_at_the_largest_ratio(curr
     assert [list(line.get_ydata()) for line in lines] == [
         list(curriculum_curves[f"curriculum_weight_0.5_decile_{d}"].iloc[:, 0]) for d in (1, 2)
     ]
-    assert ax.get_ylabel() == "Mean loss weight, 50 % hidden"
+    assert ax.get_ylabel() == "Mean loss weight, 50 % masked"
 
 
 def test_the_history_of_a_curriculum_marks_what_is_frozen_and_where_the_gradient_turns(curriculum_curves, ax):
@@ -329,7 +329,7 @@ def test_the_history_of_a_curriculum_marks_what_is_frozen_and_where_the_gradient
 
 
 def test_a_history_without_a_curriculum_is_refused(history):
-    with pytest.raises(ValueError, match="trained with curriculum='cl' or the like"):
+    with pytest.raises(ValueError, match="trained with a curriculum such as 'cl'"):
         pl.curriculum_history(history)
 
 

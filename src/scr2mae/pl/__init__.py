@@ -1,7 +1,7 @@
-"""Figures, one function each: every one draws on the Axes it is given and returns them.
+"""Figures: each function draws on the given Axes and returns them.
 
-Without ``ax`` a new pyplot figure is made, which notebooks show by themselves. With ``ax`` pyplot is not touched.
-Settings of matplotlib are never changed.
+Without ``ax`` a new pyplot figure is created, which notebooks show automatically; with ``ax`` pyplot is not used.
+Settings of matplotlib are not changed.
 """
 
 from scr2mae.pl.axes import OKABE_ITO

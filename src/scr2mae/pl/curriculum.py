@@ -1,26 +1,22 @@
-"""What a curriculum weighs, and how it came to."""
+"""Loss weights of a curriculum and their history."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
-from matplotlib.ticker import MaxNLocator
 
-from scr2mae.pl.axes import despine, make_axes
+from scr2mae.pl.axes import despine, epoch_axis, history_of, make_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from scr2mae.model import R2MAEModel
     from scr2mae.train.provenance import History
-
-__all__ = ["curriculum_history", "curriculum_weights"]
 
 _CURVE = re.compile(r"curriculum_weight_(?P<column>.+)_decile_(?P<decile>\d+)")
 
@@ -31,25 +27,24 @@ def curriculum_weights(model_or_frame: R2MAEModel | pd.DataFrame, *, ax: Axes | 
     Parameters
     ----------
     model_or_frame
-        A model trained with a curriculum, or what its ``get_curriculum_weights`` returned: genes by ratios.
+        A model trained with a curriculum, or a frame from its ``get_curriculum_weights``: genes by ratios.
     ax
-        Where to draw.
+        Axes to draw on.
 
     Returns
     -------
-    The Axes. A row a gene, sorted by how its weight at the largest ratio compares with that at the smallest, or with one fixed
-    ratio by the column that is in use; colors show the binary logarithm of the weight, white at one, and stop at the most extreme hundredth.
+    The Axes. Genes are rows, sorted by the ratio of their weights at the largest and the smallest masking ratio or,
+    with one fixed ratio, by the weight in use. Colors show the binary logarithm of the weight, white at one, clipped
+    at the 99th percentile of its absolute value.
 
     Raises
     ------
     ValueError
         If the model has no curriculum, or there is nothing to draw.
     """
-    frame = (
-        model_or_frame
-        if isinstance(model_or_frame, pd.DataFrame)
-        else model_or_frame.get_curriculum_weights()
-    )
+    frame = model_or_frame
+    if not isinstance(frame, pd.DataFrame):
+        frame = frame.get_curriculum_weights()
     if not frame.size or not (frame.to_numpy() > 0).all():
         raise ValueError(
             f"Expected positive weights, genes by ratios, got a frame of shape {frame.shape} with minimum {frame.min().min()}."
@@ -63,12 +58,10 @@ def curriculum_weights(model_or_frame: R2MAEModel | pd.DataFrame, *, ax: Axes | 
         logs, aspect="auto", interpolation="nearest", cmap="RdBu_r", norm=TwoSlopeNorm(0.0, -bound, bound)
     )
     ax.figure.colorbar(image, ax=ax, label="log2 of the loss weight", extend="both")
-    ax.set_xticks(
-        range(len(frame.columns)),
-        [f"{100 * value:.3g}" if by_ratio else str(value) for value in frame.columns],
-    )
+    ticks = [f"{100 * value:.3g}" if by_ratio else str(value) for value in frame.columns]
+    ax.set_xticks(range(len(ticks)), ticks)
     ax.set(
-        xlabel="Genes hidden (%)" if by_ratio else "Column of weights, the first in use",
+        xlabel="Masked genes (%)" if by_ratio else "Column of weights, the first in use",
         ylabel=f"{len(logs):,} genes, sorted",
         yticks=[],
     )
@@ -76,30 +69,31 @@ def curriculum_weights(model_or_frame: R2MAEModel | pd.DataFrame, *, ax: Axes | 
 
 
 def curriculum_history(model_or_history: R2MAEModel | History, *, ax: Axes | None = None) -> Axes:
-    """Draw how the weights of a curriculum moved in training, by mean expression of the genes.
+    """Draw the weights of a curriculum during training, by mean expression of the genes.
 
     Parameters
     ----------
     model_or_history
         A model trained with a curriculum, or its ``history``.
     ax
-        Where to draw.
+        Axes to draw on.
 
     Returns
     -------
-    The Axes. A line a decile of genes by expression, at the largest masking ratio, or at the one ratio of a fixed scheme. The
-    weight network is frozen where the ground is gray; the dashed line is where the multiplier turns negative, from easy to hard.
+    The Axes. Each line is a decile of genes by expression, at the largest masking ratio or at that of a fixed scheme.
+    The weight network is frozen where the background is gray; at the dashed line its gradient scale becomes negative,
+    so that weights shift from easy to hard genes.
 
     Raises
     ------
     ValueError
         If the history holds no curriculum.
     """
-    history = model_or_history if isinstance(model_or_history, Mapping) else model_or_history.history
-    found = [match for name in history or {} if (match := _CURVE.fullmatch(name))]
+    history = history_of(model_or_history)
+    found = [match for name in history if (match := _CURVE.fullmatch(name))]
     if not found:
         raise ValueError(
-            f"Expected the history of a model trained with curriculum='cl' or the like, got the curves {sorted(history or {})}."
+            f"Expected the history of a model trained with a curriculum such as 'cl', got the curves {sorted(history)}."
         )
     column = max({match["column"] for match in found}, key=lambda text: (text != "selected", text))
     lines = {
@@ -117,8 +111,8 @@ def curriculum_history(model_or_history: R2MAEModel | History, *, ax: Axes | Non
         ax.axvspan(multiplier.index[0] - 0.5, frozen[-1] + 0.5, color="0.9", zorder=0)
     if len(negative):
         ax.axvline(negative[0] - 0.5, color="black", linestyle="--", linewidth=1)
-    where = "" if column == "selected" else f", {100 * float(column):.3g} % hidden"
-    ax.set(xlabel="Epoch", ylabel=f"Mean loss weight{where}")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ratio = "" if column == "selected" else f", {100 * float(column):.3g} % masked"
+    ax.set_ylabel(f"Mean loss weight{ratio}")
+    epoch_axis(ax)
     despine(ax)
     return ax

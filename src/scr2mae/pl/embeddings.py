@@ -1,4 +1,4 @@
-"""Cells in two dimensions."""
+"""Embeddings of cells in two dimensions."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from scr2mae.pl.axes import MARKERS, OKABE_ITO, despine, frameless_legend, make_axes
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.collections import PathCollection
-
-__all__ = ["embedding"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,22 +31,22 @@ def embedding(
     seed: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw cells in two dimensions: the UMAP of an embedding.
+    """Draw the UMAP of an embedding.
 
     Parameters
     ----------
     adata
-        Cells. See the notes for what is written to it.
+        Cells; the UMAP is stored in it.
     basis
-        Key of ``adata.obsm``, shape ``(n_obs, n_latent)``. Two columns are drawn as they are, without UMAP.
+        Key of ``adata.obsm``, shape ``(n_obs, n_latent)``. An embedding with two columns is drawn without UMAP.
     color
-        Column of ``adata.obs``; numbers get a color bar, anything else a legend. None draws all cells alike.
+        Column of ``adata.obs``; numbers get a color bar, other values a legend. None draws all cells alike.
     n_neighbors
-        Neighbors of a cell, at least 2; where there are fewer cells, all of them.
+        Number of neighbors per cell, at least 2 and at most all other cells.
     seed
         Seed of the UMAP.
     ax
-        Where to draw.
+        Axes to draw on.
 
     Returns
     -------
@@ -56,16 +55,16 @@ def embedding(
     Raises
     ------
     KeyError
-        If there is no such embedding or column.
+        If the embedding or the column is missing.
     ValueError
         If the embedding is not finite or there are fewer than four cells.
 
     Notes
     -----
-    Scanpy's neighbors and UMAP are computed on a copy; neither ``adata.obsm["X_umap"]`` nor ``adata.obsp`` is
-    touched. Written are ``adata.obsm[f"{basis}_umap"]``, so that a second figure costs nothing, and a checksum in
-    ``adata.uns["scr2mae"]``, by which they are computed anew once the embedding or a setting has changed. Nothing
-    is written to a view; to draw a subset where it lies among all cells, pass ``basis=f"{basis}_umap"``.
+    Scanpy's neighbors and UMAP are computed on a copy; ``adata.obsm["X_umap"]`` and ``adata.obsp`` are not modified.
+    The UMAP is stored in ``adata.obsm[f"{basis}_umap"]`` and reused until the embedding or a setting changes, detected
+    by a checksum in ``adata.uns["scr2mae"]``. Nothing is written to a view; to draw a subset at its positions among
+    all cells, pass ``basis=f"{basis}_umap"``.
     """
     if basis not in adata.obsm:
         raise KeyError(f"No {basis!r} in adata.obsm; choose one of {list(adata.obsm)}.")
@@ -81,7 +80,7 @@ def embedding(
     style: dict[str, Any] = {"s": size, "rasterized": len(points) > 5_000}
     if color is None:
         _dots(ax, points, color=OKABE_ITO[0], **style)
-    elif pd.api.types.is_numeric_dtype(adata.obs[color]) and not pd.api.types.is_bool_dtype(adata.obs[color]):
+    elif is_numeric_dtype(adata.obs[color]) and not is_bool_dtype(adata.obs[color]):
         _scatter_numbers(ax, points, adata.obs[color], style)
     else:
         _scatter_categories(ax, points, adata.obs[color], style)
@@ -93,7 +92,7 @@ def embedding(
 def _stored_umap(
     adata: AnnData, basis: str, values: np.ndarray, *, n_neighbors: int, seed: int
 ) -> np.ndarray:
-    """Return the UMAP kept in ``adata`` if it is that of these values, else compute and keep it."""
+    """Return the UMAP stored in ``adata`` if it belongs to these values, else compute and store it."""
     key = f"{basis}_umap"
     settings = f"{values.shape} {values.dtype} n_neighbors={n_neighbors} seed={seed}"
     checksum = hashlib.sha256(settings.encode() + np.ascontiguousarray(values).tobytes()).hexdigest()
@@ -108,7 +107,7 @@ def _stored_umap(
 
 
 def _umap(values: np.ndarray, *, n_neighbors: int, seed: int) -> np.ndarray:
-    """Lay cells out in two dimensions; shape ``(n_obs, 2)``."""
+    """Return the UMAP, shape ``(n_obs, 2)``."""
     if len(values) < 4:
         raise ValueError(f"UMAP needs at least four cells, got {len(values)}.")
     if n_neighbors < 2:
@@ -125,7 +124,7 @@ def _umap(values: np.ndarray, *, n_neighbors: int, seed: int) -> np.ndarray:
 
 
 def _dots(ax: Axes, points: np.ndarray, **style: Any) -> PathCollection:
-    return ax.scatter(points[:, 0], points[:, 1], **{"linewidths": 0, **style})
+    return ax.scatter(*points.T, **{"linewidths": 0, **style})
 
 
 def _scatter_numbers(ax: Axes, points: np.ndarray, column: pd.Series, style: dict[str, Any]) -> None:
@@ -138,7 +137,7 @@ def _scatter_numbers(ax: Axes, points: np.ndarray, column: pd.Series, style: dic
 
 
 def _scatter_categories(ax: Axes, points: np.ndarray, column: pd.Series, style: dict[str, Any]) -> None:
-    """Draw each category in a color and, past eight of them, a marker of its own; the rarest on top."""
+    """Draw each category in its own color and, with more than eight, marker; the rarest on top."""
     column = column.astype("category").cat.remove_unused_categories()
     codes, names = column.cat.codes.to_numpy(), [str(name) for name in column.cat.categories]
     if len(names) > len(OKABE_ITO) * len(MARKERS):
@@ -147,14 +146,14 @@ def _scatter_categories(ax: Axes, points: np.ndarray, column: pd.Series, style: 
     if (codes < 0).any():
         handles[len(names)] = _dots(ax, points[codes < 0], color=_MISSING, label="missing", **style)
     for code in np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable"):
-        turn, i = divmod(int(code), len(OKABE_ITO))
+        cycle, i = divmod(int(code), len(OKABE_ITO))
         handles[int(code)] = _dots(
             ax,
             points[codes == code],
             color=OKABE_ITO[i],
-            marker=MARKERS[turn % len(MARKERS)],
-            # An outline keeps small marks of one color apart where the shapes alone would not.
-            linewidths=0.1 * style["s"] ** 0.5 if turn else 0,
+            marker=MARKERS[cycle % len(MARKERS)],
+            # An outline helps to tell small markers of the same color apart.
+            linewidths=0.1 * style["s"] ** 0.5 if cycle else 0,
             edgecolors="black",
             label=names[code],
             **style,
@@ -162,9 +161,8 @@ def _scatter_categories(ax: Axes, points: np.ndarray, column: pd.Series, style: 
     frameless_legend(
         ax,
         handles=[handles[code] for code in sorted(handles)],
+        outside=True,
         title=str(column.name),
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
         markerscale=float(np.sqrt(36 / style["s"])),
         ncols=1 + len(handles) // 21,
     )

@@ -1,33 +1,31 @@
-"""Tables of the benchmark, drawn."""
+"""Figures of the tables of a benchmark."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scr2mae.pl.axes import MARKERS, OKABE_ITO, despine, frameless_legend, make_axes
+from scr2mae.pl.axes import MARKERS, OKABE_ITO, despine, frameless_legend, look, make_axes
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["benchmark_reconstruction", "benchmark_scores"]
-
 
 def benchmark_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the scores of each method, a row each, best rank on top.
+    """Draw the scores, one row per method, best rank on top.
 
     Parameters
     ----------
     table
-        What :meth:`scr2mae.benchmark.Benchmark.table` returned: methods by (task, metric, level), then "Score", "Rank".
+        Table from :meth:`scr2mae.benchmark.Benchmark.table`: methods by (task, metric, level), then "Score", "Rank".
     ax
-        Where to draw.
+        Axes to draw on.
 
     Returns
     -------
-    The Axes. A diamond is the Score, a bar its standard deviation over training seeds.
+    The Axes. Diamonds are Scores, bars their standard deviations over training seeds.
 
     Raises
     ------
@@ -43,9 +41,9 @@ def benchmark_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     rows = np.arange(len(table))
     columns = [column for column in table.columns.tolist() if column[1]]
     for i, column in enumerate(columns):
-        color, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[i % (len(MARKERS) - 1)]
         label = f"{column[0]}: {column[1].replace('_', ' ')}, {column[2]}"
-        ax.scatter(table[column], rows, color=color, marker=marker, s=22, label=label)
+        # The last marker, a diamond, is the Score.
+        ax.scatter(table[column], rows, s=22, label=label, **look(i, n_markers=len(MARKERS) - 1))
     score, spread = table[("Score", "", "")], table[("Score sd", "", "")].fillna(0)
     ax.errorbar(score, rows, xerr=spread, fmt="D", color="black", markersize=6, capsize=2, label="Score")
     names = [f"{name} ({rank:.2f})" for name, rank in zip(table.index, table[("Rank", "", "")], strict=True)]
@@ -55,42 +53,38 @@ def benchmark_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_axisbelow(True)
     ax.set(xlabel="Score on held-out donors", ylabel="Method (mean rank)")
     despine(ax)
-    frameless_legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    frameless_legend(ax, outside=True)
     return ax
 
 
 def benchmark_reconstruction(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw how far each method's reconstruction is from the best at each share of genes hidden.
+    """Draw the difference between each method's reconstruction and the best one at each share of masked genes.
 
     Parameters
     ----------
     table
-        What :meth:`scr2mae.benchmark.Benchmark.reconstruction` returned: methods by ratio.
+        Table from :meth:`scr2mae.benchmark.Benchmark.reconstruction`: methods by ratio.
     ax
-        Where to draw.
+        Axes to draw on.
 
     Returns
     -------
-    The Axes. The correlations themselves fall by far more with the ratio than methods differ.
+    The Axes. Correlations vary much more between ratios than between methods, hence the differences.
 
     Raises
     ------
     ValueError
-        If there is nothing to draw.
+        If the table is empty.
     """
     if not table.size:
-        raise ValueError("Expected a table with a row for each method that reconstructs, got an empty one.")
+        raise ValueError("Expected a table with a row per method with a reconstruction, got an empty one.")
     gaps = table - table.max(axis=0)
     ax = make_axes(ax, width=7.0, height=max(3.6, 1.5 + 0.3 * len(table)))
     percent = 100 * gaps.columns.to_numpy(dtype=float)
     for i, (name, curve) in enumerate(gaps.iterrows()):
-        style: dict[str, Any] = {
-            "color": OKABE_ITO[i % len(OKABE_ITO)],
-            "marker": MARKERS[i % len(MARKERS)],
-        }
         dash = "-" if i < len(OKABE_ITO) else "--"
-        ax.plot(percent, curve, label=name, linestyle=dash, markersize=4, **style)
-    ax.set(xlabel="Genes hidden (%)", ylabel="Pearson correlation minus the best")
+        ax.plot(percent, curve, label=name, linestyle=dash, markersize=4, **look(i))
+    ax.set(xlabel="Masked genes (%)", ylabel="Pearson correlation minus the best")
     despine(ax)
-    frameless_legend(ax, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    frameless_legend(ax, outside=True)
     return ax

@@ -1,4 +1,4 @@
-"""Curves of training, and reconstruction of hidden genes by ratio."""
+"""Training curves and reconstruction of masked genes by ratio."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
 
-from scr2mae.pl.axes import MARKERS, OKABE_ITO, despine, frameless_legend, make_axes
+from scr2mae.pl.axes import OKABE_ITO, despine, epoch_axis, frameless_legend, history_of, look, make_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from scr2mae.model import R2MAEModel
     from scr2mae.train.provenance import History
-
-__all__ = ["reconstruction", "training_curves"]
 
 _THIN_STYLES = (
     (OKABE_ITO[1], "--"),
@@ -28,32 +25,32 @@ _RATIO_CURVE = "validation_loss_"
 
 
 def training_curves(model_or_history: R2MAEModel | History, *, ax: Axes | None = None) -> Axes:
-    """Draw the loss of each epoch: in training, in validation, and in validation at each masking ratio.
+    """Draw the loss per epoch in training, in validation, and in validation at each masking ratio.
 
     Parameters
     ----------
     model_or_history
         A trained model, or its ``history``.
     ax
-        Where to draw.
+        Axes to draw on.
 
     Returns
     -------
-    The Axes. The loss is the mean negative log-likelihood of a hidden count, in nats. Validation hides the same
-    genes at every epoch and for every scheme; its heavy curve is the mean of the thin ones.
+    The Axes. The loss is the mean negative log-likelihood per masked count, in nats. Validation masks the same genes
+    at every epoch and for every scheme; its thick curve is the mean of the thin ones.
 
     Raises
     ------
     ValueError
         If the model is not trained.
     """
-    history = model_or_history if isinstance(model_or_history, Mapping) else model_or_history.history
-    if not history or "train_loss" not in history:
+    history = history_of(model_or_history)
+    if "train_loss" not in history:
         raise ValueError(
-            f"Expected a history with the curve 'train_loss', got {sorted(history or {})}; call model.train() first."
+            f"Expected a history with the curve 'train_loss', got {sorted(history)}; call model.train() first."
         )
     ax = make_axes(ax, width=5.5, height=3.6)
-    # A line through a single epoch cannot be seen.
+    # A line through a single epoch is invisible.
     marker = "o" if len(history["train_loss"]) < 10 else None
 
     def draw(name: str, label: str, **style: Any) -> None:
@@ -67,9 +64,9 @@ def training_curves(model_or_history: R2MAEModel | History, *, ax: Axes | None =
     }
     for i, (ratio, name) in enumerate(sorted(ratios.items())):
         color, dash = _THIN_STYLES[i % len(_THIN_STYLES)]
-        draw(name, f"Validation, {ratio:.0%} hidden", color=color, linestyle=dash, linewidth=1)
-    ax.set(xlabel="Epoch", ylabel="Loss (nats per hidden count)")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        draw(name, f"Validation, {ratio:.0%} masked", color=color, linestyle=dash, linewidth=1)
+    ax.set_ylabel("Loss (nats per masked count)")
+    epoch_axis(ax)
     despine(ax)
     frameless_legend(ax)
     return ax
@@ -80,15 +77,15 @@ def reconstruction(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how well hidden genes are predicted against the share of genes hidden.
+    """Draw how well masked genes are predicted against the share of masked genes.
 
     Parameters
     ----------
     models_or_frames
-        A model, or what its ``get_masked_reconstruction`` returned; several of either by name. A model is scored
-        on its validation cells, or on all of its cells where it has none.
+        A model, or a frame from its ``get_masked_reconstruction``; or several of them by name. A model is scored on
+        its validation cells, or on all of its cells if it has none.
     ax
-        Where to draw.
+        Axes to draw on.
 
     Returns
     -------
@@ -114,9 +111,8 @@ def reconstruction(
     ax = make_axes(ax, width=5.0, height=3.6)
     for i, (name, frame) in enumerate(frames.items()):
         curve = frame["pearson"].sort_index()
-        color, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[i % len(MARKERS)]
-        ax.plot(100 * curve.index.to_numpy(), curve, label=name, color=color, marker=marker, markersize=5)
-    ax.set(xlabel="Genes hidden (%)", ylabel="Pearson correlation over hidden genes")
+        ax.plot(100 * curve.index.to_numpy(), curve, label=name, markersize=5, **look(i))
+    ax.set(xlabel="Masked genes (%)", ylabel="Pearson correlation over masked genes")
     despine(ax)
     if len(frames) > 1 or None not in frames:
         frameless_legend(ax)
@@ -124,7 +120,6 @@ def reconstruction(
 
 
 def _validation_reconstruction(model: R2MAEModel) -> pd.DataFrame:
-    held_out = model.validation_indices
-    return model.get_masked_reconstruction(
-        indices=held_out if held_out is not None and len(held_out) else None
-    )
+    validation = model.validation_indices
+    has_validation = validation is not None and len(validation)
+    return model.get_masked_reconstruction(indices=validation if has_validation else None)
