@@ -1,6 +1,6 @@
-"""Real counts offline, simulated donors of known truth, and the two atlases of the paper.
+"""Real counts offline, simulated donors with known effects, and the two atlases of the paper.
 
-Importing this package touches no network; only `fetch`, `hlca` and `sea_ad` ever do, when they are called.
+Only `fetch`, `hlca` and `sea_ad` use the network, and only when they are called.
 """
 
 from scr2mae.data.prepare.pipeline import prepare

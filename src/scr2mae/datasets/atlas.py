@@ -2,8 +2,10 @@
 
 import logging
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 import anndata
@@ -26,9 +28,9 @@ class Atlas:
     name
         Prefix of the file in the cache.
     collection_id, dataset_id
-        Identifiers on the portal; they outlive the versions of the file.
+        Identifiers on the portal, which do not change with the version of the file.
     pinned_url
-        One dated version of the file, used when the portal does not answer.
+        One dated version of the file, used if the portal does not answer.
     obs_columns
         Columns that the tasks of the paper need, checked after reading.
     api
@@ -43,7 +45,7 @@ class Atlas:
     api: str = "https://api.cellxgene.cziscience.com/curation/v1"
 
 
-# Identifiers and addresses are to be checked against the portal: they were written down without access to it.
+# Not yet checked against the portal: identifiers and addresses were written down without access to it.
 HLCA = Atlas(
     name="hlca",
     collection_id="6f6d381a-7701-4781-935c-db10d30de293",
@@ -60,27 +62,18 @@ SEA_AD = Atlas(
 )
 
 
-def hlca(
-    path: str | os.PathLike[str] | None = None,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    url: str | None = None,
-    sha256: str | None = None,
-    size: int | None = None,
-    n_top_genes: int | None = 5000,
-    min_genes: int = 20,
-    target_sum: float | None = 1e4,
-    progressbar: bool = True,
-) -> AnnData:
-    """Load the full Human Lung Cell Atlas with the paper's preprocessing.
+def hlca(path: str | os.PathLike[str] | None = None, *, min_genes: int = 20, **kwargs: Any) -> AnnData:
+    """Load the full Human Lung Cell Atlas with the preprocessing of the paper.
 
-    About 20 GB to download at the first call. The counts kept take eight bytes per non-zero; the need is logged
-    before the memory is taken.
+    The first call downloads about 20 GB. The counts take eight bytes per non-zero value in memory; the size is logged
+    before the memory is allocated.
 
     Parameters
     ----------
-    path, cache_dir, url, sha256, size, n_top_genes, min_genes, target_sum, progressbar
+    path, min_genes
         As in `load_atlas`.
+    kwargs
+        Further arguments of `load_atlas`.
 
     Returns
     -------
@@ -90,63 +83,32 @@ def hlca(
     Notes
     -----
     Sikkema et al. (2023), doi:10.1038/s41591-023-02327-2. Dong et al. (2025) keep 2,161,082 cells. Cells without
-    an age or with the state "Unknown" stay in: they are dropped by the task, not here.
+    an age or with the state "Unknown" are included; the benchmark task drops them.
     """
-    return load_atlas(
-        HLCA,
-        path,
-        cache_dir=cache_dir,
-        url=url,
-        sha256=sha256,
-        size=size,
-        n_top_genes=n_top_genes,
-        min_genes=min_genes,
-        target_sum=target_sum,
-        progressbar=progressbar,
-    )
+    return load_atlas(HLCA, path, min_genes=min_genes, **kwargs)
 
 
-def sea_ad(
-    path: str | os.PathLike[str] | None = None,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    url: str | None = None,
-    sha256: str | None = None,
-    size: int | None = None,
-    n_top_genes: int | None = 5000,
-    min_genes: int = 0,
-    target_sum: float | None = 1e4,
-    progressbar: bool = True,
-) -> AnnData:
-    """Load the middle temporal gyrus of the Seattle Alzheimer's Disease atlas with the paper's preprocessing.
+def sea_ad(path: str | os.PathLike[str] | None = None, **kwargs: Any) -> AnnData:
+    """Load the middle temporal gyrus of the Seattle Alzheimer's Disease atlas with the preprocessing of the paper.
 
     Parameters
     ----------
-    path, cache_dir, url, sha256, size, n_top_genes, min_genes, target_sum, progressbar
+    path
         As in `load_atlas`.
+    kwargs
+        Further arguments of `load_atlas`.
 
     Returns
     -------
     As `load_atlas`. Donors are in ``obs["donor_id"]``, neuropathology in ``obs["ADNC"]``, ages and age groups
-    mixed in ``obs["development_stage"]``, cell types in ``obs["Subclass"]`` and ``obs["Supertype"]``.
+    together in ``obs["development_stage"]``, cell types in ``obs["Subclass"]`` and ``obs["Supertype"]``.
 
     Notes
     -----
     Gabitto et al. (2024), doi:10.1038/s41593-024-01774-5. Dong et al. (2025) keep 1,378,211 cells. Reference
-    donors stay in: they are dropped by the task, not here.
+    donors are included; the benchmark task drops them.
     """
-    return load_atlas(
-        SEA_AD,
-        path,
-        cache_dir=cache_dir,
-        url=url,
-        sha256=sha256,
-        size=size,
-        n_top_genes=n_top_genes,
-        min_genes=min_genes,
-        target_sum=target_sum,
-        progressbar=progressbar,
-    )
+    return load_atlas(SEA_AD, path, **kwargs)
 
 
 def load_atlas(
@@ -162,67 +124,63 @@ def load_atlas(
     target_sum: float | None = 1e4,
     progressbar: bool = True,
 ) -> AnnData:
-    """Download an atlas once, then read it with the paper's preprocessing.
+    """Download an atlas once and read it with the preprocessing of the paper.
 
-    The portal is asked for the present version of the data set; where it does not answer, the pinned version is
-    taken and a warning logged. A version in the cache is used without asking; delete it to get a newer one.
+    The portal is asked for the current version of the data set; if it does not answer, the pinned version is
+    downloaded with a warning. A version in the cache is used without asking; delete it to get a newer one.
 
     Parameters
     ----------
     atlas
-        Which data set.
+        The data set.
     path
-        An h5ad file already on disk; then nothing is downloaded.
+        An existing h5ad file; then nothing is downloaded.
     cache_dir
-        Folder of the downloads, by default the user's cache.
+        Folder of the downloads; by default the cache of the user.
     url
         Address to use instead of asking the portal.
     sha256, size
-        Checksum and size in bytes of the file, checked as in `fetch`. Neither is known beforehand: the checksum
-        of a first download is logged, so that later ones can be held to it.
+        Checksum and size in bytes of the file, checked as in `fetch`. The checksum of a first download is logged, so
+        that later downloads can be compared with it.
     n_top_genes
-        Highly variable genes to keep, see `preprocess`; None returns the atlas whole and backed by its file.
+        Number of highly variable genes to keep, see `preprocess`; None returns the whole atlas, backed by its file.
     min_genes, target_sum
         As in `preprocess`.
     progressbar
-        Whether to show progress; quiet where standard error is not a terminal.
+        Whether to show progress bars; never shown if standard error is not a terminal.
 
     Returns
     -------
-    AnnData in memory with raw counts in ``X`` (CSR, float32), or a backed one where ``n_top_genes`` is None.
+    AnnData in memory with raw counts in ``X`` (CSR, float32), or a backed one if ``n_top_genes`` is None.
 
     Raises
     ------
     FileNotFoundError
-        If ``path`` is not there.
+        If ``path`` does not exist.
     ValueError
         If a check of the download fails, or ``obs`` lacks a column of the atlas (then it is another data set).
     requests.RequestException
-        If the download breaks; the next call resumes it.
+        If the download fails; the next call resumes it.
     """
     if path is None:
         path = _download(atlas, cache_dir, url=url, sha256=sha256, size=size, progressbar=progressbar)
     elif not Path(path).is_file():
         raise FileNotFoundError(f"No file at {path}; leave path out to download {atlas.name}.")
     adata = anndata.read_h5ad(path, backed="r")
-    try:
-        missing = [column for column in atlas.obs_columns if column not in adata.obs]
-        if missing:
-            raise ValueError(f"{path} is not {atlas.name}: obs lacks {missing}, it has {list(adata.obs)}.")
-        if n_top_genes is None:
-            return adata
-        selected = preprocess(
+    missing = [column for column in atlas.obs_columns if column not in adata.obs]
+    if missing:
+        adata.file.close()
+        raise ValueError(f"{path} is not {atlas.name}: obs lacks {missing}, it has {list(adata.obs)}.")
+    if n_top_genes is None:
+        return adata
+    with closing(adata.file):
+        return preprocess(
             adata,
             n_top_genes=n_top_genes,
             min_genes=min_genes,
             target_sum=target_sum,
             progressbar=progressbar,
         )
-    except BaseException:
-        adata.file.close()
-        raise
-    adata.file.close()
-    return selected
 
 
 def _download(
@@ -255,7 +213,7 @@ def _is_wanted(cached: Path, sha256: str | None, size: int | None) -> bool:
 
 
 def _resolve(atlas: Atlas) -> tuple[str, int | None]:
-    """Ask the portal for the address and size of the present version, or fall back on the pinned one."""
+    """Return the address and size of the current version on the portal, else the pinned address."""
     try:
         response = requests.get(f"{atlas.api}/collections/{atlas.collection_id}", timeout=TIMEOUT)
         response.raise_for_status()
@@ -264,10 +222,7 @@ def _resolve(atlas: Atlas) -> tuple[str, int | None]:
         return str(assets["H5AD"]["url"]), int(assets["H5AD"]["filesize"])
     except (requests.RequestException, KeyError, TypeError, ValueError) as error:
         logger.warning(
-            "The portal gave no address for %s (%s: %s); using the dated version %s.",
-            atlas.name,
-            type(error).__name__,
-            error,
-            atlas.pinned_url,
+            "The portal returned no address for %s (%s: %s); using the dated version %s.",
+            *(atlas.name, type(error).__name__, error, atlas.pinned_url),
         )
         return atlas.pinned_url, None

@@ -1,4 +1,4 @@
-"""Downloads that resume, and that are verified before they take their final name."""
+"""Downloads that resume, and that are verified before they get their final name."""
 
 import json
 import logging
@@ -45,26 +45,26 @@ def fetch(
 ) -> Path:
     """Download a file once, resuming where an earlier attempt stopped.
 
-    Bytes collect in ``<filename>.part`` and continue by an HTTP range request, also in a later process, as long
-    as the server still holds the same version (its ``ETag`` or ``Last-Modified``). The final name appears only
-    after size and checksum are right. A file that is already there is returned without using the network.
+    Bytes are collected in ``<filename>.part`` and continued by an HTTP range request, also in a later process, as long
+    as the server still has the same version (its ``ETag`` or ``Last-Modified``). The final name appears only
+    after size and checksum are verified. An existing file is returned without using the network.
 
     Parameters
     ----------
     url
-        Address of the file. Plain ``http`` is accepted with a checksum or from this machine only.
+        Address of the file. Plain ``http`` is only accepted with a checksum or from this machine.
     folder
-        Where the file goes, nothing is ever written outside; made when missing. The user's cache by default.
+        Folder of the file, created if missing; nothing is written elsewhere. By default the cache of the user.
     filename
-        Name in the folder, the last part of the address by default. Letters, digits, ``.``, ``_`` and ``-``.
+        Name in the folder; by default the last part of the address. Letters, digits, ``.``, ``_`` and ``-``.
     sha256
         Expected checksum, 64 hexadecimal digits. Without it only the size is checked.
     size
-        Expected size in bytes. Without it, the length that the server announces is.
+        Expected size in bytes; by default the length that the server announces.
     retries
-        Further attempts after a broken connection, >= 0, with growing pauses.
+        Number of further attempts after a broken connection, >= 0, with increasing delays.
     progressbar
-        Whether to show one; it stays quiet where standard error is not a terminal.
+        Whether to show a progress bar; never shown if standard error is not a terminal.
 
     Returns
     -------
@@ -73,12 +73,12 @@ def fetch(
     Raises
     ------
     ValueError
-        If the address or file name is unsafe, or size or checksum differ; then no file is left, and one that
-        was there before is untouched.
+        If the address or file name is unsafe, or size or checksum differ; then no new file is left, and an existing
+        one is not changed.
     requests.RequestException
         If the server refuses, or the connection breaks more than ``retries`` times; the part is kept.
     OSError
-        If the disk has no room, or another process is downloading the same file.
+        If the disk is full, or another process is downloading the same file.
     """
     _check_url(url, verified=sha256 is not None)
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
@@ -104,7 +104,7 @@ def fetch(
                 part, size=size, verified=sha256 is not None, retries=retries, progressbar=progressbar
             ),
         )
-    except ValueError:  # wrong size or checksum: these bytes are of no use to a later attempt
+    except ValueError:  # wrong size or checksum: a later attempt cannot use these bytes
         _discard(part)
         raise
     _discard_if_finished(part, target)
@@ -113,7 +113,7 @@ def fetch(
 
 @dataclass(frozen=True)
 class _ResumableDownloader:
-    """A pooch downloader that keeps its progress in ``part`` until the file is verified."""
+    """A pooch downloader that keeps partial downloads in ``part`` until the file is verified."""
 
     part: Path
     size: int | None
@@ -130,7 +130,7 @@ class _ResumableDownloader:
                 if os.fstat(stream.fileno()).st_size == 0:
                     _discard(self.part)
             os.fsync(stream.fileno())
-        # A second name, not a move: killed during the checksum, the next attempt still finds the part complete.
+        # A hard link, not a move: after a kill during the checksum, the next attempt still finds the complete part.
         os.unlink(output_file)
         try:
             os.link(self.part, output_file)
@@ -157,10 +157,10 @@ class _ResumableDownloader:
             return
         headers = {"Accept-Encoding": "identity"}
         if offset and validator:
-            # If-Range makes the server send everything when the file is no longer the one we hold a part of.
+            # If-Range makes the server send the whole file if it has changed since the part was downloaded.
             headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            for hop in (*response.history, response):  # a redirect must not lead to less safety
+            for hop in (*response.history, response):  # a redirect must not be less safe
                 _check_url(hop.url, verified=self.verified)
             if offset and response.status_code == 416:  # the part is longer than the file
                 stream.truncate(0)
@@ -177,7 +177,7 @@ class _ResumableDownloader:
         if response.status_code != 200:
             raise ValueError(
                 f"{response.url} answered {response.status_code} with a range that was not asked for. "
-                "Try again, the download starts anew; or use another address."
+                "Try again, the download starts over; or use another address."
             )
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
@@ -230,9 +230,9 @@ def _checked_filename(name: str) -> str:
 
 @contextmanager
 def _exclusively(path: Path) -> Iterator[BinaryIO]:
-    """Open for reading and writing, never through a symbolic link, and never twice at once."""
+    """Open for reading and writing with an exclusive lock, never through a symbolic link."""
     if path.is_symlink():
-        path.unlink()  # whoever made it, following it would write elsewhere
+        path.unlink()  # following it would write elsewhere
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags, 0o644), "r+b") as stream:
         if sys.platform != "win32":
@@ -250,7 +250,7 @@ def _origin_path(part: Path) -> Path:
 
 
 def _write_origin(part: Path, url: str, response: requests.Response, total: int | None) -> None:
-    """Record what the bytes of ``part`` belong to, so that no other file is ever appended to them."""
+    """Record the source of ``part``, so that bytes of another file are never appended."""
     etag = response.headers.get("ETag", "")
     # only a strong validator promises the same bytes
     validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
@@ -260,13 +260,13 @@ def _write_origin(part: Path, url: str, response: requests.Response, total: int 
 
 
 def _read_origin(part: Path, url: str) -> tuple[str | None, int | None]:
-    """Return the validator and total size recorded for ``part``, or None twice where it is not of ``url``."""
+    """Return the validator and total size recorded for ``part``, or None twice if it has another source."""
     try:
         origin = json.loads(_origin_path(part).read_text(encoding="utf-8"))
         if origin["url"] == url and origin["validator"]:
             return str(origin["validator"]), origin["total"]
     except (OSError, ValueError, KeyError, TypeError):
-        logger.debug("No usable record of where %s comes from; starting again.", part)
+        logger.debug("No usable record of the source of %s; starting over.", part)
     return None, None
 
 
@@ -279,13 +279,13 @@ def _check_free_space(folder: Path, needed: int | None) -> None:
     free = shutil.disk_usage(folder).free
     if needed is not None and needed > free:
         raise OSError(
-            f"{folder} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB are still to come; "
+            f"{folder} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB remain to be downloaded; "
             "free some space or choose another folder."
         )
 
 
 def _discard_if_finished(part: Path, target: Path) -> None:
-    """Drop a part that is a second name of the target, so that nothing is ever written through it."""
+    """Remove a part that is a hard link of the target, so that nothing is written through it."""
     if target.exists() and (not part.exists() or part.samefile(target)):
         _discard(part)
 

@@ -1,4 +1,4 @@
-"""Integer counts of the 700 PBMCs that Scanpy carries inside its package."""
+"""Integer counts of the 700 PBMCs that are part of the Scanpy package."""
 
 from typing import Any
 
@@ -8,36 +8,36 @@ from anndata import AnnData
 
 
 def recover_counts(X: Any, *, tolerance: float = 0.2, max_smallest: int = 10) -> sp.csr_matrix:
-    """Invert ``log1p(counts * scale)`` where every cell has its own unknown scale.
+    """Invert ``log1p(counts * scale)`` with an unknown scale per cell.
 
-    The values of one cell, taken through ``expm1``, are whole multiples of one unit. Its first estimate is the
-    smallest positive value of the cell; where the cell holds no single count, halves, thirds and so on of that
-    value are tried, and the largest unit that makes every value whole is kept.
+    After ``expm1``, the values of a cell are integer multiples of one unit. Its first estimate is the smallest positive
+    value of the cell; in case no count of the cell is one, halves, thirds and so on of that value are tried, and the
+    largest unit that makes every value an integer is kept.
 
     Parameters
     ----------
     X
         Natural-log values, shape ``(n_obs, n_vars)``, dense or sparse, finite and not negative. Genes may be
-        missing from the matrix: the scale is read from the values, never from their sum.
+        missing from the matrix: the scale is estimated from the values, not from their sum.
     tolerance
-        Largest distance from a whole number that may be rounded away, in counts, in (0, 0.5).
+        Largest rounding error, in counts, in (0, 0.5).
     max_smallest
-        Largest count that the smallest positive value of a cell is tried as, >= 1.
+        Largest count to try for the smallest positive value of a cell, >= 1.
 
     Returns
     -------
-    Counts as whole float32 numbers, shape ``(n_obs, n_vars)``, without stored zeros. Empty cells stay empty.
+    Counts as integers in float32, shape ``(n_obs, n_vars)``, without stored zeros. Empty cells stay empty.
 
     Raises
     ------
     ValueError
-        If a value is negative or not finite, or if a cell has no unit that makes its values whole.
+        If a value is negative or not finite, or if no unit makes the values of a cell integers.
 
     Notes
     -----
-    Values of which all share a divisor (2, 4, 4) cannot be told from their quotient (1, 2, 2), and a cell
-    with only a few genes fits some unit whatever it holds. A value stored to within ``d`` determines a count
-    ``c`` to within about ``d * c``, so log-values kept to three decimals carry counts up to a few hundred.
+    Values that share a divisor (2, 4, 4) cannot be distinguished from their quotient (1, 2, 2), and a cell
+    with only a few genes always fits some unit. A value stored to within ``d`` determines a count
+    ``c`` to within about ``d * c``, so log-values rounded to three decimals determine counts up to a few hundred.
     """
     if not 0 < tolerance < 0.5:
         raise ValueError(
@@ -61,24 +61,24 @@ def recover_counts(X: Any, *, tolerance: float = 0.2, max_smallest: int = 10) ->
 
 
 def pbmc68k() -> AnnData:
-    """Load 700 peripheral blood mononuclear cells as integer counts, with nothing to download.
+    """Load 700 peripheral blood mononuclear cells as integer counts, without a download.
 
     Returns
     -------
     AnnData of 700 cells by 765 highly variable genes: counts in ``X`` (CSR, float32), gene symbols as
-    ``var_names``, and the ``obs`` that Scanpy keeps. ``obs["bulk_labels"]`` holds the ten cell types, also
-    copied to ``obs["cell_type"]``, the name that every data set here uses. ``obs["n_counts"]`` is the library
+    ``var_names``, and the ``obs`` of the Scanpy data set. ``obs["bulk_labels"]`` holds the ten cell types, also
+    copied to ``obs["cell_type"]``, the name in all data sets of this package. ``obs["n_counts"]`` is the library size
     of the cell over all genes of the experiment, not over the 765 kept here.
 
     Raises
     ------
     ValueError
-        If the file inside the installed Scanpy no longer holds log1p counts, see `recover_counts`.
+        If the file in the installed Scanpy does not hold log1p counts, see `recover_counts`.
 
     Notes
     -----
-    From the fresh 68k PBMCs of Zheng et al. (2017, doi:10.1038/ncomms14049), as `scanpy.datasets.pbmc68k_reduced`
-    ships them: scaled to 10,000 counts per cell, log1p, rounded to three decimals, all genes but the 765 dropped.
+    From the fresh 68k PBMCs of Zheng et al. (2017, doi:10.1038/ncomms14049), as in `scanpy.datasets.pbmc68k_reduced`:
+    scaled to 10,000 counts per cell, log1p, rounded to three decimals, all genes but the 765 dropped.
     """
     from scanpy.datasets import pbmc68k_reduced
 
@@ -90,7 +90,7 @@ def pbmc68k() -> AnnData:
 
 
 def _whole_counts(values: np.ndarray, *, tolerance: float, max_smallest: int, cell: int) -> np.ndarray:
-    """Divide one cell by the largest unit that makes all of its values whole."""
+    """Divide one cell by the largest unit that makes all of its values integers."""
     remainders = []
     for smallest in range(1, max_smallest + 1):
         multiples = values / _count_unit(values, smallest)
@@ -105,7 +105,7 @@ def _whole_counts(values: np.ndarray, *, tolerance: float, max_smallest: int, ce
 
 
 def _count_unit(values: np.ndarray, smallest: int) -> float:
-    """Fit the unit of one cell, given the count that its smallest value stands for."""
+    """Fit the unit of one cell, given the count of its smallest value."""
     unit = float(values.min()) / smallest
     # an error in log1p(v) moves v in proportion to 1 + v
     weights = (1.0 + values) ** -2

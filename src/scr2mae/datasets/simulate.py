@@ -1,4 +1,4 @@
-"""Negative-binomial counts of many donors, with every effect known."""
+"""Negative-binomial counts of many donors with known effects."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-_BLOCK_ENTRIES = 4_000_000  # dense entries drawn at once, about 100 MB with their temporaries
+_BLOCK_ENTRIES = 4_000_000  # dense entries drawn at once, about 100 MB with temporaries
 
 
 @dataclass(frozen=True)
@@ -44,39 +44,39 @@ def simulate_donors(
 ) -> AnnData:
     """Simulate counts of donors with cell types, batches, disease and age effects of known size.
 
-    Effects are natural-log fold changes of the mean. They are not renormalized, so each is exact, and an effect
-    of zero means that the counts do not depend on that variable at all. Disease is a property of the donor,
-    as frequent as its absence (to within one donor) overall and inside every batch; each donor is in one batch.
+    Effects are natural-log fold changes of the mean. They are not renormalized, so each is exact, and with an effect
+    of zero the counts do not depend on that variable. Disease is a property of the donor,
+    as frequent as its absence (to within one donor) overall and in every batch; each donor is in one batch.
 
     Parameters
     ----------
     n_donors
-        Donors, >= 2.
+        Number of donors, >= 2.
     n_cells_per_donor
-        Cells of each donor, >= 1.
+        Number of cells per donor, >= 1.
     n_genes
-        Genes, >= 2.
+        Number of genes, >= 2.
     n_cell_types
-        Cell types, >= 1. Their shares vary between donors, independently of disease and age.
+        Number of cell types, >= 1. Their shares vary between donors, independently of disease and age.
     n_batches
-        Batches, between 1 and ``n_donors``.
+        Number of batches, between 1 and ``n_donors``.
     cell_type_effect, donor_effect, batch_effect
         Standard deviation over genes of the log fold change of a cell type, donor or batch, >= 0.
     disease_effect
-        Absolute log fold change between diseased and control donors in the genes that carry it, >= 0; half of
-        them rise and half of them fall.
+        Absolute log fold change between diseased and control donors in the affected genes, >= 0; half of
+        them increase and half of them decrease.
     age_effect
-        The same for ten more years of age, counted from the middle of ``age_range``.
+        The same for ten more years of age, relative to the middle of ``age_range``.
     effect_fraction
-        Share of genes that carry the disease effect; as many others carry the age effect. In [0, 0.5].
+        Share of genes affected by disease; as many others are affected by age. In [0, 0.5].
     dispersion
         Negative-binomial theta, > 0: the variance is ``mean + mean**2 / dispersion``. ``math.inf`` is Poisson.
     library_size
         Median of the expected counts of a cell before effects, > 0. Log-normal over cells with sd 0.3.
     age_range
-        Bounds in years between which the ages of the donors are uniform.
+        Bounds in years of the uniform distribution of the donors' ages.
     seed
-        Seeds everything. Each part has its own random stream, so one effect changes without moving the others.
+        Seed of all draws. Each part has its own random stream, so one effect can change without changing the others.
 
     Returns
     -------
@@ -106,9 +106,10 @@ def simulate_donors(
     >>> sorted(adata.obs["donor"].unique())
     ['donor0', 'donor1', 'donor2', 'donor3']
     """
-    arguments = dict(locals())  # first of all, so that it holds the arguments and nothing else
+    arguments = dict(locals())  # first, while there are no other local variables
     _check_arguments(arguments)
-    design_rng, effects_seed, cells_rng, counts_rng = _streams(seed)
+    design, effects_seed, cells, drawn = np.random.SeedSequence(seed).spawn(4)
+    design_rng, cells_rng, counts_rng = (np.random.default_rng(stream) for stream in (design, cells, drawn))
     donors = _draw_design(design_rng, n_donors, n_batches, age_range)
     effects = _draw_effects(effects_seed, arguments)
     n_obs = n_donors * n_cells_per_donor
@@ -136,17 +137,10 @@ def simulate_donors(
     )
 
 
-def _streams(
-    seed: int,
-) -> tuple[np.random.Generator, np.random.SeedSequence, np.random.Generator, np.random.Generator]:
-    design, effects, cells, counts = np.random.SeedSequence(seed).spawn(4)
-    return np.random.default_rng(design), effects, np.random.default_rng(cells), np.random.default_rng(counts)
-
-
 def _draw_design(
     rng: np.random.Generator, n_donors: int, n_batches: int, age_range: tuple[float, float]
 ) -> pd.DataFrame:
-    """Donors in random order on a checkerboard of batches (columns) and disease (alternating squares)."""
+    """Place donors in random order on a checkerboard of batches (columns) and disease (alternating squares)."""
     place = rng.permutation(n_donors)
     row, batch = np.divmod(place, n_batches)
     diseased = (row + batch) % 2
@@ -188,7 +182,7 @@ def _draw_counts(
     library: np.ndarray,
     dispersion: float,
 ) -> Iterator[sp.csr_matrix]:
-    """Yield the counts donor by donor, so that no dense matrix of all cells ever exists."""
+    """Yield the counts donor by donor, so that a dense matrix of all cells never exists."""
     n_genes = len(effects.baseline)
     block = max(1, _BLOCK_ENTRIES // n_genes)
     batch, diseased = donors["batch"].cat.codes.to_numpy(), donors["disease"].cat.codes.to_numpy()
@@ -230,7 +224,7 @@ def _check_arguments(arguments: dict) -> None:
         value = arguments[f"{name}_effect"]
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(
-                f"{name}_effect must be finite and not negative, got {value}; its signs are drawn."
+                f"{name}_effect must be finite and not negative, got {value}; its signs are random."
             )
     if not 0 <= arguments["effect_fraction"] <= 0.5:
         raise ValueError(f"effect_fraction must lie in [0, 0.5], got {arguments['effect_fraction']}.")
