@@ -186,6 +186,30 @@ def test_predictions_do_not_depend_on_the_batch(build):
     )
 
 
+def test_an_embedding_is_the_mean_over_tokens_whatever_the_batch(build, tokenizer):
+    model, sentences = build().eval(), ["the small dog", "a large white cat sees the dog"]
+    found = text.embed(model, sentences, length=24)
+    assert found.dtype == np.float32
+    for row, sentence in zip(found, sentences, strict=True):
+        tokens = [tokenizer.start_id, *tokenizer.encode([sentence])[0], tokenizer.end_id]
+        with torch.no_grad():
+            expected = model(torch.tensor([tokens]))[0].mean(dim=0)
+        np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
+    classifier = RobertaClassifier.from_network(model, 2)
+    np.testing.assert_allclose(text.embed(classifier, sentences, length=24), found, rtol=1e-4, atol=1e-5)
+
+
+def test_finetuning_returns_the_classifier_with_its_curves(build):
+    classifier = RobertaClassifier.from_network(build(), 2)
+    run = {**RUN, "max_epochs": 2, "lr": 1e-3}
+    assert text.finetune(classifier, labeled(64), validation=labeled(32, seed=1), **run) is classifier
+    assert len(classifier.history_["train_loss"]) == 2
+    probability = text.predict_proba(classifier, labeled(32, seed=1), length=24)
+    expected = -np.log(probability[np.arange(32), labeled(32, seed=1).labels]).mean()
+    assert classifier.history_["validation_loss"].iloc[-1].item() == pytest.approx(expected, rel=1e-4)
+    assert not classifier.training
+
+
 def test_pairs_are_joined_as_roberta_does_and_the_longer_is_cut_first(build, tokenizer):
     start, end = tokenizer.start_id, tokenizer.end_id
     data = labeled(1, pairs=True)

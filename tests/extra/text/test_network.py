@@ -1,5 +1,6 @@
 """The network: the paper's sizes, transformers' own loss, finite at every ratio; folders that transformers reads."""
 
+import json
 import sys
 
 import pytest
@@ -149,7 +150,7 @@ def test_transformers_reads_the_tokenizer_too(build, tmp_path):
     assert theirs("the small dog", add_special_tokens=False)["input_ids"] == ours
 
 
-def test_a_model_is_replaced_only_when_asked_and_never_another_folder(build, tmp_path):
+def test_a_model_is_replaced_only_when_asked_and_files_of_others_stay(build, tmp_path):
     model = build()
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(FileExistsError, match="pass overwrite=True"):
@@ -159,24 +160,61 @@ def test_a_model_is_replaced_only_when_asked_and_never_another_folder(build, tmp
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="is not empty"):
-        model.save_pretrained(tmp_path / "mine", overwrite=True)
+        model.save_pretrained(tmp_path / "mine")
+    model.save_pretrained(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "model"]
 
 
+def to_the_former_layout(folder):
+    """Take out of ``scr2mae.json`` what the first versions did not write."""
+    document = json.loads((folder / "scr2mae.json").read_text())
+    for name in ("format", "weights", "files", "class"):
+        del document[name]
+    (folder / "scr2mae.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("curriculum", [None, "cl"])
+def test_a_folder_of_the_former_layout_loads(pretrain, build, tokens, tmp_path, curriculum):
+    model = pretrain(build(mask_ratio=UniformRatio(0.2, 0.3, seed=9), curriculum=curriculum), max_epochs=1)
+    model.save_pretrained(tmp_path / "model")
+    to_the_former_layout(tmp_path / "model")
+    again = RobertaR2MAE.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert again.mask_ratio == model.mask_ratio
+    assert again.history_.keys() == model.history_.keys()
+
+
+def test_a_classifier_is_saved_for_transformers_too_and_told_from_a_language_model(build, tokens, tmp_path):
+    model = build()
+    classifier = text.RobertaClassifier.from_network(model, 3, seed=4).eval()
+    classifier.save_pretrained(tmp_path / "classifier")
+    again = text.RobertaClassifier.from_pretrained(tmp_path / "classifier")
+    assert (again.n_classes, again.seed) == (3, 4)
+    assert torch.equal(again(tokens), classifier(tokens))
+    theirs = transformers.RobertaForSequenceClassification.from_pretrained(tmp_path / "classifier").eval()
+    torch.testing.assert_close(theirs(tokens).logits, classifier(tokens))
+    with pytest.raises(ValueError, match="holds a RobertaClassifier, not a RobertaR2MAE"):
+        RobertaR2MAE.from_pretrained(tmp_path / "classifier")
+
+
 def test_damaged_folders_are_named(build, tokenizer, documents, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"lacks scr2mae\.json"):
+    with pytest.raises(FileNotFoundError, match=r"it has no scr2mae\.json"):
         RobertaR2MAE.from_pretrained(tmp_path)
     build().save_pretrained(tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-100])
-    with pytest.raises(ValueError, match="damaged or of another network"):
+    with pytest.raises(ValueError, match="is damaged"):
         RobertaR2MAE.from_pretrained(tmp_path / "model")
     weights.unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"lacks its weights model\.safetensors"):
         RobertaR2MAE.from_pretrained(tmp_path / "model")
     weights.write_bytes(content)
     text.BytePairTokenizer.train(documents, vocab_size=280).save(tmp_path / "model" / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
+        RobertaR2MAE.from_pretrained(tmp_path / "model")
+    to_the_former_layout(tmp_path / "model")
     with pytest.raises(ValueError, match=r"vocabulary of \d+ and the tokenizer one of 280"):
         RobertaR2MAE.from_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text("{")

@@ -109,7 +109,7 @@ def test_a_unet_takes_its_channels_from_the_images(tmp_path, capsys):
         ),
         (["pretrain", "{out}/none", "-o", "{out}"], 1, "No file or folder"),
         (["pretrain", "{data}", "-o", "{out}", "--resume", "{out}"], 1, "No checkpoint"),
-        (["finetune", "{data}", "--model", "{out}", "-o", "{out}"], 1, "No network in"),
+        (["finetune", "{data}", "--model", "{out}", "-o", "{out}"], 1, "No model folder at"),
         (["probe", "{whole}", "--model", "{mlp}"], 1, "has no test split; give test images"),
         (["finetune", "{data}", "--model", "{mlp}", "-o", "{out}"], 1, "holds a MaskedMLP; only a ViT"),
         (

@@ -100,6 +100,21 @@ def test_an_embedding_depends_on_the_image_alone(name, images):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_scores_are_mean_losses_over_images_under_the_same_masks(name, images):
+    network = NETWORKS[name]()
+    frame = vision.score(network, images, ratios=(0.2, 0.8), batch_size=20, seed=3)
+    assert network.training
+    assert frame["ratio"].tolist() == [0.2, 0.8]
+    assert frame["n_images"].tolist() == [48, 48]
+    network.eval()
+    losses = [
+        network.training_loss(images.batch(part), ratio=0.8, seed=3, step=step).loss.item() * len(part)
+        for step, part in enumerate(np.split(np.arange(48), [20, 40]))
+    ]
+    assert frame["loss"][1] == pytest.approx(sum(losses) / 48)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_error_of_uncorrupted_images_is_that_of_the_network_s_output(name, images):
     network = NETWORKS[name]().eval()
     x = images.batch(np.arange(6))["image"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from scr2mae._utils.model_folder import read_index
+from scr2mae._utils.untrusted import read_json
 from scr2mae.extra.vision.classifier import ViTMAEClassifier
 from scr2mae.extra.vision.heads import AttributeHead, LinearHead
 from scr2mae.extra.vision.mlp import MaskedMLP
-from scr2mae.extra.vision.saving import read_config
+from scr2mae.extra.vision.saving import VISION_FORMAT
 from scr2mae.extra.vision.unet import MaskedUNet
 from scr2mae.extra.vision.vit import R2ViTMAE
 
@@ -38,11 +40,10 @@ def from_pretrained(folder: str | Path) -> Any:
     ValueError
         If it is damaged, of an unknown class, or from a newer version.
     """
-    document = read_config(Path(folder))
-    if document.get("model_type") == "vit_mae":
+    config = Path(folder) / "config.json"
+    document = read_json(config) if config.is_file() else None
+    if isinstance(document, dict) and document.get("model_type") == "vit_mae":
         return R2ViTMAE.from_pretrained(folder)
-    if (name := document.get("scr2mae_network")) not in _CLASSES:
-        raise ValueError(
-            f"{folder} holds no network for images: config.json names {name!r}, expected one of {list(_CLASSES)}."
-        )
+    if (name := read_index(folder, VISION_FORMAT)["scr2mae_network"]) not in _CLASSES:
+        raise ValueError(f"{folder} names the network {name!r}; expected one of {list(_CLASSES)}.")
     return _CLASSES[name].from_pretrained(folder)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from scr2mae._utils.model_folder import FolderFormat, write_folder
 from scr2mae._utils.optional import require
+from scr2mae._utils.untrusted import load_tensors
 from scr2mae.extra.training import BatchLoss, decay_groups
 from scr2mae.extra.vision.pixels import check_images
-from scr2mae.extra.vision.saving import check_folder, write_runs
 from scr2mae.extra.vision.vit_sizes import check_config, sides
 from scr2mae.masking import draw_mask
 
@@ -26,6 +28,13 @@ __all__ = ["R2ViTMAE", "normalize", "pooled_patches", "position_table"]
 
 # Mean and standard deviation of ImageNet's pixels, as in MAE and in the checkpoints of transformers.
 _RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_FORMAT = FolderFormat(
+    name="scr2mae.vit_mae",
+    noun="ViT-MAE",
+    index="scr2mae.json",
+    weights="model.safetensors",
+    files=("config.json", "preprocessor_config.json"),
+)
 
 
 def position_table(width: int, grid: int) -> Tensor:
@@ -231,29 +240,26 @@ class R2ViTMAE(nn.Module):
             Folder to create.
         overwrite
             Whether a network in the folder may be replaced.
-
-        Raises
-        ------
-        FileExistsError
-            If the folder is not empty and ``overwrite`` is False.
         """
-        check_folder(Path(folder), overwrite=overwrite)
-        with _no_progress_bars():
-            self.mae.save_pretrained(folder)
-        size = {"height": self.image_size, "width": self.image_size}
         rgb = self.config.num_channels == 3
         processor = {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,
-            "size": size,
+            "size": {"height": self.image_size, "width": self.image_size},
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
             "image_mean": list(_RGB_MEAN) if rgb else [0.5] * self.config.num_channels,
             "image_std": list(_RGB_STD) if rgb else [0.5] * self.config.num_channels,
         }
-        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
-        write_runs(self, Path(folder))
+        with TemporaryDirectory() as place, _no_progress_bars():
+            # transformers names the weights in files otherwise than in memory.
+            self.mae.save_pretrained(place, max_shard_size="1TB")
+            tensors = load_tensors(Path(place) / "model.safetensors")
+            config = (Path(place) / "config.json").read_bytes()
+        files = {"config.json": config, "preprocessor_config.json": json.dumps(processor, indent=1).encode()}
+        runs = getattr(self, "runs_", None) or None
+        write_folder(folder, _FORMAT, tensors, {}, files=files, runs=runs, overwrite=overwrite)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> R2ViTMAE:
