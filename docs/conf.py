@@ -50,7 +50,7 @@ nitpicky = True
 nitpick_ignore_regex = [  # private names in annotations, spelled out in the docstrings
     (
         "py:class",
-        r"(scr2mae\._batches\.)?BatchLoader|(scr2mae\.extra\.vision\.datasets\.)?ImageFiles|lightning\..*\.WeightAveraging|(scr2mae\.extra\._training\.)?BatchLoss|(scr2mae\.data\.backed\.)?BackedCounts|Columns|DeviceCells|Float|(history\.)?History|Density|Kind|LawLike|RobertaConfig|Scheme|ShrunkCovariance|Splits|ViTMAEConfig",
+        r"(scr2mae\._batches\.)?BatchLoader|(scr2mae\.extra\.vision\.datasets\.)?ImageFiles|lightning\..*\.WeightAveraging|(scr2mae\.extra\._training\.)?BatchLoss|(scr2mae\.data\.backed\.)?BackedCounts|Columns|Device|DeviceCells|Float|(history\.)?History|Density|Kind|LawLike|RobertaConfig|Scheme|ShrunkCovariance|Splits|ViTMAEConfig",
     ),
 ]
 

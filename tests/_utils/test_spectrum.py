@@ -7,7 +7,6 @@ from scr2mae.metrics import effective_rank
 
 def test_metrics_and_theory_share_one_effective_rank():
     assert metrics.effective_rank is theory.effective_rank
-    assert metrics.EffectiveRank is theory.EffectiveRank
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])

@@ -1,6 +1,6 @@
 """Linear theory of masked pretraining: covariance models, risk formulas and simulations, on numpy and scipy alone."""
 
-from scr2mae._utils.spectrum import EffectiveRank, effective_rank
+from scr2mae._utils.spectrum import effective_rank as effective_rank  # documented in scr2mae.metrics
 from scr2mae.theory.covariance import (
     Covariance,
     aligned_signal,
@@ -36,7 +36,6 @@ from scr2mae.theory.spiked import (
 
 __all__ = [
     "Covariance",
-    "EffectiveRank",
     "MaskProfile",
     "OptimalRatio",
     "RatioLaw",
@@ -48,7 +47,6 @@ __all__ = [
     "align_errors",
     "aligned_signal",
     "beta_covariance",
-    "effective_rank",
     "eigenvector_risk",
     "general_risk",
     "general_terms",
