@@ -67,7 +67,7 @@ def fitted(simulate: object) -> R2MAEModel:
 def test_an_embedding_in_bfloat16_is_within_three_percent_of_each_dimensions_spread(
     fitted: R2MAEModel, monkeypatch: pytest.MonkeyPatch, density_limit: float
 ) -> None:
-    monkeypatch.setattr("scr2mae.model.embed._SPARSE", density_limit)
+    monkeypatch.setattr("scr2mae.model.streaming._SPARSE", density_limit)
     exact = fitted.get_latent_representation()
     rounded = fitted.get_latent_representation(precision="bf16-mixed")
     assert rounded.dtype == np.float32
@@ -120,7 +120,7 @@ def test_multiplying_the_non_zeros_alone_gives_the_dense_embedding(
     panel = adata[:, 20:].copy()
     embedded = {}
     for limit in (0.0, 1.0):
-        monkeypatch.setattr("scr2mae.model.embed._SPARSE", limit)
+        monkeypatch.setattr("scr2mae.model.streaming._SPARSE", limit)
         embedded[limit] = [
             model.get_latent_representation(),
             model.get_latent_representation(panel),

@@ -18,7 +18,7 @@ OPERATIONS: dict[str, Callable[[R2MAEModel], Any]] = {
     "Embedding": lambda model: model.get_latent_representation(batch_size=8),
     "Decoding": lambda model: model.get_normalized_expression(batch_size=8),
     "Scoring": lambda model: model.get_reconstruction_error(batch_size=8),
-    "Hiding 30%": lambda model: model.get_masked_reconstruction(ratios=(0.3,), batch_size=8),
+    "Masking 30%": lambda model: model.get_masked_reconstruction(ratios=(0.3,), batch_size=8),
     "Probing": lambda model: linear_probe(
         AnnData(obs=model.adata.obs, obsm={"z": model.get_latent_representation()}),
         use_rep="z",

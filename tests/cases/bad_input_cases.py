@@ -198,12 +198,12 @@ SETUP = [
 
 BUILD = [
     Case("model: no width", ValueError, "n_hidden must be at least 1, got 0", _build(n_hidden=0)),
-    Case("model: width a fraction", TypeError, "n_latent must be a whole number, got 2.5", _build(n_latent=2.5)),
-    Case("model: width a word", TypeError, "n_hidden must be a whole number, got '64'", _build(n_hidden="64")),
-    Case("model: width true", TypeError, "n_layers must be a whole number, got True", _build(n_layers=True)),
+    Case("model: width a fraction", TypeError, "n_latent must be an integer, got 2.5", _build(n_latent=2.5)),
+    Case("model: width a word", TypeError, "n_hidden must be an integer, got '64'", _build(n_hidden="64")),
+    Case("model: width true", TypeError, "n_layers must be an integer, got True", _build(n_layers=True)),
     Case("model: no decoder", ValueError, "n_layers_decoder must be at least 1", _build(n_layers_decoder=-2)),
     Case("model: seed negative", ValueError, "seed must be at least 0, got -1", _build(seed=-1)),
-    Case("model: seed a fraction", TypeError, "seed must be a whole number", _build(seed=0.5)),
+    Case("model: seed a fraction", TypeError, "seed must be an integer", _build(seed=0.5)),
     Case("model: ratio above one", ValueError, "must lie in [0, 1], got 1.1", _build(mask_ratio=1.1)),
     Case("model: ratio NaN", ValueError, "must lie in [0, 1], got nan", _build(mask_ratio=float("nan"))),
     Case("model: range backwards", ValueError, "low <= high, got (0.5, 0.1)", _build(mask_ratio=(0.5, 0.1))),
@@ -219,7 +219,7 @@ TRAIN = [
     Case(f"train: {name}", error, message, _train(**arguments), of_model=True)
     for name, error, message, arguments in [
         ("no epochs", ValueError, "max_epochs must be at least 1, got 0", {"max_epochs": 0}),
-        ("half an epoch", TypeError, "max_epochs must be a whole number, got 0.5", {"max_epochs": 0.5}),
+        ("half an epoch", TypeError, "max_epochs must be an integer, got 0.5", {"max_epochs": 0.5}),
         ("share above one", ValueError, "train_size must lie in (0, 1]", {"train_size": 1.5}),
         ("shares above one", ValueError, "must not exceed 1", {"train_size": 0.9, "validation_size": 0.3}),
         ("split by nothing", KeyError, "No 'x' in adata.obs to split by", {"split_key": "x"}),
@@ -245,9 +245,9 @@ TRAIN = [
 USE = [
     Case("embed: untrained", RuntimeError, "not trained yet; call model.train() first", lambda p: p.model.get_latent_representation(), of_model=True),
     Case("embed: indices outside", IndexError, "within the 120 cells", _get("get_latent_representation", indices=[0, 120])),
-    Case("embed: short mask", ValueError, "one entry a cell (120)", _get("get_latent_representation", indices=np.ones(5, bool))),
-    Case("embed: indices with fractions", TypeError, "whole numbers in a row", _get("get_latent_representation", indices=[0.5, 1.5])),
-    Case("embed: indices in words", TypeError, "whole numbers in a row", _get("get_latent_representation", indices=["cell1"])),
+    Case("embed: short mask", ValueError, "one entry per cell (120)", _get("get_latent_representation", indices=np.ones(5, bool))),
+    Case("embed: indices with fractions", TypeError, "indices must be a list of integers", _get("get_latent_representation", indices=[0.5, 1.5])),
+    Case("embed: indices in words", TypeError, "indices must be a list of integers", _get("get_latent_representation", indices=["cell1"])),
     Case("embed: batch size", ValueError, "batch_size must be at least 1, got -5", _get("get_latent_representation", batch_size=-5)),
     Case("embed: precision", ValueError, "precision must be 'auto' or one of", _get("get_latent_representation", precision="8")),
     Case("embed: wrong array", ValueError, "out must have shape (120, 4)", _get("get_latent_representation", out=np.zeros((3, 4)))),

@@ -14,7 +14,7 @@ from scipy import stats
 
 from scr2mae import R2MAEModel
 from scr2mae.masking import DecayRatio, draw_mask
-from scr2mae.model import embed
+from scr2mae.model.inference import masked_scores
 
 TINY = {"n_hidden": 16, "n_latent": 4}
 
@@ -143,7 +143,7 @@ def test_nothing_is_masked_even_if_the_module_was_left_in_training_mode(
         raise AssertionError("a mask was drawn")
 
     monkeypatch.setattr("scr2mae.nn.module.draw_mask", forbidden)
-    monkeypatch.setattr("scr2mae.model.embed.draw_mask", forbidden)
+    monkeypatch.setattr("scr2mae.model.inference.draw_mask", forbidden)
     trained.module.train()
     np.testing.assert_array_equal(trained.get_latent_representation(), expected)
     torch.testing.assert_close(weights(trained), before, rtol=0, atol=0)
@@ -277,12 +277,12 @@ def test_masked_reconstruction_depends_on_its_seed_and_nothing_else(trained: R2M
     assert first.loc[0.3, "nll"] != other.loc[0.3, "nll"]
 
 
-def test_masked_reconstruction_hides_measured_genes_of_a_panel_only(
+def test_masked_reconstruction_masks_only_measured_genes_of_a_panel(
     trained: R2MAEModel, adata: AnnData
 ) -> None:
     panel = adata[:, :40].copy()
     cells = trained._cells(panel)
-    _, nll = embed.masked_reconstruction(trained.module, cells, ratio=0.5, seed=3)
+    _, nll = masked_scores(trained.module, cells, ratio=0.5, seed=3)
     hidden = np.zeros(60, dtype=bool)
     hidden[:40] = draw_mask(40, 0.5, seed=3, step=0).numpy()
     masked = adata.copy()

@@ -24,7 +24,7 @@ from scr2mae.masking import (
     UniformDecayRatio,
     UniformRatio,
 )
-from scr2mae.model import state as saved
+from scr2mae.model.saving import to_state
 from scr2mae.model.state import FORMAT
 
 TINY = {"n_hidden": 16, "n_latent": 4}
@@ -110,7 +110,7 @@ def test_every_kind_of_masking_ratio_comes_back(mask_ratio: Any, adata: AnnData,
 
 def test_a_schedule_of_one_s_own_is_not_saved_and_says_so(adata: AnnData, tmp_path: Path) -> None:
     model = R2MAEModel(adata, **TINY, mask_ratio=lambda step, total_steps: 0.5)
-    with pytest.warns(UserWarning, match="is no schedule of scr2mae.masking and is not saved"):
+    with pytest.warns(UserWarning, match="is not a schedule of scr2mae.masking and is not saved"):
         model.save(tmp_path / "model")
     loaded = R2MAEModel.load(tmp_path / "model", adata)
     with pytest.raises(TypeError, match="mask_ratio must be a float"):
@@ -406,7 +406,7 @@ def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_arrays_and_scalars_of_a_registry_survive_json(
     value: Any, trained: R2MAEModel, tmp_path: Path
 ) -> None:
-    described = {**saved.to_state(trained)[1], "registry": {"value": value, "nested": [(value, None)]}}
+    described = {**to_state(trained).document, "registry": {"value": value, "nested": [(value, None)]}}
     write_folder(tmp_path / "m", FORMAT, {"w": torch.arange(3)}, described)
     tensors, document, _ = read_folder(tmp_path / "m", FORMAT)
     assert tensors["w"].tolist() == [0, 1, 2]

@@ -6,7 +6,7 @@ from scvi import REGISTRY_KEYS
 from scvi.distributions import NegativeBinomial
 from torch import nn
 
-from scr2mae.model.surgery import transplant
+from scr2mae.model.query import add_categories
 from scr2mae.nn.layers import CovariateLinear
 from scr2mae.nn.module import MEASURED_KEY, R2MAEModule
 
@@ -120,31 +120,35 @@ def test_a_covariate_table_is_a_linear_layer_on_the_one_hot_code():
 
 
 @pytest.mark.parametrize("was_constant", [False, True])
-def test_a_grown_network_embeds_the_reference_bit_for_bit_and_trains_new_rows_only(was_constant):
+def test_a_network_with_new_categories_embeds_the_reference_bit_for_bit_and_trains_new_rows_only(
+    was_constant,
+):
     before = [1, 2] if was_constant else [3, 2]
     reference = _module(n_categories=before)
     codes = torch.stack([torch.arange(12) % before[0], torch.arange(12) % 2], dim=1)
     tensors = {**_tensors(), "batch": codes[:, :1], "extra_categorical_covs": codes[:, 1:]}
-    grown = _module(n_categories=[before[0] + 2, 2], n_new_categories=[2, 0])
-    transplant(reference, grown)
-    grown.train()
-    frozen = {name: p.clone() for name, p in grown.named_parameters() if not p.requires_grad}
-    optimizer = torch.optim.Adam([p for p in grown.parameters() if p.requires_grad], weight_decay=0.1)
+    extended = _module(n_categories=[before[0] + 2, 2], n_new_categories=[2, 0])
+    add_categories(reference, extended)
+    extended.train()
+    frozen = {name: p.clone() for name, p in extended.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.Adam([p for p in extended.parameters() if p.requires_grad], weight_decay=0.1)
     query = {**tensors, "batch": torch.full((12, 1), before[0])}
     for step in range(3):
         optimizer.zero_grad()
-        grown.training_loss(query, ratio=0.3, seed=0, step=step).loss.backward()
+        extended.training_loss(query, ratio=0.3, seed=0, step=step).loss.backward()
         optimizer.step()
-    assert {name for name, p in grown.named_parameters() if p.requires_grad} == {
+    assert {name for name, p in extended.named_parameters() if p.requires_grad} == {
         "encoder.first.tables.0.new",
         "decoder.first.tables.0.new",
     }
-    assert all(torch.equal(dict(grown.named_parameters())[name], p) for name, p in frozen.items())
-    old, new = (m.eval()(tensors, compute_loss=False) for m in (reference, grown))
+    assert all(torch.equal(dict(extended.named_parameters())[name], p) for name, p in frozen.items())
+    old, new = (m.eval()(tensors, compute_loss=False) for m in (reference, extended))
     assert torch.equal(old[0]["z"], new[0]["z"])
     assert torch.equal(old[1]["logits"], new[1]["logits"])
     assert not torch.equal(
-        grown.inference(tensors["X"], query["batch"].expand(-1, 2) * 0 + torch.tensor([before[0], 0]))["z"],
+        extended.inference(tensors["X"], query["batch"].expand(-1, 2) * 0 + torch.tensor([before[0], 0]))[
+            "z"
+        ],
         new[0]["z"],
     )
 

@@ -18,7 +18,7 @@ from scr2mae.benchmark.environment import log_level
 from scr2mae.benchmark.pretraining import BATCH, Embedding, Options, Pretraining
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
-from scr2mae.model.embed import BATCH_SIZE
+from scr2mae.model.streaming import BATCH_SIZE
 from scr2mae.probe.inputs import Rows
 
 _TRAIN_BATCH_SIZE = 128

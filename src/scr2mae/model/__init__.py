@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scr2mae.model.inference import EmbeddingMixin
+from scr2mae.model.hub import HubMixin
+from scr2mae.model.inference import InferenceMixin
 from scr2mae.model.query import QueryMixin
-from scr2mae.model.saving import StorageMixin
+from scr2mae.model.saving import SavingMixin
 from scr2mae.model.training import TrainingMixin
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["R2MAEModel"]
 
 
-class R2MAEModel(TrainingMixin, EmbeddingMixin, QueryMixin, StorageMixin):
+class R2MAEModel(TrainingMixin, InferenceMixin, QueryMixin, SavingMixin, HubMixin):
     """Masked autoencoder of single-cell counts whose masking ratio is redrawn for every mini-batch.
 
     Parameters
@@ -33,7 +34,7 @@ class R2MAEModel(TrainingMixin, EmbeddingMixin, QueryMixin, StorageMixin):
     n_layers_decoder
         Hidden layers of the decoder.
     mask_ratio
-        Share of the genes hidden at a step: a float (a plain masked autoencoder), a pair ``(low, high)`` from
+        Share of the genes masked at a step: a float (a plain masked autoencoder), a pair ``(low, high)`` from
         which it is drawn anew for every mini-batch (R²MAE), or a schedule of :mod:`scr2mae.masking`.
     curriculum
         Learned weights on the loss: ``"cl"`` (from easy to hard), ``"cl_k0"`` (easy throughout), settings

@@ -1,4 +1,4 @@
-"""What every part of the model rests on: the registered data and the network."""
+"""Base of the model's parts: the registered data and the network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from scvi.model.base import BaseModelClass
 from scr2mae.data import CellSpec, read_cells
 from scr2mae.data.setup import make_actual, register
 from scr2mae.masking import as_ratio_schedule
-from scr2mae.model import embed
 from scr2mae.nn.curriculum import Curriculum
 from scr2mae.nn.module import R2MAEModule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from anndata import AnnData
 
     from scr2mae.data import Cells, Split
@@ -30,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class CellModel(BaseModelClass):
-    """Cells that were set up, a network that fits them, and how they are read for it."""
+    """Registered cells and a network that fits them."""
 
     _module_cls = R2MAEModule
 
@@ -54,8 +52,8 @@ class CellModel(BaseModelClass):
             "n_layers_decoder": n_layers_decoder,
         }
         for name, value in sizes.items():
-            check_whole_number(name, value, smallest=1)
-        check_whole_number("seed", seed, smallest=0)
+            check_integer(name, value, smallest=1)
+        check_integer("seed", seed, smallest=0)
         self.curriculum = Curriculum.named(curriculum)
         self.mask_ratio = mask_ratio
         self._ratio_schedule(seed)
@@ -87,7 +85,7 @@ class CellModel(BaseModelClass):
         check_counts: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Say where the raw counts and the covariates are.
+        """Register the raw counts and the covariates.
 
         Parameters
         ----------
@@ -96,15 +94,15 @@ class CellModel(BaseModelClass):
         layer
             Layer of raw counts; None for ``X``.
         batch_key
-            Column of ``obs`` with the batch, which encoder and decoder are told.
+            Column of ``obs`` with the batch, an input of encoder and decoder.
         labels_key, donor_key
-            Columns with cell type and donor: bookkeeping for splits and probes, never inputs of the network.
+            Columns with cell type and donor, for splits and probes; never inputs of the network.
         size_factor_key
-            Column that replaces the total count as library size.
+            Column with the library size; None takes the total count.
         categorical_covariate_keys, continuous_covariate_keys
-            Further columns that the network is told; continuous ones as they are, not standardized.
+            Further inputs of the network; continuous ones are not standardized.
         check_counts
-            Whether fractions are refused.
+            Whether to raise an error for fractions.
         kwargs
             ``source_registry``, the registry of a model to transfer from, and ``extend_categories``.
 
@@ -113,14 +111,14 @@ class CellModel(BaseModelClass):
         KeyError
             If a layer or column does not exist.
         ValueError
-            If the counts are no raw counts, gene names repeat, or a covariate is missing.
+            If ``X`` or the layer does not hold raw counts, gene names repeat, or a covariate is missing.
         """
         arguments = cls._get_setup_method_args(**locals())
         cls.register_manager(register(adata, arguments, **kwargs))
 
     @classmethod
     def _ensure_registered(cls, adata: AnnData) -> None:
-        """Register an AnnData that was never set up, or that is a copy or subset of one that was."""
+        """Register an AnnData that was not set up, or that is a copy or subset of one that was."""
         make_actual(adata)
         manager = cls._setup_adata_manager_store.get(adata.uns.get("_scvi_uuid"))
         if manager is not None and manager.adata is adata:
@@ -137,7 +135,7 @@ class CellModel(BaseModelClass):
             cls.setup_anndata(adata, **manager.registry["setup_args"])
 
     def build_module(self) -> R2MAEModule:
-        """Make the network; its weights depend on the seed alone."""
+        """Make the network; its initial weights depend only on the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             return self.module_for(
@@ -161,13 +159,13 @@ class CellModel(BaseModelClass):
         Parameters
         ----------
         spec
-            What it reads.
+            Genes and columns that it reads.
         init_params
-            Its widths, as ``model.init_params_`` has them.
+            Its widths, as in ``model.init_params_``.
         curriculum
             Settings of learned weights, or None.
         n_new_categories
-            How many categories came with a query, or None.
+            Number of categories of a query per covariate, or None.
 
         Returns
         -------
@@ -195,32 +193,31 @@ class CellModel(BaseModelClass):
 
     @property
     def spec(self) -> CellSpec:
-        """What the model reads of an AnnData."""
+        """Genes and columns of an AnnData that the model reads."""
         return CellSpec.from_registry(self.registry)
 
     def _cells(self, adata: AnnData | None, *, on_disk: bool = False) -> Cells:
-        """Read the model's own data, or new data by name, without registering them."""
+        """Read the model's own data, or new data by gene name without registering them."""
         if adata is None and self.adata is None:
             raise ValueError("This model was loaded without data; pass adata=.")
         return read_cells(self.adata if adata is None else adata, self.spec, on_disk=on_disk)
 
-    def _trained_cells(self, adata: AnnData | None, indices: Any) -> tuple[Cells, np.ndarray | None]:
-        self._check_if_trained(warn=False, message="The model is not trained yet; call model.train() first.")
-        cells = self._cells(adata, on_disk=True)  # each is read once
-        return cells, embed.positions(indices, cells.n_obs)
+    def keep_split(self, split: Split) -> None:
+        """Set the split of the model's cells.
+
+        Parameters
+        ----------
+        split
+            Indices of the cells on each side.
+        """
+        self.split_ = split
+        self.train_indices_, self.validation_indices_ = split.train, split.validation
+        self.test_indices_ = split.test
 
 
-def check_whole_number(name: str, value: Any, *, smallest: int) -> None:
-    """Refuse what is no whole number, or too small a one.
-
-    Raises
-    ------
-    TypeError
-        If it is of another kind.
-    ValueError
-        If it is too small.
-    """
+def check_integer(name: str, value: Any, *, smallest: int) -> None:
+    """Raise unless a value is an integer >= ``smallest``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number, got {value!r}.")
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
     if value < smallest:
         raise ValueError(f"{name} must be at least {smallest}, got {value}.")

@@ -1,13 +1,16 @@
-"""Model card: what a model folder says about its training, for people to read."""
+"""Model card: a description in Markdown of a model and its training."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from scr2mae.data import CellSpec
+from scr2mae.model.state import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from scr2mae.model.state import ModelState
 
 __all__ = ["model_card"]
 
@@ -17,7 +20,7 @@ _SHOWN_GENES = 5
 _TEXT = """\
 # {name}
 
-Embeddings of single-cell counts by a masked autoencoder that hides another share of the genes at every step
+Embeddings of single-cell counts by a masked autoencoder that masks another share of the genes at every step
 ([R²MAE](https://arxiv.org/abs/2509.21650)), made with `scr2mae`. The table below was filled in from the record of training.
 
 ## Use
@@ -56,44 +59,22 @@ positions of the split). Neither can hold code, and counts are not included.
 """
 
 
-def model_card(
-    metadata: Mapping[str, Any],
-    *,
-    repo: str,
-    revision: str,
-    split_sizes: Mapping[str, int],
-    versions: Mapping[str, str],
-) -> str:
-    """Write the text of a model card, in Markdown, without its YAML header.
-
-    Parameters
-    ----------
-    metadata
-        As :func:`scr2mae.model.state.describe` returns it.
-    repo, revision
-        Where the model will be.
-    split_sizes
-        Side of the split to its number of cells; empty where the split is unknown.
-    versions
-        Library to version, of the machine that pushes.
-
-    Returns
-    -------
-    Markdown.
-    """
-    rows = {**_data_rows(metadata), **_network_rows(metadata), **_training_rows(metadata, split_sizes)}
+def model_card(state: ModelState, *, repo: str, revision: str, versions: Mapping[str, str]) -> str:
+    """Return a model card in Markdown, without its YAML header; ``versions`` are those of libraries, by name."""
+    document = state.document
+    rows = {**_data_rows(document), **_network_rows(document), **_training_rows(state)}
     rows["Versions"] = ", ".join(f"{library} {version}" for library, version in versions.items())
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return _TEXT.format(name=repo.rpartition("/")[2], repo=repo, revision=revision, table=table)
 
 
 def _cell(value: str) -> str:
-    """Keep the names of columns and genes, which can be anything, inside their cell of the table."""
+    """Escape characters that end a cell of the table, since names of columns and genes can hold any."""
     return value.replace("|", "\\|").replace("\n", " ")
 
 
-def _data_rows(metadata: Mapping[str, Any]) -> dict[str, str]:
-    registry = metadata["registry"]
+def _data_rows(document: Mapping[str, Any]) -> dict[str, str]:
+    registry = document["registry"]
     spec = CellSpec.from_registry(registry)
     genes = ", ".join(spec.var_names[:_SHOWN_GENES])
     more = " ..." if len(spec.var_names) > _SHOWN_GENES else ""
@@ -110,9 +91,9 @@ def _data_rows(metadata: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _network_rows(metadata: Mapping[str, Any]) -> dict[str, str]:
-    sizes = metadata["init_params"]
-    ratio = metadata["mask_ratio"]
+def _network_rows(document: Mapping[str, Any]) -> dict[str, str]:
+    sizes = document["init_params"]
+    ratio = document["mask_ratio"]
     shown = {
         list: lambda: f"drawn from {ratio[0]:g} to {ratio[1]:g} for every mini-batch (R²MAE)",
         float: lambda: f"{ratio:g}, fixed",
@@ -121,24 +102,26 @@ def _network_rows(metadata: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "Network": f"{sizes['n_layers']} encoder and {sizes['n_layers_decoder']} decoder layers of {sizes['n_hidden']} units, "
         f"embedding of {sizes['n_latent']} dimensions",
-        "Masking ratio": shown[type(ratio)]() if type(ratio) in shown else "a schedule of the owner's own",
+        "Masking ratio": shown[type(ratio)]() if type(ratio) in shown else "a schedule defined by the owner",
     }
-    if metadata["curriculum"] is not None:
-        rows["Curriculum"] = ", ".join(f"{name} {value}" for name, value in metadata["curriculum"].items())
+    if document["curriculum"] is not None:
+        rows["Curriculum"] = ", ".join(f"{name} {value}" for name, value in document["curriculum"].items())
     return rows
 
 
-def _training_rows(metadata: Mapping[str, Any], split_sizes: Mapping[str, int]) -> dict[str, str]:
-    rows = {"Seed": str(metadata["init_params"]["seed"])}
-    split = metadata["split"]
+def _training_rows(state: ModelState) -> dict[str, str]:
+    document = state.document
+    rows = {"Seed": str(document["init_params"]["seed"])}
+    split = document["split"]
     if split is not None:
-        sides = ", ".join(f"{size:,} {side}" for side, size in split_sizes.items() if size)
+        sizes = {side: len(state.tensors[f"split.{side}"]) for side in SIDES}
+        sides = ", ".join(f"{size:,} {side}" for side, size in sizes.items() if size)
         unit = f"whole groups of `{split['key']}`" if split["key"] else "single cells"
         rows["Split"] = f"{sides} cells; {unit} held out"
-    curves = metadata["history"]
+    curves = document["history"]
     if "train_loss" in curves:
         rows["Epochs"] = str(len(curves["train_loss"]["values"]))
     for name, label in (("train_loss", "Training loss"), ("validation_loss", "Validation loss")):
         if curves.get(name, {}).get("values"):
-            rows[label] = f"{curves[name]['values'][-1]:.4f} nats a masked count, at the end"
+            rows[label] = f"{curves[name]['values'][-1]:.4f} nats per masked count, at the end"
     return rows

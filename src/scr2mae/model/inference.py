@@ -1,4 +1,4 @@
-"""What a trained model says of cells: embedding, expression, errors, loss weights."""
+"""Outputs of a trained model: embedding, expression, reconstruction errors, loss weights."""
 
 from __future__ import annotations
 
@@ -6,19 +6,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
+from scvi import REGISTRY_KEYS
 
-from scr2mae.model import embed
+from scr2mae._utils.memory import check_array
+from scr2mae.masking import draw_mask
+from scr2mae.metrics import masked_pearson
 from scr2mae.model.base import CellModel
+from scr2mae.model.streaming import cell_indices, embed, n_rows, stream
+from scr2mae.nn.likelihood import log_mean_of_counts
+from scr2mae.nn.module import MEASURED_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
 
+    from scr2mae.data import Cells, CellSpec
+    from scr2mae.nn.module import R2MAEModule
 
-class EmbeddingMixin(CellModel):
+
+class InferenceMixin(CellModel):
     """``get_latent_representation`` and the other outputs."""
 
+    @torch.inference_mode()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -28,20 +39,19 @@ class EmbeddingMixin(CellModel):
         precision: str | int | None = "32-true",
         out: Any = None,
     ) -> np.ndarray:
-        """Embed cells; nothing is masked, and each embedding depends on its cell alone.
+        """Embed cells; nothing is masked, and each embedding depends only on its cell.
 
         Parameters
         ----------
         adata
-            Raw counts; None for the model's own. Genes may come in any order and some may be absent: they are
-            treated as masked.
+            Raw counts; None for the model's own. Genes may come in any order, and missing genes are treated as masked.
         indices
-            Positions of the cells to embed, or a boolean mask; None for all.
+            Indices of the cells to embed, or a boolean mask; None for all.
         batch_size
-            Cells at a time.
+            Cells per mini-batch.
         precision
             ``"32-true"``, or ``"bf16-mixed"``: several times faster where the processor multiplies bfloat16 in hardware, and
-            within 3 % of each dimension's standard deviation; ``"auto"`` chooses it there.
+            within 3 % of each dimension's standard deviation. ``"auto"`` chooses it there.
         out
             Array that receives the embedding, slice by slice: of zarr, HDF5 or NumPy, shape ``(n_obs, n_latent)``. None
             makes a new one in memory.
@@ -55,15 +65,25 @@ class EmbeddingMixin(CellModel):
         RuntimeError
             If the model is not trained.
         ValueError
-            If too few genes are shared, or a batch is unknown.
+            If too few genes are shared, a batch is unknown, or ``out`` has another shape.
         MemoryError
-            If there is no room for the embedding, and no ``out``.
+            If the embedding is larger than the free memory and ``out`` is not given.
         """
-        cells, where = self._trained_cells(adata, indices)
-        return embed.latent(
-            self.module, cells, indices=where, batch_size=batch_size, precision=precision, out=out
-        )
+        cells, rows = self._trained_cells(adata, indices)
+        shape = n_rows(cells, rows), self.module.to_latent.out_features
+        if out is None:
+            advice = "pass out=, an array of zarr or HDF5 on disk, or embed some of the cells at a time by indices="
+            check_array(shape, np.float32, "The embedding", advice=advice)
+            out = np.empty(shape, dtype=np.float32)
+        elif tuple(out.shape) != shape:
+            raise ValueError(
+                f"out must have shape {shape}, cells by latent dimensions; got {tuple(out.shape)}."
+            )
+        for filled, z in embed(self.module, cells, rows, batch_size, precision):
+            out[filled] = z.cpu().numpy()
+        return out
 
+    @torch.inference_mode()
     def get_normalized_expression(
         self,
         adata: AnnData | None = None,
@@ -74,7 +94,7 @@ class EmbeddingMixin(CellModel):
         batch_size: int | None = None,
         return_numpy: bool = False,
     ) -> pd.DataFrame | np.ndarray:
-        """Decode cells to expression, for all genes of the reference, measured in the cell or not.
+        """Decode cells to expression of all genes of the reference, whether measured in the cell or not.
 
         Parameters
         ----------
@@ -85,10 +105,10 @@ class EmbeddingMixin(CellModel):
         gene_list
             Genes to return; None for all.
         library_size
-            What a cell's genes add up to, or ``"observed"`` (also ``"latent"``, scvi-tools' word) for the cell's own
-            depth: measured genes then add up to its library size and imputed genes come on top.
+            Sum of a cell's values over all genes, or ``"observed"`` (also ``"latent"``, scvi-tools' word) for the cell's own
+            depth: measured genes then add up to its library size, and imputed genes come on top.
         return_numpy
-            Return an array; else a frame with cell and gene names.
+            Return an array instead of a frame with cell and gene names.
 
         Returns
         -------
@@ -103,40 +123,53 @@ class EmbeddingMixin(CellModel):
         ValueError
             If ``library_size`` is another word.
         MemoryError
-            If there is no room for the result.
+            If the result is larger than the free memory.
         """
-        is_known = library_size in ("observed", "latent")
-        if not is_known and (isinstance(library_size, str) or not 0 < library_size < np.inf):
+        is_observed = library_size in ("observed", "latent")
+        if not is_observed and (isinstance(library_size, str) or not 0 < library_size < np.inf):
             raise ValueError(
                 f"library_size must be a number above 0, 'observed' or 'latent', got {library_size!r}."
             )
         spec = self.spec
-        genes = embed.gene_positions(spec, gene_list)
-        codes = embed.batch_codes(spec, transform_batch)
-        cells, where = self._trained_cells(adata, indices)
-        values = embed.normalized_expression(
-            self.module,
-            cells,
-            genes=genes,
-            batches=codes,
-            library_size=None if isinstance(library_size, str) else float(library_size),
-            indices=where,
-            batch_size=batch_size,
-        )
+        genes, batches = _gene_indices(spec, gene_list), _batch_codes(spec, transform_batch)
+        cells, rows = self._trained_cells(adata, indices)
+        shape = n_rows(cells, rows), len(genes)
+        advice = "name some of the genes by gene_list=, or decode some of the cells at a time by indices="
+        check_array(shape, np.float32, "The decoded expression", advice=advice)
+        values = np.empty(shape, dtype=np.float32)
+        module, columns = self.module, torch.as_tensor(genes, device=self.module.device)
+        for filled, tensors in stream(module, cells, rows, batch_size, desc="Decoding"):
+            z = module.inference(**module._get_inference_input(tensors))["z"]
+            total: Any = 0.0
+            for code in batches:
+                decoded_as = dict(tensors)
+                if code is not None:
+                    own = tensors[REGISTRY_KEYS.BATCH_KEY]
+                    decoded_as[REGISTRY_KEYS.BATCH_KEY] = torch.full_like(own, code)
+                logits = module.generative(**module._get_generative_input(decoded_as, {"z": z}))["logits"]
+                rho = logits.float().softmax(dim=-1)
+                scale: Any = 1.0 if is_observed else float(library_size)
+                if is_observed:
+                    measured = tensors.get(MEASURED_KEY)
+                    seen = rho if measured is None else rho[:, measured]
+                    scale = module.log_library(tensors).exp() / seen.sum(dim=1, keepdim=True)
+                total = total + rho[:, columns] * scale
+            values[filled] = (total / len(batches)).cpu().numpy()
         if return_numpy:
             return values
         names = (self.adata if adata is None else adata).obs_names
         return pd.DataFrame(
-            values, index=names if where is None else names[where], columns=spec.var_names[genes]
+            values, index=names if rows is None else names[rows], columns=spec.var_names[genes]
         )
 
+    @torch.inference_mode()
     def get_reconstruction_error(
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
     ) -> dict[str, float]:
-        """Mean negative log-likelihood of a cell's measured counts, in nats, nothing masked.
+        """Compute the mean negative log-likelihood of a cell's measured counts, in nats, with nothing masked.
 
         Parameters
         ----------
@@ -147,9 +180,15 @@ class EmbeddingMixin(CellModel):
         -------
         ``{"reconstruction_loss": mean over cells of the sum over genes}``, as scvi-tools reports it.
         """
-        cells, where = self._trained_cells(adata, indices)
-        error = embed.reconstruction_error(self.module, cells, indices=where, batch_size=batch_size)
-        return {"reconstruction_loss": float(error.mean())}
+        cells, rows = self._trained_cells(adata, indices)
+        errors = np.empty(n_rows(cells, rows))
+        for filled, tensors in stream(self.module, cells, rows, batch_size, desc="Scoring"):
+            _, generated = self.module(tensors, compute_loss=False)
+            nll = self.module.element_nll(tensors, generated["logits"])
+            measured = tensors.get(MEASURED_KEY)
+            nll = nll if measured is None else nll[:, measured]
+            errors[filled] = nll.double().sum(dim=1).cpu().numpy()
+        return {"reconstruction_loss": float(errors.mean())}
 
     def get_masked_reconstruction(
         self,
@@ -160,38 +199,39 @@ class EmbeddingMixin(CellModel):
         seed: int = 0,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
-        """Hide genes and measure how well the others predict them (the paper's Tables 7 and 8).
+        """Mask genes and measure how well they are predicted from the others (the paper's Tables 7 and 8).
 
         Parameters
         ----------
         adata, indices, batch_size
             As in :meth:`get_latent_representation`; ``indices=model.validation_indices`` for unseen cells.
         ratios
-            Shares of the genes to hide.
+            Shares of the genes to mask.
         seed
-            Which genes are hidden: the same for every model and cell.
+            Seed of the masks, which are the same for every model and cell.
 
         Returns
         -------
-        One row a ratio: ``pearson`` (mean over cells of the correlation over hidden genes between predicted and
-        observed log-normalized expression) and ``nll`` (mean negative log-likelihood of a hidden count, nats).
+        One row per ratio: ``pearson`` (mean over cells of the correlation over masked genes between predicted and
+        observed log-normalized expression) and ``nll`` (mean negative log-likelihood of a masked count, nats).
         """
-        cells, where = self._trained_cells(adata, indices)
-        rows = []
+        cells, rows = self._trained_cells(adata, indices)
+        scores = []
         for ratio in ratios:
-            pearson, nll = embed.masked_reconstruction(
-                self.module, cells, ratio=ratio, seed=seed, indices=where, batch_size=batch_size
+            pearson, nll = masked_scores(
+                self.module, cells, ratio=ratio, seed=seed, indices=rows, batch_size=batch_size
             )
-            rows.append({"ratio": ratio, "pearson": float(np.nanmean(pearson)), "nll": float(nll.mean())})
-        return pd.DataFrame(rows).set_index("ratio")
+            scores.append({"ratio": ratio, "pearson": float(np.nanmean(pearson)), "nll": float(nll.mean())})
+        return pd.DataFrame(scores).set_index("ratio")
 
+    @torch.inference_mode()
     def get_curriculum_weights(
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
-        """Loss weight of each gene at each masking ratio, averaged over cells.
+        """Compute the loss weight of each gene at each masking ratio, averaged over cells.
 
         Parameters
         ----------
@@ -209,8 +249,81 @@ class EmbeddingMixin(CellModel):
         """
         if self.curriculum is None:
             raise ValueError("This model has no curriculum; make it with curriculum='cl' or 'cl_k0'.")
-        cells, where = self._trained_cells(adata, indices)
-        weights = embed.curriculum_weights(self.module, cells, indices=where, batch_size=batch_size)
+        cells, rows = self._trained_cells(adata, indices)
+        total: Any = 0.0  # a mean of balanced matrices is balanced
+        for filled, tensors in stream(self.module, cells, rows, batch_size, desc="Weighing"):
+            weights = self.module.curriculum_weights(tensors)
+            weights = weights if weights.dim() == 2 else weights.mean(dim=0)
+            total = total + weights * (filled.stop - filled.start)
+        mean = (total / n_rows(cells, rows)).cpu().numpy()
         schedule = self._ratio_schedule(self.seed)
         values = getattr(schedule, "values", range(self.curriculum.n_ratios))
-        return pd.DataFrame(weights, index=self.spec.var_names, columns=pd.Index(values, name="ratio"))
+        return pd.DataFrame(mean, index=self.spec.var_names, columns=pd.Index(values, name="ratio"))
+
+    def _trained_cells(self, adata: AnnData | None, indices: Any) -> tuple[Cells, np.ndarray | None]:
+        self._check_if_trained(warn=False, message="The model is not trained yet; call model.train() first.")
+        self.module.eval()
+        cells = self._cells(adata, on_disk=True)  # each is read once
+        return cells, cell_indices(indices, cells.n_obs)
+
+
+@torch.inference_mode()
+def masked_scores(
+    module: R2MAEModule,
+    cells: Cells,
+    *,
+    ratio: float,
+    seed: int = 0,
+    indices: np.ndarray | None = None,
+    batch_size: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mask a share of the measured genes, the same for all cells, and score their prediction per cell, shape (n_obs,).
+
+    Return the Pearson correlation over masked genes between ``log1p(1e4 rho)`` and ``log1p(1e4 x / library)`` (NaN where
+    the counts do not vary), and the mean negative log-likelihood in nats.
+    """
+    measured = np.ones(module.n_vars, dtype=bool) if cells.measured is None else cells.measured
+    mask = np.zeros(module.n_vars, dtype=bool)
+    mask[measured] = draw_mask(int(measured.sum()), ratio, seed=seed, step=0).numpy()
+    masked = torch.as_tensor(mask, device=module.device)
+    genes = masked.nonzero().squeeze(1)
+    pearson, nll = np.empty((2, n_rows(cells, indices)))
+    for rows, tensors in stream(module, cells, indices, batch_size, desc=f"Masking {ratio:.0%}"):
+        _, generated = module(tensors, inference_kwargs={"mask": masked}, compute_loss=False)
+        nll[rows] = module.element_nll(tensors, generated["logits"], genes=genes).mean(dim=1).cpu().numpy()
+        library = module.log_library(tensors).exp()
+        log_rho = log_mean_of_counts(
+            generated["logits"], torch.zeros_like(library), measured=tensors.get(MEASURED_KEY)
+        )
+        pearson[rows] = masked_pearson(
+            log_rho.exp().cpu().numpy(),
+            tensors[REGISTRY_KEYS.X_KEY].cpu().numpy(),
+            mask,
+            library=library.squeeze(1).cpu().numpy(),
+        )
+    return pearson, nll
+
+
+def _gene_indices(spec: CellSpec, gene_list: Sequence[str] | None) -> np.ndarray:
+    """Return the indices of genes; None means all."""
+    names = pd.Index(spec.var_names)
+    if gene_list is None:
+        return np.arange(len(names))
+    found = names.get_indexer(pd.Index(list(gene_list)))
+    if (found < 0).any():
+        absent = [gene for gene, at in zip(gene_list, found, strict=True) if at < 0]
+        raise KeyError(
+            f"The model does not know the genes {absent[:5]}; its {len(names)} are in model.spec.var_names."
+        )
+    return found
+
+
+def _batch_codes(spec: CellSpec, transform_batch: Any) -> list[int | None]:
+    """Return the codes of batches; None stands for a cell's own."""
+    if transform_batch is None:
+        return [None]
+    known = spec.categorical[0][1].tolist()
+    wanted = transform_batch if isinstance(transform_batch, (list, tuple, np.ndarray)) else [transform_batch]
+    if unknown := [batch for batch in wanted if batch not in known]:
+        raise KeyError(f"No batch {unknown[:5]}; the model knows {known[:20]}.")
+    return [known.index(batch) for batch in wanted]

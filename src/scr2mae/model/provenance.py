@@ -11,7 +11,7 @@ from scr2mae.train.provenance import plain
 
 if TYPE_CHECKING:
     from scr2mae.data import Cells, Split
-    from scr2mae.model import R2MAEModel
+    from scr2mae.model.base import CellModel
 
 __all__ = ["describe_data", "describe_run"]
 
@@ -19,7 +19,7 @@ _CELLS_HASHED_ON_DISK = 64
 
 
 def describe_run(
-    model: R2MAEModel, datamodule: Any, *, seed: int, resumed: bool, train: dict[str, Any]
+    model: CellModel, datamodule: Any, *, seed: int, resumed: bool, train: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what :func:`scr2mae.train.fit` records of a run; ``train`` has the arguments that change the result."""
     cells, split = (getattr(datamodule, name, None) for name in ("cells", "split"))

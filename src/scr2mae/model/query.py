@@ -1,22 +1,28 @@
-"""New data for a trained model."""
+"""New data for a trained model: genes aligned by name, and weights for new categories."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+import torch
+from anndata import AnnData
 
 from scr2mae._utils.compat import torch_device
-from scr2mae.model import surgery as query
+from scr2mae._utils.model_folder import read_index
+from scr2mae.data import MEASURED_COLUMN, align_genes
+from scr2mae.data.counts import as_csr, check_genes, layer_names
+from scr2mae.data.genes import check_overlap, select_genes
+from scr2mae.data.setup import make_actual
 from scr2mae.model.base import CellModel
+from scr2mae.model.state import FORMAT
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from anndata import AnnData
-
-    from scr2mae.model import R2MAEModel
+_SCVI_UNS = ("_scvi_uuid", "_scvi_manager_uuid")
 
 
 class QueryMixin(CellModel):
@@ -25,30 +31,30 @@ class QueryMixin(CellModel):
     @staticmethod
     def prepare_query_anndata(  # type: ignore[override]
         adata: AnnData,
-        reference_model: R2MAEModel | str | Path,
+        reference_model: CellModel | str | Path,
         return_reference_var_names: bool = False,
         inplace: bool = True,
         *,
         min_shared: float = 0.1,
     ) -> AnnData | pd.Index | None:
-        """Align the genes of new data with a reference by name, Ensembl version suffixes aside.
+        """Align the genes of new data with a reference by name, ignoring the version suffix of Ensembl ids.
 
         Parameters
         ----------
         adata
             New data.
         reference_model
-            A model, or the folder of one.
+            A model, or its folder.
         return_reference_var_names
             Return the reference's gene names and do nothing else.
         inplace
-            Change ``adata``; else return a new AnnData.
+            Change ``adata`` instead of returning a new AnnData.
         min_shared
-            Smallest share of the reference's genes that must be there.
+            Smallest share of the reference's genes that must be in ``adata``.
 
         Returns
         -------
-        None, or what was asked for. Absent genes become empty sparse columns, False in
+        None, the new AnnData or the gene names. Missing genes become empty sparse columns, with False in
         ``var["scr2mae_measured"]``, and are treated as masked.
 
         Raises
@@ -56,9 +62,10 @@ class QueryMixin(CellModel):
         ValueError
             If gene names repeat, or fewer than ``min_shared`` are shared.
         """
+        genes = _reference_genes(reference_model)
         if return_reference_var_names:
-            return pd.Index(query.reference_genes(reference_model))
-        aligned = query.align_anndata(adata, reference_model, min_shared=min_shared)
+            return pd.Index(genes)
+        aligned = _aligned(adata, genes, min_shared=min_shared)
         if not inplace:
             return aligned
         adata._init_as_actual(aligned)
@@ -68,25 +75,25 @@ class QueryMixin(CellModel):
     def load_query_data(
         cls,
         adata: AnnData,
-        reference_model: R2MAEModel | str | Path,
+        reference_model: CellModel | str | Path,
         *,
         accelerator: str = "auto",
         device: int | str = "auto",
     ) -> Self:
-        """Make a model that also knows the batches of new data; only their weights are left to train.
+        """Extend a model by the batches of new data; only the weights of these batches are trained.
 
         Parameters
         ----------
         adata
             New data, genes aligned by :meth:`prepare_query_anndata`, columns named as in the reference.
         reference_model
-            A trained model, or the folder of one; it is not changed.
+            A trained model, or its folder; it is not changed.
         accelerator, device
-            Where the new model goes.
+            Device of the new model.
 
         Returns
         -------
-        The model; cells of the reference embed in it as before, bit for bit, before and after it is trained.
+        The model. Cells of the reference embed in it bit for bit as before, also after it is trained.
 
         Raises
         ------
@@ -94,7 +101,92 @@ class QueryMixin(CellModel):
             If genes are not aligned, or the reference was made without a ``batch_key``.
         """
         place = torch_device(accelerator, device)
-        reference = reference_model if isinstance(reference_model, cls) else cls.load(reference_model)  # type: ignore[arg-type]
-        model = query.add_categories(adata, reference)
+        reference: Any = reference_model if isinstance(reference_model, cls) else cls.load(reference_model)  # type: ignore[arg-type]
+        model = type(reference)._with_new_categories(adata, reference)
         model.to_device(place)
         return model
+
+    @classmethod
+    def _with_new_categories(cls, adata: AnnData, reference: CellModel) -> Self:
+        """Register new data and copy a reference with room for their categories; only new rows are trainable."""
+        spec = reference.spec
+        if not np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names):
+            raise ValueError(
+                "The genes of adata are not those of the reference, in its order; "
+                f"call {cls.__name__}.prepare_query_anndata(adata, reference_model) first."
+            )
+        if all(key is None for key, _ in spec.categorical):
+            raise ValueError(
+                "The reference was set up without batch_key or categorical covariates, so it has no batch weights to "
+                "extend; embed the new data with reference.get_latent_representation(adata)."
+            )
+        make_actual(adata)
+        setup = {"source_registry": reference.registry, "extend_categories": True}
+        cls.setup_anndata(adata, **reference.registry["setup_args"], **setup)
+        options: dict[str, Any] = reference.init_params_
+        model = cls(adata, mask_ratio=reference.mask_ratio, curriculum=reference.curriculum, **options)
+        pairs = zip(model.spec.categorical, spec.categorical, strict=True)
+        model.n_new_categories_ = [len(new) - len(old) for (_, new), (_, old) in pairs]
+        model.module = model.build_module()
+        add_categories(reference.module, model.module)
+        model.is_trained_ = reference.is_trained_
+        model.runs_ = list(reference.runs_)
+        return model
+
+
+def _reference_genes(reference: CellModel | str | Path) -> np.ndarray:
+    """Return the gene names of a model or model folder, shape (n_vars,)."""
+    registry = getattr(reference, "registry", None) or read_index(reference, FORMAT)["registry"]  # type: ignore[arg-type]
+    return np.asarray(registry["field_registries"]["X"]["state_registry"]["column_names"]).astype(str)
+
+
+def _aligned(adata: AnnData, genes: np.ndarray, *, min_shared: float) -> AnnData:
+    """Return a copy with the reference's genes in its order, missing ones as empty sparse columns."""
+    check_genes(adata)
+    position = align_genes(adata.var_names, genes)
+    measured = position >= 0
+    if MEASURED_COLUMN in adata.var:
+        measured &= adata.var[MEASURED_COLUMN].to_numpy(dtype=bool)[position]
+        position = np.where(measured, position, -1)
+    n_shared = int(measured.sum())
+    check_overlap(n_shared, len(genes), min_shared=min_shared)
+    found = adata.var.iloc[position[measured]].set_axis(genes[measured])
+    # Plain booleans would become a column of mixed type, which cannot be written to a file.
+    booleans = {name: "boolean" for name, dtype in found.dtypes.items() if pd.api.types.is_bool_dtype(dtype)}
+    var = found.astype(booleans if not measured.all() else {}).reindex(
+        pd.Index(genes, name=adata.var_names.name)
+    )
+    var[MEASURED_COLUMN] = measured
+    report = {"n_reference_genes": len(genes), "n_shared_genes": n_shared, "n_query_genes": adata.n_vars}
+    return AnnData(
+        X=None if adata.X is None else select_genes(as_csr(adata.X), position),
+        obs=adata.obs.copy(),
+        var=var,
+        obsm=dict(adata.obsm),
+        obsp=dict(adata.obsp),
+        uns={
+            **{k: v for k, v in adata.uns.items() if k not in _SCVI_UNS},
+            "scr2mae": {**adata.uns.get("scr2mae", {}), "gene_overlap": report},
+        },
+        layers={name: select_genes(as_csr(adata.layers[name]), position) for name in layer_names(adata)},
+        raw=adata.raw.to_adata() if adata.raw is not None else None,
+    )
+
+
+def add_categories(reference: torch.nn.Module, extended: torch.nn.Module) -> None:
+    """Copy weights into a network that has more categories and is else the same.
+
+    Rows of the reference's categories keep their place and value; a new category starts as the mean of those.
+    """
+    old, new = reference.state_dict(), extended.state_dict()
+    for table in sorted({name.rpartition(".")[0] for name in new if ".tables." in name}):
+        rows = [old[key] for key in (f"{table}.reference", f"{table}.new") if key in old]
+        # A covariate that was constant had no table: its one category adds nothing, now as then.
+        known = torch.cat(rows) if rows else torch.zeros_like(new[f"{table}.reference"])
+        new[f"{table}.reference"] = known.clone()
+        if f"{table}.new" in new:
+            new[f"{table}.new"] = known.mean(dim=0).expand_as(new[f"{table}.new"]).clone()
+    for name in new:
+        if ".tables." not in name:
+            new[name] = old[name].clone()
+    extended.load_state_dict(new)

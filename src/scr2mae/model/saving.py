@@ -1,16 +1,25 @@
-"""Folders, the hub, and scvi-tools' own file."""
+"""Saving and loading of models as folders of safetensors and JSON."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+import warnings
+from dataclasses import asdict
+from inspect import signature
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+import torch
 from scvi.data import AnnDataManager
 
 from scr2mae._utils.compat import torch_device
 from scr2mae._utils.model_folder import read_folder, read_index, write_folder
-from scr2mae.model import hub_io as hub
-from scr2mae.model import state as saved
+from scr2mae.data import CellSpec, read_cells
+from scr2mae.data.setup import make_actual
+from scr2mae.masking import schedule_to_state
 from scr2mae.model.base import CellModel
+from scr2mae.model.state import FORMAT, SIDES, ModelState, check_state, n_obs
+from scr2mae.train.provenance import history_to_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,31 +27,39 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+__all__ = ["SavingMixin", "from_state", "to_state"]
 
-class StorageMixin(CellModel):
-    """``save``, ``load`` and ways to share."""
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=CellModel)
+
+
+class SavingMixin(CellModel):
+    """``save``, ``load`` and what scvi-tools expects beside them."""
 
     def save(  # type: ignore[override]
         self, dir_path: str | Path, *, overwrite: bool = False
     ) -> None:
-        """Save the model as a folder of safetensors and JSON. Of several processes that train together, only the first writes.
+        """Save the model as a folder of safetensors and JSON. Of processes that train together, only the first writes.
 
         Parameters
         ----------
         dir_path
             Folder to make.
         overwrite
-            Whether a folder that exists may be written to; until the last moment it holds the old model, then the new.
+            Whether to replace a model in an existing folder; at any moment it holds the whole old or the whole new one.
 
         Raises
         ------
         FileExistsError
             If the folder is not empty and ``overwrite`` is False.
         OSError
-            If the disk is full or read-only; a model that was there is as it was.
+            If the disk is full or read-only; a model that was there is unchanged.
         """
-        tensors, metadata = saved.to_state(self)
-        write_folder(dir_path, saved.FORMAT, tensors, metadata, runs=metadata["runs"], overwrite=overwrite)
+        state = to_state(self)
+        write_folder(
+            dir_path, FORMAT, state.tensors, state.document, runs=state.document["runs"], overwrite=overwrite
+        )
 
     @classmethod
     def load(  # type: ignore[override]
@@ -59,9 +76,9 @@ class StorageMixin(CellModel):
         dir_path
             Its folder.
         adata
-            Data to attach, genes as in the model; None for a model that embeds what it is given.
+            Data to attach, with the genes of the model; None for a model without data of its own.
         accelerator, device
-            Where the model goes.
+            Device of the model.
 
         Returns
         -------
@@ -75,8 +92,8 @@ class StorageMixin(CellModel):
             If the folder is damaged or foreign, or the genes of ``adata`` are not the model's.
         """
         place = torch_device(accelerator, device)
-        tensors, document, _ = read_folder(dir_path, saved.FORMAT)
-        model = saved.from_state(cls, tensors, document, adata=adata, place=dir_path)
+        tensors, document, _ = read_folder(dir_path, FORMAT)
+        model = from_state(cls, ModelState(tensors, document), adata=adata, place=dir_path)
         model.to_device(place)
         return model
 
@@ -100,27 +117,27 @@ class StorageMixin(CellModel):
         ValueError
             If the folder is damaged or foreign.
         """
-        return read_index(dir_path, saved.FORMAT)["registry"]
+        return read_index(dir_path, FORMAT)["registry"]
 
     @staticmethod
     def view_setup_args(dir_path: str | Path) -> None:  # type: ignore[override]
-        """Print the arguments of :meth:`setup_anndata` that the data of a saved model were set up with.
+        """Print the arguments of :meth:`setup_anndata` that a saved model was set up with.
 
         Parameters
         ----------
         dir_path
             Its folder.
         """
-        AnnDataManager.view_setup_method_args(read_index(dir_path, saved.FORMAT)["registry"])
+        AnnDataManager.view_setup_method_args(read_index(dir_path, FORMAT)["registry"])
 
     @classmethod
     def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> None:
-        """Refuse: there are no folders of this class in scvi-tools' old layout, which is a pickle.
+        """Raise an error: this class was never saved in scvi-tools' old layout, which is a pickle.
 
         Parameters
         ----------
         args, kwargs
-            Not looked at.
+            Ignored.
 
         Raises
         ------
@@ -132,49 +149,71 @@ class StorageMixin(CellModel):
             "model folders of every version are read by load()."
         )
 
-    def push_to_hub(self, repo: str, **kwargs: Any) -> str:
-        """Upload the model to the Hugging Face hub, with a card; see :func:`scr2mae.model.hub_io.push_to_hub`.
 
-        Parameters
-        ----------
-        repo
-            ``"owner/name"``.
-        kwargs
-            ``private``, ``revision``, ``commit_message``, ``license``, ``group_names``, ``card`` and ``token``.
+def to_state(model: CellModel) -> ModelState:
+    """Return the state of a model; warn if its masking schedule cannot be saved."""
+    tensors = {f"module.{name}": value for name, value in model.module.state_dict().items()}
+    mask_ratio = schedule_to_state(model.mask_ratio)
+    if mask_ratio is None:
+        warnings.warn(
+            f"mask_ratio={model.mask_ratio!r} is not a schedule of scr2mae.masking and is not saved; "
+            "set model.mask_ratio after loading to train on.",
+            UserWarning,
+            stacklevel=3,
+        )
+    split, about_split = model.split_, None
+    if split is not None:
+        about_split = {"key": split.key, "groups": split.groups, "seed": split.seed, "sha256": split.sha256}
+        tensors |= {f"split.{side}": torch.from_numpy(getattr(split, side)) for side in SIDES}
+    document = {
+        "model": type(model).__name__,
+        "init_params": model.init_params_,
+        "mask_ratio": mask_ratio,
+        "curriculum": None if model.curriculum is None else asdict(model.curriculum),
+        "n_new_categories": model.n_new_categories_,
+        "is_trained": model.is_trained_,
+        "split": about_split,
+        "history": history_to_state(model.history_),
+        "runs": model.runs_,
+        "registry": model.registry,
+    }
+    return ModelState(tensors, document)
 
-        Returns
-        -------
-        Hash of the commit.
-        """
-        return hub.push_to_hub(self, repo, **kwargs)
 
-    @classmethod
-    def from_hub(cls, repo: str, *, revision: str | None = None, **kwargs: Any) -> Self:
-        """Load a model from the Hugging Face hub. Nothing is unpickled; see :func:`scr2mae.model.hub_io.from_hub`.
+def from_state(cls: type[Model], state: ModelState, *, adata: AnnData | None, place: str | Path) -> Model:
+    """Check a state and make a model from it, with data attached or without; ``place`` names its origin in messages."""
+    document = state.document
+    if document["model"] != cls.__name__:
+        raise ValueError(f"{place} holds a {document['model']}, not a {cls.__name__}.")
+    setup_arguments = set(signature(cls.setup_anndata).parameters) - {"adata", "kwargs"}
+    checked = check_state(state, setup_arguments=setup_arguments, build=cls.module_for, place=place)
+    registry = document["registry"]
+    if adata is not None:
+        _attach(cls, adata, registry)
+    model = cls(adata, registry=None if adata is not None else registry, **document["init_params"])
+    model.mask_ratio, model.curriculum = checked.mask_ratio, checked.curriculum
+    model.n_new_categories_ = document["n_new_categories"]
+    model.module = model.build_module()
+    model.module.load_state_dict(checked.weights)
+    model.is_trained_, model.history_, model.runs_ = document["is_trained"], checked.history, checked.runs
+    n_trained = n_obs(document)
+    if checked.split is not None and adata is not None and adata.n_obs != n_trained:
+        logger.info("The data differ from those of training (%d cells), so its split is left out.", n_trained)
+    elif checked.split is not None:
+        model.keep_split(checked.split)
+    return model
 
-        Parameters
-        ----------
-        repo
-            ``"owner/name"``.
-        revision
-            Branch, tag or commit; None for ``main``.
-        kwargs
-            ``adata``, ``accelerator``, ``device`` and ``token``.
 
-        Returns
-        -------
-        The model, ready to embed.
-        """
-        return hub.from_hub(cls, repo, revision=revision, **kwargs)
-
-    def export_scvi(self, dir_path: str | Path, *, overwrite: bool = False) -> None:
-        """Write ``model.pt``, a pickle in scvi-tools' layout; see :func:`scr2mae.model.hub_io.export_scvi`.
-
-        Parameters
-        ----------
-        dir_path
-            Folder that receives the file.
-        overwrite
-            Whether a file that is there is replaced.
-        """
-        hub.export_scvi(self, dir_path, overwrite=overwrite)
+def _attach(cls: type[CellModel], adata: AnnData, registry: dict[str, Any]) -> None:
+    """Register data with the setup of a saved model; the genes must be the same, in the same order."""
+    make_actual(adata)
+    spec = CellSpec.from_registry(registry)
+    names = adata.var_names.to_numpy().astype(str)
+    if not np.array_equal(names, spec.var_names):
+        n_shared = len(set(names) & set(spec.var_names))
+        raise ValueError(
+            f"The genes of adata are not the model's: {n_shared} of the model's {len(spec.var_names)} are there, or the "
+            f"order differs. Call {cls.__name__}.prepare_query_anndata(adata, dir_path) first, or load without adata."
+        )
+    read_cells(adata, spec)
+    cls.setup_anndata(adata, **registry["setup_args"], source_registry=registry)

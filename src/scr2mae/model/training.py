@@ -11,7 +11,7 @@ from scr2mae._utils.compat import resolve_precision, torch_device
 from scr2mae.data import CellDataModule, Split, split_cells
 from scr2mae.data.backed import stays_on_disk
 from scr2mae.data.loaders import check_data_module
-from scr2mae.model.base import CellModel, check_whole_number
+from scr2mae.model.base import CellModel, check_integer
 from scr2mae.model.provenance import describe_run
 from scr2mae.train import CurriculumLog, MaskedTrainingPlan, expression_deciles, fit
 
@@ -111,9 +111,9 @@ class TrainingMixin(CellModel):
                 "This query has no new category, so there is nothing to train; embed it as it is."
             )
         if max_epochs is not None:
-            check_whole_number("max_epochs", max_epochs, smallest=1)
+            check_integer("max_epochs", max_epochs, smallest=1)
         seed = self.seed if seed is None else seed
-        check_whole_number("seed", seed, smallest=0)
+        check_integer("seed", seed, smallest=0)
         if checkpoint_dir is not None and Path(checkpoint_dir).is_file():
             raise NotADirectoryError(f"{checkpoint_dir} is a file; checkpoints go into a folder.")
         obs_names = None
@@ -218,21 +218,6 @@ class TrainingMixin(CellModel):
             **kwargs,
             "callbacks": callbacks,
         }
-
-    def keep_split(self, split: Split) -> None:
-        """Remember which cells train, validate and are left out.
-
-        Parameters
-        ----------
-        split
-            Positions of the cells on each side, of the data that the model was made with.
-        """
-        self.split_ = split
-        self.train_indices_, self.validation_indices_, self.test_indices_ = (
-            split.train,
-            split.validation,
-            split.test,
-        )
 
     def _finish(self, plan: MaskedTrainingPlan) -> None:
         """Take over what a run, whole or broken off, has learned, and what it was."""

@@ -280,7 +280,11 @@ def test_metadata_that_are_not_those_of_the_weights_are_refused_before_a_network
         ("module.log_theta", lambda t: t.double(), r"log_theta is float64 \(60,\), expected float32 \(60,\)"),
         ("module.log_theta", lambda t: t[:30], r"log_theta is float32 \(30,\), expected float32 \(60,\)"),
         ("module.log_theta", lambda t: t.to(torch.complex64), "log_theta is complex64"),
-        ("split.train", lambda t: t.float(), "split in .* is damaged: positions of cells are whole numbers"),
+        (
+            "split.train",
+            lambda t: t.float(),
+            "split in .* is damaged: indices of cells are lists of integers",
+        ),
         ("split.train", lambda t: t + 1000, r"split in .* is damaged: .*must lie in \[0, 120\)"),
         ("split.train", lambda t: -t - 1, r"split in .* is damaged: .*must lie in \[0, 120\)"),
         ("split.train", lambda t: t * 0, "split in .* is damaged: .*contains a cell twice"),

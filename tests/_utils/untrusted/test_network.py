@@ -18,7 +18,7 @@ sys.addaudithook(refuse)
 import scr2mae
 for name in sorted(scr2mae.__all__):
     getattr(scr2mae, name)
-for name in ("model.hub_io", "cli", "extra.dna", "extra.vision", "extra.text"):
+for name in ("model.hub", "cli", "extra.dna", "extra.vision", "extra.text"):
     importlib.import_module(f"scr2mae.{name}")
 adata = scr2mae.datasets.simulate_donors(n_donors=4, n_cells_per_donor=10, n_genes=20)
 model = scr2mae.R2MAEModel(adata, n_hidden=4, n_latent=2)

@@ -7,8 +7,8 @@ import pytest
 
 from scr2mae import R2MAEModel
 from scr2mae.masking import DecayRatio
-from scr2mae.model import state as saved
 from scr2mae.model.card import model_card
+from scr2mae.model.saving import to_state
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -16,14 +16,7 @@ REPO = "ann/blood"
 
 
 def card(model: R2MAEModel) -> str:
-    _, metadata = saved.to_state(model)
-    return model_card(
-        metadata,
-        repo=REPO,
-        revision="main",
-        split_sizes={"train": len(model.split_.train), "validation": len(model.split_.validation)},
-        versions={"scr2mae": "1.2.3"},
-    )
+    return model_card(to_state(model), repo=REPO, revision="main", versions={"scr2mae": "1.2.3"})
 
 
 def rows(text: str) -> dict[str, str]:

@@ -95,9 +95,9 @@ def test_an_export_is_replaced_only_when_asked(trained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
-def test_a_model_grown_for_a_query_is_not_exported(reference, simulate, tmp_path):
+def test_a_model_with_new_categories_of_a_query_is_not_exported(reference, simulate, tmp_path):
     query = R2MAEModel.load_query_data(simulate(seed=1, batches=("b0", "b2")), reference)
-    with pytest.raises(ValueError, match="grown for a query"):
+    with pytest.raises(ValueError, match="new categories of a query"):
         query.export_scvi(tmp_path)
 
 

@@ -1,0 +1,296 @@
+"""Models on the Hugging Face hub, as safetensors and JSON, and export to scvi-tools' own layout.
+
+``scvi.hub`` is not used: it unpickles what it downloads.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scr2mae._utils.compat import torch_device
+from scr2mae._utils.files import atomic_write
+from scr2mae._utils.model_folder import read_folder, read_index, weights_file, write_folder
+from scr2mae._utils.optional import require
+from scr2mae.masking import schedule_to_state
+from scr2mae.model.base import CellModel
+from scr2mae.model.card import TAGS, model_card
+from scr2mae.model.saving import from_state, to_state
+from scr2mae.model.state import FORMAT, ModelState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Self
+
+    from anndata import AnnData
+
+_WEIGHTS = "weights-*.safetensors"
+_CARD = "README.md"
+_MAIN = "main"
+_UNAUTHORIZED = (401, 403)
+
+
+class HubMixin(CellModel):
+    """``push_to_hub``, ``from_hub`` and ``export_scvi``."""
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = True,
+        revision: str | None = None,
+        commit_message: str = "Upload a scr2mae model",
+        license: str | None = None,
+        group_names: bool = False,
+        card: bool = True,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the trained model to the Hugging Face hub in one commit, with a card that describes its training.
+
+        Parameters
+        ----------
+        repo
+            ``"owner/name"``; created if it does not exist.
+        private
+            Whether a new repository is private. The visibility of an existing one is not changed.
+        revision
+            Branch; created if it does not exist. None for ``main``.
+        commit_message
+            First line of the commit.
+        license
+            License of the weights as the hub spells it, such as ``"cc-by-4.0"``; None states none.
+        group_names
+            Whether to upload the names of the donors (or other groups) on each side of the split. Names of batches and
+            of other covariates' categories are always uploaded, since the model needs them.
+        card
+            Whether to write ``README.md``; False keeps the existing one.
+        token
+            Access token; None takes the one of ``hf auth login``.
+
+        Returns
+        -------
+        Hash of the commit, for :meth:`from_hub`.
+
+        Raises
+        ------
+        ImportError
+            If ``huggingface_hub`` is not installed.
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If ``repo`` is not the name of a repository.
+        PermissionError
+            If the token does not allow writing.
+        ConnectionError
+            If the hub cannot be reached.
+        """
+        hub = require("huggingface_hub", extra="hub")
+        if not self.is_trained_:
+            raise RuntimeError("The model is not trained yet; call model.train() first.")
+        branch = revision or _MAIN
+        with tempfile.TemporaryDirectory() as folder, _readable_errors(repo, branch):
+            state = to_state(self)
+            if state.document["split"] is not None and not group_names:
+                anonymous = {**state.document["split"], "groups": {}}
+                state = replace(state, document={**state.document, "split": anonymous})
+            write_folder(folder, FORMAT, state.tensors, state.document)
+            api = hub.HfApi(token=token, library_name="scr2mae", library_version=version("scr2mae"))
+            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
+            if branch != _MAIN:
+                api.create_branch(repo, branch=branch, exist_ok=True)
+            if card:
+                text = _card(hub, state, repo=repo, branch=branch, license=license)
+                (Path(folder) / _CARD).write_text(text, encoding="utf-8")
+            commit = api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                revision=branch,
+                commit_message=commit_message,
+                allow_patterns=[FORMAT.index, _WEIGHTS, _CARD],
+                delete_patterns=[_WEIGHTS],
+            )
+        return str(commit.oid)
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo: str,
+        *,
+        revision: str | None = None,
+        adata: AnnData | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        token: str | bool | None = None,
+    ) -> Self:
+        """Download a model from the Hugging Face hub and load it. Nothing is unpickled.
+
+        Only ``model.json`` and the weights that it names are downloaded, into the cache of ``huggingface_hub``, and the
+        hash of the weights is verified. Without a connection, a model that was downloaded before is loaded.
+
+        Parameters
+        ----------
+        repo
+            ``"owner/name"``.
+        revision
+            Branch, tag or commit; None for ``main``. A commit, as :meth:`push_to_hub` returns it, always gives the same
+            model.
+        adata
+            Data to attach, with the genes of the model; None for a model without data of its own.
+        accelerator, device
+            Device of the model.
+        token
+            Access token; None takes the one of ``hf auth login``.
+
+        Returns
+        -------
+        The model, ready to embed.
+
+        Raises
+        ------
+        ImportError
+            If ``huggingface_hub`` is not installed.
+        FileNotFoundError
+            If there is no such repository or revision, or no model in it.
+        PermissionError
+            If the repository is gated or the token does not allow reading.
+        ConnectionError
+            If the hub cannot be reached and the model was not downloaded before.
+        ValueError
+            If ``repo`` is not the name of a repository, the model is damaged or foreign, or the genes of ``adata`` are
+            not the model's.
+        """
+        branch, place = revision or _MAIN, torch_device(accelerator, device)
+        with _readable_errors(repo, branch):
+            folder = _download(repo, branch, token=token)
+        tensors, document, _ = read_folder(folder, FORMAT, follow_links=True)
+        model = from_state(cls, ModelState(tensors, document), adata=adata, place=repo)
+        model.to_device(place)
+        return model
+
+    def export_scvi(self, dir_path: str | Path, *, overwrite: bool = False) -> None:
+        """Write ``model.pt`` as scvi-tools does, for programs that read that layout. It is a pickle.
+
+        Use :meth:`save` for everything else: a pickle can run code when it is opened.
+
+        Parameters
+        ----------
+        dir_path
+            Folder of ``model.pt``; made if it does not exist.
+        overwrite
+            Whether to replace an existing ``model.pt``.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a ``model.pt`` and ``overwrite`` is False.
+        ValueError
+            If the model has new categories of a query, or ``mask_ratio`` is a function defined by the user.
+
+        Notes
+        -----
+        Keys and their meaning are those of ``scvi.model.base.BaseModelClass.save`` in scvi-tools 1.4:
+        ``model_state_dict``, ``var_names`` and ``attr_dict``, the last with the registry and the arguments of the class.
+        """
+        if self.n_new_categories_ is not None:
+            raise ValueError(
+                "This model has new categories of a query, which scvi-tools' layout cannot describe; export its reference."
+            )
+        if schedule_to_state(self.mask_ratio) is None:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio!r} is not a schedule of scr2mae.masking; set model.mask_ratio to one, a float or a pair."
+            )
+        path = Path(dir_path) / "model.pt"
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} already exists; choose another folder or pass overwrite=True.")
+        # Other programs cannot read the last two, and the loader does without them.
+        public = {
+            name: value
+            for name, value in vars(self).items()
+            if name.endswith("_") and name not in ("split_", "n_new_categories_")
+        }
+        arguments = {**self.init_params_, "mask_ratio": self.mask_ratio, "curriculum": self.curriculum}
+        layout = {
+            "model_state_dict": {name: t.detach().cpu() for name, t in self.module.state_dict().items()},
+            "var_names": self.spec.var_names.astype(object),
+            "attr_dict": {
+                **public,
+                "registry_": self.registry,
+                "init_params_": {"non_kwargs": arguments, "kwargs": {}},
+            },
+        }
+        with atomic_write(path) as part:
+            torch.save(layout, part)
+
+
+@contextmanager
+def _readable_errors(repo: str, revision: str) -> Iterator[None]:
+    """Turn errors of ``huggingface_hub`` into those of Python, with what was wanted and what to do."""
+    require("huggingface_hub", extra="hub")
+    from huggingface_hub import errors
+
+    # The base of all errors of the HTTP library, which differs between versions of huggingface_hub.
+    http_error: Any = errors.HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise ValueError(f"repo must be 'owner/name' of a repository on the hub, got {repo!r}.") from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{repo} has no branch, tag or commit {revision!r}.") from error
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"{repo} is gated; ask its owner for access and pass token= or run 'hf auth login'."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"No repository {repo!r} on the hub, or it is private; check the name, and pass token= or run 'hf auth login'."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:  # a child of the next, so it comes first
+        raise ConnectionError(
+            f"The hub did not answer and {repo} at {revision!r} was not downloaded before; check the connection."
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repo} at {revision!r} is not a scr2mae model, or an incomplete one: {error}"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in _UNAUTHORIZED:
+            raise PermissionError(
+                f"The hub refused access to {repo}; pass token= with the right to it, or run 'hf auth login'."
+            ) from error
+        raise
+    except http_error as error:
+        raise ConnectionError(f"The hub could not be reached: {error}") from error
+    except RuntimeError as error:
+        # From httpx, where an older huggingface_hub retries on the connection that it closed after the first try.
+        if "client has been closed" not in str(error):
+            raise
+        raise ConnectionError(
+            f"The hub did not answer and {repo} at {revision!r} was not downloaded before; check the connection."
+        ) from error
+
+
+def _card(hub: Any, state: ModelState, *, repo: str, branch: str, license: str | None) -> str:
+    header = hub.ModelCardData(
+        license=license, library_name="scr2mae", tags=TAGS, model_name=repo.rpartition("/")[2]
+    )
+    versions = {name: version(name) for name in ("scr2mae", "scvi-tools", "torch", "anndata")}
+    body = model_card(state, repo=repo, revision=branch, versions=versions)
+    return f"---\n{header.to_yaml()}\n---\n\n{body}"
+
+
+def _download(repo: str, revision: str, *, token: str | bool | None) -> Path:
+    """Download only the two files of a model into the cache; return their folder."""
+    hub = require("huggingface_hub", extra="hub")
+    options = {"token": token, "library_name": "scr2mae", "library_version": version("scr2mae")}
+    folder = Path(hub.hf_hub_download(repo, FORMAT.index, revision=revision, **options)).parent
+    document = read_index(folder, FORMAT, follow_links=True)
+    name = weights_file(document, place=f"{FORMAT.index} of {repo}")
+    # The folder is named by its commit, so that the weights are of the same commit, whatever is pushed in between.
+    hub.hf_hub_download(repo, name, revision=folder.name, **options)
+    return folder

@@ -1,0 +1,120 @@
+"""Mini-batches of cells through a trained network, without gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+
+from scr2mae._utils.compat import autocast
+from scr2mae._utils.progress import progress
+from scr2mae.data import CellLoader
+from scr2mae.data.loaders import collate_dense, collate_sparse
+from scr2mae.nn.layers import SparseRows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from scr2mae.data import Cells
+    from scr2mae.nn.module import R2MAEModule
+
+__all__ = ["BATCH_SIZE", "cell_indices", "embed", "n_rows", "stream"]
+
+BATCH_SIZE = 2048
+"""Cells per mini-batch during inference, enough to keep matrix products busy."""
+
+_SPARSE = 0.15  # share of non-zeros up to which multiplying only them is faster than a dense product
+
+
+def cell_indices(indices: Any, n_obs: int) -> np.ndarray | None:
+    """Turn ``indices=`` (integers, negative ones from the end, or a boolean mask) into integers >= 0; None for all."""
+    if indices is None:
+        return None
+    indices = np.asarray(indices)
+    if indices.dtype == bool:
+        if indices.shape != (n_obs,):
+            raise ValueError(
+                f"A boolean indices= must have one entry per cell ({n_obs}), got shape {indices.shape}."
+            )
+        return np.flatnonzero(indices)
+    if indices.ndim != 1 or (len(indices) and indices.dtype.kind not in "iu"):
+        raise TypeError(
+            f"indices must be a list of integers or a boolean mask, got {indices.dtype} of shape {indices.shape}."
+        )
+    if len(indices) and (indices.min() < -n_obs or indices.max() >= n_obs):
+        raise IndexError(
+            f"indices must lie within the {n_obs} cells, got {indices.min()} to {indices.max()}."
+        )
+    return indices.astype(np.int64) % max(n_obs, 1)
+
+
+def n_rows(cells: Cells, indices: np.ndarray | None) -> int:
+    """Return the number of cells selected by ``indices``."""
+    return cells.n_obs if indices is None else len(indices)
+
+
+def stream(
+    module: R2MAEModule,
+    cells: Cells,
+    indices: np.ndarray | None,
+    batch_size: int | None,
+    collate: Any = collate_dense,
+    *,
+    desc: str,
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Yield mini-batches on the module's device, with the rows of the result that they fill."""
+    start = 0
+    with progress(total=n_rows(cells, indices), desc=desc, unit="cells", unit_scale=True) as bar:
+        for tensors in CellLoader(cells, indices, batch_size=batch_size or BATCH_SIZE, collate=collate):
+            stop = start + len(tensors[REGISTRY_KEYS.BATCH_KEY])
+            yield slice(start, stop), {key: value.to(module.device) for key, value in tensors.items()}
+            bar.update(stop - start)
+            start = stop
+
+
+def embed(
+    module: R2MAEModule,
+    cells: Cells,
+    indices: np.ndarray | None,
+    batch_size: int | None,
+    precision: str | int | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield embeddings (float32) with their rows; on a CPU the first layer multiplies only non-zero counts if few.
+
+    ``precision`` is that of the layers before the last. The last is always float32, so that rounding errors are small
+    relative to the spread of the embedding, not to its mean.
+    """
+    n_obs, n_vars = cells.counts.shape
+    is_sparse = module.device.type == "cpu" and cells.counts.nnz <= _SPARSE * n_obs * n_vars
+    hidden = _encode_sparse if is_sparse else _encode_dense
+    for rows, h in hidden(module, cells, indices, batch_size, precision):
+        yield rows, module.to_latent(h.float())
+
+
+def _encode_dense(
+    module: R2MAEModule, cells: Cells, indices: np.ndarray | None, batch_size: int | None, precision: Any
+) -> Iterator[tuple[slice, Tensor]]:
+    for rows, tensors in stream(module, cells, indices, batch_size, desc="Embedding"):
+        inputs = module._get_inference_input(tensors)
+        counts = inputs.pop("counts")
+        with autocast(precision, module.device):
+            h = module.encoder(counts.float().log1p(), **inputs)
+        yield rows, h
+
+
+def _encode_sparse(
+    module: R2MAEModule, cells: Cells, indices: np.ndarray | None, batch_size: int | None, precision: Any
+) -> Iterator[tuple[slice, Tensor]]:
+    with autocast(precision, module.device):
+        is_reduced = torch.is_autocast_enabled(module.device.type)
+        dtype = torch.get_autocast_dtype(module.device.type) if is_reduced else torch.float32
+    table = module.encoder.table(dtype)
+    for rows, tensors in stream(module, cells, indices, batch_size, collate_sparse, desc="Embedding"):
+        logged = SparseRows(tensors["columns"], tensors["starts"], tensors["values"].log1p())
+        with autocast(precision, module.device):
+            h = module.encoder.forward_sparse(logged, table, **module._covariates(tensors))
+        yield rows, h
