@@ -28,7 +28,7 @@ from scr2mae.metrics import balanced_accuracy
 
 BASE_CHANNELS = (8, 16, 32)
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-COLOURS = {8: "#E69F00", 16: "#56B4E9", 32: "#009E73"}
+COLORS = {8: "#E69F00", 16: "#56B4E9", 32: "#009E73"}
 KEY = ["base_channels", "ratio", "seed", "epochs"]
 FIGURES = {8: 5, 16: 6, 32: 7}
 
@@ -107,8 +107,8 @@ def draw_summary(frame: pd.DataFrame, path: Path) -> None:
         by = rows.groupby("ratio")[["mse_uncorrupted", "accuracy"]].mean()
         best = by["mse_uncorrupted"].idxmin()
         label = f"{base} channels, best at {best:g}"
-        left.plot(by.index, by["mse_uncorrupted"], color=COLOURS.get(base), marker="o", ms=4, label=label)
-        right.plot(by.index, by["accuracy"], color=COLOURS.get(base), marker="o", ms=4)
+        left.plot(by.index, by["mse_uncorrupted"], color=COLORS.get(base), marker="o", ms=4, label=label)
+        right.plot(by.index, by["accuracy"], color=COLORS.get(base), marker="o", ms=4)
     left.set(ylabel="MSE of uncorrupted images", yscale="log")
     right.set(ylabel="Mean accuracy over attributes (%)")
     left.legend(frameon=False, fontsize=8)

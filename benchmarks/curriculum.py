@@ -27,7 +27,7 @@ from scr2mae.nn.module import R2MAEModule
 
 SCHEMES = ("mae", "r2mae", "cl", "cl_k0", "r2mae_cl", "r2mae_cl_k0")
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7)
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00")
+COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00")
 DASHES = ("-", "-", "--", "-", "-.", ":")
 
 
@@ -54,7 +54,7 @@ def reconstruction(adata: ad.AnnData, options: argparse.Namespace) -> pd.DataFra
 def draw(frame: pd.DataFrame, path: Path) -> None:
     """One line a scheme: mean over seeds, bar of one standard deviation."""
     fig, ax = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
-    for name, color, dash in zip(SCHEMES, COLOURS, DASHES, strict=True):
+    for name, color, dash in zip(SCHEMES, COLORS, DASHES, strict=True):
         by = frame[frame["scheme"] == name].groupby("ratio")["pearson"]
         ax.errorbar(
             100 * by.mean().index, by.mean(), by.std(), color=color, linestyle=dash, marker="o", ms=4, capsize=3, label=name

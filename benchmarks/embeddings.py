@@ -62,7 +62,7 @@ def read(task: Task, folder: Path) -> ad.AnnData:
     return adata[((adata.obs["condition"] == task.condition) & labeled).to_numpy()].copy()
 
 
-def log_normalised(adata: ad.AnnData) -> ad.AnnData:
+def log_normalize(adata: ad.AnnData) -> ad.AnnData:
     """Return counts per 10,000 on the log scale."""
     out = ad.AnnData(adata.X.copy(), obs=adata.obs, var=adata.var)
     sc.pp.normalize_total(out, target_sum=1e4)
@@ -74,9 +74,9 @@ def embed(method: str, seed: int, adata: ad.AnnData, options: argparse.Namespace
     """Return the embedding of one method and training seed, shape (n_obs, n_dims)."""
     quiet = {"enable_progress_bar": False, "accelerator": "cpu"}
     if method == "PCA":
-        return sc.pp.pca(log_normalised(adata), n_comps=50, random_state=seed, copy=True).obsm["X_pca"]
+        return sc.pp.pca(log_normalize(adata), n_comps=50, random_state=seed, copy=True).obsm["X_pca"]
     if method == "log-normalized":
-        return log_normalised(adata).X.toarray()
+        return log_normalize(adata).X.toarray()
     if method.startswith("scVI"):
         scvi.settings.seed = seed
         copy = adata.copy()

@@ -1,4 +1,4 @@
-"""Every risk formula against simulation, drawn until the standard error is below 1 %: how far can the limits be trusted?
+"""Compare all risk formulas with simulations whose standard error is below 1 %.
 
     python benchmarks/theory/agreement.py -o OUT            # 300 and 1000 covariates
     python benchmarks/theory/agreement.py -o OUT --quick    # 300 covariates, three covariances
@@ -37,7 +37,7 @@ BLOCK = 20
 
 
 def decaying(d: int) -> Covariance:
-    """Return neighbors that correlate at .6 and variances from .2 to 5, so that masking changes the eigenvectors."""
+    """Return a covariance with correlation .6 between neighbors and variances from .2 to 5; masking changes its eigenvectors."""
     scale = np.sqrt(np.geomspace(0.2, 5, d))
     return theory.Covariance(
         np.outer(scale, scale) * 0.6 ** np.abs(np.subtract.outer(np.arange(d), np.arange(d)))
@@ -56,7 +56,7 @@ MODELS: dict[str, Callable[[int], Covariance]] = {
 
 
 def signals(name: str, model: Covariance) -> dict[str, np.ndarray]:
-    """Name the signals: eigenvectors from both ends of the spectrum, and one across all of it."""
+    """Return the signals by name: eigenvectors from both ends of the spectrum, and one across the whole spectrum."""
     d = model.n_features
     random = np.random.default_rng(4).standard_normal(d)
     found = {"median eigenvector": model.eigenvector(0.5), "random": random / np.linalg.norm(random)}
@@ -70,7 +70,7 @@ def signals(name: str, model: Covariance) -> dict[str, np.ndarray]:
 def formulas(
     name: str, ratios: list[Any], betas: dict[str, np.ndarray], model: Covariance, gamma: float
 ) -> Iterator[tuple[str, int, int, float]]:
-    """Yield formula, index of the ratio, index of the signal and the value, for whatever applies."""
+    """Yield formula, index of the ratio, index of the signal and the value, for all formulas that apply."""
     noise = NOISE[gamma]
     gamma = model.n_features / round(model.n_features / gamma)
     args = {"gamma": gamma, "noise_variance": noise}
@@ -102,7 +102,7 @@ def simulate(
     exact: bool,
     n_draws: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Draw blocks until every mean is known to 1 %, or the draws are spent: mean, standard error, draws."""
+    """Draw until all means are known to 1 %, or the draws are used up; return mean, standard error and number of draws."""
     blocks: list[np.ndarray] = []
     while True:
         run = theory.simulate_risk(
@@ -117,7 +117,7 @@ def simulate(
 
 
 def compare(d: int, name: str, gamma: float, n_draws: int) -> list[dict[str, Any]]:
-    """All formulas at one covariance and gamma."""
+    """Compare all formulas at one covariance and gamma."""
     model = MODELS[name](d)
     betas = signals(name, model)
     fixed = [float(p) for p in RATIOS if abs(p / gamma - 1) >= 0.2]
@@ -145,7 +145,7 @@ def compare(d: int, name: str, gamma: float, n_draws: int) -> list[dict[str, Any
 
 
 def draw(frame: pd.DataFrame, path: Any) -> None:
-    """Gap of the fixed-ratio formulas against the ratio, one panel a number of covariates."""
+    """Plot the difference of the fixed-ratio formulas against the ratio, with one panel per number of covariates."""
     sizes = sorted(frame["d"].unique())
     figure, axes = plt.subplots(
         1, len(sizes), figsize=(4.2 * len(sizes), 3.6), sharey=True, layout="constrained", squeeze=False
@@ -165,7 +165,7 @@ def draw(frame: pd.DataFrame, path: Any) -> None:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Points, how many are precise and how many agree, by size, formula and height of the ratio."""
+    """Return the numbers of points, precise points and points that agree, by size, formula and range of ratios."""
     high = np.where(frame["highest_ratio"] > 0.6, "above .6", "up to .6")
     groups = frame.assign(
         ratios=high, gap=frame["gap_percent"].abs(), precise=frame["standard_error_percent"] < 1
@@ -177,7 +177,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Compare, print what agrees, write CSV and PNG."""
+    """Compare, print the agreement, write CSV and PNG."""
     options = parser(__doc__)
     options.add_argument(
         "--sizes", type=int, nargs="+", choices=sorted(TOLERANCE), help="numbers of covariates"

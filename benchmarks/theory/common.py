@@ -1,4 +1,4 @@
-"""What the theory scripts share: command line, tables, and the look of the figures."""
+"""Command line, tables and style of figures, shared by the theory scripts."""
 
 import argparse
 import csv
@@ -66,14 +66,14 @@ def curve(axes: Axes, ratios: np.ndarray, values: np.ndarray, color: str, label:
 
 
 def points(axes: Axes, ratios: np.ndarray, mean: np.ndarray, sd: np.ndarray, color: str) -> None:
-    """Simulation means with standard deviations, as in the paper."""
+    """Plot simulation means with standard deviations, as in the paper."""
     axes.errorbar(ratios, mean, yerr=sd, fmt="o", ms=4, lw=1, capsize=2, color=color, alpha=0.85, zorder=3)
 
 
 def long_rows(
     ratios: np.ndarray, theory: np.ndarray, run: SimulatedRisk | None, **labels: Any
 ) -> list[dict[str, Any]]:
-    """One row a ratio: the formula's risk and the simulation's mean, standard deviation and standard error."""
+    """Return one row per ratio: risk by the formula; mean, standard deviation and standard error of the simulation."""
     rows = []
     for i, (ratio, value) in enumerate(zip(ratios, theory, strict=True)):
         row = {**labels, "ratio": float(ratio), "theory": float(value)}

@@ -1,4 +1,4 @@
-"""Figure 1A: Theorem 1 over simulation, on both sides of the transition at p = gamma."""
+"""Figure 1A: Theorem 1 and simulation, on both sides of the transition at p = gamma."""
 
 import numpy as np
 from common import PALETTE, curve, long_rows, parser, plt, points, save, write_csv

@@ -19,7 +19,7 @@ SIMULATED = np.round(np.arange(0.04, 0.77, 0.06), 2)
 
 
 def model(d):
-    """Return the covariance and its two signals: in the weaker directions, and in all of the low-rank part."""
+    """Return the covariance and two signals: in the weaker directions, and in all directions of the low-rank part."""
     n_strong, n_weak = round(STRONG[0] * d), round(WEAK[0] * d)
     strengths = np.r_[np.full(n_strong, STRONG[1]), np.full(n_weak, WEAK[1])]
     covariance = theory.low_rank_covariance(d, rank=strengths.size, strength=strengths, seed=0)

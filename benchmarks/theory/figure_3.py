@@ -1,4 +1,4 @@
-"""Figure 3: the spiked model with an all-ones spike, over its strength, the feature strength and gamma."""
+"""Figure 3: the spiked model with an all-ones spike, for several strengths, feature strengths and gammas."""
 
 import numpy as np
 from common import PALETTE, curve, long_rows, parser, plt, points, save, write_csv

@@ -1,4 +1,4 @@
-"""How good is the advice of `mask_profile`? Its favored ratios against measured ones, on real counts.
+"""Compare the ratios favored by `mask_profile` with measured ones, on real counts.
 
 For every file (h5ad, raw counts in ``X``) the most variable genes of the training cells are profiled for several gammas.
 Two things are measured on held-out cells: the error of the masked linear regression itself, on real instead of Gaussian
@@ -20,7 +20,7 @@ GAMMAS = (0.45, 2.0, 8.0)
 SCORED_RATIO = 0.1  # genes hidden when a network is scored
 
 
-def log_normalised(counts):
+def log_normalize(counts):
     rows = sparse.csr_array(counts, dtype=np.float64)
     library = np.asarray(rows.sum(axis=1)).ravel()
     rows = sparse.diags_array(1e4 / np.maximum(library, 1)) @ rows
@@ -36,13 +36,13 @@ def load(path, n_genes, donor_key):
         train = adata.obs[donor_key].astype(str).isin(donors[: round(0.7 * donors.size)]).to_numpy()
     else:
         train = rng.random(adata.n_obs) < 0.7
-    values = log_normalised(adata.X)
+    values = log_normalize(adata.X)
     keep = np.sort(np.argsort(values[train].var(axis=0))[-n_genes:])
     return adata[:, keep].copy(), values[:, keep], train
 
 
 def measure_linear(train, test, *, gamma, n_draws, n_targets, seed=0):
-    """Pooled held-out error over variance of the masked regression on real rows, shape (n_draws, n_ratios)."""
+    """Return the pooled held-out error, divided by the variance, of the masked regression on real rows, shape (n_draws, n_ratios)."""
     n_genes = train.shape[1]
     n_rows = round((n_genes - 1) / gamma)
     rng = np.random.default_rng(seed)
@@ -67,7 +67,7 @@ def measure_linear(train, test, *, gamma, n_draws, n_targets, seed=0):
 
 
 def measure_network(adata, train, *, epochs, seed=0):
-    """Masked reconstruction of held-out cells by networks trained at fixed ratios."""
+    """Return the masked reconstruction of held-out cells by networks trained at fixed ratios."""
     import torch
 
     from scr2mae import R2MAEModel

@@ -1,4 +1,4 @@
-"""Time the formulas and the simulation at 1000 covariates, next to what is asked of them."""
+"""Time the formulas and the simulation at 1000 covariates, and compare with the targets."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from scr2mae import theory
 
 
 def timed(call):
-    """Wall-clock and processor seconds; on a busy machine the second is the fairer."""
+    """Return wall-clock and processor seconds; on a busy machine the latter is more reliable."""
     wall, processor = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - wall, time.process_time() - processor

@@ -34,7 +34,7 @@ def models(d, seed):
 
 
 def paired(first, second):
-    """Mean relative difference of two columns of draws, in per cent of the second's mean, and its standard error."""
+    """Return the mean relative difference of two columns of draws, in percent of the mean of the second, and its standard error."""
     difference = 100 * (first - second) / second.mean()
     return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(difference.size))
 
@@ -51,7 +51,7 @@ def compare(covariance, *, seed, center, gamma, quantile, n_draws, n_jobs):
     )
     risks = run.risks / null
     chosen = risks[:, : grid.size].mean(axis=0).argmin()
-    fixed_best, fixed_centre, fixed_theory = risks[:, chosen], risks[:, grid.size], risks[:, grid.size + 1]
+    fixed_best, fixed_center, fixed_theory = risks[:, chosen], risks[:, grid.size], risks[:, grid.size + 1]
     for index, law in enumerate(ranges):
         mine = risks[:, grid.size + 2 + index]
         excess, error = paired(mine, fixed_best)
@@ -60,7 +60,7 @@ def compare(covariance, *, seed, center, gamma, quantile, n_draws, n_jobs):
             "best_ratio": float(grid[chosen]),
             "best_risk": float(fixed_best.mean()),
             "best_risk_se": float(fixed_best.std(ddof=1) / np.sqrt(n_draws)),
-            "centre_risk": float(fixed_centre.mean()),
+            "center_risk": float(fixed_center.mean()),
             "low": law[0],
             "high": law[1],
             "r2mae_risk": float(mine.mean()),
@@ -69,7 +69,7 @@ def compare(covariance, *, seed, center, gamma, quantile, n_draws, n_jobs):
             "excess_se": error,
             "excess_over_theory_best_percent": against,
             "excess_over_theory_best_se": against_error,
-            "excess_over_centre_percent": paired(mine, fixed_centre)[0],
+            "excess_over_center_percent": paired(mine, fixed_center)[0],
             "theory_best_ratio": best.ratio,
             "theory_best_risk": best.risk / null,
             "theory_r2mae_risk": theory.r2mae_risk(law, **model) / null,
@@ -77,7 +77,7 @@ def compare(covariance, *, seed, center, gamma, quantile, n_draws, n_jobs):
 
 
 def least_excess(covariance, *, center, gamma, quantile, **labels):
-    """The range whose risk, by the formula, comes closest to the best fixed ratio's."""
+    """Return the range whose risk by the formula is closest to that of the best fixed ratio."""
     beta = covariance.eigenvector(quantile)
     model = {"gamma": gamma, "covariance": covariance, "beta": beta, "noise_variance": NOISE}
     best = theory.optimal_ratio(partial(theory.general_risk, **model), gamma=gamma, n_grid=25)
@@ -100,7 +100,7 @@ def least_excess(covariance, *, center, gamma, quantile, **labels):
 
 
 def summary(rows):
-    """One line a table and width: how often, and by how much, R²MAE lies below."""
+    """Return one row per table and width: how often, and by how much, R²MAE is better."""
     lines = []
     for table in TABLES:
         for half in HALF_WIDTHS:
@@ -117,7 +117,7 @@ def summary(rows):
                     "range": f"{mine[0]['low']:g} to {mine[0]['high']:g}",
                     "rows": len(mine),
                     "below_best_of_grid": int((grid < 0).sum()),
-                    "below_fixed_centre": sum(r["excess_over_centre_percent"] < 0 for r in mine),
+                    "below_fixed_center": sum(r["excess_over_center_percent"] < 0 for r in mine),
                     "below_theory_best": int((prior < 0).sum()),
                     "below_theory_best_by_2_se": int((np.array(significant) & (prior < 0)).sum()),
                     "above_theory_best_by_2_se": int((np.array(significant) & (prior > 0)).sum()),

@@ -25,7 +25,7 @@ import torch
 from scr2mae.extra import vision
 
 KEY = ["preset", "ratio", "seed", "epochs", "finetune_epochs"]
-COLOURS = {"tiny": "#E69F00", "base": "#0072B2"}
+COLORS = {"tiny": "#E69F00", "base": "#0072B2"}
 
 
 def open_split(options: argparse.Namespace, split: str) -> Any:
@@ -83,7 +83,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
             by,
             marker="o",
             ms=4,
-            color=COLOURS[preset],
+            color=COLORS[preset],
             label=f"ViT-{preset}, best at {by.idxmax():g}",
         )
     ax.set(xlabel="Share of patches hidden in pretraining", ylabel="Accuracy after fine-tuning (%)")
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--presets", nargs="+", choices=list(COLOURS), default=list(COLOURS))
+    parser.add_argument("--presets", nargs="+", choices=list(COLORS), default=list(COLORS))
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.15, 0.3, 0.45, 0.6, 0.75, 0.9])
     parser.add_argument("--image-size", type=int, help="side of image files (default: 224)")
     parser.add_argument("--patch-size", type=int, default=16)

@@ -29,7 +29,7 @@ N_HIDDEN = (512, 16)
 N_LATENT = (16, 32, 64, 256, 1024)
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TITLES = {512: "first layer 512: parameter-sufficient", 16: "first layer 16: parameter-insufficient"}
-COLOURS = dict(zip(N_LATENT, ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00"), strict=True))
+COLORS = dict(zip(N_LATENT, ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00"), strict=True))
 KEY = ["n_hidden", "n_latent", "ratio", "seed", "epochs", "head_epochs"]
 QUIET: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 
@@ -87,7 +87,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
             by["effective_rank_entropy"] -= by["effective_rank_entropy"].iloc[0]
             for row, name in enumerate(by):
                 axes[row, column].plot(
-                    by[name], color=COLOURS[n_latent], marker="o", ms=4, label=str(n_latent)
+                    by[name], color=COLORS[n_latent], marker="o", ms=4, label=str(n_latent)
                 )
         axes[0, column].set_title(TITLES[n_hidden], fontsize=10)
         axes[1, column].set_xlabel("Share of pixels hidden in pretraining")

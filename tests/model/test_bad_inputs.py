@@ -18,7 +18,7 @@ def _set(adata: AnnData, value: float) -> AnnData:
     return adata
 
 
-def _log_normalise(adata: AnnData) -> AnnData:
+def _log_normalize(adata: AnnData) -> AnnData:
     X = adata.X.toarray()
     adata.layers["counts"] = adata.X.copy()
     adata.X = np.log1p(1e4 * X / X.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -30,7 +30,7 @@ BAD_COUNTS = {
     "fractional": (lambda a: _set(a, 0.5), "got 0.5 (fractional) at cell 'cell7', gene 'gene9'"),
     "NaN": (lambda a: _set(a, np.nan), "got nan (not finite) at cell 'cell7', gene 'gene9'"),
     "infinite": (lambda a: _set(a, np.inf), "got inf (not finite) at cell 'cell7', gene 'gene9'"),
-    "log-normalized": (_log_normalise, "(fractional) at cell 'cell0', gene"),
+    "log-normalized": (_log_normalize, "(fractional) at cell 'cell0', gene"),
 }
 
 
@@ -52,7 +52,7 @@ def test_what_is_no_count_is_refused_with_its_cell_and_gene_and_where_counts_usu
 
 def test_the_message_about_counts_names_the_layers_and_raw_that_exist(adata: AnnData) -> None:
     adata.raw = adata.copy()
-    adata = _log_normalise(adata)
+    adata = _log_normalize(adata)
     with pytest.raises(
         ValueError, match=r"here there are layers\['counts'\], adata\.raw\. It looks normalized"
     ):

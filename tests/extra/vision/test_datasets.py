@@ -129,7 +129,7 @@ def test_a_folder_has_a_class_a_subfolder_in_alphabetical_order(tmp_path):
         vision.ImageFolder(tmp_path, classes=["ant"])
 
 
-def test_a_folder_without_subfolders_has_no_labels_and_images_are_scaled_and_cut_at_the_centre(tmp_path):
+def test_a_folder_without_subfolders_has_no_labels_and_images_are_scaled_and_cut_at_the_center(tmp_path):
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 200
     Image.fromarray(wide).save(tmp_path / "a.png")
