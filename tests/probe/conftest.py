@@ -6,7 +6,7 @@ import pytest
 
 @dataclass
 class Cells:
-    """Simulated embedding: classes and a number along a decaying spectrum, and an offset of every donor."""
+    """Simulated embedding with classes, a number, a decaying spectrum and an offset per donor."""
 
     X: np.ndarray
     y: np.ndarray

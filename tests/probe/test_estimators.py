@@ -19,7 +19,7 @@ def test_follows_the_contract_of_scikit_learn(estimator, check):
     check(estimator)
 
 
-def test_the_default_grids_are_the_papers(make_cells):
+def test_the_default_grids_are_those_of_the_paper(make_cells):
     cells = make_cells(n_obs=80)
     ridge = RidgeProbe().fit(cells.X, cells.age, groups=cells.donors)
     logistic = LogisticProbe().fit(cells.X, cells.y, groups=cells.donors)
@@ -49,7 +49,7 @@ class TestRidgeProbe:
         np.testing.assert_allclose(probe.coef_, search.best_estimator_.coef_, rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(probe.predict(layout(cells.X)), search.predict(cells.X), rtol=1e-9)
 
-    def test_many_targets_equal_as_many_probes(self, make_cells):
+    def test_several_targets_equal_separate_probes(self, make_cells):
         cells = make_cells()
         rng = np.random.default_rng(1)
         Y = np.column_stack([cells.age, rng.normal(size=len(cells.age)), cells.X[:, 3] ** 2])
@@ -61,19 +61,19 @@ class TestRidgeProbe:
             np.testing.assert_allclose(together.coef_[j], alone.coef_, rtol=1e-9, atol=1e-14)
             np.testing.assert_allclose(together.predict(cells.X)[:, j], alone.predict(cells.X), rtol=1e-9)
 
-    def test_a_distant_origin_costs_no_digits(self, make_cells):
+    def test_a_distant_origin_loses_no_precision(self, make_cells):
         cells = make_cells()
         near = RidgeProbe().fit(cells.X, cells.age, groups=cells.donors)
         far = RidgeProbe().fit(cells.X + 1e6, cells.age, groups=cells.donors)
         np.testing.assert_allclose(far.predict(cells.X + 1e6), near.predict(cells.X), rtol=1e-7)
 
-    def test_leaves_its_input_alone(self, make_cells):
+    def test_does_not_modify_its_input(self, make_cells):
         cells = make_cells(n_obs=80)
         before = cells.X.copy()
         RidgeProbe().fit(cells.X, cells.age, groups=cells.donors)
         np.testing.assert_array_equal(cells.X, before)
 
-    def test_takes_a_splitter_whose_folds_do_not_cover_the_cells(self, make_cells):
+    def test_accepts_a_splitter_whose_folds_do_not_cover_the_cells(self, make_cells):
         cells = make_cells()
         folds = [(np.arange(0, 300), np.arange(300, 400)), (np.arange(100, 500), np.arange(500, 600))]
 
@@ -112,7 +112,7 @@ class TestLogisticProbe:
         )
 
     @pytest.mark.parametrize("n_classes", [2, 4])
-    def test_chooses_what_a_converged_grid_search_chooses(self, make_cells, n_classes):
+    def test_chooses_the_penalty_of_a_converged_grid_search(self, make_cells, n_classes):
         cells = make_cells(n_classes=n_classes)
         Cs = np.logspace(-5, 1, 6)
         search = GridSearchCV(
@@ -127,7 +127,7 @@ class TestLogisticProbe:
         )
         assert search.best_params_["C"] == probe.C_
 
-    def test_the_default_tolerance_moves_no_probability_by_a_hundredth(self, make_cells):
+    def test_probabilities_at_the_default_tolerance_are_within_a_hundredth(self, make_cells):
         cells = make_cells(n_obs=1500)
         for C in np.logspace(-6, 2, 5):
             loose = LogisticProbe([C]).fit(cells.X, cells.y, groups=cells.donors)
@@ -150,7 +150,7 @@ class TestLogisticProbe:
         assert up.C_ == down.C_
         np.testing.assert_array_equal(up.cv_scores_, down.cv_scores_[:, ::-1])
 
-    def test_a_class_of_one_donor_is_scored_as_missed_where_it_is_held_out(self, make_cells):
+    def test_a_class_of_one_donor_is_scored_as_missed_if_held_out(self, make_cells):
         cells = make_cells(n_donors=4)
         y = np.where(cells.donors == "d0", "only", np.where(cells.y > 1, "high", "low"))
         probe = LogisticProbe(cv=GroupKFold(4)).fit(cells.X, y, groups=cells.donors)
@@ -163,7 +163,7 @@ class TestLogisticProbe:
         probe = LogisticProbe().fit(cells.X, cells.donors == "d0", groups=cells.donors)
         np.testing.assert_array_equal(probe.cv_scores_, 0.0)
 
-    def test_says_when_it_did_not_converge(self, make_cells):
+    def test_warns_if_it_did_not_converge(self, make_cells):
         cells = make_cells()
         with pytest.warns(ConvergenceWarning, match="max_iter=2 steps; raise max_iter or scale"):
             LogisticProbe([1.0], max_iter=2).fit(cells.X, cells.y)
@@ -190,7 +190,7 @@ class TestLogisticProbe:
 @pytest.mark.parametrize("probe", [RidgeProbe(), LogisticProbe()], ids=["ridge", "logistic"])
 class TestGroups:
     def test_donors_share_a_fold(self, probe, make_cells):
-        # Cells of a donor are copies of each other: only folds that split donors could look the target up.
+        # The cells of a donor are equal, so that only folds that split donors can predict the target.
         rng = np.random.default_rng(0)
         X = np.repeat(rng.normal(size=(20, 30)), 15, axis=0)
         donors, target = np.repeat(np.arange(20), 15), np.repeat(np.arange(20) % 2, 15)

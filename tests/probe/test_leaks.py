@@ -1,4 +1,4 @@
-"""What an embedding knows about a donor must not count as knowledge of the donor's label."""
+"""Information about a donor must not pass for information about its label."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ N_DONORS, N_CELLS = 24, 15
 
 
 def donor_fingerprints(seed):
-    """Embedding that names the donor of a cell, with a class and a number drawn for each donor at random."""
+    """Return an embedding that identifies the donor of a cell, with a random class and number per donor."""
     rng = np.random.default_rng(seed)
     donor = np.repeat(np.arange(N_DONORS), N_CELLS)
     Z = rng.normal(size=(len(donor), 30)) + 5 * rng.normal(size=(N_DONORS, 30))[donor]
@@ -42,7 +42,7 @@ def permuted():
 @pytest.mark.parametrize(
     ("metric", "chance"), [("balanced_accuracy", 0.5), ("macro_auroc", 0.5), ("spearman", 0.0)]
 )
-def test_labels_dealt_to_donors_at_random_score_at_chance(permuted, level, metric, chance):
+def test_random_labels_of_donors_score_at_chance(permuted, level, metric, chance):
     values = permuted[(permuted["level"] == level) & (permuted["metric"] == metric)]["value"].dropna()
     error = values.std() / np.sqrt(len(values))
     assert len(values) > 20
@@ -50,13 +50,13 @@ def test_labels_dealt_to_donors_at_random_score_at_chance(permuted, level, metri
     assert error < 0.08
 
 
-def test_the_same_labels_are_read_perfectly_where_cells_are_split_at_random():
+def test_the_same_labels_are_predicted_perfectly_if_cells_are_split_at_random():
     adata = donor_fingerprints(0)
     X_train, X_test, y_train, y_test = train_test_split(adata.obsm["Z"], adata.obs["disease"], random_state=0)
     assert LogisticRegression().fit(X_train, y_train).score(X_test, y_test) == 1.0
 
 
-def test_a_planted_donor_effect_does_not_pass_the_split_and_a_planted_signal_does():
+def test_a_simulated_signal_passes_the_split_and_a_donor_effect_does_not():
     frames = []
     for seed in range(12):
         adata = donor_fingerprints(seed)
@@ -74,7 +74,7 @@ def test_a_planted_donor_effect_does_not_pass_the_split_and_a_planted_signal_doe
     assert mean["signal"] > 0.9
 
 
-def test_the_penalty_is_chosen_without_seeing_the_donor_it_scores():
+def test_the_penalty_is_chosen_on_other_donors_than_those_of_the_fit():
     adata = donor_fingerprints(2)
     donors, y = adata.obs["donor"].to_numpy(), adata.obs["disease"].to_numpy()
     by_donor = LogisticProbe().fit(adata.obsm["Z"], y, groups=donors)

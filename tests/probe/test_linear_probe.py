@@ -21,7 +21,7 @@ FAST = {"donor_key": "donor", "n_bootstrap": 20}
 
 @pytest.fixture
 def adata():
-    """Twelve donors whose class, age and state of a cell are readable from the embedding."""
+    """Twelve donors with an embedding that predicts their disease and age, and the type and state of a cell."""
     rng = np.random.default_rng(0)
     n_obs, n_donors = 480, 12
     donor, cell_type, stim = (rng.integers(0, k, n_obs) for k in (n_donors, 3, 2))
@@ -62,7 +62,7 @@ def only(frame, **where):
 
 
 class TestTable:
-    def test_has_a_row_for_each_method_target_split_scaling_level_and_metric(self, adata):
+    def test_has_a_row_per_method_target_split_scaling_level_and_metric(self, adata):
         targets = {"age": "regression", "disease": "classification"}
         frame = linear_probe(
             adata, use_rep=["Z", "X"], targets=targets, n_splits=2, seeds=(0, 1), scale=(False, True), **FAST
@@ -125,7 +125,7 @@ class TestTable:
 
 
 class TestValues:
-    def test_of_classes_are_those_of_the_estimator_by_hand(self, adata, split):
+    def test_class_scores_are_those_of_the_estimator(self, adata, split):
         frame = linear_probe(
             adata, use_rep="Z", targets={"disease": "classification"}, splits=[split], **FAST
         )
@@ -141,7 +141,7 @@ class TestValues:
         donor = only(frame, level="donor", metric="macro_auroc")
         assert donor["value"] == pytest.approx(macro_auroc(truth, means, classes=model.classes_))
 
-    def test_of_numbers_are_those_of_the_estimator_by_hand(self, adata, split):
+    def test_number_scores_are_those_of_the_estimator(self, adata, split):
         frame = linear_probe(adata, use_rep="Z", targets={"age": "regression"}, splits=[split], **FAST)
         donors, age = adata.obs["donor"].astype(str).to_numpy(), adata.obs["age"].to_numpy()
         train, test = split.rows(donors)
@@ -152,7 +152,7 @@ class TestValues:
         truth = [age[donors == d][0] for d in names]
         assert only(frame, level="donor")["value"] == pytest.approx(spearman(truth, means))
 
-    def test_scaling_makes_the_units_of_a_feature_immaterial(self, adata):
+    def test_scaled_features_do_not_depend_on_their_units(self, adata):
         adata.obsm["stretched"] = adata.obsm["Z"] * np.logspace(-3, 3, 8, dtype=np.float32)
         targets = {"age": "regression"}
         frame = linear_probe(adata, use_rep=["Z", "stretched"], targets=targets, scale=(False, True), **FAST)
@@ -172,7 +172,7 @@ class TestValues:
         cells = frame[frame["level"] == "cell"].set_index("method")["value"]
         assert cells["frame"] == cells["Z"] != cells["lognorm"]
 
-    def test_the_interval_holds_the_value_of_a_readable_target(self, adata):
+    def test_the_interval_contains_the_value_of_a_predictable_target(self, adata):
         frame = linear_probe(adata, use_rep="Z", targets=TARGETS, donor_key="donor")
         cells = frame[frame["level"] == "cell"]
         assert (cells["ci_low"] <= cells["value"]).all()
@@ -181,7 +181,7 @@ class TestValues:
 
 
 class TestSplits:
-    def test_given_splits_pair_methods_and_calls(self, adata):
+    def test_given_splits_are_shared_by_methods_and_calls(self, adata):
         splits = donor_splits(
             adata, targets=TARGETS, donor_key="donor", n_train_donors=5, n_splits=2, seeds=(3,)
         )
@@ -192,13 +192,13 @@ class TestSplits:
         assert set(one["split_hash"]) == {s.hash for many in splits.values() for s in many}
         assert one.attrs["splits"]["age"] == [s.to_manifest() for s in splits["age"]]
 
-    def test_are_those_of_donor_splits_by_default(self, adata):
+    def test_the_default_splits_are_those_of_donor_splits(self, adata):
         splits = donor_splits(adata, targets=TARGETS, donor_key="donor", n_splits=2, seeds=(1, 2))
         frame = linear_probe(adata, use_rep="Z", targets=TARGETS, n_splits=2, seeds=(1, 2), **FAST)
         for name, many in splits.items():
             assert frame[frame["target"] == name]["split_hash"].unique().tolist() == [s.hash for s in many]
 
-    def test_train_on_two_donors_at_least(self, adata):
+    def test_at_least_two_donors_are_for_training(self, adata):
         three = adata[adata.obs["donor"].isin(["d0", "d1", "d2"])].copy()
         split = donor_splits(three, targets={"cell_type": "classification"}, donor_key="donor")["cell_type"][
             0
@@ -211,7 +211,7 @@ class TestSplits:
         one, two = (linear_probe(a, use_rep="Z", targets=TARGETS, **caps, **FAST) for a in (adata, shuffled))
         pd.testing.assert_frame_equal(one, two, rtol=1e-3)
 
-    def test_training_does_not_see_the_test_donors(self, adata, split):
+    def test_training_does_not_depend_on_the_test_donors(self, adata, split):
         test = adata.obs["donor"].isin(split.test_donors).to_numpy()
         adata.obsm["moved"] = np.where(test[:, None], 1e3 * adata.obsm["Z"] + 7, adata.obsm["Z"])
         frame = linear_probe(
@@ -222,25 +222,25 @@ class TestSplits:
 
 
 class TestCaps:
-    def test_bound_the_cells_of_a_donor_on_both_sides(self, adata):
+    def test_limit_the_cells_of_a_donor_on_both_sides(self, adata):
         frame = linear_probe(
             adata, use_rep="Z", targets={"age": "regression"}, max_cells_per_donor=10, **FAST
         )
         assert set(frame["n_train_cells"]) == set(frame["n_test_cells"]) == {60}
 
-    def test_bound_the_cells_of_a_class_for_cell_types_only(self, adata):
+    def test_limit_the_cells_of_a_class_for_cell_types_only(self, adata):
         frame = linear_probe(adata, use_rep="Z", targets=TARGETS, max_cells_per_donor_and_class=4, **FAST)
         n_train = frame.groupby("target")["n_train_cells"].first()
         assert n_train["cell_type"] == 6 * 3 * 4
         assert n_train["stim"] > 6 * 2 * 4
 
-    def test_of_zero_are_refused(self, adata):
+    def test_must_be_positive(self, adata):
         with pytest.raises(ValueError, match="cap of at least one cell, got 0"):
             linear_probe(adata, use_rep="Z", targets=TARGETS, max_cells_per_donor=0, **FAST)
 
 
 class TestAbsentClasses:
-    def test_from_training_are_counted_and_not_scored(self, adata, split, caplog):
+    def test_absent_from_training_are_counted_and_not_scored(self, adata, split, caplog):
         adata.obs["kind"] = np.where(adata.obs["donor"] == "d9", "only", adata.obs["stim"])
         with caplog.at_level(logging.WARNING, logger="scr2mae"):
             frame = linear_probe(
@@ -251,13 +251,13 @@ class TestAbsentClasses:
         assert only(frame, level="cell", metric="balanced_accuracy")["value"] > 0.75
         assert "absent from training ['only']" in caplog.text
 
-    def test_from_the_test_are_reported(self, adata, split):
+    def test_absent_from_the_test_are_reported(self, adata, split):
         adata.obs["kind"] = np.where(adata.obs["donor"] == "d1", "only", adata.obs["stim"])
         frame = linear_probe(adata, use_rep="Z", targets={"kind": "classification"}, splits=[split], **FAST)
         assert set(frame["absent_test"]) == {"only"}
         assert set(frame["n_unseen"]) == {0}
 
-    def test_scores_are_nan_with_a_reason_where_a_side_has_one_class(self, adata, split):
+    def test_scores_are_nan_with_a_reason_if_a_side_has_one_class(self, adata, split):
         adata.obs["kind"] = np.where(adata.obs["donor"].isin(split.test_donors), "b", adata.obs["stim"])
         adata.obs.loc[adata.obs["donor"] == "d7", "kind"] = "s0"
         frame = linear_probe(adata, use_rep="Z", targets={"kind": "classification"}, splits=[split], **FAST)
@@ -269,7 +269,7 @@ class TestAbsentClasses:
         assert frame["value"].isna().all()
         assert frame["note"].str.contains("the training donors have one class only: b").all()
 
-    def test_scores_are_nan_with_a_reason_where_the_sides_share_no_class(self, adata, split):
+    def test_scores_are_nan_with_a_reason_if_the_sides_share_no_class(self, adata, split):
         trains = adata.obs["donor"].isin(split.train_donors)
         adata.obs["kind"] = np.where(trains, "a", "b") + adata.obs["stim"]
         frame = linear_probe(adata, use_rep="Z", targets={"kind": "classification"}, splits=[split], **FAST)
@@ -287,7 +287,7 @@ class TestMissingLabels:
         assert set(frame["n_dropped"]) == {50}
         pd.testing.assert_frame_equal(frame.drop(columns="n_dropped"), expected.drop(columns="n_dropped"))
 
-    def test_take_their_donor_from_the_split(self, adata):
+    def test_exclude_a_donor_without_labels_from_the_split(self, adata):
         adata.obs.loc[adata.obs["donor"] == "d3", "disease"] = None
         split = donor_splits(adata, targets={"disease": "classification"}, donor_key="donor")["disease"][0]
         assert "d3" not in split.train_donors + split.test_donors

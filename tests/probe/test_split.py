@@ -34,7 +34,7 @@ def test_an_empty_side_is_refused():
     seed=st.integers(0, 2**32 - 1),
     data=st.data(),
 )
-def test_every_cell_is_on_one_side_and_every_donor_whole(donors, seed, data):
+def test_every_cell_is_on_one_side_and_donors_are_not_divided(donors, seed, data):
     n_train = data.draw(st.integers(1, len(set(donors)) - 1))
     labels = data.draw(st.lists(st.sampled_from("abc"), min_size=len(donors), max_size=len(donors)))
     split = donor_split(donors, n_train_donors=n_train, labels=labels, seed=seed)
@@ -50,7 +50,7 @@ def test_depends_on_the_seed_and_not_on_the_order_of_cells():
     assert len({donor_split(DONORS, seed=s).hash for s in range(20)}) > 10
 
 
-def test_each_donor_trains_equally_often():
+def test_donors_are_drawn_for_training_equally_often():
     n_draws = 2000
     count = dict.fromkeys(np.unique(DONORS), 0)
     for seed in range(n_draws):
@@ -105,7 +105,7 @@ def test_an_edited_manifest_is_refused(tmp_path):
         DonorSplit.from_manifest({**manifest, "schema_version": 7})
 
 
-def test_the_hash_knows_which_side_trains():
+def test_the_hash_depends_on_which_side_is_training():
     one = DonorSplit(train_donors=("a",), test_donors=("b",), seed=1)
     assert one.hash == DonorSplit(train_donors=("a",), test_donors=("b",), seed=2).hash
     assert one.hash != DonorSplit(train_donors=("b",), test_donors=("a",), seed=1).hash

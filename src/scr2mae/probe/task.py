@@ -13,10 +13,9 @@ from sklearn.preprocessing import StandardScaler
 
 from scr2mae.metrics import group_means
 from scr2mae.probe.inputs import Rows, Target, cap_cells
-from scr2mae.probe.intervals import donor_interval
 from scr2mae.probe.logistic import LogisticProbe
 from scr2mae.probe.ridge import RidgeProbe
-from scr2mae.probe.scores import score_classes, score_numbers, undefined
+from scr2mae.probe.scores import donor_interval, score_classes, score_numbers, undefined
 from scr2mae.probe.split import DonorSplit
 
 logger = logging.getLogger(__name__)
