@@ -237,7 +237,7 @@ TRAIN = [
     ]
 ] + [
     Case("train: no checkpoint", FileNotFoundError, "No checkpoint at", lambda p: p.model.train(resume=p.folder / "none", **QUICK), of_model=True),
-    Case("train: notes as checkpoint", ValueError, "notes.txt is no checkpoint of this package", lambda p: p.model.train(resume=p.folder / "notes.txt", **QUICK), of_model=True),
+    Case("train: notes as checkpoint", ValueError, "notes.txt is not a checkpoint of this package", lambda p: p.model.train(resume=p.folder / "notes.txt", **QUICK), of_model=True),
     Case("train: checkpoints into a file", NotADirectoryError, "is a file; checkpoints go into a folder", lambda p: p.model.train(checkpoint_dir=p.folder / "notes.txt", **QUICK), of_model=True),
     Case("train: without data", ValueError, "loaded without data; load it with adata=", lambda p: R2MAEModel(registry=p.trained.registry, **TINY).train(**QUICK)),
 ]  # fmt: skip

@@ -195,7 +195,7 @@ def test_a_checkpoint_that_leaves_nothing_to_do_is_no_defect(counts, capsys):
     assert main([*run, "-o", "model", "--max-epochs", "4"]) == 0
     assert main([*run, "-o", "other", "--max-epochs", "1", "--resume", "run"]) == 1
     err = capsys.readouterr().err
-    assert "has 4 epochs behind it; max_epochs counts them in" in err
+    assert "is from epoch 4; max_epochs includes those epochs" in err
     assert "defect" not in err
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from scr2mae import R2MAEModel
 from scr2mae.nn.curriculum import Curriculum, GradientSchedule
 from scr2mae.nn.module import R2MAEModule
-from scr2mae.train import expression_deciles
+from scr2mae.train.callbacks import expression_deciles
 
 Train = Callable[..., R2MAEModel]
 OPTIONS: dict[str, Any] = {

@@ -351,7 +351,7 @@ def test_a_folder_without_a_checkpoint_cannot_be_resumed(
     adata: AnnData, train_tiny: Train, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"No checkpoint at .*last\.ckpt; pass the \.ckpt file, or the folder"
+        FileNotFoundError, match=r"No checkpoint at .*last\.ckpt; pass the \.ckpt file, or the checkpoint_dir"
     ):
         train_tiny(adata, resume=tmp_path)
 
@@ -373,11 +373,11 @@ def test_a_checkpoint_of_another_model_damaged_or_of_a_longer_run_cannot_be_resu
     train_tiny(adata, max_epochs=2, checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match="a model of another shape"):
         train_tiny(adata, max_epochs=4, resume=tmp_path, model={"n_hidden": 8, "n_latent": 4})
-    with pytest.raises(ValueError, match=r"has 2 epochs behind it; max_epochs counts them in .* got 1"):
+    with pytest.raises(ValueError, match=r"is from epoch 2; max_epochs includes those epochs .* got 1"):
         train_tiny(adata, max_epochs=1, resume=tmp_path)
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes((tmp_path / "last.ckpt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is no checkpoint of this package, or is damaged"):
+    with pytest.raises(ValueError, match="is not a checkpoint of this package, or is damaged"):
         train_tiny(adata, max_epochs=4, resume=damaged)
 
 

@@ -20,7 +20,8 @@ from lightning.pytorch.loggers import CSVLogger
 from scr2mae import R2MAEModel
 from scr2mae._utils.batches import BatchLoader, ExecutionLoader
 from scr2mae.data import CellDataModule
-from scr2mae.train import CurriculumLog, LearningRateSchedule
+from scr2mae.train import LearningRateSchedule
+from scr2mae.train.callbacks import CurriculumLog
 from scr2mae.train.executions import choose_steps
 
 if TYPE_CHECKING:
@@ -223,7 +224,9 @@ def test_a_callback_that_comes_with_a_resume_is_told_what_it_sees(
 def test_callbacks_that_steer_the_loop_get_single_mini_batches(callback: Any) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     assert choose_steps(None, trainer, callbacks=[callback]) == 1
-    with pytest.raises(ValueError, match=rf"callback {type(callback).__name__} of the trainer cannot be had"):
+    with pytest.raises(
+        ValueError, match=rf"callback {type(callback).__name__} of the trainer cannot be combined"
+    ):
         choose_steps(4, trainer, callbacks=[callback])
 
 
@@ -257,7 +260,7 @@ def test_what_counts_mini_batches_gets_them_one_by_one(options: dict[str, Any]) 
     spread = {"devices", "strategy"} & set(options)
     named = "strategy=DDPStrategy" if spread else "=".join(map(str, *options.items()))
     with pytest.raises(
-        ValueError, match=rf"{named} of the trainer cannot be had .*\(steps_per_execution=4\)"
+        ValueError, match=rf"{named} of the trainer cannot be combined .*\(steps_per_execution=4\)"
     ):
         choose_steps(4, trainer, callbacks=[])
     with pytest.raises(ValueError, match=r"train with steps_per_execution=1 from the start"):
@@ -285,7 +288,7 @@ def test_a_logger_counts_mini_batches(simulate: Callable[..., AnnData], tmp_path
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "16"])
 def test_a_number_that_is_none_is_refused(wrong: Any, simulate: Callable[..., AnnData]) -> None:
-    with pytest.raises(ValueError, match="steps_per_execution must be a whole number, at least 1, got"):
+    with pytest.raises(ValueError, match="steps_per_execution must be an integer >= 1, got"):
         train(simulate(), steps_per_execution=wrong)
 
 

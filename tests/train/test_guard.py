@@ -15,8 +15,8 @@ from anndata import AnnData
 
 from scr2mae import R2MAEModel
 from scr2mae.masking import FixedRatio
-from scr2mae.train import MaskedTrainingPlan, NonFiniteError, StepGuard, fit
-from scr2mae.train.guard import MAX_SKIPPED_IN_A_ROW
+from scr2mae.train import MaskedTrainingPlan, NonFiniteError, fit
+from scr2mae.train.guard import MAX_SKIPPED_IN_A_ROW, StepGuard
 
 QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, "precision": "32-true"}
 TEN_TIMES_THE_DEFAULT = {"plan_kwargs": {"lr": 1e-2}}
@@ -217,7 +217,7 @@ def test_an_optimiser_that_is_not_fused_skips_as_well(monkeypatch: pytest.Monkey
 def test_a_device_that_is_looked_at_now_and_then_stops_a_little_later_with_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    guard = StepGuard(unit="images", look_every=16)
+    guard = StepGuard(unit="images", check_every=16)
     monkeypatch.setattr("scr2mae.train.loop.StepGuard", lambda *_, **__: guard)
     module = Fragile()
     with pytest.raises(NonFiniteError, match="last 32 steps"):
@@ -307,7 +307,7 @@ def test_rows_that_hold_what_is_not_finite_are_named(at: str) -> None:
 @pytest.mark.parametrize("positions", [True, False])
 def test_no_one_is_blamed_where_rows_cannot_be_looked_at_alone(positions: bool) -> None:
     error = guarded(Whole(), [{"x": torch.ones(8, 3)}] * 30, positions=positions)
-    assert "no one of the images is to blame alone" in str(error)
+    assert "none of the images causes it alone" in str(error)
     listed = "images [152, 153, 154, 155, 156] and 3 more" if positions else "their positions are unknown"
     assert listed in str(error)
 

@@ -13,7 +13,8 @@ from scr2mae.data.backed import stays_on_disk
 from scr2mae.data.loaders import check_data_module
 from scr2mae.model.base import CellModel, check_integer
 from scr2mae.model.provenance import describe_run
-from scr2mae.train import CurriculumLog, MaskedTrainingPlan, expression_deciles, fit
+from scr2mae.train import MaskedTrainingPlan, fit
+from scr2mae.train.callbacks import CurriculumLog, expression_deciles
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule

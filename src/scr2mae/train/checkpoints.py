@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, by the epoch and the step, and refused to another run."""
+"""Checkpoints: written atomically, per epoch and per step, and resumed by the same run only."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _CELLS_COMPARED = 64
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Write checkpoints so that whoever is killed while writing leaves the one before."""
+    """Write checkpoints atomically, so that a process killed while writing leaves the previous one."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write beside the old checkpoint, then take its name."""
+        """Write a temporary file, then rename it."""
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, str(path), storage_options)
             return
@@ -43,16 +43,9 @@ class WholeFileIO(TorchCheckpointIO):
 
 
 class StepCheckpoint(Callback):
-    """Replace ``last.ckpt`` every so many optimizer steps; an epoch's last step is left to its end.
+    """Replace ``last.ckpt`` every ``every`` optimizer steps, except at the end of an epoch, when it is written anyway.
 
-    Where mini-batches are executed together, the checkpoint follows at the end of an execution.
-
-    Parameters
-    ----------
-    folder
-        Where it lies.
-    every
-        Optimizer steps between two, >= 1.
+    With several mini-batches per Lightning iteration, it is written after the last of them.
     """
 
     def __init__(self, folder: str | Path, every: int) -> None:
@@ -60,28 +53,23 @@ class StepCheckpoint(Callback):
         self._before = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count from where a resumed run goes on."""
+        """Count from the first step of a resumed run."""
         self._before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, unless the end of the epoch, with its validation, is next."""
+        """Save, unless the end of the epoch, with its validation, comes next."""
         before, self._before = self._before, trainer.global_step
         if self._before // self.every > before // self.every and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
 
 
 class ResumeState(Callback):
-    """Keep with each checkpoint what its run was, and the state of the global random generators.
+    """Save with each checkpoint the ``settings`` of its run, set before training, and the global random generators.
 
-    The generators are put back when a single process goes on. Masks, ratios and orders need none of them: they are
-    functions of seed and step.
-
-    Attributes
-    ----------
-    described
-        As :func:`run_settings` returns it; to be set before training.
+    A single process that resumes restores the generators. Masks, ratios and orders do not need them: they are functions
+    of seed and step.
     """
 
     def __init__(self) -> None:
@@ -97,19 +85,19 @@ class ResumeState(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Read from a checkpoint."""
+        """Read the generators from a checkpoint."""
         self._random_state = checkpoint[_RANDOM_STATE]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the generators back."""
-        # The checkpoint is the first rank's; the others would all draw what it draws.
+        """Restore the generators."""
+        # The checkpoint has those of the first rank; with several, all ranks would draw the same numbers.
         if self._random_state is not None and trainer.world_size == 1:
             _set_random_state(self._random_state)
         self._random_state = None
 
 
 def _random_state() -> dict[str, Any]:
-    """State of the generators of torch, numpy and Python, in types that a checkpoint without pickle may hold."""
+    """Return the state of the generators of torch, numpy and Python, in types that need no pickle."""
     version, words, gauss = random.getstate()
     name, key, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     return {
@@ -131,22 +119,15 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
 
 def run_settings(plan: MaskedTrainingPlan, datamodule: Any, *, n_processes: int) -> dict[str, str]:
-    """Say what a run must have in common with the one that it goes on with.
+    """Return the settings that a run must share with the run that it resumes.
 
-    Parameters
-    ----------
-    plan
-        Its plan.
-    datamodule
-        Its data. Where they have ``split``, ``cells`` and ``batch_size``, as :class:`scr2mae.data.CellDataModule` does,
-        these count too; of the cells 64, spread over all, are compared.
-    n_processes
-        In how many processes it runs.
+    If the data module has ``split``, ``cells`` and ``batch_size``, as that of cells does, they are included; 64 cells,
+    spread over all of them, are compared.
     """
     optimizer = ", ".join(f"{name}={value}" for name, value in plan.optimizer_kwargs.items())
-    described = {
+    settings = {
         "seed": str(plan.mask_seed),
-        # A schedule by the epoch knows how many there are; a run may be made longer.
+        # A schedule per epoch contains the number of epochs, which may be increased.
         "mask_ratio": _named(getattr(plan.ratio_schedule, "schedule", plan.ratio_schedule)),
         "curriculum": _named(plan.gradient_schedule),
         "optimizer": f"{plan.optimizer_name}({optimizer})",
@@ -154,60 +135,43 @@ def run_settings(plan: MaskedTrainingPlan, datamodule: Any, *, n_processes: int)
         "processes": str(n_processes),
     }
     if getattr(datamodule, "batch_size", None) is not None:
-        described["batch_size"] = str(datamodule.batch_size)
+        settings["batch_size"] = str(datamodule.batch_size)
     if hasattr(getattr(datamodule, "split", None), "sha256"):
-        described["split"] = datamodule.split.sha256[:16]
+        settings["split"] = datamodule.split.sha256[:16]
     if hasattr(getattr(datamodule, "cells", None), "collate"):
-        described["cells"] = _fingerprint(datamodule.cells)
-    return described
+        settings["cells"] = _fingerprint(datamodule.cells)
+    return settings
 
 
 def _named(value: Any) -> str:
-    """Say the same of two equal settings: of a function its name, since its ``repr`` holds an address."""
+    """Return the same text for equal settings: the name of a function, because its ``repr`` holds an address."""
     if value is None or is_dataclass(value):
         return repr(value)
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _fingerprint(cells: Any) -> str:
-    """Return the number of cells and a hash of some of them, counts and covariates."""
-    where = np.unique(np.linspace(0, cells.n_obs - 1, _CELLS_COMPARED).astype(np.int64))
+    """Return the number of cells and a hash of the counts and covariates of some of them."""
+    indices = np.unique(np.linspace(0, cells.n_obs - 1, _CELLS_COMPARED).astype(np.int64))
     digest = hashlib.sha256()
-    for key, array in sorted(cells.collate(where).items()):
+    for key, array in sorted(cells.collate(indices).items()):
         digest.update(f"{key} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return f"{cells.n_obs} of {digest.hexdigest()[:16]}"
 
 
 def find_checkpoint(
-    resume: str | Path, plan: MaskedTrainingPlan, described: dict[str, str], *, max_epochs: int
+    resume: str | Path, plan: MaskedTrainingPlan, settings: dict[str, str], *, max_epochs: int
 ) -> tuple[Path, int]:
-    """Find a checkpoint and check that it is of this run, and not beyond its end.
+    """Return the checkpoint file, and the number of mini-batches per iteration in its run.
 
-    Parameters
-    ----------
-    resume
-        The file, or a folder with ``last.ckpt``.
-    plan, described
-        The run that is to go on.
-    max_epochs
-        Its length.
-
-    Returns
-    -------
-    The file, and how many mini-batches its run executed together.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If it is damaged, of another model or run, or of more epochs than this run has.
+    ``resume`` is the file or a folder with ``last.ckpt``. Raises ValueError if it is damaged, from another model or run, or
+    has more epochs than this run.
     """
     path = Path(resume)
     path = path / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"No checkpoint at {path}; pass the .ckpt file, or the folder given as checkpoint_dir to the run to go on with."
+            f"No checkpoint at {path}; pass the .ckpt file, or the checkpoint_dir of the run to resume."
         )
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
@@ -217,24 +181,24 @@ def find_checkpoint(
         kept["scr2mae_history"], kept[_RANDOM_STATE]
     except Exception as error:
         raise ValueError(
-            f"{path} is no checkpoint of this package, or is damaged: {str(error)[:200]}"
+            f"{path} is not a checkpoint of this package, or is damaged: {str(error)[:200]}"
         ) from error
     if shapes != {name: tuple(t.shape) for name, t in plan.state_dict().items()}:
         raise ValueError(
-            f"{path} is the checkpoint of a model of another shape; build the model as it was built then."
+            f"{path} is the checkpoint of a model of another shape; build the model with the same arguments."
         )
     changed = [
-        f"{name} was {before.get(name)}, is {described.get(name)}"
-        for name in sorted({*before, *described})
-        if before.get(name) != described.get(name)
+        f"{name} was {before.get(name)}, is {settings.get(name)}"
+        for name in sorted({*before, *settings})
+        if before.get(name) != settings.get(name)
     ]
     if changed:
         raise ValueError(
-            f"{path} is of another run: {'; '.join(changed)}. Resume with that run's data and arguments; to train a "
-            "model on with others, call train() again without resume."
+            f"{path} is from another run: {'; '.join(changed)}. Resume with the data and arguments of that run; to continue "
+            "with others, call train() again without resume."
         )
     if done > max_epochs:
         raise ValueError(
-            f"{path} has {done} epochs behind it; max_epochs counts them in and cannot be smaller, got {max_epochs}."
+            f"{path} is from epoch {done}; max_epochs includes those epochs and cannot be smaller, got {max_epochs}."
         )
     return path, together

@@ -1,4 +1,4 @@
-"""The part of a training step that holds tensors alone, compiled."""
+"""Compilation of the loss of a training step."""
 
 from __future__ import annotations
 
@@ -14,40 +14,27 @@ __all__ = ["compile_loss"]
 
 
 def compile_loss(module: Any, **compile_kwargs: Any) -> Callable[..., torch.Tensor]:
-    """Compile a network's ``masked_nll``.
+    """Compile ``masked_nll`` of a network's class with :func:`torch.compile`; the first argument is then the network.
 
-    Parameters
-    ----------
-    module
-        The network; left as it is, and not held.
-    compile_kwargs
-        Arguments of :func:`torch.compile`. Shapes are static unless ``dynamic`` says otherwise, as in scvi-tools.
-
-    Returns
-    -------
-    ``masked_nll`` with the network as its first argument, compiled at its first call, which raises RuntimeError if that
-    cannot be done.
-
-    Raises
-    ------
-    ValueError
-        If the network has no ``masked_nll``.
+    Shapes are static unless ``dynamic`` says otherwise, as in scvi-tools. Compilation takes place at the first call, which
+    raises RuntimeError if it fails.
     """
     kind = type(module)
     if not hasattr(kind, "masked_nll"):
         raise ValueError(
-            f"compile=True needs a network with the method masked_nll, which {kind.__name__} lacks; leave compile out."
+            f"compile=True needs a network with the method masked_nll, which {kind.__name__} lacks; omit compile."
         )
-    # Static shapes: the same graph computes a mini-batch whatever came before it, so that a resumed run goes on bit for bit.
-    compiled = torch.compile(_with_own_cache(kind.masked_nll), **{"dynamic": False, **compile_kwargs})
+    # With static shapes a mini-batch is computed by the same graph whatever preceded it, so that resuming changes no bit.
+    compiled = torch.compile(_copy_code(kind.masked_nll), **{"dynamic": False, **compile_kwargs})
 
     def loss(*args: Any) -> torch.Tensor:
         try:
-            # A captured graph writes its next result where it wrote this one.
+            # A captured CUDA graph writes its next result to the same memory.
             return compiled(*args).clone()
         except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())  # without advice on debugging
             raise RuntimeError(
-                f"The training step could not be compiled: {_reason(error)}. "
+                f"The training step could not be compiled: {reason}. "
                 "torch.compile needs a C++ compiler such as g++, on GPUs Triton too; install it, or train without "
                 "plan_kwargs={'compile': True}."
             ) from error
@@ -55,12 +42,7 @@ def compile_loss(module: Any, **compile_kwargs: Any) -> Callable[..., torch.Tens
     return loss
 
 
-def _reason(error: Exception) -> str:
-    """Return what PyTorch says of an error, without its advice on debugging."""
-    return " ".join(str(error).strip().split("\n\n")[0].split())
-
-
-def _with_own_cache(function: Any) -> Any:
-    """Copy a function down to its code, which PyTorch keeps compiled graphs with, and no more than eight of them."""
+def _copy_code(function: Any) -> Any:
+    """Copy a function with its code object, with which PyTorch keeps at most eight compiled graphs."""
     code = function.__code__.replace()
     return types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__)

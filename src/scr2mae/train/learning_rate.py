@@ -1,4 +1,4 @@
-"""The learning rate over a run: warm-up, then constant, linear or cosine decay."""
+"""Learning-rate schedule: warm-up, then constant, linear or cosine decay."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _DECAYS = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """What the learning rate is multiplied by at each optimizer step.
+    """Factor of the learning rate at each optimizer step.
 
-    It rises linearly to 1 over the warm-up, then stays there or falls to ``final`` at the end of the run.
+    It rises linearly to 1 during the warm-up, then stays 1 or falls to ``final`` at the end of the run.
 
     Parameters
     ----------
     decay
         ``"constant"``, ``"linear"`` or ``"cosine"``.
     warmup
-        Length of the rise: steps (int) or a share of the run (float).
+        Length of the warm-up: steps (int) or a share of the run (float).
     final
-        Multiplier at the end of a decay, >= 0.
+        Factor at the end of a decay, >= 0.
     """
 
     decay: str = "constant"
@@ -41,7 +41,7 @@ class LearningRateSchedule:
             raise ValueError(f"final must be >= 0, got {self.final!r}.")
 
     def __call__(self, step: int, total_steps: int) -> float:
-        """Return the multiplier at ``step`` of ``total_steps``; positive from the first step on."""
+        """Return the factor at ``step`` of ``total_steps``; positive from the first step on."""
         warmup = self.warmup * total_steps if isinstance(self.warmup, float) else self.warmup
         if step < warmup:
             return min((step + 1) / warmup, 1.0)

@@ -1,4 +1,4 @@
-"""Run a plan with Lightning: callbacks, checkpoints, resume, interruption."""
+"""Run a plan with Lightning: callbacks, checkpoints, resuming, interruption."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from scr2mae.train.averaging import RunningWeightAverage
+from scr2mae.train.callbacks import RunningWeightAverage, TrainingProgress
 from scr2mae.train.checkpoints import ResumeState, StepCheckpoint, WholeFileIO, find_checkpoint, run_settings
 from scr2mae.train.distributed import RankAverages, data_parallel_options
-from scr2mae.train.executions import choose_steps, in_executions
+from scr2mae.train.executions import choose_steps, in_executions, replaced
 from scr2mae.train.guard import StepGuard
-from scr2mae.train.progress import TrainingProgress
 from scr2mae.train.provenance import fingerprint, timed
 
 if TYPE_CHECKING:
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 
-_SAYS_NOTHING = (
+_IRRELEVANT_WARNINGS = (
     ".*does not have many workers.*",
     ".*GPU available but not used.*",
-    # A query trains with its reference's normalization frozen, on purpose.
+    # A query trains with the normalization of its reference frozen.
     r".*module\(s\) in eval mode.*",
     ".*LeafSpec.*is deprecated.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*smaller than the logging interval.*",
-    # A checkpoint holds all that a run needs; the callback that wrote it holds no more.
+    # A checkpoint has everything that a run needs; the callback that wrote it adds nothing.
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*dirpath has changed from.*",
     ".*resuming from a checkpoint that ended before the epoch ended.*",
     ".*Total length of `list` across ranks is zero.*",
-    # PyTorch's, as it looks at the curriculum's weights, an input of what it compiles.
+    # From PyTorch, for the curriculum's weights, which are an input of the compiled loss.
     r".*\.grad attribute of a Tensor that is not a leaf Tensor.*",
 )
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's start-up lines, which say nothing about the model, out of the log."""
+    """Suppress Lightning's messages and warnings that do not concern the model."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     loggers += [logging.getLogger("lightning.pytorch.utilities.rank_zero")]
     levels = [each.level for each in loggers]
@@ -57,7 +57,7 @@ def _quiet_lightning() -> Iterator[None]:
         for each in loggers:
             each.setLevel(logging.WARNING)
         with warnings.catch_warnings():
-            for message in _SAYS_NOTHING:
+            for message in _IRRELEVANT_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
@@ -67,25 +67,22 @@ def _quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def _without_none(datamodule: Any) -> Iterator[None]:
-    """Let a data module that has nothing to validate say so by None, as those of ``scvi.dataloaders`` do."""
-    inherited = getattr(type(datamodule), "val_dataloader", None)
-    if inherited in (None, pl.LightningDataModule.val_dataloader) or "val_dataloader" in vars(datamodule):
+    """Accept None from ``val_dataloader`` for no validation, as data modules of ``scvi.dataloaders`` return it."""
+    if not is_overridden("val_dataloader", datamodule, pl.LightningDataModule):
         yield
         return
+    own = datamodule.val_dataloader
 
     def val_dataloader() -> Any:
-        loaders = inherited(datamodule)
+        loaders = own()
         return [] if loaders is None else loaders
 
-    datamodule.val_dataloader = val_dataloader
-    try:
+    with replaced(datamodule, "val_dataloader", val_dataloader):
         yield
-    finally:
-        del datamodule.val_dataloader
 
 
 def _early_stopping(early_stopping: bool, kwargs: dict[str, Any]) -> list[Callback]:
-    """Take scvi-tools' ``early_stopping_*`` arguments out of the trainer's."""
+    """Remove scvi-tools' ``early_stopping_*`` from the trainer's arguments and return the callback for them."""
     options = {
         name.removeprefix("early_stopping_"): kwargs.pop(name)
         for name in list(kwargs)
@@ -99,7 +96,7 @@ def _early_stopping(early_stopping: bool, kwargs: dict[str, Any]) -> list[Callba
 def _checkpoints(
     folder: str | Path | None, every_n_steps: int | None, kwargs: dict[str, Any]
 ) -> list[Callback]:
-    """Write ``last.ckpt`` after each epoch, and every so many steps if wanted; make the trainer write whole files."""
+    """Return the callbacks that write ``last.ckpt``, and make the trainer write checkpoints atomically."""
     if every_n_steps is not None and (folder is None or every_n_steps < 1):
         raise ValueError(
             f"checkpoint_every_n_steps must be at least 1 and needs checkpoint_dir, got {every_n_steps!r} and {folder!r}."

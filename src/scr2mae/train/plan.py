@@ -1,4 +1,4 @@
-"""The training plan: a ratio and a mask for each step, fixed masks in validation, a history of its own."""
+"""Training plan: a ratio and a mask for each step, fixed masks in validation, history of the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from scr2mae.masking import DiscreteRatio
-from scr2mae.train.averaging import RunningWeightAverage
+from scr2mae.train.callbacks import RunningWeightAverage
 from scr2mae.train.compiled import compile_loss
 from scr2mae.train.distributed import moving_statistics
 from scr2mae.train.guard import StepGuard
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["VALIDATION_RATIOS", "MaskedModule", "MaskedTrainingPlan"]
 
 VALIDATION_RATIOS = (0.1, 0.3, 0.5)
-"""Validation hides these shares whatever the training scheme, so that curves compare across schemes."""
+"""Shares masked in validation by every training scheme, so that their curves can be compared."""
 
 _VALIDATION_SEED = 20_250_921
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -39,17 +39,7 @@ class _Loss(Protocol):
 
 
 class StepContext(NamedTuple):
-    """What is trained on now.
-
-    Attributes
-    ----------
-    batch
-        A mini-batch; None before and after training.
-    number
-        Its number in the epoch.
-    step
-        Its number in the run.
-    """
+    """Mini-batch of the current step (None outside training), its number in the epoch, and the step of the run."""
 
     batch: Any = None
     number: int = 0
@@ -57,56 +47,55 @@ class StepContext(NamedTuple):
 
 
 class MaskedModule(Protocol):
-    """What a network must offer to be trained here.
+    """Interface of a network that the plan trains.
 
-    It may also have ``masked_nll``, a part of ``training_loss`` of tensors alone: ``training_loss`` then also takes that part
-    compiled, as ``compiled``. And it may have ``parameter_groups(weight_decay)``, which returns the optimizer's groups, each
-    a dict with ``params`` and, where they differ from the run's, ``weight_decay`` and ``lr``, or ``lr_scale``, a multiple of
-    it.
+    Optional: ``masked_nll``, the part of ``training_loss`` that can be compiled, which ``training_loss`` then accepts as
+    ``compiled``; and ``parameter_groups(weight_decay)``, which returns the optimizer's groups, dicts with ``params`` and,
+    where they differ from the run's, ``weight_decay`` and ``lr`` or ``lr_scale``, a factor of it.
     """
 
     def training_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> _Loss:
-        """Hide a share of a mini-batch, as a pure function of seed and step, and score it."""
+        """Mask a share of a mini-batch, as a pure function of seed and step, and score it."""
         ...
 
 
 class MaskedTrainingPlan(pl.LightningModule):
-    """Draw a ratio and a mask for each step, minimize the loss over what is hidden.
+    """Draw a ratio and a mask for each step and minimize the loss over the masked part.
 
     Parameters
     ----------
     module
-        The network.
+        Network to train.
     ratio_schedule
-        Called as ``(step, total_steps)``.
+        Masking ratio, called as ``(step, total_steps)``.
     seed
-        Seed of the masks; they depend on it and on the step alone.
+        Seed of the masks, which depend on it and on the step alone.
     lr, weight_decay, eps
-        Of the optimizer.
+        Learning rate, weight decay and epsilon of the optimizer.
     optimizer
         ``"Adam"`` (the paper's, weight decay inside the gradient) or ``"AdamW"``.
     betas
-        Of the optimizer.
+        Decay rates of the optimizer's moments.
     learning_rate
-        What ``lr`` is multiplied by at each optimizer step; None keeps it constant.
+        Factor of ``lr`` at each optimizer step; None keeps it constant.
     averaging
-        Average the weights over this share of the run (:class:`RunningWeightAverage`); None keeps the last ones.
+        Share of the run over which weights are averaged (:class:`RunningWeightAverage`); None keeps the last weights.
     validation_ratios
-        Shares hidden in validation.
+        Shares masked in validation.
     gradient_schedule
-        Multiplier of the curriculum's gradient, for a network with ``module.curriculum``; None without.
+        Scale of the curriculum's gradient, for a network with ``module.curriculum``; None for no curriculum.
     before
         Curves of earlier runs of the same network, which this run continues.
     compile
-        Whether training steps are compiled; the network must have ``masked_nll``. Validation is not.
+        Whether to compile training steps; the network must have ``masked_nll``. Validation is not compiled.
     compile_kwargs
         Arguments of :func:`torch.compile`; ``dynamic`` is False by default, as in scvi-tools.
 
     Notes
     -----
-    ``history`` is filled by the plan itself, so it exists without a logger: the loss and ratio of every step, and
-    per epoch the mean training loss and the validation loss at each ratio and on average. A step whose loss is not finite
-    shows as such and is left out of the mean; :class:`scr2mae.train.StepGuard` skips and counts it.
+    The plan fills ``history`` without a logger: loss and ratio of every step, and per epoch the mean training loss and the
+    validation loss at each ratio and on average. A step with a non-finite loss, which is skipped, has that loss in its
+    curve and is left out of the mean.
     """
 
     def __init__(
@@ -135,7 +124,7 @@ class MaskedTrainingPlan(pl.LightningModule):
             raise ValueError(
                 f"lr and eps must be positive and weight_decay >= 0, got lr={lr!r}, eps={eps!r}, weight_decay={weight_decay!r}."
             )
-        self.module = module
+        self.module: Any = module
         self.ratio_schedule, self.mask_seed = ratio_schedule, seed
         self.optimizer_name = optimizer
         self.optimizer_kwargs = {"lr": lr, "weight_decay": weight_decay, "eps": eps, "betas": tuple(betas)}
@@ -156,7 +145,7 @@ class MaskedTrainingPlan(pl.LightningModule):
 
     @property
     def history(self) -> History:
-        """One frame a curve, indexed by step or epoch, with one column of the curve's name; earlier runs first."""
+        """Curves by name, indexed by step or epoch, each a frame with one column of that name; earlier runs first."""
         frames = {}
         for name, rows in self.rows.items():
             index = pd.Index([i for i, _ in rows], name="step" if name.endswith("_step") else "epoch")
@@ -165,7 +154,7 @@ class MaskedTrainingPlan(pl.LightningModule):
 
     @property
     def last_loss(self) -> torch.Tensor:
-        """Loss of the last step, on its device; what is written into it enters the history."""
+        """Loss of the last step, on its device; changes in place enter the history."""
         return self._steps[-1][2]
 
     def record(self, name: str, index: int, value: float) -> None:
@@ -178,30 +167,30 @@ class MaskedTrainingPlan(pl.LightningModule):
         index
             Step or epoch.
         value
-            The point.
+            Value at the step or epoch.
         """
         self.rows.setdefault(name, []).append((index, value))
 
     def execute_together(self, n: int) -> None:
-        """Let Lightning hand over several mini-batches at a time.
+        """Set the number of mini-batches per Lightning iteration; with 1, Lightning optimizes automatically.
 
         Parameters
         ----------
         n
-            How many; 1 leaves everything to Lightning.
+            Number of mini-batches.
         """
         self.steps_per_execution = n
         self.automatic_optimization = n == 1
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
-        """Return the loss over what is hidden at this step, or train on several mini-batches.
+        """Return the loss of a mini-batch, or train on an iterator over several.
 
         Parameters
         ----------
         batch
-            A mini-batch, as the network takes it, or an iterator over several.
+            Mini-batch, as the network takes it, or an iterator over several.
         batch_idx
-            Its number in the epoch.
+            Its index in the epoch.
         """
         if self.automatic_optimization:
             return self._training_loss(batch)
@@ -212,68 +201,64 @@ class MaskedTrainingPlan(pl.LightningModule):
         """Train on several mini-batches, each as Lightning does."""
         trainer: Any = self.trainer
         optimizer: Any = self.optimizers()
-        follow = [each for each in trainer.callbacks if isinstance(each, (StepGuard, RunningWeightAverage))]
+        per_step = [each for each in trainer.callbacks if isinstance(each, (StepGuard, RunningWeightAverage))]
         loader = trainer.train_dataloader
-        before = self.current_epoch * len(loader.loader)
-        # The first of them is made already.
+        first_step = self.current_epoch * len(loader.loader)
+        # The loader has already made, and counted, the first of them.
         for i, made in enumerate(batches, loader.n_seen - 1):
             batch = move_data_to_device(made, self.device)
-            for callback in follow:
+            for callback in per_step:
                 callback.on_train_batch_start(trainer, self, batch, i)
-            self._begin(StepContext(batch, i, before + i))
+            self._begin(StepContext(batch, i, first_step + i))
             loss = self._training_loss(batch)
             optimizer.zero_grad(set_to_none=True)
-            # Lightning calls this method under autocast, its own backward pass and optimizer not.
+            # Lightning calls this method under autocast, but not its own backward pass and optimizer.
             with torch.autocast(self.device.type, enabled=False):
                 loss.backward()
                 optimizer.step()
-            for callback in follow:
+            for callback in per_step:
                 callback.on_train_batch_end(trainer, self, None, batch, i)
 
     def _training_loss(self, batch: Any) -> torch.Tensor:
         step, total = self.context.step, self._total_steps
-        loss = self._score(batch, **self._compiled)
+        loss = self.training_loss(batch, **self._compiled)
         self._steps.append((step, self.ratio_schedule(step, total), loss.detach()))
-        # What is not finite here is to be seen in the gradient, on every rank that it is added up with.
-        total_moved = sum((s.sum() for s in self.statistics), start=loss.detach())
-        return loss * torch.where(total_moved.isfinite(), 1.0, torch.nan)
+        # Non-finite values here must show in the gradient, which is summed over ranks.
+        checked = sum((s.sum() for s in self.statistics), start=loss.detach())
+        return loss * torch.where(checked.isfinite(), 1.0, torch.nan)
 
-    def training_loss(self, batch: Any) -> torch.Tensor:
-        """Score a mini-batch as the step under way does, without a trace.
+    def training_loss(self, batch: Any, **compiled: Any) -> torch.Tensor:
+        """Return the loss of a mini-batch at the current step, without recording it.
 
         Parameters
         ----------
         batch
-            A mini-batch, as the network takes it.
+            Mini-batch, as the network takes it.
+        compiled
+            Empty, or ``compiled``, the compiled part of the loss.
 
         Returns
         -------
-        The loss, a scalar.
+        A scalar.
         """
-        return self._score(batch)
-
-    def _score(self, batch: Any, **compiled: Any) -> torch.Tensor:
         step, total = self.context.step, self._total_steps
-        module: Any = self.module
         ratio = self.ratio_schedule(step, total)
         options = {**self._weighting(step, total), **compiled}
-        return module.training_loss(batch, ratio=ratio, seed=self.mask_seed, step=step, **options).loss
+        return self.module.training_loss(batch, ratio=ratio, seed=self.mask_seed, step=step, **options).loss
 
     def _weighting(self, step: int, total: int) -> dict[str, Any]:
-        """Column and gradient multiplier of the curriculum at this step; freezes and thaws its network."""
+        """Return the curriculum's column and gradient scale at this step; freeze or unfreeze its network."""
         if self.gradient_schedule is None:
             return {}
-        module: Any = self.module
         frozen = self.gradient_schedule.is_frozen(step, total)
-        # A zero gradient would still let weight decay and momentum move the weights.
-        module.curriculum.requires_grad_(not frozen)
-        grad_scale = self.gradient_schedule(step, total)
-        self.last_grad_scale = grad_scale
+        # With a zero gradient, weight decay and momentum would still change the weights.
+        self.module.curriculum.requires_grad_(not frozen)
+        self.last_grad_scale = self.gradient_schedule(step, total)
         ratio_index = self.ratio_schedule.index(step) if isinstance(self.ratio_schedule, DiscreteRatio) else 0
-        return {"ratio_index": ratio_index, "grad_scale": grad_scale}
+        return {"ratio_index": ratio_index, "grad_scale": self.last_grad_scale}
 
     def flush_steps(self) -> None:
-        """Move the steps' losses from the device to the history, in one transfer."""
+        """Move the losses of the steps from the device to the history, in one transfer."""
         if not self._steps:
             return
         losses = torch.stack([loss for *_, loss in self._steps]).float().cpu().tolist()
@@ -294,18 +279,17 @@ class MaskedTrainingPlan(pl.LightningModule):
             self.log("train_loss", mean, sync_dist=True)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Score this batch under the same masks at every epoch and for every scheme.
+        """Score a mini-batch under the same masks at every epoch and for every scheme.
 
         Parameters
         ----------
         batch
-            A mini-batch, as the network takes it.
+            Mini-batch, as the network takes it.
         batch_idx
-            Its number.
+            Its index in the epoch.
         """
-        module: Any = self.module
         for ratio in self.validation_ratios:
-            out = module.training_loss(batch, ratio=ratio, seed=_VALIDATION_SEED, step=batch_idx)
+            out = self.module.training_loss(batch, ratio=ratio, seed=_VALIDATION_SEED, step=batch_idx)
             self.log(
                 f"validation_loss_{ratio:g}",
                 out.loss,
@@ -317,8 +301,8 @@ class MaskedTrainingPlan(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Record each validation curve and their mean."""
         metrics = self.trainer.callback_metrics
-        curves = {f"validation_loss_{ratio:g}": 0.0 for ratio in self.validation_ratios}
-        curves = {name: float(metrics[name]) for name in curves if name in metrics}
+        names = dict.fromkeys(f"validation_loss_{ratio:g}" for ratio in self.validation_ratios)
+        curves = {name: float(metrics[name]) for name in names if name in metrics}
         if not curves:
             return
         mean = math.fsum(curves.values()) / len(curves)
@@ -327,67 +311,58 @@ class MaskedTrainingPlan(pl.LightningModule):
             self.record(name, self.current_epoch, value)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer over the parameters that train."""
-        module: Any = self.module
+        """Return the optimizer of the trainable parameters."""
         if self.gradient_schedule is not None:
-            module.curriculum.requires_grad_(True)
+            self.module.curriculum.requires_grad_(True)
+        lr, weight_decay = self.optimizer_kwargs["lr"], self.optimizer_kwargs["weight_decay"]
         groups: list[dict[str, Any]] = (
-            module.parameter_groups(self.optimizer_kwargs["weight_decay"])
-            if hasattr(module, "parameter_groups")
-            else [{"params": list(module.parameters())}]
+            self.module.parameter_groups(weight_decay)
+            if hasattr(self.module, "parameter_groups")
+            else [{"params": list(self.module.parameters())}]
         )
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
         for group in groups:
             if "lr_scale" in group:
-                group["lr"] = self.optimizer_kwargs["lr"] * group.pop("lr_scale")
-        for group in groups:
-            group["peak_lr"] = group.setdefault("lr", self.optimizer_kwargs["lr"])
+                group["lr"] = lr * group.pop("lr_scale")
+            group["peak_lr"] = group.setdefault("lr", lr)
         fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-        # A fused optimizer unscales gradients itself, which Lightning cannot clip under mixed precision.
+        # A fused optimizer unscales gradients itself, so that Lightning cannot clip them under mixed precision.
         fused = fused and not (self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision))
         return _OPTIMIZERS[self.optimizer_name](groups, fused=fused, **self.optimizer_kwargs)
 
     def on_train_start(self) -> None:
-        """Find the running statistics that the forward pass moves, and count the mini-batches of the run."""
+        """Find the running statistics that the forward pass changes, and count the mini-batches of the run."""
         self.statistics = moving_statistics(self.module)
         trainer: Any = self.trainer
         if self.automatic_optimization:
-            # Not of optimizer steps: with accumulated gradients each mini-batch has a ratio and a mask of its own.
+            # Mini-batches rather than optimizer steps: each has its own ratio and mask even if gradients accumulate.
             self._total_steps = int(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches
         else:
             self._total_steps = trainer.max_epochs * len(trainer.train_dataloader.loader)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of this optimizer step.
-
-        Parameters
-        ----------
-        batch
-            A mini-batch, as the network takes it, or an iterator over several.
-        batch_idx
-            Its number in the epoch.
-        """
+        """Begin a step, unless the batch is an iterator over several mini-batches."""
         if self.automatic_optimization:
             self._begin(StepContext(batch, batch_idx, self.trainer.fit_loop.epoch_loop.total_batch_idx))
 
     def on_train_end(self) -> None:
-        """Let go of the last mini-batch."""
+        """Release the last mini-batch."""
         self.context = StepContext()
 
     def _begin(self, context: StepContext) -> None:
-        """Take up a mini-batch."""
+        """Set the context and the learning rate of a step."""
         self.context = context
         if self.learning_rate is None:
             return
-        # Not by a scheduler: to make one, the length of the run must be known, and asking for it before a checkpoint is
-        # restored sets up loaders that then start the epoch afresh.
+        # A Lightning scheduler would need the length of the run when it is made. Computing it before a checkpoint is
+        # restored sets up loaders that then restart the epoch.
         total = self._total_steps // self.trainer.accumulate_grad_batches
-        multiplier = self.learning_rate(self.trainer.global_step, total)
+        factor = self.learning_rate(self.trainer.global_step, total)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = group["peak_lr"] * multiplier
+            group["lr"] = group["peak_lr"] * factor
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history with the weights, the epoch that is under way included."""
+        """Save the history, including the current epoch."""
         self.flush_steps()
         checkpoint["scr2mae_history"] = {
             "rows": {name: list(rows) for name, rows in self.rows.items()},
@@ -396,7 +371,7 @@ class MaskedTrainingPlan(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the history up again."""
+        """Restore the history."""
         kept = checkpoint["scr2mae_history"]
         self.rows = {name: [(int(i), float(v)) for i, v in rows] for name, rows in kept["rows"].items()}
         self._epoch_losses = list(kept["epoch_losses"])

@@ -104,7 +104,7 @@ def test_a_checkpoint_to_resume_from_is_not_unpickled(
     else:
         torch.save({"state_dict": {}, "loops": trap}, checkpoint)
     model = R2MAEModel(adata, n_hidden=8, n_latent=2)
-    with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint of this package, or is damaged"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is not a checkpoint of this package, or is damaged"):
         model.train(1, resume=checkpoint, accelerator="cpu", enable_progress_bar=False)
     assert not model.is_trained_
 

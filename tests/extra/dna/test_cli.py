@@ -143,7 +143,7 @@ def test_a_run_goes_on_from_its_checkpoint(folder, capsys):
     assert main([*command, "-o", "long", "--max-steps", "28", "--resume", "run"]) == 0
     assert int(results(capsys)["steps"]) == 28
     assert main([*command, "-o", "over", "--max-steps", "14", "--resume", "run"]) == 1
-    assert "has 2 epochs behind it" in capsys.readouterr().err
+    assert "is from epoch 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,196 @@
+"""Callbacks: average of the weights, curves of the curriculum, progress bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ProgressBar, WeightAveraging
+
+from scr2mae._utils.progress import progress
+from scr2mae.masking import DiscreteRatio
+from scr2mae.nn.curriculum import balance_errors
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+__all__ = ["CurriculumLog", "RunningWeightAverage", "TrainingProgress", "expression_deciles"]
+
+_MAX_INTERVAL = 8  # reading and writing all weights at each step would cost a tenth of it on a CPU
+_UPDATES_PER_MEMORY = 4
+
+
+class RunningWeightAverage(WeightAveraging):
+    """Exponential average of the weights, whose memory is a share of the steps so far.
+
+    Each mini-batch moves the weights in the direction of its ratio and genes; the average keeps what they have in common.
+    Validation scores the average, and it remains after training.
+
+    Parameters
+    ----------
+    share
+        Memory of the average, as a share of the optimizer steps, in (0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the share is out of range.
+
+    Notes
+    -----
+    Step t, from 1, moves the average by ``min(1, 1 / (share * t))`` of its distance to the weights: the last weights at
+    first, whatever the length of the run. Later only every eighth step is averaged, with eight times the weight.
+    Statistics of batch normalization are averaged alike.
+    """
+
+    def __init__(self, share: float) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(
+                f"The share of the run whose weights are averaged must be in (0, 1], got {share!r}."
+            )
+        super().__init__(multi_avg_fn=self._average)
+        self.share = share
+        self._weight = 1.0
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Return whether to average the weights after this step."""
+        if step_idx is None:
+            return False
+        memory = self.share * (step_idx + 1)
+        interval = max(1, min(_MAX_INTERVAL, int(memory / _UPDATES_PER_MEMORY)))
+        self._weight = min(1.0, interval / memory)
+        return step_idx % interval == 0
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Copy the average to the network, also if a checkpoint had nothing left to train."""
+        if self._average_model is not None and int(self._average_model.n_averaged):
+            self._copy_average_to_current(pl_module)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Copy the average to the network if a run is interrupted, as at its end."""
+        self.on_fit_end(trainer, pl_module)
+
+    @torch.no_grad()
+    def _average(self, averages: Any, current: Any, n_averaged: torch.Tensor) -> None:
+        # All tensors of a list have the same type.
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, current, self._weight)
+        else:
+            torch._foreach_copy_(averages, current)
+
+
+def expression_deciles(mean: np.ndarray) -> np.ndarray:
+    """Return the decile of each gene by mean count, 0 (lowest) to 9, ties in order of position; shape (n_vars,)."""
+    ranks = np.argsort(np.argsort(mean, kind="stable"), kind="stable")
+    return ranks * 10 // max(len(mean), 1)
+
+
+class CurriculumLog(Callback):
+    """Record, at the end of each epoch, the weights that the curriculum gave to the last mini-batch.
+
+    Curves: ``curriculum_multiplier``, the scale of the gradient; ``curriculum_row_error`` and ``curriculum_column_error``,
+    the largest relative deviations from equal mass; and the mean weight of each decile of genes by expression, 1 (lowest)
+    to 10, at the smallest and at the largest ratio: ``curriculum_weight_<ratio>_decile_<k>``. Averaged over all ratios the
+    weights of a gene are one, so that columns are recorded separately. ``deciles`` (n_vars,) are 0 to 9; None leaves the
+    curves by expression out.
+    """
+
+    def __init__(self, deciles: np.ndarray | None) -> None:
+        self.deciles = deciles
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record at the last mini-batch of an epoch."""
+        if not trainer.is_last_batch:
+            return
+        with torch.no_grad():
+            weights = pl_module.module.curriculum_weights(pl_module.context.batch)
+        weights = weights if weights.dim() == 2 else weights.mean(dim=0)
+        epoch = trainer.current_epoch
+        row_error, column_error = balance_errors(weights)
+        pl_module.record("curriculum_multiplier", epoch, pl_module.last_grad_scale)
+        pl_module.record("curriculum_row_error", epoch, row_error)
+        pl_module.record("curriculum_column_error", epoch, column_error)
+        if self.deciles is None:
+            return
+        schedule = pl_module.ratio_schedule
+        if isinstance(schedule, DiscreteRatio):
+            columns = {f"{schedule.values[i]:g}": i for i in (0, len(schedule.values) - 1)}
+        else:
+            columns = {"selected": 0}
+        for name, column in columns.items():
+            by_gene = weights[:, column].cpu().numpy()
+            for decile in np.unique(self.deciles):
+                mean = float(by_gene[self.deciles == decile].mean())
+                pl_module.record(f"curriculum_weight_{name}_decile_{decile + 1}", epoch, mean)
+
+
+class TrainingProgress(ProgressBar):
+    """One bar for the whole run: observations seen, observations per second, time left, losses.
+
+    It is shown on a terminal and in a notebook only. ``unit`` is the name of the observations, in the plural.
+    """
+
+    def __init__(self, n_obs_epoch: int, *, unit: str = "cells") -> None:
+        super().__init__()
+        self.n_obs_epoch, self.unit = n_obs_epoch, unit
+        self.bar: Any = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Switch off on all ranks but the first."""
+        self._enabled = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar."""
+        if self._enabled and trainer.is_global_zero:
+            epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+            self.bar = progress(
+                after=0.0,
+                total=epochs and epochs * self.n_obs_epoch,
+                initial=trainer.current_epoch * self.n_obs_epoch,
+                unit=self.unit,
+                unit_scale=True,
+                desc=f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+                # Everything including the losses fits the 80 columns of a terminal.
+                bar_format="{desc}{percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
+            )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance the bar within an epoch."""
+        if self.bar is not None:
+            done = min((batch_idx + 1) / max(1, trainer.num_training_batches), 1.0)
+            self.bar.update((trainer.current_epoch + done) * self.n_obs_epoch - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Advance the bar to the end of the epoch and show the losses."""
+        if self.bar is None:
+            return
+        metrics = trainer.callback_metrics
+        shown = {
+            short: f"{float(metrics[name]):.4f}"
+            for short, name in (("loss", "train_loss"), ("val", "validation_loss"))
+            if name in metrics
+        }
+        self.bar.set_description(f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False)
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.n = (trainer.current_epoch + 1) * self.n_obs_epoch
+        self.bar.refresh()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar if training is interrupted."""
+        self.on_train_end(trainer, pl_module)
