@@ -1,4 +1,4 @@
-"""Counts on disk: read by row, checked as they are read, trained on as if they were in memory."""
+"""Counts on disk: read by row, validated on reading, and training as with counts in memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +50,7 @@ def of(adata: AnnData, **kwargs: object) -> BackedCounts:
     [slice(None), slice(5, 9), slice(90, 10, -7), [3], [4, 5, 6], [50, 2, 2, 49, 51], [], [119, 0]],
     ids=str,
 )
-def test_rows_on_disk_are_those_in_memory_in_the_order_asked_for(
+def test_rows_on_disk_equal_rows_in_memory_in_the_requested_order(
     backed: AnnData, adata: AnnData, indices: slice | list[int]
 ) -> None:
     rows = indices if isinstance(indices, slice) else np.array(indices, dtype=np.int64)
@@ -149,9 +149,7 @@ def test_a_scattered_cell_with_an_invalid_count_is_named(adata: AnnData, tmp_pat
         rows[np.array([70, 77, 80])]
 
 
-def test_training_from_disk_gives_the_losses_and_weights_of_training_in_memory(
-    backed: AnnData, adata: AnnData
-) -> None:
+def test_training_from_disk_equals_training_in_memory(backed: AnnData, adata: AnnData) -> None:
     def train(adata: AnnData, counts_on: str) -> R2MAEModel:
         model = R2MAEModel(adata, n_hidden=16, n_latent=4, seed=3)
         model.train(
@@ -172,7 +170,7 @@ def test_training_from_disk_gives_the_losses_and_weights_of_training_in_memory(
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_more_cells_than_are_read_together_come_in_the_same_batches_from_disk_and_memory(
+def test_batches_from_disk_equal_batches_in_memory_beyond_one_window(
     backed: AnnData, adata: AnnData, world_size: int
 ) -> None:
     model = R2MAEModel(adata, n_hidden=8, n_latent=2)
@@ -215,7 +213,7 @@ def test_reading_ahead_resumes_in_mid_epoch(backed: AnnData, adata: AnnData, n_s
         np.testing.assert_array_equal(a["X"].numpy(), b["X"].numpy())
 
 
-def test_a_failing_read_is_an_error_of_the_loop_not_a_hang(backed: AnnData, adata: AnnData) -> None:
+def test_a_failing_read_raises_in_the_loop_and_does_not_hang(backed: AnnData, adata: AnnData) -> None:
     cells = read_cells(backed, R2MAEModel(adata, n_hidden=8, n_latent=2).spec, on_disk=True)
     n_reads = 0
     to_memory = type(cells).to_memory
@@ -233,7 +231,7 @@ def test_a_failing_read_is_an_error_of_the_loop_not_a_hang(backed: AnnData, adat
         list(loader)
 
 
-def test_the_embedding_is_written_to_the_array_it_is_given(
+def test_the_embedding_is_written_to_the_given_array(
     backed: AnnData, trained: R2MAEModel, tmp_path: Path
 ) -> None:
     expected = trained.get_latent_representation(backed)

@@ -27,7 +27,7 @@ def test_the_specification_names_the_fields_that_the_network_reads(spec: CellSpe
     assert (spec.layer, spec.size_factor_key, spec.integers) == (None, None, True)
 
 
-def test_codes_follow_the_names_of_categories_not_their_order(
+def test_codes_depend_on_the_names_of_categories_not_on_their_order(
     spec: CellSpec, simulate: Callable[..., AnnData]
 ) -> None:
     query = simulate(seed=5)
@@ -52,7 +52,7 @@ def test_a_mini_batch_holds_the_chosen_cells_dense(spec: CellSpec, adata: AnnDat
     }
 
 
-def test_reading_shares_the_counts_memory(spec: CellSpec, adata: AnnData) -> None:
+def test_reading_does_not_copy_the_counts(spec: CellSpec, adata: AnnData) -> None:
     assert np.shares_memory(read_cells(adata, spec).counts.data, adata.X.data)
 
 

@@ -109,7 +109,9 @@ def test_a_data_module_without_attributes_or_with_fitting_ones_is_accepted(spec:
         check_data_module(SimpleNamespace(batch_labels=labels[::-1]), spec)
 
 
-def test_batches_are_compared_as_a_data_module_numbers_them_not_as_it_lists_them(spec: CellSpec) -> None:
+def test_batches_are_compared_by_the_codes_of_a_data_module_not_by_the_order_of_its_list(
+    spec: CellSpec,
+) -> None:
     ours, other = spec.categorical[0][1], spec.categorical[0][1][::-1]
     # TileDB-SOMA's lists them as they come and numbers them by an encoder; Lamin's has the number of each.
     check_data_module(SimpleNamespace(batch_labels=other, batch_encoder=SimpleNamespace(classes_=ours)), spec)
@@ -119,7 +121,7 @@ def test_batches_are_compared_as_a_data_module_numbers_them_not_as_it_lists_them
             check_data_module(SimpleNamespace(**{"batch_labels": ours, **numbered}), spec)
 
 
-def test_covariates_that_a_data_module_joins_numbers_otherwise_or_lacks_are_refused(adata: AnnData) -> None:
+def test_covariates_that_a_data_module_joins_reorders_or_lacks_are_refused(adata: AnnData) -> None:
     categorical, continuous = ["chemistry", "cell_type"], ["age"]
     R2MAEModel.setup_anndata(
         adata, categorical_covariate_keys=categorical, continuous_covariate_keys=continuous
@@ -150,7 +152,9 @@ def test_covariates_that_a_data_module_joins_numbers_otherwise_or_lacks_are_refu
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata", "ignore:Sparse")
-def test_training_from_annbatch_learns_what_training_from_memory_does(adata: AnnData, tmp_path: Path) -> None:
+def test_training_from_annbatch_reaches_the_loss_of_training_in_memory(
+    adata: AnnData, tmp_path: Path
+) -> None:
     annbatch = pytest.importorskip("annbatch")
     dataloaders = pytest.importorskip("scvi.dataloaders")
     if not hasattr(dataloaders, "AnnbatchDataModule"):

@@ -1,4 +1,4 @@
-"""Counts on the training device: the same mini-batches as from the host, and what happens when they do not fit."""
+"""Counts on the training device: the same mini-batches as on the host, and too little memory."""
 
 from dataclasses import replace
 from typing import Any
@@ -41,7 +41,7 @@ def with_repeated_entries(cells: Cells) -> Cells:
 
 @pytest.mark.parametrize("change", [lambda cells: cells, fractions, large, with_repeated_entries])
 @pytest.mark.parametrize("indices", [[0], [5, 4, 5, 119], list(range(120)), []], ids=len)
-def test_batches_made_on_the_device_equal_those_made_by_the_host(
+def test_batches_made_on_the_device_equal_those_made_on_the_host(
     cells: Cells, change: object, indices: list[int]
 ) -> None:
     cells = change(cells)
@@ -78,7 +78,7 @@ def test_a_batch_is_made_on_the_device_without_a_synchronization(cells: Cells) -
     assert asked.sizes == [cells.counts[indices].nnz]  # without it, the host asks how many there are
 
 
-def test_small_counts_take_two_bytes_and_the_estimate_is_what_they_take(cells: Cells) -> None:
+def test_small_counts_take_two_bytes_and_the_estimate_is_exact(cells: Cells) -> None:
     plain = replace(cells, measured=None, size_factor=None)
     assert DeviceCells.estimate(plain) == 2 * plain.counts.nnz + 8 * 121
     n_covariates = sum(array.nbytes for array in plain.covariates(slice(None)).values())
@@ -87,7 +87,7 @@ def test_small_counts_take_two_bytes_and_the_estimate_is_what_they_take(cells: C
     assert DeviceCells.estimate(large(plain)) == 5 * plain.counts.nnz + 8 * 121
 
 
-def test_training_from_the_device_gives_the_weights_of_training_from_the_host(adata: AnnData) -> None:
+def test_training_from_the_device_equals_training_from_the_host(adata: AnnData) -> None:
     def train(counts_on: str) -> R2MAEModel:
         model = R2MAEModel(adata, n_hidden=16, n_latent=4)
         model.train(2, batch_size=32, counts_on=counts_on, accelerator="cpu", enable_progress_bar=False)
@@ -99,7 +99,7 @@ def test_training_from_the_device_gives_the_weights_of_training_from_the_host(ad
         assert torch.equal(a, b)
 
 
-def test_what_does_not_fit_stays_with_the_host_and_the_log_says_so(
+def test_counts_that_do_not_fit_stay_on_the_host_and_the_log_says_so(
     cells: Cells, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: 2 * DeviceCells.estimate(cells))
@@ -112,7 +112,7 @@ def test_what_does_not_fit_stays_with_the_host_and_the_log_says_so(
         assert to_device(cells, CPU, required=True) is not None
 
 
-def test_a_device_that_runs_out_of_memory_is_a_warning_and_training_goes_on_from_the_host(
+def test_a_device_out_of_memory_warns_and_training_continues_from_the_host(
     adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_out(self: DeviceCells, cells: Cells, device: torch.device) -> None:
@@ -137,6 +137,6 @@ def test_the_memory_of_the_device_is_freed_after_training(cells: Cells) -> None:
 
 
 @pytest.mark.parametrize("counts_on", ["auto", "memory"])
-def test_without_a_gpu_counts_stay_where_they_are(cells: Cells, counts_on: str) -> None:
+def test_without_a_gpu_counts_stay_on_the_host(cells: Cells, counts_on: str) -> None:
     module = CellDataModule(cells, split_cells(120, seed=0), batch_size=16, counts_on=counts_on)
     assert module.train_dataloader().on_device is None

@@ -23,7 +23,7 @@ def test_any_order_of_the_genes_is_undone(genes: list[str], data: st.DataObject)
 
 @few
 @given(genes=SYMBOLS, data=st.data())
-def test_exactly_the_lost_genes_are_absent(genes: list[str], data: st.DataObject) -> None:
+def test_exactly_the_dropped_genes_are_absent(genes: list[str], data: st.DataObject) -> None:
     kept = data.draw(st.lists(st.sampled_from(genes), min_size=1, unique=True))
     query = np.array([*kept, "a gene of the query's own"])
     indices = align_genes(query, np.array(genes))
@@ -47,7 +47,7 @@ def test_versions_of_ensembl_ids_do_not_matter(numbers: list[int], versions: lis
 
 @few
 @given(genes=SYMBOLS)
-def test_two_versions_of_one_wanted_gene_are_refused(genes: list[str]) -> None:
+def test_two_versions_of_one_reference_gene_are_refused(genes: list[str]) -> None:
     query = ["ENSG00000000003.1", "ENSG00000000003.2", *genes]
     with pytest.raises(ValueError, match=r"\['ENSG00000000003'\] occur in several versions"):
         align_genes(query, np.array(["ENSG00000000003", *genes]))
@@ -62,7 +62,7 @@ def test_a_dot_in_another_name_is_not_a_version(name: str) -> None:
     np.testing.assert_array_equal(indices, [-1, 1])
 
 
-def test_an_exact_name_is_found_beside_another_version_of_the_gene() -> None:
+def test_an_exact_name_is_preferred_to_another_version_of_the_gene() -> None:
     names = ["ENSG00000000003.1", "ENSG00000000003.2"]
     np.testing.assert_array_equal(align_genes(names, np.array(names)), [0, 1])
 

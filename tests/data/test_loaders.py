@@ -1,4 +1,4 @@
-"""Mini-batches: which cells, in which order, on which rank."""
+"""Mini-batches: their cells, order and rank."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def positions(loader: CellLoader) -> list[list[int]]:
     drop_single=st.booleans(),
     epoch=st.integers(0, 3),
 )
-def test_ranks_make_equally_many_equal_steps_and_together_see_each_cell_once(
+def test_ranks_take_the_same_number_of_equal_steps_and_visit_each_cell_once(
     n_obs: int, batch_size: int, world_size: int, shuffle: bool, drop_single: bool, epoch: int
 ) -> None:
     samplers = [
@@ -68,7 +68,7 @@ def test_ranks_make_equally_many_equal_steps_and_together_see_each_cell_once(
         assert sorted(seen) == list(range(len(seen)))
 
 
-def test_orders_depend_on_seed_and_epoch_alone() -> None:
+def test_orders_depend_on_seed_and_epoch_only() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         sampler = BatchSampler(50, 8, shuffle=True, seed=seed)
         sampler.set_epoch(epoch)
@@ -94,7 +94,7 @@ def test_a_loader_visits_the_given_cells_in_their_order() -> None:
     ]
 
 
-def test_a_loader_tells_which_genes_were_measured() -> None:
+def test_a_batch_includes_which_genes_were_measured() -> None:
     measured = np.array([True, True, False, True])
     batch = next(iter(CellLoader(make_cells(measured=measured), batch_size=3)))
     assert batch["measured"].tolist() == measured.tolist()
@@ -102,7 +102,7 @@ def test_a_loader_tells_which_genes_were_measured() -> None:
     assert "measured" not in next(iter(CellLoader(make_cells(), batch_size=3)))
 
 
-def test_a_loader_goes_on_in_mid_epoch_with_the_batches_it_had_not_seen() -> None:
+def test_a_resumed_loader_continues_in_mid_epoch_with_the_next_batch() -> None:
     def loader() -> CellLoader:
         return CellLoader(make_cells(), batch_size=5, shuffle=True, seed=3)
 
@@ -118,7 +118,7 @@ def test_a_loader_goes_on_in_mid_epoch_with_the_batches_it_had_not_seen() -> Non
     assert positions(resumed) == expected  # only the first pass is cut short
 
 
-def test_a_loader_saved_at_the_end_of_an_epoch_starts_the_next_afresh() -> None:
+def test_a_loader_saved_at_the_end_of_an_epoch_starts_with_the_next() -> None:
     loader, resumed = (CellLoader(make_cells(), batch_size=5, shuffle=True) for _ in range(2))
     list(loader)
     resumed.load_state_dict(loader.state_dict())

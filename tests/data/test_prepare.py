@@ -1,4 +1,4 @@
-"""One shuffled store from several files: what is in it, in which order, at what memory, and what is refused."""
+"""One shuffled store from several files: content, order, memory, interruptions and invalid input."""
 
 import logging
 import shutil
@@ -26,7 +26,7 @@ QUIET = {"progressbar": False}
 
 
 def write_zarr(adata, path):
-    """Write a folder without anndata's notice about its coming default."""
+    """Write a folder without anndata's warning about its future default."""
     import zarr
 
     write_elem(zarr.open_group(str(path), mode="w", zarr_format=2), "/", adata)
@@ -66,7 +66,7 @@ def entries(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# --- what is in it
+# --- content
 
 
 @pytest.mark.parametrize("output", ["store.zarr", "store.h5ad"])
@@ -90,7 +90,7 @@ def test_the_store_is_the_preprocessed_concatenation_in_another_order(files, who
     assert obs["file"].tolist() == ["a"] * 300 + ["b"] * 300 + ["c"] * 300
 
 
-def test_all_genes_can_be_kept_and_poor_cells_dropped(files, whole):
+def test_all_genes_can_be_kept_and_cells_with_few_genes_dropped(files, whole):
     floor = int(np.median(np.diff(whole.X.indptr)))
     store = read(datasets.prepare(files, "store.h5ad", n_top_genes=None, min_genes=floor, **QUIET))
     rich = whole[np.diff(whole.X.indptr) >= floor]
@@ -110,7 +110,7 @@ def test_counts_come_from_the_layer_or_from_raw_before_x(folder, whole):
         assert (whole.X * factor != store[whole.obs_names].X).nnz == 0
 
 
-def test_the_record_says_how_the_store_was_made(files):
+def test_the_store_records_its_settings(files):
     datasets.prepare(files, "store.h5ad", n_top_genes=80, seed=3, **QUIET)
     record = read("store.h5ad").uns["scr2mae_store"]
     assert list(record["sources"]) == files
@@ -119,7 +119,7 @@ def test_the_record_says_how_the_store_was_made(files):
     assert {"scr2mae_version", "anndata_version"} <= set(record)
 
 
-def test_counts_and_indices_come_in_chunks_of_the_asked_size(files):
+def test_counts_and_indices_have_chunks_of_the_requested_size(files):
     zarr = pytest.importorskip("zarr")
     datasets.prepare(files, "store.zarr", n_top_genes=80, chunk_size=1000, **QUIET)
     stored = zarr.open_group("store.zarr", mode="r")["X"]
@@ -127,10 +127,10 @@ def test_counts_and_indices_come_in_chunks_of_the_asked_size(files):
     assert stored["indptr"].dtype == np.int64
 
 
-# --- the order
+# --- order
 
 
-def test_the_order_depends_on_the_seed_alone(files):
+def test_the_order_depends_on_the_seed_only(files):
     def names(seed, **options):
         return list(
             read(
@@ -188,7 +188,7 @@ def test_versions_of_ensembl_ids_are_one_gene(folder):
     assert list(store.var_names) == ["ENSG01.1", "ENSG02.4"]
 
 
-def test_columns_are_united_and_missing_where_a_file_has_none(folder):
+def test_columns_of_all_files_are_joined_with_missing_values(folder):
     n = 6
     one = _small(
         "ab",
@@ -216,7 +216,7 @@ def test_columns_are_united_and_missing_where_a_file_has_none(folder):
     assert obs["empty"].tolist()[n:] == ["text", "more"] * 3
 
 
-def test_names_that_clash_get_their_file_as_suffix(folder):
+def test_repeated_names_get_their_file_as_a_suffix(folder):
     (folder / "x").mkdir()
     (folder / "y").mkdir()
     _small("ab").write_h5ad("x/cells.h5ad")
@@ -229,7 +229,7 @@ def test_names_that_clash_get_their_file_as_suffix(folder):
     assert set(store.obs["file"]) == {"x/cells", "y/cells"}
 
 
-# --- what is refused
+# --- invalid input
 
 
 def test_inputs_that_cannot_be_joined_are_refused(folder):
@@ -284,7 +284,7 @@ def test_inputs_that_cannot_be_joined_are_refused(folder):
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused(options, message):
+def test_invalid_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         datasets.prepare("one.h5ad", "s.zarr", **options)
 
@@ -318,11 +318,11 @@ def test_a_full_disk_is_noticed_before_writing(files, folder, monkeypatch):
     assert entries(folder) == before
 
 
-# --- whole or absent
+# --- interruptions
 
 
 @pytest.mark.parametrize("output", ["store.zarr", "store.h5ad"])
-def test_a_store_is_replaced_only_by_a_whole_one(files, folder, monkeypatch, output):
+def test_a_store_is_replaced_only_by_a_complete_one(files, folder, monkeypatch, output):
     datasets.prepare(files, output, n_top_genes=80, **QUIET)
     before = entries(folder)
 
@@ -354,7 +354,7 @@ datasets.prepare(["a.h5ad", "b.h5ad"], "store.zarr", n_top_genes=80, progressbar
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
-def test_what_a_killed_run_leaves_is_no_store_and_in_nobody_s_way(files, folder, caplog):
+def test_leftovers_of_a_killed_run_are_not_stores_and_do_not_disturb_the_next(files, folder, caplog):
     for stage in ("write_counts", "write_tables"):
         done = subprocess.run([sys.executable, "-c", KILLED, stage], check=False)
         assert done.returncode == -signal.SIGKILL
@@ -373,7 +373,7 @@ def test_what_a_killed_run_leaves_is_no_store_and_in_nobody_s_way(files, folder,
 
 
 def _peak_bytes(n_obs, block, folder):
-    """Most memory that Python and NumPy held while preparing as many copies of a block as make n_obs cells."""
+    """Peak memory of Python and NumPy while preparing copies of a block with n_obs cells in total."""
     with h5py.File(folder / "in.h5ad", "w") as file:
         write_elem(file, "X", block)
         matrix = sparse_dataset(file["X"])
@@ -399,7 +399,7 @@ def test_memory_does_not_grow_with_the_counts(folder):
     assert (many - few) / 12_000 < 0.5 * per_cell
 
 
-# --- the command
+# --- command line
 
 
 def test_the_command_writes_what_the_function_does(files, capsys):
@@ -433,7 +433,7 @@ def test_files_without_counts_or_with_repeated_genes_or_of_another_shape_are_ref
     assert not (folder / "s.zarr").exists()
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders_and_by_their_suffix(folder):
+def test_files_with_one_name_are_labeled_by_their_folders_and_suffixes(folder):
     for name in ("first", "second"):
         (folder / name).mkdir()
         _small("ab").write_h5ad(folder / name / "cells.h5ad")
@@ -449,7 +449,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders_and_by_their_suffix(f
 
 
 @pytest.mark.parametrize("first", ["has it", "has it not"])
-def test_truth_values_and_whole_numbers_that_a_file_lacks_are_missing_there(folder, first):
+def test_booleans_and_integers_that_a_file_lacks_are_missing_there(folder, first):
     _small("ab", flag=np.array([True, False] * 3), n=np.arange(6)).write_h5ad("has.h5ad")
     _small("ab").write_h5ad("lacks.h5ad")
     paths = ["has.h5ad", "lacks.h5ad"] if first == "has it" else ["lacks.h5ad", "has.h5ad"]

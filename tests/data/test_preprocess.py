@@ -120,7 +120,7 @@ def test_genes_that_never_vary_are_not_kept(atlas_like, caplog):
     assert "Only 40 genes vary, fewer than n_top_genes=60" in caplog.text
 
 
-def test_values_that_are_no_counts_are_named_by_cell_and_gene(atlas_like):
+def test_values_other_than_counts_are_named_by_cell_and_gene(atlas_like):
     first = atlas_like.obs_names[5]  # the cells before it have no count in X
     with pytest.raises(
         ValueError, match=f"Raw counts are non-negative integers, got .* in cell '{first}' and gene"
@@ -133,7 +133,7 @@ def test_values_that_are_no_counts_are_named_by_cell_and_gene(atlas_like):
             datasets.highly_variable_genes(AnnData(X=X), chunk_size=2)
 
 
-def test_preprocessing_arguments_that_cannot_work_are_refused(atlas_like):
+def test_invalid_preprocessing_arguments_are_refused(atlas_like):
     with pytest.raises(KeyError, match=r"No 'nothing' in adata.layers; choose one of \[\]"):
         datasets.preprocess(atlas_like, layer="nothing")
     with pytest.raises(ValueError, match="n_top_genes must be at least 1, got 0"):

@@ -51,7 +51,7 @@ def test_groups_do_not_depend_on_the_type_of_the_column() -> None:
     assert len({split.sha256 for split in splits}) == 1
 
 
-def test_one_huge_group_leaves_some_group_to_train_whatever_side_it_falls_on() -> None:
+def test_one_huge_group_never_leaves_a_side_empty() -> None:
     groups = pd.Series(np.repeat(["huge", "a", "b"], [90, 5, 5]))
     for seed in range(10):
         split = split_cells(100, groups=groups, key="donor", train_size=0.8, validation_size=0.1, seed=seed)
@@ -102,13 +102,13 @@ def test_given_positions_are_kept_and_need_not_cover_every_cell() -> None:
     assert split.seed is None
 
 
-def test_drawing_leaves_the_global_generator_alone() -> None:
+def test_splitting_does_not_change_the_global_generator() -> None:
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     split_cells(50, seed=4)
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
-def test_a_clean_split_warns_of_nothing() -> None:
+def test_a_valid_split_does_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         split = split_cells(150, groups=DONORS, key="donor")

@@ -1,4 +1,4 @@
-"""Cells opened from disk: what is in memory, what is not, and what is refused."""
+"""Cells opened from disk: tables in memory, counts on disk, and invalid files."""
 
 import anndata
 import h5py
@@ -28,7 +28,7 @@ def path(request, tmp_path):
     return tmp_path / request.param
 
 
-def test_counts_stay_on_disk_and_rows_come_as_they_were_written(path, adata):
+def test_counts_stay_on_disk_and_rows_equal_those_written(path, adata):
     adata.layers["counts"] = adata.X * 2
     adata.obsm["X_pca"] = np.ones((adata.n_obs, 2))
     adata.uns["note"] = {"of": "mine"}
@@ -43,7 +43,7 @@ def test_counts_stay_on_disk_and_rows_come_as_they_were_written(path, adata):
     assert (store[10:20].layers["counts"] != adata.layers["counts"][10:20]).nnz == 0
 
 
-def test_arrays_of_obsm_are_read_when_asked_for(path, adata):
+def test_arrays_of_obsm_are_read_on_request(path, adata):
     adata.obsm["X_pca"] = np.arange(2.0 * adata.n_obs).reshape(-1, 2)
     adata.obsm["X_other"] = adata.obsm["X_pca"]
     write(adata, path)
@@ -61,7 +61,7 @@ def test_dense_counts_stay_on_disk_too(path, adata):
     np.testing.assert_array_equal(store[[2, 9]].X, dense.X[[2, 9]])
 
 
-def test_a_layer_alone_will_do(path, adata):
+def test_a_layer_without_x_is_accepted(path, adata):
     layered = AnnData(X=None, obs=adata.obs, var=adata.var, layers={"counts": adata.X})
     store = open_store(write(layered, path))
     assert store.X is None
@@ -77,7 +77,7 @@ def test_counts_stored_by_gene_are_refused_and_such_layers_left_out(path, adata,
         open_store(write(adata, path))
 
 
-def test_what_is_no_anndata_is_refused(tmp_path):
+def test_files_other_than_anndata_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No file or folder .*absent.zarr; expected"):
         open_store(tmp_path / "absent.zarr")
     with pytest.raises(ValueError, match="a folder without a zarr group"):

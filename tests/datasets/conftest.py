@@ -11,7 +11,7 @@ from scr2mae.datasets import download as _download
 
 @dataclass
 class Site:
-    """A small web site with the faults that a test asks for."""
+    """A small web site with configurable faults."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from scr2mae.datasets import atlas as _atlas
 
 @pytest.fixture
 def atlas(site, atlas_like, tmp_path) -> datasets.Atlas:
-    """An atlas on the local site: present version on its portal, and an older, pinned one."""
+    """An atlas on the local site: current version on its portal, and an older, pinned one."""
     atlas_like.write_h5ad(tmp_path / "source.h5ad")
     body = (tmp_path / "source.h5ad").read_bytes()
     site.files |= {"/assets/v2.h5ad": body, "/assets/v1.h5ad": body}
@@ -63,7 +63,7 @@ def test_a_cached_atlas_with_another_checksum_is_not_used(atlas, tmp_path):
         datasets.load_atlas(atlas, cache_dir=tmp_path / "cache", sha256="0" * 64)
 
 
-def test_a_cached_atlas_of_another_size_gives_way_to_the_present_version(site, atlas, tmp_path):
+def test_a_cached_atlas_of_another_size_is_replaced_by_the_current_version(site, atlas, tmp_path):
     cached = tmp_path / "cache" / "small-v1.h5ad"
     cached.parent.mkdir()
     cached.write_bytes(b"truncated")
@@ -109,12 +109,12 @@ def test_a_file_smaller_than_the_portal_says_is_refused(site, atlas, tmp_path):
     assert _names_in(tmp_path / "cache") == []
 
 
-def test_another_data_set_is_not_taken_for_the_atlas(atlas, tmp_path):
+def test_another_data_set_is_refused_as_the_atlas(atlas, tmp_path):
     with pytest.raises(ValueError, match=r"is not small: obs lacks \['Subclass'\], it has"):
         datasets.load_atlas(replace(atlas, obs_columns=("donor", "Subclass")), tmp_path / "source.h5ad")
 
 
-def test_without_a_number_of_genes_the_atlas_comes_whole_and_backed(atlas, atlas_like, tmp_path):
+def test_without_a_number_of_genes_the_atlas_is_whole_and_backed(atlas, atlas_like, tmp_path):
     whole = datasets.load_atlas(atlas, tmp_path / "source.h5ad", n_top_genes=None)
     assert whole.isbacked
     assert whole.shape == atlas_like.shape

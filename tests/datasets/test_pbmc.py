@@ -19,7 +19,7 @@ def _log_scaled(counts: np.ndarray, target_sum: float = 1e4, decimals: int | Non
     return values if decimals is None else values.round(decimals)
 
 
-def test_counts_come_back_from_log_values_whatever_the_scale_of_each_cell():
+def test_counts_are_recovered_from_log_values_with_any_scale_per_cell():
     counts = datasets.simulate_donors(n_donors=2, n_cells_per_donor=50, n_genes=200, seed=3).X.toarray()
     np.testing.assert_array_equal(
         datasets.recover_counts(_log_scaled(counts).astype(np.float32)).toarray(), counts
@@ -31,7 +31,7 @@ def test_counts_come_back_from_log_values_whatever_the_scale_of_each_cell():
     np.testing.assert_array_equal(recovered.toarray(), small)
 
 
-def test_log_values_too_coarse_for_their_counts_are_refused_rather_than_guessed():
+def test_log_values_too_coarse_for_their_counts_are_refused():
     counts = np.concatenate([np.arange(1, 20), np.arange(3000, 3100)])[None]
     with pytest.raises(ValueError, match="with the best scale a value lies"):
         datasets.recover_counts(_log_scaled(counts, decimals=3))
@@ -42,7 +42,7 @@ def test_log_values_too_coarse_for_their_counts_are_refused_rather_than_guessed(
     scale=st.floats(0.05, 50),
 )
 @settings(max_examples=50, deadline=None)
-def test_any_cell_with_a_single_count_comes_back_from_single_precision(counts, scale):
+def test_any_cell_with_a_single_count_is_recovered_from_single_precision(counts, scale):
     counts[0] = 1
     logged = np.log1p(counts * scale).astype(np.float32)
     np.testing.assert_array_equal(datasets.recover_counts(logged[None]).toarray()[0], counts)
@@ -54,14 +54,14 @@ def test_a_cell_without_a_single_count_is_recovered_from_the_common_unit():
     np.testing.assert_array_equal(recovered.toarray(), counts)
 
 
-def test_recovering_leaves_the_input_alone():
+def test_recovering_does_not_change_the_input():
     logged = sp.csr_matrix(_log_scaled(np.array([[1, 0, 2, 7]])))
     before = logged.copy()
     datasets.recover_counts(logged)
     np.testing.assert_array_equal(logged.toarray(), before.toarray())
 
 
-def test_values_that_are_no_counts_are_refused():
+def test_values_other_than_counts_are_refused():
     values = np.random.default_rng(0).uniform(0.5, 4, size=(3, 100))
     with pytest.raises(ValueError, match="Cell 0 does not hold log1p of scaled counts"):
         datasets.recover_counts(values)
@@ -73,7 +73,7 @@ def test_scaled_or_missing_log_values_are_refused(bad):
         datasets.recover_counts(np.array([[1.0, bad]]))
 
 
-def test_recovery_settings_out_of_range_are_refused():
+def test_recovery_arguments_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"tolerance must lie in \(0, 0.5\), got 0.5"):
         datasets.recover_counts(np.ones((1, 1)), tolerance=0.5)
     with pytest.raises(ValueError, match="max_smallest must be at least 1, got 0"):
@@ -85,7 +85,7 @@ def pbmc() -> AnnData:
     return datasets.pbmc68k()
 
 
-def test_pbmc68k_holds_whole_counts_of_700_cells_by_765_genes(pbmc):
+def test_pbmc68k_holds_integer_counts_of_700_cells_by_765_genes(pbmc):
     assert pbmc.shape == (700, 765)
     assert isinstance(pbmc.X, sp.csr_matrix)
     assert pbmc.X.dtype == np.float32

@@ -13,7 +13,7 @@ from scr2mae import datasets
 
 
 def _expected_means(adata: AnnData) -> np.ndarray:
-    """The mean of each cell and gene, from the truth that the simulation hands out."""
+    """The mean of each cell and gene, from the truth that the simulation returns."""
     obs, var, varm = adata.obs, adata.var, adata.varm
     decades = (obs["age"].to_numpy() - adata.uns["simulation"]["age_center"]) / 10
     log_change = (
@@ -45,7 +45,7 @@ def test_infinite_dispersion_is_poisson():
     assert _residuals(adata)[0].mean() == pytest.approx(1, abs=0.02)
 
 
-def test_effects_are_as_large_and_as_many_as_asked(simulated):
+def test_effects_have_the_requested_size_and_number(simulated):
     for name, size in (("disease", 0.7), ("age", 0.2)):
         carried = simulated.var[f"{name}_lfc"]
         assert sorted(carried.unique()) == [-size, 0, size]
@@ -58,7 +58,7 @@ def test_effects_are_as_large_and_as_many_as_asked(simulated):
 
 
 @pytest.mark.parametrize("name", ["cell_type", "donor", "batch", "disease", "age"])
-def test_one_effect_changes_without_moving_anything_else(name):
+def test_one_effect_changes_without_changing_the_others(name):
     settings_ = {"n_donors": 4, "n_cells_per_donor": 10, "n_genes": 50, "seed": 5}
     usual = datasets.simulate_donors(**settings_)
     without = datasets.simulate_donors(**settings_, **{f"{name}_effect": 0.0})
@@ -78,7 +78,7 @@ def test_without_an_age_effect_the_counts_do_not_depend_on_age():
     np.testing.assert_array_equal(young.X.toarray(), old.X.toarray())
 
 
-def test_without_disease_and_age_effects_it_does_not_matter_which_genes_would_carry_them():
+def test_without_disease_and_age_effects_the_affected_genes_do_not_matter():
     none = datasets.simulate_donors(disease_effect=0, age_effect=0, effect_fraction=0.0, n_cells_per_donor=5)
     many = datasets.simulate_donors(disease_effect=0, age_effect=0, effect_fraction=0.5, n_cells_per_donor=5)
     np.testing.assert_array_equal(none.X.toarray(), many.X.toarray())
@@ -86,7 +86,7 @@ def test_without_disease_and_age_effects_it_does_not_matter_which_genes_would_ca
 
 @given(n_donors=st.integers(2, 30), n_batches=st.integers(1, 6), seed=st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
-def test_disease_is_balanced_overall_and_inside_every_batch(n_donors, n_batches, seed):
+def test_disease_is_balanced_overall_and_in_every_batch(n_donors, n_batches, seed):
     n_batches = min(n_batches, n_donors)
     adata = datasets.simulate_donors(
         n_donors=n_donors, n_batches=n_batches, n_cells_per_donor=1, n_genes=2, n_cell_types=1, seed=seed

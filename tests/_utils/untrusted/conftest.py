@@ -1,4 +1,4 @@
-"""A pickle that leaves a trace when it is opened."""
+"""A pickle that creates a file when it is opened."""
 
 import pickle
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 
 class Bomb:
-    """A pickle of it makes a file when it is opened."""
+    """Its pickle creates a file when it is opened."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -19,7 +19,7 @@ class Bomb:
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Any:
-    """A file that code in one of the others would make; it must not be there after the test."""
+    """The file that unpickling would create; it must not exist after the test."""
     path = tmp_path / "canary"
     yield path
     assert not path.exists()
@@ -27,13 +27,13 @@ def canary(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def trap(canary: Path) -> Bomb:
-    """What makes it when it is unpickled."""
+    """An object whose unpickling creates the file."""
     return Bomb(canary)
 
 
 @pytest.fixture
 def bomb(trap: Bomb, canary: Path) -> bytes:
-    """The pickle of that; the fixture shows once that it would."""
+    """The pickle of that object, opened once by the fixture to show that it works."""
     content = pickle.dumps(trap)
     pickle.loads(content).close()
     canary.unlink()

@@ -1,4 +1,4 @@
-"""Counts, images and alignments that come from strangers: no pickle is opened, no other file is read, no size is believed."""
+"""Untrusted counts, images and alignments: no pickle is opened, no other file is read, no size is trusted."""
 
 import gzip
 import json
@@ -114,7 +114,7 @@ def _virtual(file: h5py.File) -> None:
         (_virtual, "uns/secret of .* is stored in other files"),
     ],
 )
-def test_an_h5ad_that_points_to_other_files_is_refused(
+def test_an_h5ad_with_links_to_other_files_is_refused(
     point_elsewhere: Callable[[h5py.File], None],
     message: str,
     adata: AnnData,
@@ -130,7 +130,7 @@ def test_an_h5ad_that_points_to_other_files_is_refused(
     assert not (tmp_path / "model").exists()
 
 
-def test_groups_that_hold_themselves_end(adata: AnnData, tmp_path: Path) -> None:
+def test_groups_that_contain_themselves_are_visited_once(adata: AnnData, tmp_path: Path) -> None:
     adata.write_h5ad(tmp_path / "cells.h5ad")
     with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
         loop = file.create_group("obsp/loop")
@@ -193,7 +193,7 @@ def test_an_enormous_attribute_is_refused(adata: AnnData, tmp_path: Path) -> Non
         open_store(tmp_path / "cells.h5ad")
 
 
-def test_a_zarr_store_that_says_it_is_enormous_is_refused(adata: AnnData, tmp_path: Path) -> None:
+def test_a_zarr_store_of_enormous_shape_is_refused(adata: AnnData, tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     path = tmp_path / "cells.zarr"
     for shape, chunk, message in (
@@ -207,7 +207,7 @@ def test_a_zarr_store_that_says_it_is_enormous_is_refused(adata: AnnData, tmp_pa
             open_store(path)
 
 
-def test_images_that_unpack_to_more_than_they_say_are_refused(tmp_path: Path) -> None:
+def test_images_that_unpack_to_more_than_their_header_states_are_refused(tmp_path: Path) -> None:
     vision = pytest.importorskip("scr2mae.extra.vision")
     header = struct.pack(">HBB2I", 0, 8, 2, 3, 3)
     (tmp_path / "more.gz").write_bytes(gzip.compress(header + b"\0" * (1 << 24)))
@@ -241,7 +241,7 @@ def test_an_archive_of_images_that_unpacks_to_more_than_memory_is_refused(
         ("indptr", 3, -1, "indptr does not rise"),
     ],
 )
-def test_sparse_counts_that_point_outside_themselves_are_refused(
+def test_sparse_counts_with_indices_out_of_range_are_refused(
     part: str, place: int, value: int, message: str, adata: AnnData, trained: R2MAEModel, tmp_path: Path
 ) -> None:
     from scr2mae.datasets import prepare

@@ -1,4 +1,4 @@
-"""Networks and checkpoints that come from strangers: refused by name, before any of their code runs or their size is believed."""
+"""Untrusted networks and checkpoints: refused before their code runs or their memory is allocated."""
 
 import json
 import struct
@@ -147,7 +147,7 @@ def test_pickles_as_networks_of_other_modalities_are_refused(
         load_tensors(tmp_path / "model.safetensors")
 
 
-def test_metadata_that_are_a_link_out_of_the_folder_are_refused(folder: Path) -> None:
+def test_metadata_that_link_out_of_the_folder_are_refused(folder: Path) -> None:
     (folder / "model.json").rename(folder.parent / "elsewhere.json")
     (folder / "model.json").symlink_to(folder.parent / "elsewhere.json")
     for read in (R2MAEModel.load, R2MAEModel.load_registry):
@@ -155,7 +155,7 @@ def test_metadata_that_are_a_link_out_of_the_folder_are_refused(folder: Path) ->
             read(folder)
 
 
-def test_json_that_is_enormous_deep_or_no_json_is_refused(folder: Path) -> None:
+def test_json_that_is_enormous_deep_or_invalid_is_refused(folder: Path) -> None:
     path = folder / "model.json"
     text = path.read_text()
     for content, message in (
@@ -174,7 +174,7 @@ def test_json_that_is_enormous_deep_or_no_json_is_refused(folder: Path) -> None:
         R2MAEModel.load(folder)
 
 
-def test_curves_may_have_gaps(folder: Path) -> None:
+def test_training_curves_may_contain_nan(folder: Path) -> None:
     (curve, *_) = metadata(folder)["history"].values()
     name = next(iter(metadata(folder)["history"]))
     edit(folder, "history", name, to={**curve, "values": [float("nan"), *curve["values"][1:]]})
@@ -205,7 +205,7 @@ def test_weights_with_an_impossible_header_are_refused(content: bytes, folder: P
         R2MAEModel.load(folder)
 
 
-def test_weights_larger_than_memory_are_refused_unread(folder: Path) -> None:
+def test_weights_larger_than_memory_are_refused_before_reading(folder: Path) -> None:
     with next(folder.glob("*.safetensors")).open("r+b") as file:
         file.truncate(8 << 40)  # a hole
     with pytest.raises(MemoryError, match=r"takes 17,592\.2 GB of memory, of which"):

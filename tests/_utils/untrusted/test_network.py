@@ -1,4 +1,4 @@
-"""Neither import nor training asks for the network."""
+"""Neither import nor training uses the network."""
 
 import subprocess
 import sys
@@ -28,6 +28,6 @@ print("done")
 """
 
 
-def test_neither_import_nor_training_asks_for_the_network() -> None:
+def test_neither_import_nor_training_uses_the_network() -> None:
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]

@@ -82,7 +82,7 @@ def test_a_server_without_validators_is_not_trusted_to_resume(site, url, tmp_pat
     assert site.requests[-1] == ("/data.h5ad", None)
 
 
-def test_a_file_that_changed_meanwhile_is_not_glued_to_the_old_part(site, url, tmp_path):
+def test_a_changed_file_is_not_appended_to_the_old_part(site, url, tmp_path):
     site.break_after = [30_000]
     with pytest.raises(requests.RequestException):
         datasets.fetch(url, tmp_path, retries=0)
@@ -90,7 +90,7 @@ def test_a_file_that_changed_meanwhile_is_not_glued_to_the_old_part(site, url, t
     assert datasets.fetch(url, tmp_path).read_bytes() == BODY[::-1]
 
 
-def test_a_complete_part_of_another_address_is_not_taken_for_the_file(site, url, tmp_path, monkeypatch):
+def test_a_complete_part_of_another_address_is_not_used(site, url, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pooch.core, "hash_matches", _interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -129,7 +129,7 @@ def test_a_download_killed_during_its_checksum_is_not_downloaded_again(site, url
     assert _names_in(tmp_path) == ["data.h5ad"]
 
 
-def test_a_part_left_complete_is_held_to_the_size_of_the_next_call(url, tmp_path, monkeypatch):
+def test_a_complete_part_is_checked_against_the_size_of_the_next_call(url, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pooch.core, "hash_matches", _interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -152,7 +152,7 @@ def _interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-def test_file_systems_without_hard_links_are_served(url, tmp_path, monkeypatch):
+def test_file_systems_without_hard_links_work(url, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no hard links here")
 
@@ -190,7 +190,7 @@ def test_an_unannounced_surplus_leaves_no_file(site, url, tmp_path):
     assert datasets.fetch(url, tmp_path, size=len(BODY)).read_bytes() == BODY
 
 
-def test_an_answer_that_ends_early_is_not_taken_for_the_file(site, url, tmp_path):
+def test_an_answer_that_ends_early_is_refused(site, url, tmp_path):
     site.lengths = False
     with pytest.raises(requests.ConnectionError, match="ended after 50000 of 60000 bytes"):
         datasets.fetch(url, tmp_path, size=60_000, retries=1)
@@ -306,7 +306,7 @@ def test_a_redirect_to_an_unsafe_address_is_refused(site, tmp_path, monkeypatch)
     assert _names_in(tmp_path / "other") == []
 
 
-def test_settings_that_make_no_sense_are_refused(url, tmp_path):
+def test_invalid_download_arguments_are_refused(url, tmp_path):
     with pytest.raises(ValueError, match="retries must not be negative, got -1"):
         datasets.fetch(url, tmp_path, retries=-1)
     with pytest.raises(ValueError, match="sha256 must be 64 hexadecimal digits, got 'abc'"):
@@ -318,7 +318,7 @@ def _no_network(*args, **kwargs):
 
 
 @pytest.mark.parametrize("progressbar", [True, False])
-def test_a_download_shows_how_far_it_is_at_a_terminal_only(progressbar, url, tmp_path, monkeypatch, capsys):
+def test_a_download_shows_its_progress_on_a_terminal_only(progressbar, url, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         _progress.progress, "__kwdefaults__", {**_progress.progress.__kwdefaults__, "after": 0.0}
     )
