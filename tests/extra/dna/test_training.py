@@ -116,7 +116,7 @@ def test_the_progress_bar_counts_windows(tiny, dataset, quick, capsys):
 def test_as_many_steps_are_made_on_any_number_of_devices(tiny, dataset, quick, monkeypatch, devices):
     """125 windows by eight are 16, 8 and 6 mini-batches for one, two and three devices."""
     asked = {}
-    monkeypatch.setattr(training, "fit", lambda plan, datamodule, **options: asked.update(options))
+    monkeypatch.setattr(training, "train_network", lambda network, data, **options: asked.update(options))
     dna.pretrain(tiny(), dataset, **{**quick, "max_steps": 40, "devices": devices})
     n_batches = {1: 16, 2: 8, 3: 6}[devices]
     assert asked["limit_train_batches"] <= n_batches

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from scr2mae._utils.batches import BatchLoader
+from scr2mae.extra.batches import BatchDataModule, ThreadedLoader
 from scr2mae.extra.dna.alphabet import encode, reverse_complement
 from scr2mae.extra.dna.windows import WINDOW_COLUMNS
 
@@ -175,33 +174,13 @@ class MSAWindowDataset:
         }
 
 
-class WindowDataModule(pl.LightningDataModule):
-    """Mini-batches for training and validation; each rank gets its share of every global batch."""
+class WindowDataModule(BatchDataModule):
+    """Mini-batches of windows; each rank gets its share in validation too."""
 
-    def __init__(
-        self,
-        train: MSAWindowDataset,
-        validation: MSAWindowDataset | None = None,
-        *,
-        batch_size: int,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.train, self.validation = train, validation
-        self.batch_size, self.seed = batch_size, seed
-
-    def _loader(self, data: MSAWindowDataset, *, shuffle: bool) -> BatchLoader:
+    def val_dataloader(self) -> ThreadedLoader | list[ThreadedLoader]:
+        """Return the validation windows in order, or an empty list."""
+        if self.validation is None:
+            return []
         trainer = self.trainer
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        return BatchLoader(
-            data.batch, np.arange(len(data)), batch_size=self.batch_size, shuffle=shuffle, seed=self.seed,
-            rank=rank, world_size=world_size,
-        )  # fmt: skip
-
-    def train_dataloader(self) -> BatchLoader:
-        """Return mini-batches of the training windows, in a new order each epoch."""
-        return self._loader(self.train, shuffle=True)
-
-    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        """Return mini-batches of the validation windows, or an empty list."""
-        return [] if self.validation is None else self._loader(self.validation, shuffle=False)
+        return ThreadedLoader(self.validation, batch_size=self.batch_size, rank=rank, world_size=world_size)

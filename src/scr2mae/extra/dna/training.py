@@ -9,9 +9,10 @@ from scr2mae._schemes import schemes
 from scr2mae._utils.batches import BatchSampler
 from scr2mae.extra.dna.compatibility import check_windows
 from scr2mae.extra.dna.dataset import WindowDataModule
+from scr2mae.extra.training import train_network
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.nn.curriculum import Curriculum
-from scr2mae.train import LearningRateSchedule, MaskedTrainingPlan, fit
+from scr2mae.train import LearningRateSchedule
 from scr2mae.train.distributed import count_processes
 
 if TYPE_CHECKING:
@@ -101,9 +102,9 @@ def pretrain(
 
     Returns
     -------
-    The network in evaluation mode, with the names of the alignment's species in ``species_``, the record of the run in
-    ``runs_``, and its curves in ``history_``: loss and ratio per step; per epoch the mean training loss and the
-    validation loss at each ratio.
+    The network in evaluation mode, with the names of the alignment's species in ``species_``, the record of the run added
+    to ``runs_``, and its curves added to ``history_``: loss and ratio per step; per epoch the mean training loss and
+    the validation loss at each ratio.
 
     Raises
     ------
@@ -123,20 +124,6 @@ def pretrain(
         if data is not None:
             check_windows(network, data)
     schedule, curriculum = _schedule(network, scheme, mask_ratio, seed)
-    plan = MaskedTrainingPlan(
-        network,
-        ratio_schedule=schedule,
-        seed=seed,
-        lr=lr,
-        weight_decay=weight_decay,
-        optimizer="AdamW",
-        learning_rate=LearningRateSchedule("cosine", warmup=warmup),
-        validation_ratios=validation_ratios,
-        gradient_schedule=None if curriculum is None else curriculum.schedule,
-    )
-    if validation is None:
-        trainer_kwargs.setdefault("limit_val_batches", 0)
-    datamodule = WindowDataModule(train, validation, batch_size=batch_size, seed=seed)
     n_together = int(trainer_kwargs.get("accumulate_grad_batches", 1))
     n_processes = count_processes(trainer_kwargs)
     n_batches = len(BatchSampler(len(train), batch_size, world_size=n_processes))
@@ -145,20 +132,26 @@ def pretrain(
     # Given max_steps, Lightning mistakes a finished epoch for an interrupted one and skips most of the next.
     max_epochs = math.ceil(max_steps * n_together / n_batches)
     trainer_kwargs.setdefault("limit_train_batches", math.ceil(max_steps / max_epochs) * n_together)
-    try:
-        fit(
-            plan,
-            datamodule,
-            max_epochs=max_epochs,
-            n_obs_epoch=min(len(train), trainer_kwargs["limit_train_batches"] * batch_size * n_processes),
-            unit="windows",
-            resume=resume,
-            checkpoint_dir=checkpoint_dir,
-            **trainer_kwargs,
-        )
-    finally:
-        network.eval()
+    train_network(
+        network,
+        WindowDataModule(train, validation, batch_size=batch_size, seed=seed),
+        plan={
+            "ratio_schedule": schedule,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "optimizer": "AdamW",
+            "learning_rate": LearningRateSchedule("cosine", warmup=warmup),
+            "validation_ratios": validation_ratios,
+            "gradient_schedule": None if curriculum is None else curriculum.schedule,
+        },
+        seed=seed,
+        max_epochs=max_epochs,
+        n_obs_epoch=min(len(train), trainer_kwargs["limit_train_batches"] * batch_size * n_processes),
+        unit="windows",
+        resume=resume,
+        checkpoint_dir=checkpoint_dir,
+        **trainer_kwargs,
+    )
     if train.msa.species is not None:
         network.species_ = train.msa.species[1:]
-    network.history_ = plan.history
     return network
