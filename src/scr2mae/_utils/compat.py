@@ -1,11 +1,11 @@
-"""Differences between supported versions of scvi-tools; devices and number formats."""
+"""Devices and precision, and an import that some versions of scvi-tools lack."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import rich.pretty  # noqa: F401  # scvi-tools shows registries with it and does not import it
+import rich.pretty  # noqa: F401  # needed and not imported by scvi-tools
 import torch
 
 if TYPE_CHECKING:
@@ -18,14 +18,9 @@ _SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def torch_device(accelerator: str, device: int | str) -> torch.device:
-    """Return the device that Lightning-style arguments name.
+    """Return the device of Lightning-style arguments; raise if the accelerator is unknown or absent.
 
-    scvi-tools has a helper for this, but in a private module that has moved between versions.
-
-    Raises
-    ------
-    ValueError
-        If the accelerator is unknown or absent.
+    The helper of scvi-tools is in a private module that has moved between versions.
     """
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
@@ -35,10 +30,10 @@ def torch_device(accelerator: str, device: int | str) -> torch.device:
     kind = kinds[accelerator]
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "accelerator='gpu' was asked for, but no CUDA device is here; use accelerator='cpu'."
+            "accelerator='gpu' was requested, but there is no CUDA device; use accelerator='cpu'."
         )
     if kind == "mps" and not _has_mps():
-        raise ValueError("accelerator='mps' was asked for, but no Apple GPU is here; use accelerator='cpu'.")
+        raise ValueError("accelerator='mps' was requested, but there is no Apple GPU; use accelerator='cpu'.")
     if isinstance(device, str) and device != "auto":
         return torch.device(device)
     index = 0 if isinstance(device, str) else device
@@ -50,7 +45,7 @@ def _has_mps() -> bool:
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
+    """Return whether matrix products are faster in bfloat16 than in float32 on this device."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -59,24 +54,9 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str | int | None, device: torch.device) -> Any:
-    """Choose ``"bf16-mixed"`` where the device multiplies bfloat16 in hardware, for ``"auto"``.
+    """Return ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; None (a plugin of Lightning's decides) stays None.
 
-    Parameters
-    ----------
-    precision
-        ``"auto"``, ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``, or Lightning's short forms of these; None leaves the choice
-        to a plugin of Lightning's, and without one is ``"32-true"``.
-    device
-        Where the network is.
-
-    Returns
-    -------
-    One of the three, or None for None.
-
-    Raises
-    ------
-    ValueError
-        If it is another. Weights and likelihood are float32 always.
+    ``"auto"`` is ``"bf16-mixed"`` if the device multiplies bfloat16 in hardware. Lightning's short forms are accepted.
     """
     if precision == "auto":
         return "bf16-mixed" if _multiplies_bfloat16(device) else "32-true"
@@ -91,12 +71,6 @@ def resolve_precision(precision: str | int | None, device: torch.device) -> Any:
 
 
 def autocast(precision: str | int | None, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which a trained network computes in this precision.
-
-    Raises
-    ------
-    ValueError
-        If the precision is none that :func:`resolve_precision` knows.
-    """
+    """Return the context in which a trained network computes in this precision."""
     dtype = _TYPES[resolve_precision(precision, device) or "32-true"]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

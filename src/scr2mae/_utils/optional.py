@@ -9,24 +9,7 @@ __all__ = ["require"]
 
 
 def require(module: str, *, extra: str) -> Any:
-    """Import an optional dependency.
-
-    Parameters
-    ----------
-    module
-        What is imported, such as ``"zarr"``.
-    extra
-        The extra of this package that installs it.
-
-    Returns
-    -------
-    The module.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed; the message names the command that installs it.
-    """
+    """Import an optional dependency; if it is missing, the error names the ``extra`` of this package that installs it."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

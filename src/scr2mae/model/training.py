@@ -1,4 +1,4 @@
-"""Training: who is on which side, what a run is made of, and what is kept of it."""
+"""Training of a model: split, data module, plan, and the record of the run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from scr2mae.train.callbacks import CurriculumLog, expression_deciles
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
 
-_AVERAGING = 0.1  # share of a run whose weights are averaged; measured on the documentation's benchmark page
+_AVERAGING = (
+    0.1  # share of a run over which weights are averaged; see the benchmark page of the documentation
+)
 
 
 class TrainingMixin(CellModel):
-    """``train`` and what belongs to it."""
+    """``train`` and its parts."""
 
     def train(
         self,
@@ -48,41 +50,42 @@ class TrainingMixin(CellModel):
         datamodule: LightningDataModule | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train; a second call goes on from the weights of the first.
+        """Train the model; a second call continues from the weights of the first.
 
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None chooses by the number of cells.
+            Passes over the training cells; None chooses 20 to 100 by the number of cells.
         accelerator, devices
             As in :class:`lightning.pytorch.Trainer`.
         train_size, validation_size
-            Shares of cells; validation takes the rest by default.
+            Shares of the cells; validation takes the rest by default.
         batch_size
-            Cells a mini-batch, each with its own masking ratio.
+            Cells per mini-batch; each mini-batch has its own masking ratio.
         split_key
-            Column whose groups stay on one side of the split. None means the registered donor, or cells where there
-            is none; False means cells, as in the paper.
+            Column of ``obs`` whose groups are kept together by the split. None takes the registered donor, or splits single
+            cells if there is none; False splits single cells, as in the paper.
         early_stopping
-            Stop when the validation loss no longer falls.
+            Stop when the validation loss stops decreasing.
         seed
             Seed of split, order and masks; None for the model's.
         precision
-            ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"auto"`` multiplies matrices in bfloat16 where the processor does
-            that in hardware. Only ``"32-true"`` gives the same weights on every kind of processor.
+            ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"auto"`` uses bfloat16 for matrix products if the processor
+            supports it in hardware. Only ``"32-true"`` gives the same weights on every kind of processor.
         counts_on
-            Where counts are while the network trains: ``"device"``, ``"memory"`` or ``"disk"``. ``"auto"`` takes the
-            first of them where they fit, and the disk only if they are there (a backed AnnData).
+            Place of the counts during training: ``"device"``, ``"memory"`` or ``"disk"``. ``"auto"`` takes the first of
+            these where they fit, and the disk only for a backed AnnData.
         resume
-            Checkpoint, or ``checkpoint_dir`` of an earlier run, to go on from.
+            Checkpoint, or ``checkpoint_dir`` of an earlier run, to continue from.
         checkpoint_dir
-            Folder that receives a checkpoint after every epoch.
+            Folder in which a checkpoint is written after every epoch.
         checkpoint_every_n_steps
-            Write one every so many mini-batches too; None for epochs only.
+            Number of mini-batches between further checkpoints; None for none.
         steps_per_execution
-            Mini-batches that Lightning's loop is given together, which spares small networks and fast devices most of what
-            the loop costs. Each is a step of its own as ever, with the same result; checkpoints come after the last. None takes sixteen where nothing looks at single mini-batches (a callback, a logger, several processes,
-            accumulated or clipped gradients), else one.
+            Mini-batches per Lightning iteration; more than one avoids most of the overhead of the loop for small networks
+            and fast devices. Each mini-batch remains an optimizer step with the same result; checkpoints are written after
+            the last one. None takes 16 unless something needs single mini-batches (a callback, a logger, several
+            processes, accumulated or clipped gradients).
         plan_kwargs
             Arguments of :class:`scr2mae.train.MaskedTrainingPlan`: ``lr``, ``weight_decay``, ``eps``, ``optimizer``,
             ``averaging`` (a tenth of the run by default; None keeps the last weights, as in the paper), ``compile`` and
@@ -91,7 +94,7 @@ class TrainingMixin(CellModel):
             ``shuffle`` and ``external_indexing`` of :func:`scr2mae.data.split_cells`.
         datamodule
             Lightning data module that yields mini-batches under scvi-tools' keys, such as those of ``scvi.dataloaders``,
-            in place of the model's data: the model's genes in its order, batches numbered as the model numbers them.
+            instead of the model's data. Genes must be in the model's order, and batches must have the model's codes.
         trainer_kwargs
             Further arguments of :class:`lightning.pytorch.Trainer`, such as ``logger``.
 
@@ -104,8 +107,8 @@ class TrainingMixin(CellModel):
         NotADirectoryError
             If ``checkpoint_dir`` is a file.
         scr2mae.train.NonFiniteError
-            If twenty steps in a row had a loss or gradient that is not finite; it names the cells. The model keeps the weights
-            of before and can be used.
+            If the loss or gradient was not finite for twenty steps in a row; the error names the cells. The model keeps its
+            last finite weights and can be used.
         """
         if not any(p.requires_grad for p in self.module.parameters()):
             raise ValueError(
@@ -185,7 +188,7 @@ class TrainingMixin(CellModel):
     def _data_module(
         self, split: Split, *, early_stopping: bool, counts_on: str, **kwargs: Any
     ) -> CellDataModule:
-        """Read the model's own cells and remember who is on which side."""
+        """Read the model's own cells, and keep the split."""
         cells = self._cells(None, on_disk=stays_on_disk(self.adata, self.spec.layer, counts_on))
         datamodule = CellDataModule(cells, split, counts_on=counts_on, **kwargs)
         self.keep_split(split)
@@ -207,7 +210,7 @@ class TrainingMixin(CellModel):
     def _trainer_arguments(
         self, plan: MaskedTrainingPlan, datamodule: Any, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
-        """Add to the caller's what follows from the data: whether there is validation, the curriculum's curves."""
+        """Add arguments that follow from the data: whether there is validation, curves of the curriculum."""
         ours = datamodule if isinstance(datamodule, CellDataModule) else None
         callbacks = list(kwargs.get("callbacks") or [])
         if plan.gradient_schedule is not None:
@@ -221,7 +224,7 @@ class TrainingMixin(CellModel):
         }
 
     def _finish(self, plan: MaskedTrainingPlan) -> None:
-        """Take over what a run, whole or broken off, has learned, and what it was."""
+        """Keep curves and record of a run, finished or interrupted."""
         self.module.eval()
         if plan.rows:
             self.is_trained_ = True
@@ -230,12 +233,12 @@ class TrainingMixin(CellModel):
 
 
 def _n_obs_epoch(datamodule: Any) -> int:
-    """Training cells of a data module; 0 where it does not say."""
+    """Return the number of training cells of a data module; 0 if unknown."""
     if isinstance(datamodule, CellDataModule):
         return len(datamodule.split.train)
     return int(getattr(datamodule, "n_obs", 0))
 
 
 def default_max_epochs(n_obs: int) -> int:
-    """Epochs for a number of training cells: about 480,000 cells seen in all, but 20 to 100 passes."""
+    """Return the epochs in which about 480,000 cells are seen, but 20 to 100."""
     return max(20, min(100, round(480_000 / max(n_obs, 1))))

@@ -1,14 +1,107 @@
-"""Bad input is refused by name."""
+"""Setup, initial weights, and inputs that are refused."""
 
+import logging
+import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 
 from scr2mae import R2MAEModel
+from scr2mae.masking import DecayRatio
+
+TINY = {"n_hidden": 16, "n_latent": 4}
+
+
+def weights(model: R2MAEModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+
+def assert_equal_weights(first: R2MAEModel, second: R2MAEModel) -> None:
+    torch.testing.assert_close(weights(first), weights(second), rtol=0, atol=0)
+
+
+def test_an_anndata_never_set_up_is_registered_with_defaults_and_one_log_line(
+    adata: AnnData, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="scr2mae"):
+        model = R2MAEModel(adata, **TINY)
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("scr2mae")]
+    assert len(ours) == 1
+    assert "adata.X" in ours[0]
+    assert "setup_anndata" in ours[0]
+    arguments = model.registry["setup_args"]
+    assert arguments.pop("check_counts") is True
+    assert set(arguments.values()) == {None}
+
+
+def test_an_anndata_that_was_set_up_is_taken_without_a_word(
+    adata: AnnData, covariates: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    R2MAEModel.setup_anndata(adata, **covariates)
+    with caplog.at_level(logging.INFO, logger="scr2mae"):
+        R2MAEModel(adata, **TINY)
+    assert not [record for record in caplog.records if record.name.startswith("scr2mae")]
+
+
+def test_models_built_alike_start_equal_whatever_the_global_seed(adata: AnnData) -> None:
+    torch.manual_seed(1)
+    first = R2MAEModel(adata, **TINY)
+    torch.manual_seed(2)
+    assert_equal_weights(first, R2MAEModel(adata, **TINY))
+    other = R2MAEModel(adata, **TINY, seed=1)
+    assert not torch.equal(first.module.to_latent.weight, other.module.to_latent.weight)
+
+
+def test_building_training_and_using_a_model_leaves_the_global_generators_alone(
+    adata: AnnData, covariates: dict[str, Any], train_tiny: Callable[..., R2MAEModel], tmp_path: Any
+) -> None:
+    before = random.getstate(), np.random.get_state()[1:], torch.get_rng_state()  # noqa: NPY002
+    model = train_tiny(adata, setup=covariates)
+    model.get_latent_representation()
+    model.get_masked_reconstruction()
+    model.save(tmp_path / "model")
+    R2MAEModel.load(tmp_path / "model")
+    assert random.getstate() == before[0]
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1][0])  # noqa: NPY002
+    assert np.random.get_state()[2:] == before[1][1:]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_layers_and_widths_are_those_asked_for(adata: AnnData) -> None:
+    module = R2MAEModel(adata, n_hidden=8, n_latent=3, n_layers=3, n_layers_decoder=2).module
+    shapes = {name: tuple(value.shape) for name, value in module.named_parameters() if value.ndim == 2}
+    assert shapes == {
+        "encoder.first.linear.weight": (8, 60),
+        "encoder.rest.2.weight": (8, 8),
+        "encoder.rest.5.weight": (8, 8),
+        "to_latent.weight": (3, 8),
+        "decoder.first.linear.weight": (8, 3),
+        "decoder.rest.2.weight": (8, 8),
+        "to_logits.weight": (60, 8),
+    }
+
+
+def test_the_paper_preset_has_the_paper_s_widths(adata: AnnData) -> None:
+    model = R2MAEModel.paper(adata, seed=3)
+    assert model.init_params_ == {
+        "n_hidden": 1000,
+        "n_latent": 512,
+        "n_layers": 2,
+        "n_layers_decoder": 1,
+        "seed": 3,
+    }
+    assert model.module.to_latent.weight.shape == (512, 1000)
+
+
+def test_a_model_describes_itself(trained: R2MAEModel, adata: AnnData) -> None:
+    assert "16 hidden units, 4 latent dimensions" in trained._model_summary_string
+    model = R2MAEModel(adata, **TINY, mask_ratio=DecayRatio(0.6, 0.2))
+    assert "DecayRatio(high=0.6, low=0.2)" in model._model_summary_string
 
 
 def _set(adata: AnnData, value: float) -> AnnData:
