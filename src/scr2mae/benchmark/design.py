@@ -96,7 +96,7 @@ def make_design(
         cells=_read_cells(adata, layer, batch_key),
         obs=obs,
         tasks=tasks,
-        splits=_draw_shared_splits(obs, tasks, donor_key, n_train_donors, n_splits, seed),
+        splits=_shared_splits(obs, tasks, donor_key, n_train_donors, n_splits, seed),
         donor_key=donor_key,
         sample_key=sample_key,
         has_batch=batch_key is not None,
@@ -137,13 +137,8 @@ def _read_cells(adata: AnnData, layer: str | None, batch_key: str | None) -> Ann
     return AnnData(X=sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=adata.var_names))
 
 
-def _draw_shared_splits(
-    obs: pd.DataFrame,
-    tasks: Sequence[Task],
-    donor_key: str,
-    n_train_donors: int | None,
-    n_splits: int,
-    seed: int,
+def _shared_splits(
+    obs: pd.DataFrame, tasks: Sequence[Task], key: str, n_train_donors: int | None, n_splits: int, seed: int
 ) -> list[DonorSplit]:
     """Draw splits for all tasks, so that a network can be trained on one side of them.
 
@@ -152,7 +147,7 @@ def _draw_shared_splits(
     donors, classes = [], []
     for task in tasks:
         known = obs[obs[task.name].notna()]
-        donors.append(known[donor_key].to_numpy(dtype=str))
+        donors.append(known[key].to_numpy(dtype=str))
         classify = task.kind == "classification"
         values = known[task.name].astype(str) if classify else pd.Series("known", index=known.index)
         classes.append(f"{task.name}: " + values.to_numpy(dtype=object))

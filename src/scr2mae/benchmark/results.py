@@ -26,6 +26,15 @@ _SAW = {
     "all": "Pretraining saw the counts of all cells, including those of the test donors, but no labels, as in the paper.",
     "train": "Pretraining saw the cells of the training donors of each split, and none of the test donors'.",
 }
+_SCALING = {
+    False: "## Features as they are, as in the paper",
+    True: "## Features divided by their standard deviation",
+}
+_MASKED = {
+    pretrain_on: f"Mean Pearson correlation over the masked genes of {cells}; the same genes are masked for all methods. "
+    "scVI sees zeros in their place, and the library of the whole cell."
+    for pretrain_on, cells in (("all", "validation cells"), ("train", "cells of the test donors"))
+}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -99,19 +108,14 @@ class Benchmark:
         """Return a description of the benchmark and its tables as Markdown."""
         parts = ["# Benchmark", self._description()]
         for scale in self.scalings:
-            parts.append(
-                "## Features divided by their standard deviation"
-                if scale
-                else "## Features as they are, as in the paper"
-            )
-            parts.append(self._score_table(scale))
+            parts += [_SCALING[scale], self._score_table(scale)]
         reconstruction = self.reconstruction()
         if len(reconstruction):
-            shown = reconstruction.map("{:.3f}".format).rename(index=self.labels)
-            shown.columns = pd.Index([f"{ratio:.0%}" for ratio in reconstruction])
-            shown.index.name = "Method"
-            parts += ["## Reconstruction by share of masked genes", self._reconstruction_note()]
-            parts.append(to_markdown(shown, best=_largest(shown, reconstruction)))
+            shown = reconstruction.map("{:.3f}".format).set_axis(
+                [f"{ratio:.0%}" for ratio in reconstruction], axis=1
+            )
+            parts += ["## Reconstruction by share of masked genes", _MASKED[self.about["pretrain_on"]]]
+            parts.append(self._markdown_table(shown, reconstruction))
         if notes := self._notes():
             parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in notes))
         return "\n\n".join(parts) + "\n"
@@ -129,28 +133,21 @@ class Benchmark:
 
     def _score_table(self, scale: bool) -> str:
         table = self.table(scale=scale)
-        scores = table.iloc[:, :-3]
-        shown = scores.map("{:.3f}".format)
-        shown = shown.set_axis(headings(scores.columns), axis=1)
-        best = _largest(shown, scores)
-        summary = table.iloc[:, -3:].set_axis(["Score", "Rank", "sd"], axis=1)
-        spread = summary["sd"].map(lambda sd: "" if np.isnan(sd) else f" ± {sd:.3f}")
-        shown["Score"] = summary["Score"].map("{:.3f}".format) + spread
-        shown["Rank"] = summary["Rank"].map("{:.2f}".format)
-        best |= _largest(
-            shown[["Score", "Rank"]], pd.DataFrame({"s": summary["Score"], "r": -summary["Rank"]})
-        )
+        table = table.set_axis([*headings(table.columns[:-3]), "Score", "Rank", "sd"], axis=1)
+        spread = table.pop("sd").map(lambda sd: "" if np.isnan(sd) else f" ± {sd:.3f}")
+        shown = table.map("{:.3f}".format)
+        shown["Score"] += spread
+        shown["Rank"] = table["Rank"].map("{:.2f}".format)
         saw = self._probe(scale).drop_duplicates("method").set_index("method")["pretrained_on"]
         shown["Pretrained on"] = saw.reindex(shown.index)
-        shown.index.name = "Method"
-        best = {column: self.labels.get(name, name) for column, name in best.items()}
-        return to_markdown(shown.rename(index=self.labels), best=best)
+        return self._markdown_table(shown, table.assign(Rank=-table["Rank"]))
 
-    def _reconstruction_note(self) -> str:
-        cells = "validation cells" if self.about["pretrain_on"] == "all" else "cells of the test donors"
-        return (
-            f"Mean Pearson correlation over the masked genes of {cells}; the same genes are masked for all methods. "
-            "scVI sees zeros in their place, and the library of the whole cell."
+    def _markdown_table(self, shown: pd.DataFrame, values: pd.DataFrame) -> str:
+        """Return a table with the largest value per column in bold."""
+        best = values.set_axis(shown.columns[: values.shape[1]], axis=1).dropna(axis=1, how="all").idxmax()
+        return to_markdown(
+            shown.rename(index=self.labels).rename_axis(index="Method"),
+            best={str(column): self.labels.get(str(name), str(name)) for column, name in best.items()},
         )
 
     def _notes(self) -> list[str]:
@@ -218,13 +215,3 @@ def write_about(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the settings and splits to the file that identifies a folder of results."""
     with atomic_write(folder / MARKER) as part:
         part.write_text(json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-
-
-def _largest(shown: pd.DataFrame, values: pd.DataFrame) -> dict[str, str]:
-    """Return the row with the largest value for each column shown."""
-    array = values.to_numpy(dtype=float)
-    return {
-        column: shown.index[int(np.nanargmax(array[:, j]))]
-        for j, column in enumerate(shown.columns)
-        if not np.isnan(array[:, j]).all()
-    }

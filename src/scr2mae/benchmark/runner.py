@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from anndata import AnnData
 
-from scr2mae.benchmark.design import Design, PretrainOn, make_design
+from scr2mae.benchmark.design import PretrainOn, make_design
 from scr2mae.benchmark.environment import versions
 from scr2mae.benchmark.fits import Probing, run_fits
 from scr2mae.benchmark.methods import LABELS, make_methods
@@ -130,7 +130,7 @@ def run(
         accelerator=accelerator,
     )
     chosen = make_methods(methods, adata, options)
-    # Everything that can fail for want of data or settings fails here, before the first fit.
+    # Invalid data and settings raise here, before the first fit.
     design = make_design(
         adata,
         as_tasks(targets, cell_level),
@@ -145,7 +145,17 @@ def run(
         pretrain_on=pretrain_on,
         seed=split_seed,
     )
-    about = _about(design, seeds, probing, options)
+    about = {
+        "n_obs": design.cells.n_obs,
+        "n_vars": design.cells.n_vars,
+        "n_donors": int(design.obs[donor_key].nunique()),
+        "pretrain_on": pretrain_on,
+        "seeds": [int(seed) for seed in seeds],
+        "probing": asdict(probing),
+        "options": asdict(options),
+        "versions": versions(),
+        "splits": [split.to_manifest() for split in design.splits],
+    }
     if out is not None:
         write_about(Path(out), about)
     store = Store(None if out is None else Path(out))
@@ -179,17 +189,3 @@ def _check_settings(
         raise ValueError(
             f"Wanted n_bootstrap >= 0 and confidence between 0 and 1, got {probing.n_bootstrap} and {probing.confidence}."
         )
-
-
-def _about(design: Design, seeds: Sequence[int], probing: Probing, options: Options) -> dict[str, Any]:
-    return {
-        "n_obs": design.cells.n_obs,
-        "n_vars": design.cells.n_vars,
-        "n_donors": int(design.obs[design.donor_key].nunique()),
-        "pretrain_on": design.pretrain_on,
-        "seeds": [int(seed) for seed in seeds],
-        "probing": asdict(probing),
-        "options": asdict(options),
-        "versions": versions(),
-        "splits": [split.to_manifest() for split in design.splits],
-    }

@@ -164,7 +164,12 @@ def linear_probe(
     """
     methods = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     scalings = [scale] if isinstance(scale, bool) else list(scale)
-    _check_options(methods, targets, scalings, confidence)
+    if not methods or not targets or not scalings:
+        raise ValueError(
+            "Wanted at least one representation, one target and one scaling; one of them is empty."
+        )
+    if not 0 < confidence < 1:
+        raise ValueError(f"Wanted confidence between 0 and 1, got {confidence}.")
     if splits is None:
         splits = donor_splits(
             adata,
@@ -205,17 +210,6 @@ _COLUMNS = (
     *("n_train_donors", "n_test_donors", "n_train_cells", "n_test_cells", "n_units", "n_dropped", "n_unseen"),
     *("absent_train", "absent_test", "penalty", "split_hash", "note"),
 )
-
-
-def _check_options(
-    methods: Sequence[str], targets: Mapping[str, Kind], scalings: Sequence[bool], confidence: float
-) -> None:
-    if not methods or not targets or not scalings:
-        raise ValueError(
-            "Wanted at least one representation, one target and one scaling; one of them is empty."
-        )
-    if not 0 < confidence < 1:
-        raise ValueError(f"Wanted confidence between 0 and 1, got {confidence}.")
 
 
 def _child_seed(seed: int, index: int) -> int:
