@@ -1,6 +1,6 @@
-"""The paper's eleven masking schemes by name, and what differs from domain to domain.
+"""The eleven masking schemes of the paper, and their settings per domain.
 
-Importing this module does not load PyTorch, so the command line can list the names.
+Importing this module does not load PyTorch, so the command line can list the names quickly.
 """
 
 from __future__ import annotations
@@ -31,24 +31,14 @@ _COMBINATIONS = ("r2mae_dynamic", "cl", "cl_k0", "r2mae_cl", "r2mae_cl_k0")
 
 @dataclass(frozen=True)
 class Domain:
-    """Settings of the schemes in a domain.
+    """Masking ratios of the schemes in one domain."""
 
-    Attributes
-    ----------
-    low, high
-        Range of R²MAE.
-    default, fixed_low, fixed_high
-        Ratios of the rows with a fixed one; ``fixed_low`` is None where the paper has no such row.
-    combinations
-        Whether R²MAE + Dynamic and the curricula exist.
-    """
-
-    low: float
+    low: float  # range of R²MAE
     high: float
     default: float
-    fixed_low: float | None
+    fixed_low: float | None  # None if the paper has no such row
     fixed_high: float
-    combinations: bool
+    combinations: bool  # whether R²MAE + Dynamic and the curricula exist
 
 
 DOMAINS = {
@@ -60,19 +50,19 @@ DOMAINS = {
 
 
 def scheme_names(domain: str) -> tuple[str, ...]:
-    """Names of a domain's schemes, in the order of ``SCHEME_NAMES``."""
+    """Return the names of a domain's schemes, in the order of ``SCHEME_NAMES``."""
     d = DOMAINS[domain]
     absent = (() if d.combinations else _COMBINATIONS) + (() if d.fixed_low is not None else ("mae_low",))
     return tuple(name for name in SCHEME_NAMES if name not in absent)
 
 
 class Scheme(NamedTuple):
-    """A row of the paper's tables.
+    """Masking schedule and curriculum of one row in the paper's tables.
 
     Attributes
     ----------
     mask_ratio
-        Schedule of the ratio.
+        Schedule of the masking ratio.
     curriculum
         ``"cl"``, ``"cl_k0"`` or None.
     """
@@ -82,19 +72,19 @@ class Scheme(NamedTuple):
 
 
 def schemes(domain: str = "single_cell", *, seed: int = 0) -> dict[str, Scheme]:
-    """Return the masking schemes that the paper compares, with its ratios.
+    """Return the masking schemes compared in the paper, with the paper's ratios.
 
     Parameters
     ----------
     domain
-        ``"single_cell"``, ``"dna"``, ``"vision"`` or ``"text"``. Images have neither curricula nor R²MAE + Dynamic,
-        whose ratios would pass 1; text has no row below its default ratio.
+        ``"single_cell"``, ``"dna"``, ``"vision"`` or ``"text"``. For images there are neither curricula nor
+        R²MAE + Dynamic, whose ratios would exceed 1; for text there is no fixed ratio below the default.
     seed
-        Seed of the schedules that draw.
+        Seed of the random schedules.
 
     Returns
     -------
-    Name to scheme, in the order of ``SCHEME_NAMES``.
+    Schemes by name, in the order of the paper's tables.
 
     Raises
     ------
@@ -103,8 +93,8 @@ def schemes(domain: str = "single_cell", *, seed: int = 0) -> dict[str, Scheme]:
 
     Notes
     -----
-    Dong et al. (2025), Tables 1 to 4 and 6; the reading of R²MAE + Dynamic is inferred, and so are the curricula and
-    R²MAE + Dynamic for text, which the paper has for cells and DNA only.
+    Dong et al. (2025), Tables 1 to 4 and 6. The definition of R²MAE + Dynamic is inferred. The paper has it and the
+    curricula for cells and DNA only, so those of text are inferred too.
 
     Examples
     --------

@@ -22,7 +22,7 @@ def test_root_squares_to_the_covariance(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_seed_reproduces_the_covariance_to_the_bit(name):
+def test_a_seed_reproduces_the_covariance_bitwise(name):
     np.testing.assert_array_equal(MODELS[name](3).matrix, MODELS[name](3).matrix)
 
 
@@ -43,7 +43,7 @@ def test_the_spike_is_the_top_eigenvector():
     np.testing.assert_allclose(model.eigenvector(1.0), direction / np.linalg.norm(direction), atol=1e-12)
 
 
-def test_a_spike_of_equal_entries_leaves_equal_variances():
+def test_a_spike_of_equal_entries_has_equal_variances():
     assert theory.spiked_covariance(37, spike=3.0, direction="ones").has_constant_diagonal
     assert not theory.spiked_covariance(37, spike=3.0).has_constant_diagonal
 
@@ -81,7 +81,7 @@ def test_haar_matrices_are_orthogonal_and_have_the_first_moments_of_the_law():
     np.testing.assert_allclose((draws**2).mean(axis=0), 0.25, atol=0.02)
 
 
-def test_aligned_signal_has_the_asked_alignment_and_norm():
+def test_aligned_signal_has_the_requested_alignment_and_norm():
     direction = np.random.default_rng(0).uniform(size=40)
     beta = theory.aligned_signal(direction, alignment=0.6, signal=2.0, seed=3)
     assert beta @ beta == pytest.approx(2.0)
@@ -104,7 +104,7 @@ def test_eigenvector_quantiles_run_from_weakest_to_strongest():
         (np.array([[1.0, np.nan], [np.nan, 1.0]]), "finite"),
     ],
 )
-def test_a_matrix_that_is_no_covariance_is_refused(matrix, message):
+def test_invalid_covariances_are_rejected(matrix, message):
     with pytest.raises(ValueError, match=message):
         theory.Covariance(matrix)
 
@@ -113,7 +113,10 @@ def test_a_matrix_that_is_no_covariance_is_refused(matrix, message):
     ("build", "message"),
     [
         (lambda: theory.spiked_covariance(5, spike=-1.0), "spike must be non-negative"),
-        (lambda: theory.spiked_covariance(5, spike=1.0, direction="random"), "direction must be one of"),
+        (
+            lambda: theory.spiked_covariance(5, spike=1.0, direction="random"),
+            "direction must be .ones., .uniform. or a vector",
+        ),
         (lambda: theory.spiked_covariance(5, spike=1.0, direction=np.zeros(5)), "non-zero vector"),
         (lambda: theory.latent_covariance(5, n_factors=0), "n_factors must be at least 1"),
         (lambda: theory.low_rank_covariance(5, rank=6, strength=1.0), "rank must lie between"),
@@ -123,6 +126,6 @@ def test_a_matrix_that_is_no_covariance_is_refused(matrix, message):
         (lambda: theory.isotropic_covariance(4).eigenvector(1.5), "quantile must lie"),
     ],
 )
-def test_impossible_models_are_refused(build, message):
+def test_invalid_models_are_rejected(build, message):
     with pytest.raises(ValueError, match=message):
         build()

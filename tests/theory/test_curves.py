@@ -40,7 +40,7 @@ def test_reading_sorts_the_points_of_each_task(tmp_path):
     ("text", "message"),
     [("task,ratio\na,0.1\n", r"lacks the columns \['accuracy'\]"), ("task,ratio,accuracy\n", "no rows")],
 )
-def test_files_of_another_shape_are_refused(tmp_path, text, message):
+def test_invalid_files_are_rejected(tmp_path, text, message):
     path = tmp_path / "bad.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -50,13 +50,13 @@ def test_files_of_another_shape_are_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("ratios", "accuracies", "message"),
     [
-        (RATIOS, RATIOS[:3], "one length"),
+        (RATIOS, RATIOS[:3], "equal length"),
         (RATIOS[::-1], RATIOS, "ascend"),
         (RATIOS[1:], RATIOS[1:], "span 0.15 to 0.8"),
-        (RATIOS, 80 + RATIOS, "divide per cent"),
+        (RATIOS, 80 + RATIOS, "divide percentages"),
         (RATIOS, np.array([0.9, 0.8, 0.7, 0.6, 0.7]), "same at ratios 0.4 and 0.8"),
     ],
 )
-def test_curves_that_cannot_be_aligned_are_refused(ratios, accuracies, message):
+def test_curves_that_cannot_be_aligned_are_rejected(ratios, accuracies, message):
     with pytest.raises(ValueError, match=message):
         theory.align_accuracy(ratios, accuracies)

@@ -62,12 +62,12 @@ def test_a_panel_is_the_profile_of_the_sliced_data(adata):
     np.testing.assert_allclose(one.risk, other.risk)
 
 
-def test_each_ratio_says_its_regime(adata):
+def test_each_ratio_has_its_regime(adata):
     profile = theory.mask_profile(adata, gamma=0.5, ratios=[0.2, 0.4, 0.7])
     assert list(profile.regime) == ["over-parametrized", "over-parametrized", "under-parametrized"]
 
 
-def test_the_default_ratios_leave_out_the_pole(adata):
+def test_the_default_ratios_exclude_the_pole(adata):
     profile = theory.mask_profile(adata, gamma=0.5)
     assert profile.ratios.size == 18
     assert 0.5 not in profile.ratios
@@ -103,7 +103,7 @@ def test_a_given_shrinkage_is_used(adata, values):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"genes": ["gene1", "gene2", "CD3E"]}, KeyError, "first being 'CD3E'"),
+        ({"genes": ["gene1", "gene2", "CD3E"]}, KeyError, "for example 'CD3E'"),
         ({"genes": ["gene1", "gene2"]}, ValueError, "at least three genes"),
         ({"shrinkage": "oas"}, ValueError, "shrinkage must be"),
         ({"shrinkage": 1.5}, ValueError, "shrinkage must be"),
@@ -111,12 +111,12 @@ def test_a_given_shrinkage_is_used(adata, values):
         ({"gamma": -1.0}, ValueError, "gamma must be"),
     ],
 )
-def test_bad_arguments_are_refused(adata, change, error, message):
+def test_bad_arguments_are_rejected(adata, change, error, message):
     with pytest.raises(error, match=message):
         theory.mask_profile(adata, **({"gamma": 2.0} | change))
 
 
-def test_raw_counts_are_refused():
+def test_raw_counts_are_rejected():
     counts = ad.AnnData(np.random.default_rng(0).poisson(2.0, size=(20, 5)).astype(np.float32))
     with pytest.raises(ValueError, match="looks like raw counts"):
         theory.mask_profile(counts, gamma=2.0)

@@ -89,14 +89,14 @@ def test_the_pole_is_at_the_mean_ratio(model, beta):
         ((0.5, 0.3), ValueError, "low <= high"),
         ((0.2, 1.0), ValueError, "high < 1"),
         (([0.2, 0.4], [0.5, 0.4]), ValueError, "sum to one"),
-        (([0.2, 0.4], [1.0]), ValueError, "one length"),
+        (([0.2, 0.4], [1.0]), ValueError, "equal length"),
         (([0.2, 1.4], [0.5, 0.5]), ValueError, "strictly between 0 and 1"),
         (lambda p: p, ValueError, "integrate to one"),
-        ("uniform", TypeError, "law of the masking ratio"),
-        ((0.1, 0.2, 0.3), TypeError, "law of the masking ratio"),
+        ("uniform", TypeError, "masking ratio must be given as"),
+        ((0.1, 0.2, 0.3), TypeError, "masking ratio must be given as"),
     ],
 )
-def test_things_that_are_no_law_are_refused(law, error, message, model, beta):
+def test_invalid_distributions_are_rejected(law, error, message, model, beta):
     with pytest.raises(error, match=message):
         theory.r2mae_risk(law, gamma=3.0, covariance=model, beta=beta, noise_variance=0.1)
 
@@ -121,9 +121,9 @@ def test_samples_follow_the_law(law):
     assert draws.var() == pytest.approx(law.weights @ (law.nodes - law.mean) ** 2, rel=0.01)
 
 
-def test_rows_that_nearly_equal_the_covariates_are_refused_or_solved(model, beta):
+def test_nearly_as_many_rows_as_covariates_raise_or_are_solved(model, beta):
     args = {"gamma": 0.5, "covariance": model, "beta": beta, "noise_variance": 0.05}
-    with pytest.raises(ValueError, match="diverges where the mean ratio equals gamma"):
+    with pytest.raises(ValueError, match="diverges if the mean ratio equals gamma"):
         theory.r2mae_risk((0.4, 0.6), **args)
     with pytest.raises(RuntimeError, match="too close to the number of covariates"):
         theory.r2mae_risk((0.4, 0.6 + 1e-7), **args)

@@ -119,7 +119,7 @@ def test_the_signal_of_theorem_3_is_the_eigenvector(model):
     np.testing.assert_allclose(risk, direct, rtol=1e-12)
 
 
-def test_stronger_eigenvectors_want_higher_ratios(model):
+def test_stronger_eigenvectors_have_higher_optimal_ratios(model):
     best = [
         theory.optimal_ratio(
             partial(
@@ -147,14 +147,14 @@ def test_risks_have_the_shape_of_the_ratios(formula, shape, model, beta):
 
 
 @pytest.mark.parametrize("bad", [0.0, 1.0, -0.1, 1.3, np.nan])
-def test_ratios_outside_the_open_unit_interval_are_refused(bad, model, beta):
+def test_ratios_outside_the_open_unit_interval_are_rejected(bad, model, beta):
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
         theory.isotropic_risk([0.2, bad], gamma=2.0, signal=1.0, noise_variance=0.1)
     with pytest.raises(ValueError, match="strictly between 0 and 1"):
         theory.general_risk(bad, gamma=2.0, covariance=model, beta=beta, noise_variance=0.1)
 
 
-def test_the_pole_is_refused(model, beta):
+def test_the_pole_is_rejected(model, beta):
     with pytest.raises(ValueError, match=r"diverges at p = gamma = 0\.5"):
         theory.isotropic_risk([0.2, 0.5], gamma=0.5, signal=1.0, noise_variance=0.1)
     with pytest.raises(ValueError, match=r"diverges at p = gamma = 0\.5"):
@@ -172,7 +172,7 @@ def test_the_pole_is_refused(model, beta):
         ({"covariance": np.triu(np.ones((60, 60)))}, "symmetric"),
     ],
 )
-def test_general_risk_refuses_bad_arguments(change, message, model, beta):
+def test_general_risk_rejects_bad_arguments(change, message, model, beta):
     args = {"gamma": 2.0, "covariance": model, "beta": beta, "noise_variance": 0.1} | change
     with pytest.raises(ValueError, match=message):
         theory.general_risk(0.3, **args)
@@ -187,7 +187,7 @@ def test_optimal_ratio_matches_a_fine_grid(model, beta):
     assert best.risk <= values.min() * (1 + 1e-9)
 
 
-def test_optimal_ratio_looks_on_both_sides_of_the_pole():
+def test_optimal_ratio_searches_both_sides_of_the_pole():
     risk = partial(theory.isotropic_risk, gamma=0.05, signal=1.0, noise_variance=0.001)
     best = theory.optimal_ratio(risk, gamma=0.05)
     grid = np.r_[np.linspace(0.01, 0.049, 100), np.linspace(0.051, 0.99, 900)]
@@ -195,6 +195,6 @@ def test_optimal_ratio_looks_on_both_sides_of_the_pole():
     assert best.ratio > 0.05
 
 
-def test_optimal_ratio_refuses_bounds_that_are_not_ratios():
+def test_optimal_ratio_rejects_invalid_bounds():
     with pytest.raises(ValueError, match="bounds must satisfy"):
         theory.optimal_ratio(lambda p: p, gamma=2.0, bounds=(0.0, 0.5))

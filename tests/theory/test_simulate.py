@@ -153,7 +153,7 @@ def small():
     return {"gamma": 2.0, "covariance": model, "beta": model.eigenvector(1.0), "noise_variance": 0.1}
 
 
-def test_a_range_of_no_width_equals_the_fixed_ratio_to_the_bit(small):
+def test_a_range_of_zero_width_equals_the_fixed_ratio_bitwise(small):
     run = theory.simulate_risk([0.55, (0.55, 0.55), (0.3, 0.8)], n_draws=10, seed=42, **small)
     np.testing.assert_array_equal(run.risks[:, 0], run.risks[:, 1])
     assert (run.risks[:, 0] != run.risks[:, 2]).all()
@@ -173,7 +173,7 @@ def test_more_draws_continue_the_same_sequence(small):
     np.testing.assert_array_equal(few.risks, many.risks[:3])
 
 
-def test_the_number_of_processes_changes_nothing(small):
+def test_the_number_of_processes_does_not_change_the_result(small):
     serial = theory.simulate_risk([0.2, (0.3, 0.7)], n_draws=6, seed=3, **small)
     parallel = theory.simulate_risk([0.2, (0.3, 0.7)], n_draws=6, seed=3, n_jobs=2, **small)
     np.testing.assert_array_equal(serial.risks, parallel.risks)
@@ -242,7 +242,7 @@ def test_minimum_norm_equals_the_pseudo_inverse_of_rank_deficient_rows(shape):
         ({"noise_variance": -0.1}, "noise_variance must be"),
     ],
 )
-def test_bad_arguments_are_refused(small, change, message):
+def test_bad_arguments_are_rejected(small, change, message):
     with pytest.raises(ValueError, match=message):
         theory.simulate_risk(**({"laws": 0.3} | small | change))
 

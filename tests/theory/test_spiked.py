@@ -79,7 +79,7 @@ def test_the_quadratic_term_vanishes_at_the_sweet_spot():
         assert terms.quadratic[1] > 1e-3
 
 
-def test_a_stronger_feature_wants_a_higher_ratio_and_gains_more():
+def test_stronger_features_have_a_higher_optimal_ratio_and_gain_more():
     best = [
         theory.optimal_ratio(
             partial(theory.spiked_risk, gamma=2.0, spike=10.0, alignment=c, noise_variance=0.1), gamma=2.0
@@ -92,7 +92,7 @@ def test_a_stronger_feature_wants_a_higher_ratio_and_gains_more():
     assert gains == sorted(gains, reverse=True)
 
 
-def test_too_many_rows_are_refused():
+def test_too_many_rows_are_rejected():
     for formula in (
         partial(theory.spiked_risk, alignment=0.5),
         partial(theory.spiked_spectral_terms, direction=np.ones(10), beta=np.ones(10)),
@@ -110,12 +110,12 @@ def test_too_many_rows_are_refused():
         ({"noise_variance": np.inf}, "noise_variance must be"),
     ],
 )
-def test_impossible_parameters_are_refused(change, message):
+def test_invalid_parameters_are_rejected(change, message):
     args = {"gamma": 2.0, "spike": 3.0, "alignment": 0.5, "noise_variance": 0.1} | change
     with pytest.raises(ValueError, match=message):
         theory.spiked_risk(0.3, **args)
 
 
-def test_a_spike_too_weak_for_a_sweet_spot_is_refused():
+def test_a_spike_too_weak_for_a_sweet_spot_is_rejected():
     with pytest.raises(ValueError, match="no sweet spot for gamma"):
         theory.sweet_spot(gamma=3.0, spike=2.0)

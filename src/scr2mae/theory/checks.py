@@ -1,4 +1,4 @@
-"""What every formula of the linear theory asks of its arguments."""
+"""Validation of arguments, shared by all formulas of the linear theory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ _POLE = 1e-9  # relative distance from p = gamma below which the risk has no mea
 
 
 def check_positive(name: str, value: float, *, strict: bool = True) -> float:
-    """Return a finite scalar that is positive, or non-negative if not `strict`.
-
-    Raises
-    ------
-    ValueError
-        If the value is not finite or has the wrong sign.
-    """
+    """Return a finite scalar that is positive, or non-negative if not `strict`."""
     if not np.isfinite(value) or value < 0 or (strict and value == 0):
         kind = "positive" if strict else "non-negative"
         raise ValueError(f"{name} must be a {kind} finite number, got {value!r}.")
@@ -30,13 +24,7 @@ def check_positive(name: str, value: float, *, strict: bool = True) -> float:
 
 
 def check_ratios(p: ArrayLike, *, gamma: float) -> NDArray[np.float64]:
-    """Return masking ratios as an array after checking them against (0, 1) and the pole.
-
-    Raises
-    ------
-    ValueError
-        If `gamma` is not positive, a ratio lies outside (0, 1), or a ratio equals `gamma`.
-    """
+    """Return masking ratios as an array; raise if one lies outside (0, 1) or equals `gamma`."""
     check_positive("gamma", gamma)
     ratios = np.asarray(p, dtype=np.float64)
     outside = ~((ratios > 0) & (ratios < 1))
@@ -50,14 +38,8 @@ def check_ratios(p: ArrayLike, *, gamma: float) -> NDArray[np.float64]:
     return ratios
 
 
-def check_overparametrised(ratios: NDArray[np.float64], *, gamma: float, formula: str) -> None:
-    """Refuse ratios that keep more rows than there are covariates.
-
-    Raises
-    ------
-    ValueError
-        If a ratio exceeds `gamma`.
-    """
+def check_overparametrized(ratios: NDArray[np.float64], *, gamma: float, formula: str) -> None:
+    """Raise if a ratio exceeds `gamma`, so that more rows are kept than there are covariates."""
     if np.any(ratios > gamma):
         raise ValueError(
             f"{formula} holds for fewer kept rows than covariates (p < gamma = {gamma}), got p = {ratios.max()}: "
@@ -66,43 +48,29 @@ def check_overparametrised(ratios: NDArray[np.float64], *, gamma: float, formula
 
 
 def check_covariance(covariance: Covariance | ArrayLike) -> Covariance:
-    """Return a covariance object, wrapping a plain matrix, known to be symmetric positive definite.
-
-    Raises
-    ------
-    ValueError
-        If the matrix is not square, finite, symmetric and positive definite.
-    """
-    if isinstance(covariance, Covariance):
-        return covariance
-    return Covariance(np.asarray(covariance, dtype=np.float64))
+    """Return a validated covariance, wrapping a plain matrix."""
+    return covariance if isinstance(covariance, Covariance) else Covariance(np.asarray(covariance))
 
 
 def check_signal(beta: ArrayLike, *, n_features: int) -> NDArray[np.float64]:
-    """Return coefficients as a float vector of the covariance's size.
-
-    Raises
-    ------
-    ValueError
-        If the shape is not ``(n_features,)`` or an entry is not finite.
-    """
+    """Return coefficients as a finite float vector, shape ``(n_features,)``."""
     values = np.asarray(beta, dtype=np.float64)
     if values.shape != (n_features,):
         raise ValueError(
             f"beta must have shape ({n_features},) to go with the covariance, got {values.shape}."
         )
     if not np.isfinite(values).all():
-        raise ValueError("beta holds values that are not finite; remove or impute them first.")
+        raise ValueError("beta contains values that are not finite; remove or impute them first.")
     return values
 
 
 def as_output(values: NDArray[np.float64], like: NDArray[np.float64]) -> Any:
-    """Give back a scalar for a scalar ratio and an array of the ratios' shape otherwise."""
+    """Return a scalar for a scalar ratio, and an array of the ratios' shape otherwise."""
     return values.reshape(like.shape)[()]
 
 
 def cholesky_inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Invert a symmetric positive-definite matrix from its Cholesky factor, three times faster than by LU."""
+    """Invert a symmetric positive-definite matrix by its Cholesky factor, three times faster than by LU."""
     factor, info = linalg.lapack.dpotrf(matrix, lower=1)
     if info:
         raise np.linalg.LinAlgError("the matrix is not positive definite")

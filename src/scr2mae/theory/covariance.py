@@ -39,7 +39,7 @@ class Covariance:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
             raise ValueError(f"A covariance must be a non-empty square matrix, got shape {matrix.shape}.")
         if not np.isfinite(matrix).all():
-            raise ValueError("The covariance holds values that are not finite.")
+            raise ValueError("The covariance contains values that are not finite.")
         if np.abs(matrix - matrix.T).max() > _SYMMETRY * np.abs(matrix).max():
             raise ValueError("The covariance must be symmetric; average it with its transpose.")
         try:
@@ -63,13 +63,12 @@ class Covariance:
 
     @cached_property
     def has_constant_diagonal(self) -> bool:
-        """Whether all variances are equal, so that masking leaves the eigenvectors alone."""
+        """Whether all variances are equal; masking then does not change the eigenvectors."""
         return bool(np.ptp(self.diagonal) <= 1e-12 * self.diagonal.max())
 
     @cached_property
     def _eigh(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        values, vectors = np.linalg.eigh(self.matrix)
-        return values, vectors
+        return np.linalg.eigh(self.matrix)
 
     @property
     def eigenvalues(self) -> NDArray[np.float64]:
@@ -78,7 +77,7 @@ class Covariance:
 
     @property
     def eigenvectors(self) -> NDArray[np.float64]:
-        """Eigenvectors as columns, in the order of `eigenvalues`."""
+        """Eigenvectors as columns, in the order of `eigenvalues`, shape ``(n_features, n_features)``."""
         return self._eigh[1]
 
     @cached_property
@@ -93,7 +92,7 @@ class Covariance:
         Parameters
         ----------
         quantile
-            In [0, 1]; 1 is the top eigenvector. Its sign makes the sum of the entries non-negative.
+            Position in the spectrum, in [0, 1]; 1 is the top eigenvector. The sign makes the sum of entries non-negative.
 
         Returns
         -------
@@ -138,9 +137,9 @@ def spiked_covariance(
         Strength δ >= 0 of the spike; the top eigenvalue is 1 + δ.
     direction
         ``"uniform"`` draws the entries of v from U(0, 1), our reading of the paper's "uniformly sampled vector";
-        ``"ones"`` takes equal entries; an array of shape ``(n_features,)`` is used as it is. Scaled to norm one.
+        ``"ones"`` sets all entries equal; an array of shape ``(n_features,)`` is used directly. v has norm one.
     seed
-        Of the draw.
+        Seed of the direction.
 
     Raises
     ------
@@ -149,12 +148,11 @@ def spiked_covariance(
     """
     if not spike >= 0:
         raise ValueError(f"spike must be non-negative, got {spike}.")
+    if isinstance(direction, str) and direction not in ("ones", "uniform"):
+        raise ValueError(f"direction must be 'ones', 'uniform' or a vector, got {direction!r}.")
     if isinstance(direction, str):
-        draws = {"uniform": lambda: np.random.default_rng(seed).uniform(size=n_features)}
-        draws["ones"] = lambda: np.ones(n_features)
-        if direction not in draws:
-            raise ValueError(f"direction must be one of {sorted(draws)} or a vector, got {direction!r}.")
-        vector = draws[direction]()
+        rng = np.random.default_rng(seed)
+        vector = np.ones(n_features) if direction == "ones" else rng.uniform(size=n_features)
     else:
         vector = np.asarray(direction, dtype=np.float64)
     norm = np.linalg.norm(vector)
@@ -163,7 +161,7 @@ def spiked_covariance(
             f"direction must be a non-zero vector of {n_features} entries, got shape {vector.shape}."
         )
     vector = vector / norm
-    # a product of squared entries of a "ones" vector is exact, so the diagonal is constant
+    # The squared entries of a "ones" vector round alike, so the diagonal is constant.
     return Covariance(np.eye(n_features) + spike * np.outer(vector, vector), name=f"spike {spike:g}")
 
 
@@ -173,9 +171,9 @@ def haar_orthogonal(n_features: int, *, seed: int | np.random.Generator = 0) -> 
     Parameters
     ----------
     n_features
-        Side of the matrix.
+        Number of rows and columns.
     seed
-        Seed, or a generator to draw from.
+        Seed of the matrix, or a generator.
 
     Returns
     -------
@@ -183,8 +181,7 @@ def haar_orthogonal(n_features: int, *, seed: int | np.random.Generator = 0) -> 
 
     Notes
     -----
-    QR of a Gaussian matrix, with the signs of the triangular factor's diagonal moved into the orthogonal one;
-    without that step the law of LAPACK's factor is not uniform.
+    QR of a Gaussian matrix, with the signs of R's diagonal moved into Q; otherwise LAPACK's Q is not uniform.
     """
     gaussian = np.random.default_rng(seed).standard_normal((n_features, n_features))
     orthogonal, triangular = np.linalg.qr(gaussian)
@@ -203,7 +200,7 @@ def spectral_covariance(
     seed
         Seed of the eigenvectors.
     name
-        Name in figures.
+        Label for tables and legends.
 
     Raises
     ------
@@ -251,11 +248,11 @@ def beta_covariance(
     n_features
         Number of covariates.
     a, b
-        Shape of the Beta law. The paper's values did not survive; ours give few strong directions among many weak.
+        Shape of the Beta distribution. The paper does not give its values; ours yield few strong and many weak directions.
     low, high
         Smallest and largest eigenvalue after rescaling.
     seed
-        Of eigenvalues and eigenvectors.
+        Seed of eigenvalues and eigenvectors.
     """
     rng = np.random.default_rng(seed)
     draws = np.sort(rng.beta(a, b, size=n_features))
@@ -273,12 +270,12 @@ def latent_covariance(
     n_features
         Number of covariates d.
     n_factors
-        Columns k of F.
+        Number of columns k of F.
     top
-        Where the largest eigenvalue is expected as d grows: the entries of F have variance
+        Largest eigenvalue expected as d grows: the entries of F have variance
         ``(top - 1) / (sqrt(d) + sqrt(k))**2``.
     seed
-        Of F.
+        Seed of F.
 
     Raises
     ------
@@ -302,16 +299,16 @@ def low_rank_covariance(
     n_features
         Number of covariates.
     rank
-        Columns of U, between 1 and `n_features`.
+        Number of columns of U, between 1 and `n_features`.
     strength
-        Diagonal of Λ: one positive number or `rank` of them, shape ``(rank,)``.
+        Diagonal of Λ: one positive number, or a vector of shape ``(rank,)``.
     seed
-        Of U.
+        Seed of U.
 
     Raises
     ------
     ValueError
-        If the rank does not fit or a strength is not positive.
+        If the rank is out of range or a strength is not positive.
     """
     if not 1 <= rank <= n_features:
         raise ValueError(f"rank must lie between 1 and n_features = {n_features}, got {rank}.")
@@ -333,13 +330,13 @@ def aligned_signal(
     Parameters
     ----------
     direction
-        Shape ``(n_features,)``; scaled to norm one.
+        Direction v, shape ``(n_features,)``; scaled to norm one.
     alignment
         Feature strength c = vᵀβ; its square must not exceed `signal`.
     signal
         Squared norm of the coefficients.
     seed
-        Of the remainder, whose entries are drawn from U(0, 1) before the direction is projected out.
+        Seed of the remainder, drawn from U(0, 1) per entry before the direction is projected out.
 
     Returns
     -------

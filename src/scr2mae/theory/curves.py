@@ -1,4 +1,4 @@
-"""The transform that lays published accuracy curves over theory curves (appendix C.2, figure 1F)."""
+"""Alignment of published accuracy curves with theory curves (appendix C.2, figure 1F)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-_INTERCEPT = (0.15, 0.30)  # ratios of the line that is extrapolated to zero
-_SLOPE = (0.4, 0.8)  # ratios between which all curves get one slope
+_INTERCEPT = (0.15, 0.30)  # ratios of the line extrapolated to zero
+_SLOPE = (0.4, 0.8)  # ratios between which all curves have the same slope
 
 
 def align_errors(ratios: ArrayLike, errors: ArrayLike, *, slope: float = 1.0) -> NDArray[np.float64]:
-    """Shift and scale an error curve over the masking ratio so that curves of different tasks lie on each other.
+    """Shift and scale an error curve over the masking ratio so that curves of different tasks can be compared.
 
     Parameters
     ----------
     ratios
-        Ascending, shape ``(n_ratios,)``, spanning 0.15 to 0.8; values between two ratios are interpolated.
+        Masking ratios, ascending, shape ``(n_ratios,)``, spanning 0.15 to 0.8. Values in between are interpolated.
     errors
-        Any unit, shape ``(n_ratios,)``: one minus an accuracy, or a risk of the theory.
+        Errors in any unit, shape ``(n_ratios,)``: one minus an accuracy, or a theoretical risk.
     slope
         Common slope of the line from ratio 0.4 to ratio 0.8 after scaling.
 
     Returns
     -------
-    Errors, shifted so that the line through their values at 0.15 and 0.30 meets zero at ratio 0, then scaled to the
-    slope; shape ``(n_ratios,)``.
+    Errors shifted so that the line through their values at 0.15 and 0.30 passes through the origin, then scaled to
+    the slope; shape ``(n_ratios,)``.
 
     Raises
     ------
@@ -40,31 +40,33 @@ def align_errors(ratios: ArrayLike, errors: ArrayLike, *, slope: float = 1.0) ->
     """
     x, error = np.asarray(ratios, dtype=np.float64), np.asarray(errors, dtype=np.float64)
     if x.ndim != 1 or x.shape != error.shape:
-        raise ValueError(f"ratios and errors must be vectors of one length, got {x.shape} and {error.shape}.")
+        raise ValueError(
+            f"ratios and errors must be vectors of equal length, got {x.shape} and {error.shape}."
+        )
     if not (np.diff(x) > 0).all() or x.size < 2 or x[0] > _INTERCEPT[0] or x[-1] < _SLOPE[1]:
         raise ValueError("ratios must ascend and span 0.15 to 0.8; sort them and add the missing ends.")
     if not np.isfinite(error).all():
-        raise ValueError("The curve holds values that are not finite; remove those ratios.")
+        raise ValueError("The curve contains values that are not finite; remove those ratios.")
     low, high = np.interp(_INTERCEPT, x, error)
     intercept = low - (high - low) / (_INTERCEPT[1] - _INTERCEPT[0]) * _INTERCEPT[0]
     start, end = np.interp(_SLOPE, x, error)
     rise = (end - start) / (_SLOPE[1] - _SLOPE[0])
     if abs(rise) < 1e-12:
         raise ValueError(
-            "The error is the same at ratios 0.4 and 0.8, so no scaling gives the curve a common slope."
+            "The error is the same at ratios 0.4 and 0.8, so the curve cannot be scaled to the common slope."
         )
     return (error - intercept) * slope / rise
 
 
 def align_accuracy(ratios: ArrayLike, accuracies: ArrayLike, *, slope: float = 1.0) -> NDArray[np.float64]:
-    """Turn an accuracy curve over the masking ratio into an aligned error curve; see `align_errors`.
+    """Convert an accuracy curve over the masking ratio to an aligned error curve; see `align_errors`.
 
     Parameters
     ----------
     ratios, slope
         As in `align_errors`.
     accuracies
-        In [0, 1], shape ``(n_ratios,)``.
+        Accuracies in [0, 1], shape ``(n_ratios,)``.
 
     Returns
     -------
@@ -78,22 +80,22 @@ def align_accuracy(ratios: ArrayLike, accuracies: ArrayLike, *, slope: float = 1
     values = np.asarray(accuracies, dtype=np.float64)
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError(
-            f"accuracies must lie in [0, 1], got {values.min():g} to {values.max():g}; divide per cent by 100."
+            f"accuracies must lie in [0, 1], got {values.min():g} to {values.max():g}; divide percentages by 100."
         )
     return align_errors(ratios, 1 - values, slope=slope)
 
 
 def read_accuracies(path: str | Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Read published accuracies.
+    """Read published accuracies from a CSV file.
 
     Parameters
     ----------
     path
-        CSV with the columns ``task``, ``ratio`` and ``accuracy``, one row a point, accuracies in [0, 1].
+        File with the columns ``task``, ``ratio`` and ``accuracy``, one row per point, accuracies in [0, 1].
 
     Returns
     -------
-    Ratios in ascending order and accuracies of each task.
+    Ascending ratios and accuracies per task.
 
     Raises
     ------
@@ -110,5 +112,4 @@ def read_accuracies(path: str | Path) -> dict[str, tuple[NDArray[np.float64], ND
             points.setdefault(row["task"], []).append((float(row["ratio"]), float(row["accuracy"])))
     if not points:
         raise ValueError(f"{path} has no rows.")
-    curves = {task: np.array(sorted(rows)).T for task, rows in points.items()}
-    return {task: (ratios, accuracies) for task, (ratios, accuracies) in curves.items()}
+    return {task: tuple(np.array(sorted(rows)).T) for task, rows in points.items()}

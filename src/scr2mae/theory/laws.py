@@ -1,4 +1,4 @@
-"""Laws of the masking ratio: fixed, uniform (R²MAE), discrete, or any density."""
+"""Distributions of the masking ratio: fixed, uniform (R²MAE), discrete, or any density."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 Density: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
-_N_PANELS = 32  # a density may have kinks, so it is integrated piece by piece
+_N_PANELS = 32  # a density may have kinks, so it is integrated piecewise
 _N_PANEL_NODES = 4
 
 
 @dataclass(frozen=True, eq=False)
 class RatioLaw:
-    """A law of the masking ratio, discretized for the formulas and sampled by inversion.
+    """A distribution of the masking ratio, discretized for the formulas and sampled by inversion.
 
     Build one with `fixed`, `uniform`, `discrete` or `from_density`.
 
@@ -28,7 +28,7 @@ class RatioLaw:
     weights
         Their probabilities, shape ``(n_nodes,)``, summing to one.
     bounds
-        End points if the law is uniform; sampling is then exact. Other laws are sampled from their nodes.
+        End points of a uniform distribution, which is sampled exactly. Others are sampled from their nodes.
     """
 
     nodes: NDArray[np.float64]
@@ -40,7 +40,7 @@ class RatioLaw:
         weights = np.atleast_1d(np.asarray(self.weights, dtype=np.float64))
         if nodes.ndim != 1 or nodes.shape != weights.shape or nodes.size == 0:
             raise ValueError(
-                f"nodes and weights must be vectors of one length, got {nodes.shape}, {weights.shape}."
+                f"nodes and weights must be vectors of equal length, got {nodes.shape}, {weights.shape}."
             )
         if not ((nodes > 0) & (nodes < 1)).all():
             raise ValueError(f"Masking ratios must lie strictly between 0 and 1, got {nodes}.")
@@ -52,30 +52,30 @@ class RatioLaw:
 
     @classmethod
     def fixed(cls, ratio: float) -> RatioLaw:
-        """Return the law of one ratio.
+        """Return the distribution of a fixed ratio.
 
         Parameters
         ----------
         ratio
-            Within (0, 1).
+            Masking ratio in (0, 1).
         """
         return cls.uniform(ratio, ratio)
 
     @classmethod
     def uniform(cls, low: float, high: float, *, n_nodes: int = 16) -> RatioLaw:
-        """Return the uniform law on [low, high], on Gauss-Legendre nodes.
+        """Return the uniform distribution on [low, high], with Gauss-Legendre nodes.
 
         Parameters
         ----------
         low, high
             Ends of the range.
         n_nodes
-            Nodes of the quadrature, >= 1.
+            Number of quadrature nodes, >= 1.
 
         Raises
         ------
         ValueError
-            Unless ``0 <= low <= high < 1`` and `high` is positive. A range that reaches 1 has no finite risk:
+            Unless ``0 <= low <= high < 1`` and `high` is positive. The risk of a range up to 1 is infinite, since
             the variance grows like 1/(1 - p).
         """
         if not (0 <= low <= high < 1 and high > 0):
@@ -90,14 +90,14 @@ class RatioLaw:
 
     @classmethod
     def discrete(cls, ratios: ArrayLike, weights: ArrayLike | None = None) -> RatioLaw:
-        """Return the law on finitely many ratios, equally likely unless `weights` says otherwise.
+        """Return a distribution on finitely many ratios, with equal probabilities by default.
 
         Parameters
         ----------
         ratios
-            Within (0, 1), shape ``(n_ratios,)``.
+            Masking ratios in (0, 1), shape ``(n_ratios,)``.
         weights
-            Non-negative, of the same shape, summing to one.
+            Non-negative probabilities of the same shape, summing to one.
         """
         nodes = np.atleast_1d(np.asarray(ratios, dtype=np.float64))
         if weights is None:
@@ -106,20 +106,20 @@ class RatioLaw:
 
     @classmethod
     def from_density(cls, density: Density, *, low: float = 0.0, high: float = 1.0) -> RatioLaw:
-        """Return the law with a density on (low, high).
+        """Return the distribution with a given density on (low, high).
 
         Parameters
         ----------
         density
-            Vectorized; non-negative, integrating to one over (low, high) within 1 %. It should vanish towards 1,
-            for the risk's variance grows like 1/(1 - p).
+            Vectorized function, non-negative, with integral one over (low, high) within 1 %. It should vanish
+            towards 1, since the variance of the estimate grows like 1/(1 - p).
         low, high
-            The support, within [0, 1].
+            Support, within [0, 1].
 
         Raises
         ------
         ValueError
-            If the support does not fit or the density does not integrate to one.
+            If the support is invalid or the density does not integrate to one.
         """
         if not 0 <= low < high <= 1:
             raise ValueError(f"The support must satisfy 0 <= low < high <= 1, got ({low}, {high}).")
@@ -138,20 +138,20 @@ class RatioLaw:
 
     @property
     def mean(self) -> float:
-        """Mean ratio, which is also the expected share of rows kept."""
+        """Mean ratio, equal to the expected share of rows kept."""
         return float(self.nodes @ self.weights)
 
     def sample(self, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Turn draws from U(0, 1) into ratios of the same shape by inverting the distribution function.
+        """Convert draws from U(0, 1) to ratios by inverting the distribution function.
 
         Parameters
         ----------
         uniforms
-            Within [0, 1), any shape.
+            Draws in [0, 1), any shape.
 
         Returns
         -------
-        Ratios, same shape.
+        Ratios of the same shape.
         """
         if self.bounds is not None:
             low, high = self.bounds
@@ -164,13 +164,7 @@ LawLike: TypeAlias = RatioLaw | Density | float | tuple[ArrayLike, ArrayLike]
 
 
 def as_law(law: LawLike) -> RatioLaw:
-    """Read a law: a `RatioLaw`, a ratio, a pair (low, high), a pair (nodes, weights), or a density on (0, 1).
-
-    Raises
-    ------
-    TypeError
-        If `law` is none of these.
-    """
+    """Convert a ratio, a pair (low, high), a pair (nodes, weights), or a density on (0, 1) to a `RatioLaw`."""
     if isinstance(law, RatioLaw):
         return law
     if callable(law):
@@ -183,6 +177,6 @@ def as_law(law: LawLike) -> RatioLaw:
             return RatioLaw.uniform(float(first), float(second))
         return RatioLaw.discrete(first, second)
     raise TypeError(
-        "A law of the masking ratio is a ratio, a pair (low, high), a pair (nodes, weights), a density or a "
+        "The masking ratio must be given as a number, a pair (low, high), a pair (nodes, weights), a density or a "
         f"RatioLaw, got {type(law).__name__}."
     )

@@ -1,8 +1,8 @@
-"""Risk of regressing every covariate on the others, for all of them at the cost of one eigen-decomposition.
+"""Risk of regressing each covariate on all others, at the cost of a single eigen-decomposition.
 
-The masked covariance without covariate j is a principal submatrix, whose resolvent is a rank-one correction of the
-whole one: with T = (Σ̃+μI)⁻¹, the padded resolvent without j is P = T - T e_j e_jᵀ T / T_jj. Every trace and vector
-of `general_risk` follows from columns and traces of T, T² and T³, at a ridge μ_j of each covariate's own.
+The masked covariance without covariate j is a principal submatrix, and its resolvent is a rank-one correction of
+the full one: with T = (Σ̃+μI)⁻¹, the padded resolvent without j is P = T - T e_j e_jᵀ T / T_jj. All traces and
+vectors in `general_risk` follow from columns and traces of T, T² and T³, with a separate ridge μ_j per covariate.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_STEPS = 60
 
 
 class _Traces(NamedTuple):
-    """tr(P) and tr(P²) of every left-out covariate, with the entries they came from."""
+    """tr(P) and tr(P²) per left-out covariate, with the entries of T that they are computed from."""
 
     first: NDArray[np.float64]
     second: NDArray[np.float64]
@@ -34,22 +34,9 @@ class _Traces(NamedTuple):
 def leave_one_out_risk(
     p: float, *, gamma: float, covariance: Covariance, precision: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the risk of every covariate regressed on the others at one masking ratio.
+    """Return `general_risk` of each covariate regressed on the others at ratio `p`, shape ``(n_features,)``.
 
-    Parameters
-    ----------
-    p
-        Masking ratio, not equal to `gamma`.
-    gamma
-        The other covariates per row, (d-1)/n.
-    covariance
-        Of all covariates.
-    precision
-        Its inverse, shape ``(n_features, n_features)``.
-
-    Returns
-    -------
-    Shape ``(n_features,)``; entry j equals `general_risk` on the covariance without j.
+    `gamma` counts the other covariates per row, (d-1)/n; `precision` is the inverse of the covariance.
     """
     spectrum = masked_spectrum(p, covariance)
     n_others = covariance.n_features - 1
@@ -58,13 +45,13 @@ def leave_one_out_risk(
     masked_precision = (vectors / values) @ vectors.T
     best = _regressions(masked_precision) / (1 - p)
     truth = _regressions(precision)
-    hidden = covariance.diagonal - (1 - p) * np.sum(best * covariance.matrix, axis=0)
+    residual = covariance.diagonal - (1 - p) * np.sum(best * covariance.matrix, axis=0)
     if n_rows > n_others:
         own = covariance.diagonal @ (masked_precision**2) / np.diagonal(masked_precision)
         total = covariance.diagonal @ np.diagonal(masked_precision) - own  # tr(D Σ̃⁻¹) without j
         spread = (n_others - p * (1 - p) * total) / (1 - p) ** 2
         error = best - truth
-        return np.sum(error * (covariance.matrix @ error), axis=0) + hidden * spread / (n_rows - n_others)
+        return np.sum(error * (covariance.matrix @ error), axis=0) + residual * spread / (n_rows - n_others)
 
     mu, traces = _solve_ridges(spectrum, n_rows=n_rows)
     weighted = _weighted_trace(spectrum, mu, traces, covariance.diagonal)
@@ -73,11 +60,11 @@ def leave_one_out_risk(
     shrunk = mu * _apply_resolvent(spectrum, mu, traces, best)
     lost = np.sum((vectors.T @ shrunk) ** 2 * values[:, None], axis=0)
     error = best - shrunk - truth
-    return np.sum(error * (covariance.matrix @ error), axis=0) + inflation * (lost + hidden)
+    return np.sum(error * (covariance.matrix @ error), axis=0) + inflation * (lost + residual)
 
 
 def _regressions(precision: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coefficients of each covariate on the others, as columns with a zero diagonal."""
+    """Return the coefficients of each covariate on the others, as columns with a zero diagonal."""
     coefficients = -precision / np.diagonal(precision)
     np.fill_diagonal(coefficients, 0.0)
     return coefficients
@@ -95,10 +82,10 @@ def _traces(spectrum: MaskedSpectrum, mu: NDArray[np.float64]) -> _Traces:
 
 
 def _solve_ridges(spectrum: MaskedSpectrum, *, n_rows: float) -> tuple[NDArray[np.float64], _Traces]:
-    """Solve tr[Σ̃(Σ̃+μI)⁻¹] = n_rows without each covariate in turn, by Newton from the root with all of them.
+    """Solve tr[Σ̃(Σ̃+μI)⁻¹] = n_rows without each covariate in turn, by Newton's method from the root of the full matrix.
 
-    The trace is convex and decreasing in μ: Newton approaches the root from the left and, should a step from the
-    right go below zero, halving brings it back.
+    The trace is convex and decreasing in μ, so Newton's method converges from the left; a step from the right that
+    would overshoot zero is replaced by halving μ.
     """
     n_features = spectrum.values.size
     mu = np.full(n_features, solve_ridge(spectrum.values, n_rows))
@@ -117,7 +104,7 @@ def _solve_ridges(spectrum: MaskedSpectrum, *, n_rows: float) -> tuple[NDArray[n
 def _weighted_trace(
     spectrum: MaskedSpectrum, mu: NDArray[np.float64], traces: _Traces, diagonal: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """tr(D P Σ̃ P) = tr(D P) - μ tr(D P²) of every left-out covariate."""
+    """Return tr(D P Σ̃ P) = tr(D P) - μ tr(D P²) per left-out covariate."""
     values, vectors, _ = spectrum
     resolvent = 1 / (values[:, None] + mu)
     spread = diagonal @ vectors**2
@@ -136,7 +123,7 @@ def _weighted_trace(
 def _apply_resolvent(
     spectrum: MaskedSpectrum, mu: NDArray[np.float64], traces: _Traces, columns: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """P applied to a vector of each covariate's own."""
+    """Apply the resolvent P of each left-out covariate to its own column."""
     values, vectors, _ = spectrum
     resolvent = 1 / (values[:, None] + mu)
     image = vectors @ (resolvent * (vectors.T @ columns))

@@ -1,4 +1,4 @@
-"""The masking ratio of least risk."""
+"""Masking ratio of minimal risk."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class OptimalRatio(NamedTuple):
-    """A minimizer of the risk over the masking ratio.
+    """Minimum of the risk over the masking ratio.
 
     Attributes
     ----------
     ratio
-        The masking ratio, within (0, 1).
+        Masking ratio, in (0, 1).
     risk
-        Test risk there, in squared units of the target.
+        Test risk at this ratio, in squared units of the target.
     """
 
     ratio: float
@@ -35,22 +35,22 @@ def optimal_ratio(
     bounds: tuple[float, float] = (0.01, 0.99),
     n_grid: int = 60,
 ) -> OptimalRatio:
-    """Find the masking ratio of least risk, on either side of the pole at `gamma`.
+    """Find the masking ratio of minimal risk, on either side of the pole at `gamma`.
 
     Parameters
     ----------
     risk
-        Maps ratios to risks, for example ``functools.partial(general_risk, gamma=gamma, ...)``.
+        Function of an array of ratios, for example ``functools.partial(general_risk, gamma=gamma, ...)``.
     gamma
-        Covariates per row; ratios within 2 % of it are left out, where the risk diverges.
+        Covariates per row. Ratios within 2 % of it are excluded, since the risk diverges there.
     bounds
-        Search range within (0, 1).
+        Search range, within (0, 1).
     n_grid
-        Ratios tried before the best is refined by Brent's method between its neighbors.
+        Number of ratios evaluated before Brent's method refines the best one between its neighbors.
 
     Returns
     -------
-    Ratio and risk. A ratio at an end of `bounds` says that the risk has no minimum inside.
+    Ratio and risk. A ratio at an end of `bounds` means that the risk has no minimum inside.
 
     Raises
     ------
@@ -73,10 +73,9 @@ def optimal_ratio(
     grid = grid[np.abs(grid / gamma - 1) > 0.02]
     values = np.asarray(risk(grid))
     best = int(values.argmin())
-    # a neighbor beyond the pole is no neighbor
-    side = grid[(grid < gamma) == (grid[best] < gamma)]
-    here = int(np.searchsorted(side, grid[best]))
-    left, right = side[max(here - 1, 0)], side[min(here + 1, side.size - 1)]
+    side = grid[(grid < gamma) == (grid[best] < gamma)]  # neighbors must not lie beyond the pole
+    center = int(np.searchsorted(side, grid[best]))
+    left, right = side[max(center - 1, 0)], side[min(center + 1, side.size - 1)]
     refined = optimize.minimize_scalar(
         lambda ratio: float(risk(np.array([ratio]))[0]),
         bounds=(left, right),

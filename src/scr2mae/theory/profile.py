@@ -1,4 +1,4 @@
-"""From a user's genes to risk-against-ratio curves: every gene regressed on the others under masking."""
+"""Risk of predicting each gene from the others under masking, as a function of the masking ratio."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _DEFAULT_RATIOS = np.round(np.arange(0.05, 0.96, 0.05), 2)
 
 @dataclass(frozen=True, eq=False)
 class ShrunkCovariance:
-    """A covariance drawn towards a multiple of the identity.
+    """A covariance shrunk towards a multiple of the identity.
 
     Parameters
     ----------
     matrix
-        Shape ``(n_features, n_features)``.
+        Covariance, shape ``(n_features, n_features)``.
     shrinkage
-        Weight of the scaled identity in it, from 0 to 1.
+        Weight of the scaled identity, in [0, 1].
     """
 
     matrix: NDArray[np.float64]
@@ -37,22 +37,22 @@ class ShrunkCovariance:
 
 @dataclass(frozen=True, eq=False)
 class MaskProfile:
-    """Risk of every gene against the masking ratio, in the linear model.
+    """Risk per gene and masking ratio in the linear model.
 
     Parameters
     ----------
     genes
-        Names, length ``n_genes``.
+        Gene names, length ``n_genes``.
     ratios
         Masking ratios, shape ``(n_ratios,)``.
     risk
-        Shape ``(n_genes, n_ratios)``, in the genes' squared units; noise of the gene itself is not counted.
+        Risk without the noise of the gene itself, shape ``(n_genes, n_ratios)``, in squared units of the genes.
     null_risk
-        Risk of predicting the mean, which is the variance that the other genes explain; shape ``(n_genes,)``.
+        Risk of predicting the mean, equal to the variance explained by the other genes; shape ``(n_genes,)``.
     noise_variance
         Variance of a gene given all others, shape ``(n_genes,)``.
     gamma
-        Covariates per row that the profile was asked for.
+        Covariates per row.
     shrinkage
         Weight of the scaled identity in the covariance.
     """
@@ -67,45 +67,40 @@ class MaskProfile:
 
     @property
     def regime(self) -> NDArray[np.str_]:
-        """Regime of each ratio, shape ``(n_ratios,)``: fewer kept rows than covariates is over-parametrized."""
+        """Regime per ratio, shape ``(n_ratios,)``: over-parametrized if fewer rows are kept than covariates."""
         return np.where(self.ratios < self.gamma, "over-parametrized", "under-parametrized")
 
     @property
     def relative_risk(self) -> NDArray[np.float64]:
-        """Risk over null risk, shape ``(n_genes, n_ratios)``; above one is worse than predicting the mean."""
+        """Risk divided by null risk, shape ``(n_genes, n_ratios)``; above one is worse than predicting the mean."""
         return self.risk / self.null_risk[:, None]
 
     @property
     def pooled_risk(self) -> NDArray[np.float64]:
-        """Risk summed over genes over null risk summed over genes, shape ``(n_ratios,)``."""
+        """Total risk divided by total null risk of all genes, shape ``(n_ratios,)``."""
         return self.risk.sum(axis=0) / self.null_risk.sum()
 
     @property
     def optimal_ratio(self) -> NDArray[np.float64]:
-        """Ratio of least risk of each gene among `ratios`, shape ``(n_genes,)``."""
+        """Ratio of minimal risk per gene, among `ratios`, shape ``(n_genes,)``."""
         return self.ratios[self.risk.argmin(axis=1)]
 
     def favored_range(self, *, tolerance: float = 0.05) -> tuple[float, float]:
-        """Return the stretch of ratios around the pooled minimum whose pooled risk stays near it.
+        """Return the interval of ratios around the minimum of the pooled risk in which it stays near the minimum.
 
         Parameters
         ----------
         tolerance
-            Excess over the minimum that still counts as near, relative to the minimum; non-negative.
+            Largest excess over the minimum, relative to the minimum; non-negative.
         """
-        near = self.pooled_risk <= self.pooled_risk.min() * (
-            1 + check_positive("tolerance", tolerance, strict=False)
-        )
+        limit = self.pooled_risk.min() * (1 + check_positive("tolerance", tolerance, strict=False))
         best = int(self.pooled_risk.argmin())
-        low = high = best
-        while low > 0 and near[low - 1]:
-            low -= 1
-        while high < near.size - 1 and near[high + 1]:
-            high += 1
+        far = np.flatnonzero(self.pooled_risk > limit)
+        low, high = far[far < best].max(initial=-1) + 1, far[far > best].min(initial=self.ratios.size) - 1
         return float(self.ratios[low]), float(self.ratios[high])
 
     def advice(self, *, tolerance: float = 0.05) -> str:
-        """Say which range the profile favors, in which regime, and what that rests on.
+        """Describe the favored range, its regime and the assumptions, in a few sentences.
 
         Parameters
         ----------
@@ -114,7 +109,7 @@ class MaskProfile:
 
         Returns
         -------
-        A few sentences, for people.
+        Text for users.
         """
         low, high = self.favored_range(tolerance=tolerance)
         best = int(self.pooled_risk.argmin())
@@ -125,7 +120,7 @@ class MaskProfile:
             f"gamma = {self.gamma:g}); half of the genes have their own minimum between {spread[0]:g} and "
             f"{spread[1]:g}. Assumes linear prediction of centered Gaussian genes by minimum-norm least squares, "
             f"the estimated covariance (shrinkage {self.shrinkage:.3g}) in place of the true one, and masks drawn "
-            "cell by cell. gamma stands for a network's capacity per cell and is your choice."
+            "independently per cell. gamma represents a network's capacity per cell and is your choice."
         )
 
 
@@ -135,7 +130,7 @@ def ledoit_wolf(matrix: NDArray[np.float64] | sparse.csr_array | sparse.csr_matr
     Parameters
     ----------
     matrix
-        Observations as rows, shape ``(n_obs, n_features)``; dense or sparse, and never made dense.
+        Observations as rows, shape ``(n_obs, n_features)``; dense or sparse. Sparse input is not densified.
 
     Returns
     -------
@@ -162,39 +157,39 @@ def mask_profile(
     shrinkage: str | float = "ledoit-wolf",
     ratios: ArrayLike | None = None,
 ) -> MaskProfile:
-    """Predict how well each gene can be filled in from the others, against the masking ratio.
+    """Predict how well each gene can be imputed from the others, as a function of the masking ratio.
 
     Parameters
     ----------
     adata
         Cells by genes, log-normalized in ``X``, dense or sparse.
     gamma
-        Covariates per row in the linear model: below one, rows outnumber covariates. It stands for the capacity of
-        a network per cell and is yours to choose; genes over cells is one candidate and not a default.
+        Covariates per row in the linear model; below one, rows outnumber covariates. It represents the capacity of
+        a network per cell and has no default; genes divided by cells is one candidate.
     genes
-        Panel, both as targets and as covariates; all genes if omitted. Time grows with its cube: about a second a
-        ratio for 1000 genes.
+        Genes used as targets and as covariates; all genes by default. Time grows with the cube of their number:
+        about one second per ratio for 1000 genes.
     shrinkage
         ``"ledoit-wolf"``, or the weight of the scaled identity in [0, 1].
     ratios
-        Masking ratios in (0, 1); 0.05, 0.10, ... 0.95 if omitted, less any that equals `gamma`.
+        Masking ratios in (0, 1); by default 0.05, 0.10, ..., 0.95 without `gamma`.
 
     Returns
     -------
-    Curves of all genes, with the regime of each ratio and the range that they favor.
+    Risk curves of all genes, with the regime of each ratio and the favored range.
 
     Raises
     ------
     KeyError
         If a gene is not in ``adata.var_names``.
     ValueError
-        If ``X`` looks like raw counts, fewer than three genes are given, or an argument does not fit.
+        If ``X`` looks like raw counts, fewer than three genes are given, or an argument is invalid.
 
     Notes
     -----
-    Gene j is regressed on the others with β = Σ₋ⱼ⁻¹Σ₋ⱼⱼ and σ² = 1/(Σ⁻¹)ⱼⱼ, so that only Σ is needed; the risks are
+    Gene j is regressed on the others with β = Σ₋ⱼ⁻¹Σ₋ⱼⱼ and σ² = 1/(Σ⁻¹)ⱼⱼ, so only Σ is needed; the risks are
     those of `general_risk`, computed for all genes at once. Genes are centered, not scaled: the minimum-norm
-    solution, and with it the profile, changes with the genes' units.
+    solution, and therefore the profile, depends on the units of the genes.
     """
     names, values = _panel(adata, genes)
     shrunk = _covariance(values, shrinkage)
@@ -217,9 +212,7 @@ def _panel(adata: Any, genes: Sequence[str] | None) -> tuple[tuple[str, ...], An
     if genes is not None:
         missing = [gene for gene in genes if gene not in known]
         if missing:
-            raise KeyError(
-                f"{len(missing)} genes are not in adata.var_names, the first being {missing[0]!r}."
-            )
+            raise KeyError(f"{len(missing)} genes are not in adata.var_names, for example {missing[0]!r}.")
         adata, names = adata[:, list(genes)], [str(gene) for gene in genes]
     if len(names) < 3:
         raise ValueError(f"A profile needs at least three genes, got {len(names)}.")
@@ -227,18 +220,16 @@ def _panel(adata: Any, genes: Sequence[str] | None) -> tuple[tuple[str, ...], An
     stored = np.asarray(values.data if sparse.issparse(values) else values)  # type: ignore[attr-defined]
     if stored.size and stored.max() > 1 and np.array_equal(stored, np.round(stored)):
         raise ValueError(
-            "adata.X holds integers, so it looks like raw counts; normalize and log-transform it first."
+            "adata.X contains only integers and looks like raw counts; normalize and log-transform it first."
         )
     return tuple(names), values
 
 
 def _covariance(values: Any, shrinkage: str | float) -> ShrunkCovariance:
-    if isinstance(shrinkage, str):
-        if shrinkage != "ledoit-wolf":
-            raise ValueError(f"shrinkage must be 'ledoit-wolf' or a weight in [0, 1], got {shrinkage!r}.")
+    if shrinkage == "ledoit-wolf":
         return ledoit_wolf(values)
-    if not 0 <= shrinkage <= 1:
-        raise ValueError(f"shrinkage must be 'ledoit-wolf' or a weight in [0, 1], got {shrinkage}.")
+    if isinstance(shrinkage, str) or not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage must be 'ledoit-wolf' or a weight in [0, 1], got {shrinkage!r}.")
     return ShrunkCovariance(_shrink(_moments(values)[0], shrinkage), float(shrinkage))
 
 
@@ -249,12 +240,11 @@ def _shrink(sample: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
 
 
 def _moments(matrix: Any) -> tuple[NDArray[np.float64], float]:
-    """Return the covariance and the sum of the fourth powers of the centered rows' norms."""
+    """Return the covariance and the sum over rows of the fourth power of the centered row's norm."""
     n_obs = matrix.shape[0]
-    is_dense = not sparse.issparse(matrix)
     rows: Any = matrix.astype(np.float64)
     mean = np.asarray(rows.mean(axis=0)).ravel()
-    if is_dense:
+    if not sparse.issparse(matrix):
         centered = rows - mean
         return centered.T @ centered / n_obs, float(np.sum(np.sum(centered**2, axis=1) ** 2))
     second = (rows.T @ rows).toarray() / n_obs

@@ -1,4 +1,4 @@
-"""Test risk when every row draws its own masking ratio (R²MAE), for any covariance, signal and law."""
+"""Test risk if each row draws its own masking ratio (R²MAE), for any covariance, signal and distribution."""
 
 from __future__ import annotations
 
@@ -18,25 +18,23 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from scr2mae.theory.covariance import Covariance
-    from scr2mae.theory.laws import RatioLaw
 
 _POLE = 1e-9
 _MAX_STEPS = 50
-_LONGEST_STEP = 2.0  # in the logarithm
+_LONGEST_STEP = 2.0  # in the logarithms of the loads
 _CONVERGED = 1e-13
-_ACCEPTED = 1e-10  # where rounding stops the iteration short of convergence
+_ACCEPTED = 1e-10  # accepted residual if rounding prevents convergence
 
 
 class _Groups(NamedTuple):
-    """Rows by masking ratio: group j has covariance A_j Σ + B_j D."""
+    """Rows grouped by masking ratio; group j has covariance A_j Σ + B_j D."""
 
-    kept: NDArray[np.float64]  # rows of each group that are kept
-    shared: NDArray[np.float64]  # A = (1-p)²
-    own: NDArray[np.float64]  # B = p(1-p)
+    kept: NDArray[np.float64]  # number of rows kept per group
+    mix: NDArray[np.float64]  # (2, n_groups): A = (1-p)² and B = p(1-p)
 
 
 class _Resolvent(NamedTuple):
-    """T = (α Σ + β D + ridge I)⁻¹ through the numbers that the formulas need."""
+    """T = (α Σ + β D + ridge I)⁻¹ and its traces."""
 
     matrix: NDArray[np.float64]
     first: NDArray[np.float64]  # tr(ΣT), tr(DT)
@@ -62,7 +60,7 @@ class _Step(NamedTuple):
     log_loads: NDArray[np.float64]
     residual: NDArray[np.float64]
     jacobian: NDArray[np.float64]
-    weights: NDArray[np.float64]  # of a row of each group
+    weights: NDArray[np.float64]  # weight of a row per group
     resolvent: _Resolvent
 
     @property
@@ -71,50 +69,50 @@ class _Step(NamedTuple):
 
 
 def _evaluate(log_loads: NDArray[np.float64], groups: _Groups, ridge: float, covariance: Covariance) -> _Step:
-    mix = np.stack([groups.shared, groups.own])  # (2, n_groups)
-    offset = 1.0 - ridge  # with more rows than covariates a left-out row still counts itself
+    kept, mix = groups
+    offset = 1.0 - ridge  # with more rows than covariates, a left-out row still contributes
     loads = np.exp(log_loads)
     resolvent = _resolvent(loads, ridge, covariance)
     weights = 1 / (offset + mix.T @ resolvent.first)
-    updated = mix @ (groups.kept * weights)
-    slope = (mix * (groups.kept * weights**2)) @ mix.T @ resolvent.second  # d updated / d loads
+    updated = mix @ (kept * weights)
+    slope = (mix * (kept * weights**2)) @ mix.T @ resolvent.second  # d updated / d loads
     jacobian = slope * loads / updated[:, None] - np.eye(2)
     return _Step(log_loads, np.log(updated) - log_loads, jacobian, weights, resolvent)
 
 
 def _solve_loads(groups: _Groups, ridge: float, covariance: Covariance) -> _Step:
-    """Solve the fixed point a_j = 1 / (offset + tr(Σ_j T)) for the weight a_j of a row of each group.
+    """Solve the fixed point a_j = 1 / (offset + tr(Σ_j T)) for the row weight a_j of each group.
 
-    T depends on the groups only through Σ_j n_j a_j A_j and Σ_j n_j a_j B_j, so the unknowns are two. Newton in
-    their logarithms, halving a step that does not reduce the residual.
+    T depends on the groups only through the two loads Σ_j n_j a_j A_j and Σ_j n_j a_j B_j. Newton's method solves
+    for their logarithms, halving steps that do not reduce the residual.
     """
-    mix = np.stack([groups.shared, groups.own])
-    share = groups.kept.sum() / covariance.n_features
+    kept, mix = groups
+    share = kept.sum() / covariance.n_features
     if ridge:
         start = 1 / ((1 - share) * covariance.diagonal.sum() * mix.sum(axis=0))
     else:
-        start = np.full(groups.kept.shape, 1 - 1 / share)
-    here = _evaluate(np.log(mix @ (groups.kept * start)), groups, ridge, covariance)
+        start = np.full(kept.shape, 1 - 1 / share)
+    current = _evaluate(np.log(mix @ (kept * start)), groups, ridge, covariance)
     for _ in range(_MAX_STEPS):
-        if here.size < _CONVERGED:
-            return here
+        if current.size < _CONVERGED:
+            return current
         try:
-            step = -np.linalg.solve(here.jacobian, here.residual)
-        except np.linalg.LinAlgError:  # at the pole the two loads are no longer apart
+            step = -np.linalg.solve(current.jacobian, current.residual)
+        except np.linalg.LinAlgError:  # at the pole the two loads cannot be separated
             break
         step *= min(1.0, _LONGEST_STEP / np.abs(step).max())
-        there = _evaluate(here.log_loads + step, groups, ridge, covariance)
-        while there.size > here.size and np.abs(step).max() > _CONVERGED:
+        proposal = _evaluate(current.log_loads + step, groups, ridge, covariance)
+        while proposal.size > current.size and np.abs(step).max() > _CONVERGED:
             step /= 2
-            there = _evaluate(here.log_loads + step, groups, ridge, covariance)
-        if there.size >= here.size:  # rounding is all that is left
+            proposal = _evaluate(current.log_loads + step, groups, ridge, covariance)
+        if proposal.size >= current.size:  # only rounding error is left
             break
-        here = there
-    if here.size < _ACCEPTED:
-        return here
+        current = proposal
+    if current.size < _ACCEPTED:
+        return current
     raise RuntimeError(
-        f"The fixed point of the row weights did not converge (residual {here.size:.1e}): the expected number of kept "
-        "rows is too close to the number of covariates. Move the range of ratios or gamma."
+        f"The fixed point of the row weights did not converge (residual {current.size:.1e}): the expected number of kept "
+        "rows is too close to the number of covariates. Change the range of ratios or gamma."
     )
 
 
@@ -126,13 +124,13 @@ def r2mae_risk(
     beta: ArrayLike,
     noise_variance: float,
 ) -> float:
-    """Test risk of masked regression whose ratio is drawn row by row.
+    """Test risk of masked regression with a ratio drawn per row.
 
     Parameters
     ----------
     law
-        Of the ratio: a pair ``(low, high)`` for the uniform law, a pair ``(nodes, weights)`` of vectors for a
-        discrete one, a vectorized density on (0, 1), or a `RatioLaw`.
+        Distribution of the ratio: a pair ``(low, high)`` for a uniform one, a pair ``(nodes, weights)`` of vectors
+        for a discrete one, a vectorized density on (0, 1), or a `RatioLaw`.
     gamma
         Covariates per row, d/n.
     covariance
@@ -144,28 +142,28 @@ def r2mae_risk(
 
     Returns
     -------
-    The risk.
+    Risk, in squared units of the target.
 
     Raises
     ------
     ValueError
         If as many rows are kept on average as there are covariates (mean ratio equal to `gamma`), or an argument
-        does not fit.
+        is invalid.
     RuntimeError
         If the fixed point does not converge.
 
     Notes
     -----
-    Not in the paper, which leaves it as its first open question. A row of ratio p_j is kept with probability p_j
-    and has covariance Σ_j = (1-p_j)² Σ + p_j(1-p_j) diag(Σ); n_j = n w_j p_j rows of each kind remain. With
+    The paper leaves this as its first open question. A row of ratio p_j is kept with probability p_j and has
+    covariance Σ_j = (1-p_j)² Σ + p_j(1-p_j) diag(Σ); n_j = n w_j p_j rows with this ratio remain. With
     T = (Σ_j n_j a_j Σ_j + λI)⁻¹ and a_j = 1/(1 - λ + tr(Σ_j T)), where λ = 1 if Σ_j n_j < d and 0 otherwise:
 
     - b̄ = T Σβ Σ_j n_j a_j (1-p_j) is the mean of the coefficients;
-    - a row of kind j left out is predicted with squared error ρ_j, where ρ = (I - K diag(v))⁻¹ base,
+    - a left-out row of ratio p_j is predicted with squared error ρ_j, where ρ = (I - K diag(v))⁻¹ base,
       K_jl = tr(Σ_jTΣ_lT), v_j = n_j a_j² and base_j = E(y - x̃ᵀb̄)²;
     - the risk is (b̄-β)ᵀΣ(b̄-β) + Σ_j v_j ρ_j tr(Σ_jTΣT).
 
-    With one node it is `general_risk` exactly. A step of the fixed point costs one inverse.
+    With one node it equals `general_risk`. Each step of the fixed-point iteration needs one inverse.
     """
     ratios = as_law(law)
     model = check_covariance(covariance)
@@ -173,31 +171,20 @@ def r2mae_risk(
     gamma = check_positive("gamma", gamma)
     noise = check_positive("noise_variance", noise_variance, strict=False)
     if abs(ratios.mean / gamma - 1) < _POLE:
-        raise ValueError(f"The risk diverges where the mean ratio equals gamma = {gamma}; move the range.")
+        raise ValueError(f"The risk diverges if the mean ratio equals gamma = {gamma}; change the range.")
     ridge = float(ratios.mean < gamma)
-    groups = _groups(ratios, n_obs=model.n_features / gamma)
-    solution = _solve_loads(groups, ridge, model)
+    visible = 1 - ratios.nodes
+    kept = model.n_features / gamma * ratios.weights * ratios.nodes
+    mix = np.stack([visible**2, ratios.nodes * visible])
+    solution = _solve_loads(_Groups(kept, mix), ridge, model)
     weights, resolvent = solution.weights, solution.resolvent
 
     cross = model.matrix @ coefficients
-    seen = 1 - ratios.nodes
-    mean = (resolvent.matrix @ cross) * (groups.kept * weights * seen).sum()
+    mean = (resolvent.matrix @ cross) * (kept * weights * visible).sum()
     power, own_power = mean @ model.matrix @ mean, mean**2 @ model.diagonal
-    base = (
-        noise
-        + coefficients @ cross
-        - 2 * seen * (cross @ mean)
-        + groups.shared * power
-        + groups.own * own_power
-    )
-    mix = np.stack([groups.shared, groups.own])
-    leverage = groups.kept * weights**2
+    base = noise + coefficients @ cross - 2 * visible * (cross @ mean) + mix[0] * power + mix[1] * own_power
+    leverage = kept * weights**2
     left_out = np.linalg.solve(np.eye(base.size) - mix.T @ resolvent.second @ mix * leverage, base)
     spread = mix.T @ resolvent.second[:, 0]  # tr(Σ_jTΣT)
     error = mean - coefficients
     return float(error @ model.matrix @ error + (leverage * left_out) @ spread)
-
-
-def _groups(law: RatioLaw, *, n_obs: float) -> _Groups:
-    seen = 1 - law.nodes
-    return _Groups(n_obs * law.weights * law.nodes, seen**2, law.nodes * seen)

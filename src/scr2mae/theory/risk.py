@@ -2,8 +2,8 @@ r"""Test risk of masked minimum-norm regression at a fixed masking ratio.
 
 Model: rows :math:`x \sim N(0, \Sigma)` in :math:`R^d`, `n` of them, :math:`\gamma = d/n`; targets
 :math:`y = x^T\beta + \varepsilon`. A row is kept with probability `p`, then each of its covariates is zeroed with
-probability `p`. The estimator is the minimum-norm least squares of the kept targets on the masked rows; its risk is
-:math:`(\hat\beta-\beta)^T\Sigma(\hat\beta-\beta)`, taken on unmasked rows and without the noise of their targets.
+probability `p`. The estimator is the minimum-norm least-squares fit of the kept targets on the masked rows; its risk
+:math:`(\hat\beta-\beta)^T\Sigma(\hat\beta-\beta)` is that on unmasked rows, without the noise of their targets.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class RiskTerms:
     Parameters
     ----------
     bias
-        Squared error of the mean coefficients plus the part of their fluctuation that the signal itself causes.
+        Squared error of the mean coefficients, plus the variance of the coefficients caused by the signal itself.
     variance
-        The part caused by the effective noise: that of the target, and the signal that masking hides.
+        Variance caused by the effective noise: the noise of the target and the masked part of the signal.
     power
-        Mean square of the predictions, ``E (xᵀβ̂)²``.
+        Mean squared prediction, ``E (xᵀβ̂)²``.
     """
 
     bias: NDArray[np.float64]
@@ -53,7 +53,7 @@ class RiskTerms:
 
 
 class MaskedSpectrum(NamedTuple):
-    """Eigen-decomposition of the covariance of masked rows, with what the formulas need of Σ in that basis."""
+    """Eigen-decomposition of the covariance of masked rows, and the diagonal of Σ in that basis."""
 
     values: NDArray[np.float64]  # (d,) eigenvalues of the masked covariance
     vectors: NDArray[np.float64]  # (d, d)
@@ -74,13 +74,13 @@ def masked_spectrum(p: float, covariance: Covariance) -> MaskedSpectrum:
 
 
 def solve_ridge(values: NDArray[np.float64], n_rows: float) -> float:
-    """Solve ``sum(s / (s + mu)) = n_rows`` for the ridge `mu` that fitting `n_rows` < d rows amounts to."""
+    """Solve ``sum(s / (s + mu)) = n_rows`` for the ridge `mu` equivalent to fitting `n_rows` < d rows."""
     ratio = values.size / n_rows - 1
     low, high = values.min() * ratio, values.max() * ratio
     if high - low <= 1e-14 * high:
         return float(high)
     excess = lambda mu: np.sum(values / (values + mu)) - n_rows  # noqa: E731
-    # the bracket is exact, so rounding can leave its ends a hair on the wrong side
+    # The bracket is exact, so rounding can put its ends slightly on the wrong side.
     return float(optimize.brentq(excess, low * (1 - 1e-9), high * (1 + 1e-9), xtol=1e-300, rtol=1e-15))
 
 
@@ -89,24 +89,14 @@ def risk_from_spectrum(
     *,
     n_rows: float,
     best: NDArray[np.float64],
-    hidden: float,
+    residual: float,
     covariance: Covariance,
     beta: NDArray[np.float64],
 ) -> tuple[float, float, float]:
-    """Return bias, variance and prediction power from the masked covariance.
+    """Return bias, variance and prediction power from the spectrum of the masked covariance.
 
-    Parameters
-    ----------
-    spectrum
-        Of the masked covariance.
-    n_rows
-        Rows kept, on average.
-    best
-        Coefficients of the best linear predictor from masked rows, shape ``(n_features,)``.
-    hidden
-        Mean squared residual of that predictor.
-    covariance, beta
-        The model.
+    `n_rows` is the mean number of rows kept, `best` the coefficients of the best linear predictor from masked rows,
+    shape ``(n_features,)``, and `residual` its mean squared error.
     """
     values, vectors, original = spectrum
     n_features = values.size
@@ -118,11 +108,11 @@ def risk_from_spectrum(
         mu = solve_ridge(values, n_rows)
         resolvent = 1 / (values + mu)
         inflation = np.sum(resolvent**2 * original * values) / (n_rows - np.sum((values * resolvent) ** 2))
-        shrunk = mu * resolvent * (vectors.T @ best)  # what the ridge takes away, in the eigenbasis
+        shrunk = mu * resolvent * (vectors.T @ best)  # part removed by the ridge, in the eigenbasis
         mean = best - vectors @ shrunk
         lost = shrunk**2 @ values
     error = mean - beta
-    variance = inflation * hidden
+    variance = inflation * residual
     bias = error @ covariance.matrix @ error + inflation * lost
     power = mean @ covariance.matrix @ mean + inflation * lost + variance
     return float(bias), float(variance), float(power)
@@ -145,7 +135,7 @@ def general_terms(
     gamma
         Covariates per row, d/n.
     covariance
-        Σ, shape ``(n_features, n_features)``, or a `Covariance`, which keeps its decomposition between calls.
+        Σ, shape ``(n_features, n_features)``, or a `Covariance`, which caches its decomposition between calls.
     beta
         Coefficients, shape ``(n_features,)``.
     noise_variance
@@ -163,14 +153,14 @@ def general_terms(
 
     Notes
     -----
-    A Gaussian-equivalent deterministic formula, not in the paper, which calls the case infeasible. With
+    A deterministic formula by Gaussian equivalence. It is not in the paper, which calls this case infeasible. With
     D = diag(Σ), Σ̃ = (1-p)² Σ + p(1-p) D, β* = (1-p) Σ̃⁻¹Σβ, e = β* - β, τ² = σ² + βᵀΣβ - β*ᵀΣ̃β*, m = d p/γ:
 
     - m < d: with tr[Σ̃(Σ̃+μI)⁻¹] = m, T = (Σ̃+μI)⁻¹, q = μTβ* and k = tr(TΣTΣ̃)/(m - tr(Σ̃TΣ̃T)), the bias is
       (e-q)ᵀΣ(e-q) + k qᵀΣ̃q and the variance k τ²;
     - m > d: the bias is eᵀΣe and the variance τ² tr(Σ̃⁻¹Σ)/(m-d).
 
-    Costs one eigen-decomposition a ratio, or a single one where diag(Σ) is constant.
+    Needs one eigen-decomposition per ratio, or a single one if diag(Σ) is constant.
     """
     ratios = check_ratios(p, gamma=gamma)
     model = check_covariance(covariance)
@@ -187,7 +177,7 @@ def general_terms(
             spectrum,
             n_rows=model.n_features * ratio / gamma,
             best=(1 - ratio) * (spectrum.vectors @ (projected / spectrum.values)),
-            hidden=float(total - (1 - ratio) ** 2 * (projected**2 @ (1 / spectrum.values))),
+            residual=float(total - (1 - ratio) ** 2 * (projected**2 @ (1 / spectrum.values))),
             covariance=model,
             beta=coefficients,
         )
@@ -240,7 +230,7 @@ def eigenvector_risk(
     p, gamma, covariance, noise_variance
         As in `general_terms`.
     quantile
-        Which eigenvector, by its place in the spectrum: 0 the weakest, 1 the strongest.
+        Position of the eigenvector in the spectrum: 0 is the weakest, 1 the strongest.
     signal
         Squared norm of the coefficients.
 
@@ -250,7 +240,7 @@ def eigenvector_risk(
 
     Notes
     -----
-    The paper's statement keeps random matrices inside; this is its deterministic counterpart.
+    The paper's formula contains random matrices; this is its deterministic counterpart.
     """
     model = check_covariance(covariance)
     beta = np.sqrt(check_positive("signal", signal)) * model.eigenvector(quantile)
@@ -285,7 +275,7 @@ def isotropic_risk(
     ratios = check_ratios(p, gamma=gamma)
     signal = check_positive("signal", signal, strict=False)
     noise = check_positive("noise_variance", noise_variance, strict=False)
-    hidden = (noise + ratios * signal) / (1 - ratios)
-    over = signal * (1 - ratios / gamma) + hidden * ratios / np.abs(gamma - ratios)
-    under = hidden * gamma / np.abs(ratios - gamma)
+    effective_noise = (noise + ratios * signal) / (1 - ratios)
+    over = signal * (1 - ratios / gamma) + effective_noise * ratios / np.abs(gamma - ratios)
+    under = effective_noise * gamma / np.abs(ratios - gamma)
     return as_output(np.where(ratios < gamma, over, under), ratios)

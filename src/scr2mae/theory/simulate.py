@@ -1,4 +1,4 @@
-"""Simulation of masked minimum-norm regression, at fixed ratios and with a ratio drawn row by row (R²MAE)."""
+"""Simulation of masked minimum-norm regression, with fixed ratios or a ratio drawn per row (R²MAE)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
     from scr2mae.theory.covariance import Covariance
 
-_RCOND = 1e-9  # of the Gram matrix; below it the normal equations lose too many digits
+_RCOND = 1e-9  # below this reciprocal condition of the Gram matrix, the normal equations are too inaccurate
 
 
 @dataclass(frozen=True, eq=False)
 class SimulatedRisk:
-    """Risks of repeated draws.
+    """Risks of independent draws.
 
     Parameters
     ----------
     risks
-        Shape ``(n_draws, n_laws, n_signals)``; the last axis is absent if the signal was a vector.
+        Shape ``(n_draws, n_laws, n_signals)``, without the last axis if `beta` is a vector.
     powers
-        Mean squared predictions ``β̂ᵀΣβ̂`` of the same shape.
+        Mean squared predictions ``β̂ᵀΣβ̂``, same shape.
     """
 
     risks: NDArray[np.float64]
@@ -54,7 +54,7 @@ class SimulatedRisk:
 
 
 class _Problem(NamedTuple):
-    """All that a worker needs; plain arrays, so that it pickles."""
+    """Settings of a simulation, as plain arrays that can be pickled."""
 
     laws: tuple[RatioLaw, ...]
     root: NDArray[np.float64]  # (d, d)
@@ -67,14 +67,14 @@ class _Problem(NamedTuple):
 
 
 def minimum_norm(rows: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Minimum-norm least squares, as by the pseudo-inverse.
+    """Solve least squares with minimum norm, as the pseudo-inverse does.
 
     Parameters
     ----------
     rows
-        Shape ``(n_rows, n_features)``.
+        Covariates, shape ``(n_rows, n_features)``.
     targets
-        Shape ``(n_rows, n_signals)``.
+        Targets, shape ``(n_rows, n_signals)``.
 
     Returns
     -------
@@ -82,10 +82,9 @@ def minimum_norm(rows: NDArray[np.float64], targets: NDArray[np.float64]) -> NDA
 
     Notes
     -----
-    Cholesky of the smaller Gram matrix: at 500 x 1000 it took 7 ms on one core against 120 ms for the
-    pseudo-inverse, 28 ms for the Gram matrix's eigenvectors and 23 ms for QR. It squares the condition number, so
-    a Gram matrix with reciprocal condition below 1e-9, or a singular one (a row whose covariates are all masked),
-    goes to LAPACK's SVD solver instead.
+    Uses a Cholesky factor of the smaller Gram matrix: at 500 x 1000 it took 7 ms on one core, the pseudo-inverse
+    120 ms, eigenvectors of the Gram matrix 28 ms and QR 23 ms. This squares the condition number, so LAPACK's SVD
+    solver is used if the reciprocal condition is below 1e-9 or the matrix is singular (a fully masked row).
     """
     n_rows, n_features = rows.shape
     if n_rows == 0:
@@ -104,10 +103,10 @@ def minimum_norm(rows: NDArray[np.float64], targets: NDArray[np.float64]) -> NDA
 
 
 def _draw(problem: _Problem, draw: int) -> NDArray[np.float64]:
-    """Risk and prediction power of every law on one data set, shape ``(2, n_laws, n_signals)``.
+    """Return risk and prediction power per law on one data set, shape ``(2, n_laws, n_signals)``.
 
-    Each kind of randomness has its own stream and is drawn for all rows, kept or not. Laws therefore see the same
-    rows and noise, and the outcome of one law does not depend on which others are asked for.
+    Each kind of randomness has its own stream and is drawn for all rows, kept or not. All laws therefore use the
+    same rows and noise, and the result for one law does not depend on the others.
     """
     streams = np.random.SeedSequence(problem.seed, spawn_key=(draw,)).spawn(5)
     data, noise, ratio, keep, mask = (np.random.default_rng(stream) for stream in streams)
@@ -133,26 +132,12 @@ def _draw(problem: _Problem, draw: int) -> NDArray[np.float64]:
 def _kept_rows(
     uniforms: NDArray[np.float64], ratios: NDArray[np.float64], *, exact: bool
 ) -> NDArray[np.bool_]:
-    """Choose the rows whose target was masked: each with its ratio as probability, or exactly that share of them."""
+    """Select the rows whose target is masked: each with its ratio as probability, or exactly that share of them."""
     if not exact:
         return uniforms < ratios
     kept = np.zeros(uniforms.shape, dtype=bool)
     kept[np.argsort(uniforms)[: round(ratios.sum())]] = True
     return kept
-
-
-_worker_problem: _Problem | None = None
-
-
-def _start_worker(problem: _Problem) -> None:
-    global _worker_problem
-    _worker_problem = problem
-
-
-def _draw_in_worker(draw: int) -> NDArray[np.float64]:
-    if _worker_problem is None:
-        raise RuntimeError("The worker was not given its problem; start it through simulate_risk.")
-    return _draw(_worker_problem, draw)
 
 
 def simulate_risk(
@@ -167,56 +152,55 @@ def simulate_risk(
     n_jobs: int = 1,
     exact_rows: bool = False,
 ) -> SimulatedRisk:
-    """Simulate the masked regression exactly as it is defined.
+    """Simulate masked regression and return its risks.
 
     Parameters
     ----------
     laws
-        One law of the ratio or a list or vector of them: a number is a fixed ratio, a tuple ``(low, high)`` the
-        uniform law of R²MAE, a tuple ``(nodes, weights)`` of vectors a discrete law; see `RatioLaw`. All laws of a
-        draw share rows, noise and uniforms, so that their differences have a small standard error; a range with
-        ``low == high`` gives the fixed ratio's numbers to the bit.
+        Distribution of the ratio, or a list or vector of them: a number is a fixed ratio, a tuple ``(low, high)``
+        the uniform distribution of R²MAE, a tuple ``(nodes, weights)`` of vectors a discrete one; see `RatioLaw`.
+        All of them share the rows, noise and uniforms of a draw, so their differences have a small standard error;
+        a range with ``low == high`` reproduces the fixed ratio bitwise.
     gamma
-        Covariates per row; the data have ``round(n_features / gamma)`` rows, of which those masked at ratio p are
-        kept with probability p.
+        Covariates per row; the data have ``round(n_features / gamma)`` rows, and a row of ratio p is kept with
+        probability p.
     covariance
         Σ, shape ``(n_features, n_features)``, or a `Covariance`.
     beta
-        Coefficients, shape ``(n_features,)``, or ``(n_features, n_signals)`` to share the draws between signals.
+        Coefficients, shape ``(n_features,)``, or ``(n_features, n_signals)`` to share draws between signals.
     noise_variance
         σ² >= 0 of the target.
     n_draws
-        Independent data sets.
+        Number of independent data sets.
     seed
-        Reproduces everything, whatever `n_jobs` is.
+        Seed of all draws; the result does not depend on `n_jobs`.
     n_jobs
-        Worker processes. They are spawned, so a script needs the usual ``if __name__ == "__main__":`` guard, and
-        inherit the environment: set ``OMP_NUM_THREADS=1`` before starting Python, or every worker starts as many
-        threads as there are cores.
+        Number of worker processes. They are spawned, so a script needs an ``if __name__ == "__main__":`` guard.
+        Set ``OMP_NUM_THREADS=1`` before starting Python; otherwise each worker uses one thread per core.
     exact_rows
-        Keep exactly ``round(n_obs * p)`` rows in place of a binomial number, as the paper does outside its tables 5
-        and 9. The binomial number raises the mean risk near p = gamma, by about 30 (1 - p)/d of itself at
-        p = 1.2 gamma; the limit is the same. For fixed ratios only.
+        Keep exactly ``round(n_obs * p)`` rows instead of a binomial number, as the paper does outside its tables 5
+        and 9. The binomial number increases the mean risk near p = gamma, by a share of about 30 (1 - p)/d at
+        p = 1.2 gamma; the limit is the same. Only for fixed ratios.
 
     Returns
     -------
-    Risks ``(β̂-β)ᵀΣ(β̂-β)``, the expectation over test rows taken exactly.
+    Risks ``(β̂-β)ᵀΣ(β̂-β)``, with the exact expectation over test rows.
 
     Raises
     ------
     ValueError
-        If `gamma` leaves no row, the shapes disagree, `n_draws` or `n_jobs` is not positive, or exact rows are asked
-        for a ratio that varies.
+        If `gamma` leaves no row, the shapes disagree, `n_draws` or `n_jobs` is not positive, or `exact_rows` is used
+        with a varying ratio.
     """
     model = check_covariance(covariance)
     several = list(laws) if isinstance(laws, list | np.ndarray) else [laws]
     parsed = tuple(as_law(law) for law in several)
     if exact_rows and any(law.nodes.size > 1 for law in parsed):
-        raise ValueError("exact_rows needs fixed ratios: a row that draws its own ratio is kept at random.")
+        raise ValueError("exact_rows needs fixed ratios: rows with ratios of their own are kept at random.")
     signals = np.asarray(beta, dtype=np.float64)
     if signals.ndim not in (1, 2) or signals.shape[0] != model.n_features:
         raise ValueError(
-            f"beta must have {model.n_features} rows to go with the covariance, got {signals.shape}."
+            f"beta must have {model.n_features} rows to match the covariance, got shape {signals.shape}."
         )
     n_obs = round(model.n_features / check_positive("gamma", gamma))
     if n_obs < 1 or n_draws < 1 or n_jobs < 1:
@@ -228,19 +212,14 @@ def simulate_risk(
     problem = _Problem(
         parsed, model.root, model.matrix, columns, float(noise_sd), n_obs, int(seed), exact_rows
     )
-    draws = np.stack(_run(problem, n_draws=n_draws, n_jobs=n_jobs))  # (n_draws, 2, n_laws, n_signals)
+    draw = partial(_draw, problem)
+    if n_jobs == 1:
+        results = list(map(draw, range(n_draws)))
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(n_jobs, n_draws), mp_context=spawn) as pool:
+            results = list(pool.map(draw, range(n_draws), chunksize=max(1, n_draws // (4 * n_jobs))))
+    draws = np.stack(results)  # (n_draws, 2, n_laws, n_signals)
     if signals.ndim == 1:
         draws = draws[..., 0]
     return SimulatedRisk(draws[:, 0], draws[:, 1])
-
-
-def _run(problem: _Problem, *, n_draws: int, n_jobs: int) -> list[NDArray[np.float64]]:
-    if n_jobs == 1:
-        return list(map(partial(_draw, problem), range(n_draws)))
-    with ProcessPoolExecutor(
-        min(n_jobs, n_draws),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(problem,),
-    ) as pool:
-        return list(pool.map(_draw_in_worker, range(n_draws), chunksize=max(1, n_draws // (4 * n_jobs))))

@@ -1,4 +1,4 @@
-"""The spiked covariance I + δ v vᵀ: Corollary 1, Theorem 2 and the sweet spot (over-parametrized, p < γ)."""
+"""Risk for the spiked covariance I + δ v vᵀ: Corollary 1, Theorem 2 and the sweet spot (over-parametrized, p < γ)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import optimize
 
 from scr2mae.theory.checks import (
     as_output,
-    check_overparametrised,
+    check_overparametrized,
     check_positive,
     check_ratios,
     check_signal,
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SpikedTerms:
-    """The four terms of Corollary 1, in the order of its formula.
+    """Terms of Corollary 1, in the order of its formula.
 
     Parameters
     ----------
     bulk
-        Bias from the part of the signal that is orthogonal to the spike.
+        Bias from the part of the signal orthogonal to the spike.
     quadratic
         Squared bias along the spike; zero at the sweet spot.
     projection
-        Fluctuation of the estimate along the spike, caused by the signal.
+        Variance of the estimate along the spike, caused by the signal.
     variance
-        Noise of the target and signal hidden by the mask.
+        Variance caused by the noise of the target and the masked part of the signal.
     """
 
     bulk: NDArray[np.float64]
@@ -45,7 +45,7 @@ class SpikedTerms:
 
     @property
     def bias(self) -> NDArray[np.float64]:
-        """All that is not variance."""
+        """Sum of all terms but the variance."""
         return self.bulk + self.quadratic + self.projection
 
     @property
@@ -54,13 +54,13 @@ class SpikedTerms:
         return self.bias + self.variance
 
 
-def _removed_shrinkage(ratios: Any, spike: float) -> Any:
-    """Return a: how far the best masked predictor overshoots the signal along the spike."""
+def _overshoot(ratios: Any, spike: float) -> Any:
+    """Return a, by which the best masked predictor exceeds the signal along the spike."""
     return ratios * spike / (1 + (1 - ratios) * spike)
 
 
-def _hidden_variance(ratios: Any, *, spike: float, alignment: float, signal: float, noise: float) -> Any:
-    """Return τ²: target noise plus what masking hides of the signal."""
+def _effective_noise(ratios: Any, *, spike: float, alignment: float, signal: float, noise: float) -> Any:
+    """Return τ², the noise of the target plus the variance of the masked part of the signal."""
     along = ratios**2 * spike * alignment**2 / (1 + (1 - ratios) * spike)
     return noise + ratios * signal + along
 
@@ -98,15 +98,15 @@ def spiked_terms(
     Raises
     ------
     ValueError
-        If a ratio lies outside (0, 1) or is not below `gamma`, or a parameter has the wrong size.
+        If a ratio lies outside (0, 1) or is not below `gamma`, or a parameter is out of range.
 
     Notes
     -----
-    Assumes that the spike's direction is delocalized (every entry small), so that masked rows have a constant
-    variance; the gap to finite d closes like 1/d.
+    Assumes a delocalized spike (all entries of v small), so that masked covariates have equal variances; the
+    difference at finite d decreases like 1/d.
     """
     ratios = check_ratios(p, gamma=gamma)
-    check_overparametrised(ratios, gamma=gamma, formula="Corollary 1")
+    check_overparametrized(ratios, gamma=gamma, formula="Corollary 1")
     spike = check_positive("spike", spike, strict=False)
     signal = check_positive("signal", signal, strict=False)
     noise = check_positive("noise_variance", noise_variance, strict=False)
@@ -114,17 +114,17 @@ def spiked_terms(
     if strength > signal * (1 + 1e-12):
         raise ValueError(f"alignment**2 = {strength:g} must not exceed the signal {signal:g}.")
 
-    removed = _removed_shrinkage(ratios, spike)
+    overshoot = _overshoot(ratios, spike)
     bulk = 1 - ratios / gamma
     along = bulk / (1 + ratios / gamma * (1 - ratios) * spike)
     top = (1 - ratios) * (1 + (1 - ratios) * spike)
     inflation = ratios / ((1 - ratios) * (gamma - ratios))
-    hidden = _hidden_variance(ratios, spike=spike, alignment=alignment, signal=signal, noise=noise)
+    effective = _effective_noise(ratios, spike=spike, alignment=alignment, signal=signal, noise=noise)
     terms = (
         (signal - strength) * bulk,
-        (1 + spike) * strength * (along * (1 + removed) - removed) ** 2,
-        inflation * top * strength * (along * (1 + removed)) ** 2,
-        inflation * hidden,
+        (1 + spike) * strength * (along * (1 + overshoot) - overshoot) ** 2,
+        inflation * top * strength * (along * (1 + overshoot)) ** 2,
+        inflation * effective,
     )
     return SpikedTerms(*(as_output(term, ratios) for term in terms))
 
@@ -174,7 +174,7 @@ def spiked_spectral_terms(
     p, gamma, spike, noise_variance
         As in `spiked_terms`.
     direction
-        Spike v, shape ``(n_features,)``; scaled to norm one.
+        Direction v of the spike, shape ``(n_features,)``; scaled to norm one.
     beta
         Coefficients, shape ``(n_features,)``.
 
@@ -189,12 +189,12 @@ def spiked_spectral_terms(
 
     Notes
     -----
-    Delocalization enters through the best masked predictor β + a c v and the hidden variance only; the shrinkage
-    comes from the exact eigenvalues and eigenvectors of (1-p)² Σ + p(1-p) diag(Σ). That this is the theorem's split
-    into two terms is inferred from its proof.
+    Delocalization is assumed only for the best masked predictor β + a c v and the effective noise; the shrinkage
+    uses the exact eigenvalues and eigenvectors of (1-p)² Σ + p(1-p) diag(Σ). The split into two terms is inferred
+    from the theorem's proof.
     """
     ratios = check_ratios(p, gamma=gamma)
-    check_overparametrised(ratios, gamma=gamma, formula="Theorem 2")
+    check_overparametrized(ratios, gamma=gamma, formula="Theorem 2")
     noise = check_positive("noise_variance", noise_variance, strict=False)
     vector = np.asarray(direction, dtype=np.float64)
     model = spiked_covariance(vector.size, spike=spike, direction=vector)
@@ -204,15 +204,15 @@ def spiked_spectral_terms(
 
     terms = np.empty((ratios.size, 3))
     for row, ratio in zip(terms, ratios.flat, strict=True):
-        removed = float(_removed_shrinkage(ratio, spike))
-        hidden = _hidden_variance(
+        overshoot = float(_overshoot(ratio, spike))
+        effective = _effective_noise(
             ratio, spike=spike, alignment=alignment, signal=float(coefficients @ coefficients), noise=noise
         )
         row[:] = risk_from_spectrum(
             masked_spectrum(ratio, model),
             n_rows=vector.size * ratio / gamma,
-            best=coefficients + removed * alignment * vector,
-            hidden=float(hidden),
+            best=coefficients + overshoot * alignment * vector,
+            residual=float(effective),
             covariance=model,
             beta=coefficients,
         )
@@ -231,13 +231,13 @@ def sweet_spot(*, gamma: float, spike: float) -> float:
 
     Returns
     -------
-    Ratio p* in (0, min(γ, 1)), where the shrinkage along the spike cancels the overshoot of the best masked
+    Ratio p* in (0, min(γ, 1)) at which the shrinkage along the spike cancels the overshoot of the best masked
     predictor. It depends on neither the signal nor the noise.
 
     Raises
     ------
     ValueError
-        If γ >= 1 + δ: the spike is then too weak for the number of rows, and the term has no zero.
+        If γ >= 1 + δ: the spike is too weak for the number of rows, and the term has no zero.
     """
     gamma = check_positive("gamma", gamma)
     spike = check_positive("spike", spike)
