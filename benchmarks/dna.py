@@ -1,11 +1,11 @@
-"""Do masked language models of small real alignments beat simple rules on held-out bases, and does the scheme matter?
+"""Compare masking schemes and simple baselines on held-out bases of small real alignments.
 
     python benchmarks/dna.py --data DATA -o OUT
     python benchmarks/dna.py --data DATA -o OUT --alignments ENr334 chr1 --schemes mae r2mae
 
-``DATA`` holds three arrays cut from public alignments (see ``docs/benchmarks/dna.md``). Blocks of positions are held out, the same for
-all schemes and seeds. Finished runs are kept in ``OUT/dna_runs.csv`` and not made again; ``OUT/dna.csv``, ``OUT/dna.md``
-and ``OUT/dna.png`` are their summary.
+``DATA`` holds three arrays cut from public alignments (see ``docs/benchmarks/dna.md``). All schemes and seeds hold out the same
+blocks of positions. Finished runs are stored in ``OUT/dna_runs.csv`` and not repeated; ``OUT/dna.csv``, ``OUT/dna.md`` and
+``OUT/dna.png`` summarize them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,18 @@ TRAINING = {"batch_size": 16, "lr": 4e-3, "warmup": 0.1, "accelerator": "cpu", "
 PSEUDOCOUNTS = np.logspace(-2, 1, 13)
 ACGT = np.array(list("ACGT"), dtype="S1")
 BASELINES = ("unigram", "alignment counts", "column table")
+SCORES = {
+    "loss": "loss",
+    "loss_conserved": "loss, conserved",
+    "accuracy": "accuracy",
+    "accuracy_conserved": "accuracy, conserved",
+    "substitution_auroc": "substitutions, AUROC",
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, and the columns of it that the network sees."""
+    """A file of an alignment, and the species to leave out."""
 
     file: str
     without: tuple[str, ...] = ()
@@ -48,14 +55,14 @@ class Source:
 SOURCES = {
     "hmrc": Source("msa_hmrc_phastcons.npz"),
     "ENr334": Source("msa_ENr334-100k_hg18.npz"),
-    # The chimpanzee is left out: where it differs from human serves as the set of neutral substitutions.
+    # The chimpanzee is left out: its differences from human serve as neutral substitutions.
     "chr1": Source("msa_chr1_100k_4way_hg18.npz", without=("panTro2",)),
 }
 
 
 @dataclass(frozen=True)
 class Task:
-    """An alignment, its split, and what is asked about the windows held out."""
+    """An alignment, its split, and the positions and substitutions to evaluate on held-out windows."""
 
     msa: dna.GenomeMSA
     train: pd.DataFrame
@@ -86,9 +93,9 @@ def load(name: str, folder: Path) -> Task:
 
 
 def most_conserved(others: np.ndarray, phastcons: np.ndarray | None, *, share: float = 0.1) -> np.ndarray:
-    """Tenth of the positions with the highest phastCons, or where the other species agree most within 50 positions; (n,).
+    """Return the positions with the highest phastCons, or the best agreement of other species within 50 positions; (n,).
 
-    The human base is not looked at, so that being right there is no part of the definition.
+    The human base is not used, so that the definition does not depend on it.
     """
     if phastcons is not None:
         level = np.nan_to_num(phastcons)
@@ -102,10 +109,10 @@ def most_conserved(others: np.ndarray, phastcons: np.ndarray | None, *, share: f
 def substitutions(
     upper: np.ndarray, species: np.ndarray, chrom: str, start: int, test: pd.DataFrame, *, n_controls: int = 5
 ) -> pd.DataFrame:
-    """Human-chimpanzee differences held out, and as controls changes that have not happened.
+    """Return held-out human-chimpanzee differences, and substitutions that did not happen as controls.
 
-    Each control is at a site where both apes agree, in the same trinucleotide and to the same base, so that neither composition nor
-    the mutation rate of CpG gives it away.
+    Each control is at a site where both species agree, in the same trinucleotide and to the same base, so that neither
+    composition nor the mutation rate of CpG distinguishes it.
     """
     held_out = np.zeros(len(upper), dtype=bool)
     for first, last in zip(test["start"] - start, test["end"] - start, strict=True):
@@ -126,30 +133,30 @@ def substitutions(
     )
 
 
-def describe(task: Task, log_probs: np.ndarray, bases: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    """Loss and accuracy of predictions (n, 4) of held-out bases at rows of the alignment."""
+def evaluate(task: Task, log_probs: np.ndarray, bases: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+    """Return loss and accuracy of predictions (n, 4) of held-out bases at rows of the alignment."""
     truth = np.searchsorted(np.array(list("ACGT")), bases)
-    loss, right = -log_probs[np.arange(len(truth)), truth], log_probs.argmax(axis=1) == truth
+    loss, correct = -log_probs[np.arange(len(truth)), truth], log_probs.argmax(axis=1) == truth
     conserved = task.conserved[rows]
     return {
         "loss": float(loss.mean()),
         "loss_conserved": float(loss[conserved].mean()),
-        "accuracy": float(right.mean()),
-        "accuracy_conserved": float(right[conserved].mean()),
+        "accuracy": float(correct.mean()),
+        "accuracy_conserved": float(correct[conserved].mean()),
         "n_bases": len(truth),
         "n_conserved": int(conserved.sum()),
     }
 
 
 def window_tokens(msa: dna.GenomeMSA, windows: pd.DataFrame) -> np.ndarray:
-    """Tokens of windows on the forward strand, (n_windows * size, 1 + n_species)."""
+    """Return the tokens of windows on the forward strand, (n_windows * size, 1 + n_species)."""
     forward = windows[windows["strand"] == "+"]
     places = zip(forward["chrom"], forward["start"], forward["end"], strict=True)
     return np.concatenate([msa.tokens(chrom, first, last) for chrom, first, last in places])
 
 
 def column_table(train: np.ndarray, test: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Frequencies of the human base for each combination of the other species' symbols, seen in training; (n, 4)."""
+    """Predict the human base by its frequency in training columns with the same symbols of the other species; (n, 4)."""
     columns, code = np.unique(np.concatenate([train, test])[:, 1:], axis=0, return_inverse=True)
     counts = np.tile(np.exp(prior), (len(columns), 1))
     np.add.at(counts, (code[: len(train)], train[:, 0].astype(int) - 1), 1)
@@ -157,7 +164,7 @@ def column_table(train: np.ndarray, test: np.ndarray, prior: np.ndarray) -> np.n
 
 
 def baselines(name: str, task: Task) -> list[dict[str, object]]:
-    """Scores of the rules that look at one position only."""
+    """Evaluate the baselines, which use one position only."""
     train, test = window_tokens(task.msa, task.train), window_tokens(task.msa, task.test)
     prior = dna.unigram_log_probs(train)
     truth = np.arange(len(train)), train[:, 0].astype(int) - 1
@@ -175,7 +182,7 @@ def baselines(name: str, task: Task) -> list[dict[str, object]]:
         - first
     )
     found = [
-        {"alignment": name, "scheme": rule, "seed": 0, **describe(task, log_probs, bases, rows)}
+        {"alignment": name, "scheme": rule, "seed": 0, **evaluate(task, log_probs, bases, rows)}
         for rule, log_probs in predictions.items()
     ]
     if task.variants is not None:
@@ -185,13 +192,13 @@ def baselines(name: str, task: Task) -> list[dict[str, object]]:
 
 
 def auroc(scored: pd.DataFrame) -> float:
-    """Chance that a change that has happened scores above a control."""
+    """Return the probability that a substitution that happened scores above a control."""
     good = scored[scored["status"] == "scored"]
     return float(dna.variant_metrics(good["control"], -good["score"]).loc["all", "auroc"])
 
 
 def run(name: str, task: Task, scheme: str, seed: int, max_steps: int) -> dict[str, object]:
-    """Train a network and score it on the windows held out."""
+    """Train a network and evaluate it on the held-out windows."""
     config = dna.GPNMSAConfig(
         n_species=task.msa.n_species, curriculum=scr2mae.schemes("dna")[scheme].curriculum, **NETWORK
     )
@@ -210,7 +217,7 @@ def run(name: str, task: Task, scheme: str, seed: int, max_steps: int) -> dict[s
         "max_steps": max_steps,
         "seconds": round(seconds, 1),
     }
-    found |= describe(task, log_probs, frame["base"].to_numpy(), rows)
+    found |= evaluate(task, log_probs, frame["base"].to_numpy(), rows)
     if task.variants is not None:
         found["substitution_auroc"] = auroc(
             dna.score(model, task.msa, task.variants, accelerator="cpu", progress=False)
@@ -219,31 +226,20 @@ def run(name: str, task: Task, scheme: str, seed: int, max_steps: int) -> dict[s
 
 
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds."""
-    scores = ["loss", "loss_conserved", "accuracy", "accuracy_conserved", "substitution_auroc"]
-    scores = [name for name in scores if name in runs]
-    grouped = runs.groupby(["alignment", "scheme"], sort=False)[scores]
-    table = grouped.agg(["mean", "std"])
+    """Return mean and standard deviation over seeds."""
+    grouped = runs.groupby(["alignment", "scheme"], sort=False)
+    table = grouped[[name for name in SCORES if name in runs]].agg(["mean", "std"])
     table.columns = [name if kind == "mean" else f"{name}_sd" for name, kind in table.columns]
-    return table.assign(n_seeds=runs.groupby(["alignment", "scheme"], sort=False).size()).reset_index()
+    return table.assign(n_seeds=grouped.size()).reset_index()
 
 
 def markdown(runs: pd.DataFrame) -> str:
-    """Tables of ``docs/benchmarks/dna.md``: mean over seeds, standard deviation in brackets."""
-    columns = {
-        "loss": "loss",
-        "loss_conserved": "loss, conserved",
-        "accuracy": "accuracy",
-        "accuracy_conserved": "accuracy, conserved",
-        "substitution_auroc": "substitutions, AUROC",
-    }
+    """Return the tables of ``docs/benchmarks/dna.md``: mean over seeds, standard deviation in parentheses."""
     tables = []
     for name in (name for name in SOURCES if name in set(runs["alignment"])):
-        part = runs[runs["alignment"] == name].reindex(
-            columns=[*runs.columns, *columns.keys() - runs.columns]
-        )
-        kept = [column for column in columns if part[column].notna().any()]
-        lines = [f"| `{name}` | seeds | {' | '.join(columns[column] for column in kept)} |"]
+        part = runs[runs["alignment"] == name].reindex(columns=[*runs.columns, *SCORES.keys() - runs.columns])
+        kept = [column for column in SCORES if part[column].notna().any()]
+        lines = [f"| `{name}` | seeds | {' | '.join(SCORES[column] for column in kept)} |"]
         lines.append("|---" * (2 + len(kept)) + "|")
         for scheme in (*BASELINES, *scr2mae.schemes("dna")):
             if not (scores := part.loc[part["scheme"] == scheme, kept]).empty:
@@ -254,14 +250,14 @@ def markdown(runs: pd.DataFrame) -> str:
 
 
 def cell(scores: pd.Series) -> str:
-    """Mean and standard deviation of some seeds."""
+    """Format mean and standard deviation over seeds."""
     if scores.isna().any():
         return ""
     return f"{scores.mean():.4f}" + (f" ({scores.std():.4f})" if len(scores) > 1 else "")
 
 
 def draw(runs: pd.DataFrame, path: Path) -> None:
-    """Loss of every run, scheme by scheme, one panel an alignment; lines for the baselines."""
+    """Plot the loss of every run by scheme, one panel per alignment, with lines for the baselines."""
     names = [name for name in SOURCES if name in set(runs["alignment"])]
     fig, axes = plt.subplots(
         1, len(names), figsize=(3.4 * len(names), 3.8), layout="constrained", squeeze=False
@@ -277,14 +273,14 @@ def draw(runs: pd.DataFrame, path: Path) -> None:
             level = part.loc[part["scheme"] == rule, "loss"].iloc[0]
             ax.axhline(level, color="#D55E00", linestyle=style, label=rule)
         ax.set_xticks(range(len(shown)), shown, rotation=60, ha="right", fontsize=8)
-        ax.set(title=name, ylabel="Held-out loss (nats a base)" if ax is axes.flat[0] else "")
+        ax.set(title=name, ylabel="Held-out loss (nats per base)" if ax is axes.flat[0] else "")
         ax.grid(alpha=0.3, axis="y")
     axes.flat[-1].legend(frameon=False, fontsize=8)
     fig.savefig(path, dpi=150)
 
 
 def main() -> None:
-    """Run what is missing, then summarize."""
+    """Run what is missing, then summarize all runs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -296,7 +292,9 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max-steps", type=int, default=300)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no further run after this time"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -91,21 +91,6 @@ class GenomeMSA:
         """Names of the chromosomes."""
         return list(self._arrays)
 
-    def find_chrom(self, chrom: object) -> str:
-        """Return the alignment's own name of a chromosome.
-
-        Parameters
-        ----------
-        chrom
-            Name, with or without ``chr``.
-
-        Raises
-        ------
-        KeyError
-            If the chromosome is not in the alignment.
-        """
-        return find_chrom(chrom, self._arrays, place="the alignment")
-
     def span(self, chrom: object) -> tuple[int, int]:
         """Return the range of coordinates that is covered, 0-based and half-open.
 
@@ -114,7 +99,7 @@ class GenomeMSA:
         chrom
             Name, with or without ``chr``.
         """
-        name = self.find_chrom(chrom)
+        name = find_chrom(chrom, self._arrays, place="the alignment")
         return self.starts[name], self.starts[name] + int(self._arrays[name].shape[0])
 
     def get(self, chrom: object, start: int, end: int, strand: str = "+") -> np.ndarray:
@@ -142,7 +127,7 @@ class GenomeMSA:
         ValueError
             If the strand is invalid or the window is empty.
         """
-        name = self.find_chrom(chrom)
+        name = find_chrom(chrom, self._arrays, place="the alignment")
         first, last = self.span(name)
         if strand not in ("+", "-"):
             raise ValueError(f"strand must be '+' or '-', got {strand!r}.")

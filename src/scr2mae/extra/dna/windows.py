@@ -10,6 +10,7 @@ import pandas as pd
 
 from scr2mae.extra.dna.alignment import row_slices
 from scr2mae.extra.dna.alphabet import GAP_ID, encode
+from scr2mae.extra.dna.chromosomes import find_chrom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +71,11 @@ def make_windows(
         raise ValueError(f"Windows need size >= 2 and step >= 1, got size={size} and step={step}.")
     if not 0 <= max_unknown <= 1:
         raise ValueError(f"max_unknown must lie in [0, 1], got {max_unknown!r}.")
-    names = msa.chroms if chroms is None else [msa.find_chrom(chrom) for chrom in chroms]
+    names = (
+        msa.chroms
+        if chroms is None
+        else [find_chrom(chrom, msa.chroms, place="the alignment") for chrom in chroms]
+    )
     spans = {name: msa.span(name) for name in names}
     longest = max(last - first for first, last in spans.values())
     if longest < size:
