@@ -27,8 +27,6 @@ __all__ = [
     "as_ratio_schedule",
     "draw_integers",
     "draw_mask",
-    "schedule_from_state",
-    "schedule_to_state",
 ]
 
 _RATIO_STREAM, _MASK_STREAM, _INTEGER_STREAM = 1, 2, 3
@@ -281,17 +279,7 @@ def as_ratio_schedule(mask_ratio: float | Sequence[float] | RatioSchedule, *, se
 
 
 def schedule_to_state(mask_ratio: Any) -> Any:
-    """Return the JSON form of a ``mask_ratio`` argument.
-
-    Parameters
-    ----------
-    mask_ratio
-        A float, a pair or a schedule.
-
-    Returns
-    -------
-    A number, a list or a dictionary; None for a schedule that is not defined in this module.
-    """
+    """Return the JSON form of a ``mask_ratio`` argument; None for a schedule that is not defined in this module."""
     if isinstance(mask_ratio, (int, float)):
         return float(mask_ratio)
     if isinstance(mask_ratio, (tuple, list)):
@@ -302,22 +290,7 @@ def schedule_to_state(mask_ratio: Any) -> Any:
 
 
 def schedule_from_state(state: Any) -> Any:
-    """Return the ``mask_ratio`` argument of which :func:`schedule_to_state` gave the JSON form.
-
-    Parameters
-    ----------
-    state
-        A number, a list, a dictionary or None.
-
-    Returns
-    -------
-    A float, a pair or a schedule; None for None.
-
-    Raises
-    ------
-    ValueError
-        If the schedule is not one of this module.
-    """
+    """Return the ``mask_ratio`` argument with the JSON form ``state``, the inverse of :func:`schedule_to_state`."""
     if isinstance(state, list):
         return tuple(state)
     if not isinstance(state, dict):
