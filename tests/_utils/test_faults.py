@@ -327,7 +327,7 @@ def test_ctrl_c_in_the_command_line_says_that_no_model_was_saved_and_exits_with_
     line = "train counts.h5ad -o model --accelerator cpu --n-hidden 8 --n-latent 2 --max-epochs 50 -q"
     assert main(line.split()) == 130
     assert capsys.readouterr().err == (
-        "scr2mae: No model was saved; with --checkpoint-dir a run can be gone on with.\nscr2mae: interrupted\n"
+        "scr2mae: No model was saved; with --checkpoint-dir a run can be continued.\nscr2mae: interrupted\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["counts.h5ad"]
     assert len(steps) < 50

@@ -11,8 +11,7 @@ from sklearn.decomposition import PCA
 
 import scr2mae
 from scr2mae import R2MAEModel
-from scr2mae.cli import demo_run as demo
-from scr2mae.cli import main
+from scr2mae.cli import demo, main
 
 
 @pytest.fixture(scope="module")

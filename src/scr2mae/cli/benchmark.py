@@ -2,155 +2,109 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from scr2mae.cli import arguments, probing
-from scr2mae.cli.command import Command, UsageError, loading
-from scr2mae.cli.files import check_free, check_input_file, check_writable, read_anndata
+from scr2mae.cli import options as opt
+from scr2mae.cli.files import check_input_file, check_output, read_anndata
+from scr2mae.cli.probe import SCALINGS, DonorKey, Scale, Splits, Targets, kinds_of
+from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
     from scr2mae.benchmark import Benchmark
 
-__all__ = ["COMMAND"]
-
 logger = logging.getLogger(__name__)
 
 _MARKER = "benchmark.json"
-_SIZES = ("n_hidden", "n_latent")
-_TRAINING = ("max_epochs", "batch_size")
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN.h5ad", type=arguments.path, help="AnnData with raw counts")
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="OUT/",
-        type=arguments.path,
-        required=True,
-        help="folder to write to, or to go on in",
-    )
-    arguments.add_force(parser, "files of the same names in a folder that is no benchmark's")
-    what = parser.add_mutually_exclusive_group(required=True)
-    probing.add_target(what, required=False)
-    what.add_argument(
-        "--atlas",
-        choices=["hlca", "sea_ad"],
-        help="the paper's tasks on an atlas of CELLxGENE, instead of targets",
-    )
-    probing.add_donors(parser)
-    data = parser.add_argument_group("data")
-    data.add_argument("--layer", metavar="NAME", help="layer of raw counts (default: X)")
-    data.add_argument("--batch-key", metavar="COLUMN", help="column with the batch, told to the networks")
-    _add_methods(parser.add_argument_group("methods"))
-    probing.add_splits(parser.add_argument_group("splits and probes"), scale="both")
+@opt.options("Methods")
+class Methods:
+    """Arguments of ``benchmark.run`` on what is compared."""
+
+    layer: opt.Layer | None = None
+    batch_key: opt.Name | None = None
+    """Column of obs with the batch, an input of the networks."""
+    methods: opt.Names | None = None
+    """Any of lognorm, pca, scvi, scvi_joint, masking schemes (mae, r2mae, ...), and names in obsm; all methods by default."""
+    seeds: opt.Seeds = (0, 1, 2)
+    """Seeds of training."""
+    pretrain_on: Literal["all", "train"] = "all"
+    """Pretrain on all cells, or on those of each split's training donors."""
+    accelerator: opt.Accelerator = "auto"
 
 
-def _add_methods(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--methods",
-        metavar="NAME",
-        nargs="+",
-        help="lognorm, pca, scvi, scvi_joint, masking schemes (mae, r2mae, ...), names in obsm (default: all but those)",
-    )
-    group.add_argument(
-        "--seeds",
-        metavar="N",
-        type=arguments.non_negative_int,
-        nargs="+",
-        default=[0, 1, 2],
-        help="of training (default: 0 1 2)",
-    )
-    group.add_argument(
-        "--pretrain-on",
-        choices=["all", "train"],
-        default="all",
-        help="what pretraining sees: all cells, or those of each split's training donors (default: %(default)s)",
-    )
-    group.add_argument(
-        "--n-hidden", metavar="N", type=arguments.positive_int, help="width of the hidden layers"
-    )
-    group.add_argument("--n-latent", metavar="N", type=arguments.positive_int, help="width of the embedding")
-    group.add_argument(
-        "--max-epochs",
-        metavar="N",
-        type=arguments.positive_int,
-        help="passes over the cells, masking schemes",
-    )
-    group.add_argument(
-        "--batch-size", metavar="N", type=arguments.positive_int, help="cells a mini-batch, masking schemes"
-    )
-    group.add_argument(
-        "--scvi-max-epochs", metavar="N", type=arguments.positive_int, help="passes over the cells, scVI"
-    )
-    arguments.add_accelerator(group)
+def benchmark(
+    input: Annotated[opt.InPath, opt.doc("AnnData with raw counts (.h5ad).")],
+    /,
+    *,
+    output: Annotated[opt.OutPath, opt.doc("Folder to write to, or to continue in.")],
+    force: Annotated[bool, opt.doc("Write to a folder that holds other files.")] = False,
+    targets: Targets | None = None,
+    atlas: Annotated[
+        Literal["hlca", "sea_ad"] | None, opt.doc("Use the paper's tasks on this atlas.")
+    ] = None,
+    donor_key: DonorKey,
+    methods: Methods = Methods(),
+    widths: opt.Widths = opt.Widths(),
+    epochs: opt.Epochs = opt.Epochs(),
+    scvi_max_epochs: Annotated[opt.PositiveInt | None, opt.doc("Passes over the cells, scVI.")] = None,
+    scale: Scale = "both",
+    splits: Splits = Splits(),
+    messages: opt.Messages = opt.Messages(),
+) -> str:
+    r"""Compare methods on your own data.
 
+    Train the masking schemes, scVI, PCA and others, probe their embeddings on held-out donors, and write tables
+    with the paper's score and rank. The same command continues where an earlier one was stopped.
 
-def _run(args: argparse.Namespace) -> str:
-    targets: Any = None if args.target is None else probing.named_targets(args)
-    if len(set(args.seeds)) < len(args.seeds):
-        raise UsageError(f"--seeds must differ, got {' '.join(map(str, args.seeds))}")
-    check_input_file(args.input)
-    # A folder of this command's own is gone on in; nothing that was computed there is lost.
-    check_free(args.output, folder=True, force=args.force or (args.output / _MARKER).is_file())
-    check_writable(args.output)
+    Examples
+    --------
+    scr2mae benchmark counts.h5ad --donor-key donor -o bench/ \
+        --target disease:classification --target age:regression
+    scr2mae benchmark counts.h5ad --donor-key donor -o bench/ \
+        --target cell_type:classification --methods pca scvi r2mae X_harmony
+    scr2mae benchmark counts.h5ad --donor-key donor -o bench_train/ \
+        --target disease:classification --pretrain-on train --n-splits 3
+    scr2mae benchmark hlca.h5ad --atlas hlca --donor-key donor_id \
+        --batch-key dataset --max-cells-per-donor 500 -o hlca/
+    """
+    kinds: dict[str, Any] = kinds_of(targets or ())
+    if bool(kinds) == (atlas is not None):
+        raise opt.UsageError("give either --target or --atlas")
+    if len(set(methods.seeds)) < len(methods.seeds):
+        raise opt.UsageError(f"--seeds must differ, got {' '.join(map(str, methods.seeds))}")
+    check_input_file(input)
+    # The folder of an earlier benchmark is continued in; nothing that was computed there is lost.
+    check_output(output, folder=True, force=force or (output / _MARKER).is_file())
     with loading():
-        from scr2mae import benchmark
+        from scr2mae import benchmark as api
 
-    adata = read_anndata(args.input)
-    logger.info("Read %d cells and %d genes from %s.", adata.n_obs, adata.n_vars, args.input)
+    adata = read_anndata(input)
+    logger.info("Read %d cells and %d genes from %s.", adata.n_obs, adata.n_vars, input)
     try:
-        result = benchmark.run(
+        result = api.run(
             adata,
-            targets=benchmark.tasks(args.atlas) if targets is None else targets,
-            out=args.output,
-            **_options(args),
+            targets=kinds if atlas is None else api.tasks(atlas),
+            out=output,
+            donor_key=donor_key,
+            scale=SCALINGS[scale],
+            model_kwargs=opt.given(widths),
+            train_kwargs=opt.given(epochs),
+            scvi_train_kwargs={} if scvi_max_epochs is None else {"max_epochs": scvi_max_epochs},
+            **vars(methods),
+            **vars(splits),
+            enable_progress_bar=not messages.quiet,
         )
     except KeyboardInterrupt:
-        logger.warning("Finished fits are kept; the same command goes on in %s.", args.output)
+        logger.warning("Finished fits are kept; the same command continues in %s.", output)
         raise
-    logger.info("Wrote the tables and figures to %s.", args.output)
+    logger.info("Wrote the tables and figures to %s.", output)
     return _summary(result)
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    same = (
-        *("donor_key", "sample_key", "cell_level", "layer", "batch_key", "methods", "seeds", "pretrain_on"),
-        *("n_splits", "n_train_donors", "max_cells_per_donor", "max_cells_per_donor_and_class"),
-        *("n_bootstrap", "accelerator"),
-    )
-    scvi_epochs = {} if args.scvi_max_epochs is None else {"max_epochs": args.scvi_max_epochs}
-    return {name: getattr(args, name) for name in same} | {
-        "scale": probing.scalings(args),
-        "model_kwargs": {name: getattr(args, name) for name in _SIZES if getattr(args, name) is not None},
-        "train_kwargs": {name: getattr(args, name) for name in _TRAINING if getattr(args, name) is not None},
-        "scvi_train_kwargs": scvi_epochs,
-        "enable_progress_bar": not args.quiet,
-    }
-
-
 def _summary(result: Benchmark) -> str:
-    """One method a line, best rank first, with tabs between: the first of the tables."""
+    """Return a table with the score and the rank of each method, best rank first."""
     summary = result.table()[["Score", "Rank"]].droplevel([1, 2], axis="columns")
     lines = [f"{name}\t{row['Score']:.4f}\t{row['Rank']:.2f}" for name, row in summary.iterrows()]
     return "\n".join(["method\tscore\trank", *lines])
-
-
-COMMAND = Command(
-    name="benchmark",
-    summary="compare methods on your own data",
-    description=(
-        "Train the masking schemes, scVI, PCA and others, probe their embeddings on held-out donors, and write\n"
-        "tables with the paper's score and rank. The same command goes on where an earlier one broke off."
-    ),
-    examples="""
-scr2mae benchmark counts.h5ad --donor-key donor --target disease:classification --target age:regression -o bench/
-scr2mae benchmark counts.h5ad --donor-key donor --target cell_type:classification --methods pca scvi r2mae X_harmony -o bench/
-scr2mae benchmark counts.h5ad --donor-key donor --target disease:classification --pretrain-on train --n-splits 3 -o bench_train/
-scr2mae benchmark hlca.h5ad --atlas hlca --donor-key donor_id --batch-key dataset --max-cells-per-donor 500 -o hlca/
-""",
-    add_arguments=_add_arguments,
-    run=_run,
-)

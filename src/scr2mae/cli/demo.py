@@ -1,71 +1,76 @@
-"""``scr2mae demo``: the whole way on real cells, with nothing to download."""
+"""``scr2mae demo``: train on 700 real cells, embed them, compare with PCA and draw, with nothing to download.
+
+In the comparison, network and PCA see the counts of all cells and no label; a linear probe learns the labels of some
+cells and is scored on the others, as in Dong et al. (2025).
+"""
 
 from __future__ import annotations
 
-import argparse
+import logging
+import os
+import shutil
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from scr2mae.cli import arguments
-from scr2mae.cli.command import Command, loading
-from scr2mae.cli.files import check_free, check_writable
+from scr2mae.cli import options as opt
+from scr2mae.cli.files import check_output
+from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from anndata import AnnData
 
-__all__ = ["COMMAND"]
+    from scr2mae.model import R2MAEModel
 
+logger = logging.getLogger(__name__)
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FOLDER",
-        type=arguments.path,
-        default=Path("demo"),
-        help="folder to write to (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-epochs",
-        metavar="N",
-        type=arguments.positive_int,
-        help="passes over the cells (default: the model's)",
-    )
-    parser.add_argument(
-        "--seed",
-        metavar="N",
-        type=arguments.non_negative_int,
-        default=0,
-        help="of everything (default: %(default)s)",
-    )
-    arguments.add_accelerator(parser)
-    arguments.add_force(parser, "the files of an earlier demo")
+FILES = ("model", "embedded.h5ad", "umap.png", "training_curves.png")
+SNIPPET = """\
+model = scr2mae.R2MAEModel(adata)
+model.train()
+adata.obsm["X_r2mae"] = model.get_latent_representation()"""
+
+_LABELS = "cell_type"
 
 
-def _run(args: argparse.Namespace) -> str:
-    check_free(args.output, folder=True, force=args.force)
-    check_writable(args.output)
+def demo(
+    *,
+    output: Annotated[opt.OutPath, opt.doc("Folder to write to.")] = Path("demo"),
+    max_epochs: Annotated[opt.PositiveInt | None, opt.doc("Passes over the cells.")] = None,
+    seed: Annotated[opt.NonNegativeInt, opt.doc("Seed of everything.")] = 0,
+    accelerator: opt.Accelerator = "auto",
+    force: Annotated[bool, opt.doc("Replace the files of an earlier demo.")] = False,
+    messages: opt.Messages = opt.Messages(),
+) -> str:
+    """Train, embed and draw 700 real cells, offline.
+
+    Train on 700 blood cells that come with Scanpy, embed them, compare with PCA by linear probe and draw a UMAP
+    and the training curves. Nothing is downloaded; it takes less than two minutes on two cores.
+
+    Examples
+    --------
+    scr2mae demo
+    scr2mae demo -o somewhere/ --seed 1
+    scr2mae demo --max-epochs 20 --force
+    """
+    check_output(output, folder=True, force=force)
     with loading():
         import_module("scr2mae.model")
-    from scr2mae.cli.demo_run import FILES, SNIPPET, run_demo, save_demo
-
     result = run_demo(
-        seed=args.seed,
-        max_epochs=args.max_epochs,
-        accelerator=args.accelerator,
-        enable_progress_bar=not args.quiet,
+        seed=seed, max_epochs=max_epochs, accelerator=accelerator, enable_progress_bar=not messages.quiet
     )
-    save_demo(result, args.output, force=args.force)
+    save_demo(result, output, force=force)
     n_obs, n_vars = result.adata.shape
     return "\n".join(
         [
-            f"{n_obs} PBMCs, {n_vars} genes; cell types told by a linear probe, on cells it has not seen:",
+            f"{n_obs} PBMCs, {n_vars} genes; cell types predicted by a linear probe, on held-out cells:",
             "",
             _table(result.scores),
             "",
             "Written:",
-            *(f"  {args.output / name}" for name in FILES),
+            *(f"  {output / name}" for name in FILES),
             "",
             "The same on your own raw counts:",
             "",
@@ -75,7 +80,7 @@ def _run(args: argparse.Namespace) -> str:
 
 
 def _table(scores: pd.DataFrame) -> str:
-    """Lay scores out, mean ± standard deviation over folds."""
+    """Format scores as mean ± standard deviation over folds."""
     columns = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
     lines = ["  " + " " * 8 + "".join(f"{title:>20}" for title in columns.values())]
     for name, row in scores.iterrows():
@@ -84,18 +89,111 @@ def _table(scores: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-COMMAND = Command(
-    name="demo",
-    summary="train, embed and draw 700 real cells, offline",
-    description=(
-        "Train on 700 blood cells that come with Scanpy, embed them, compare with PCA by linear probe and\n"
-        "draw a UMAP and the training curves. Nothing is downloaded; under two minutes on two cores."
-    ),
-    examples="""
-scr2mae demo
-scr2mae demo -o somewhere/ --seed 1
-scr2mae demo --max-epochs 20 --force
-""",
-    add_arguments=_add_arguments,
-    run=_run,
-)
+class DemoResult(NamedTuple):
+    """Cells with both embeddings in obsm, the trained model, and the scores of ``compare``."""
+
+    adata: AnnData
+    model: R2MAEModel
+    scores: pd.DataFrame
+
+
+def run_demo(*, seed: int = 0, **train_kwargs: Any) -> DemoResult:
+    """Train on ``datasets.pbmc68k``, embed, and compare with PCA."""
+    from scr2mae.datasets import pbmc68k
+    from scr2mae.model import R2MAEModel
+
+    adata = pbmc68k()
+    logger.info("Training on %d cells and %d genes.", adata.n_obs, adata.n_vars)
+    R2MAEModel.setup_anndata(adata, labels_key=_LABELS)
+    model = R2MAEModel(adata, seed=seed)
+    model.train(**train_kwargs)
+    adata.obsm["X_r2mae"] = model.get_latent_representation()
+    adata.obsm["X_pca"] = log_normalized_pca(adata, seed=seed)
+    logger.info("Comparing with PCA by linear probes of the cell type.")
+    scores = compare(adata, {"R²MAE": "X_r2mae", "PCA": "X_pca"}, seed=seed)
+    return DemoResult(adata, model, scores)
+
+
+def log_normalized_pca(adata: AnnData, *, n_components: int = 50, seed: int = 0) -> np.ndarray:
+    """Return principal components of log-normalized counts (1e4 per cell), the usual embedding."""
+    import numpy as np
+    import scanpy as sc
+
+    work = adata.copy()
+    sc.pp.normalize_total(work, target_sum=1e4)
+    sc.pp.log1p(work)
+    sc.pp.pca(work, n_comps=min(n_components, *(n - 1 for n in work.shape)), random_state=seed)
+    return np.asarray(work.obsm["X_pca"], dtype=np.float32)
+
+
+def compare(
+    adata: AnnData, bases: dict[str, str], *, labels: str = _LABELS, n_folds: int = 5, seed: int = 0
+) -> pd.DataFrame:
+    """Score embeddings by a linear probe of the labels, over folds that hold out every cell once.
+
+    ``bases`` maps a name in the table to a key of ``adata.obsm``. The columns are the mean and the standard deviation
+    (``_sd``) over folds of ``balanced_accuracy`` and ``macro_f1``.
+    """
+    import numpy as np
+    import pandas as pd
+    from sklearn.model_selection import StratifiedKFold
+
+    from scr2mae.metrics import balanced_accuracy, macro_f1
+    from scr2mae.probe import LogisticProbe
+
+    y = adata.obs[labels].to_numpy().astype(str)
+    folds = list(StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(y, y))
+    rows = {}
+    for name, key in bases.items():
+        X = np.asarray(adata.obsm[key])
+        predicted = [LogisticProbe().fit(X[fit], y[fit]).predict(X[test]) for fit, test in folds]
+        row: dict[str, float] = {}
+        for score in (balanced_accuracy, macro_f1):
+            values = [score(y[test], guess) for (_, test), guess in zip(folds, predicted, strict=True)]
+            row[score.__name__] = float(np.mean(values))
+            row[f"{score.__name__}_sd"] = float(np.std(values, ddof=1))
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def save_demo(result: DemoResult, folder: str | Path, *, force: bool = False) -> list[Path]:
+    """Write model, cells and figures in the order of ``FILES``; on an error nothing is left or changed.
+
+    The UMAP is added to the ``adata`` of the result. With ``force`` other files in the folder are left alone.
+    """
+    folder = Path(folder).resolve()
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} exists and is not empty; choose another folder or pass force=True.")
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    staged.mkdir(parents=True)
+    try:
+        _write_files(result, staged)
+        if folder.exists():
+            for name in FILES[1:]:
+                (staged / name).replace(folder / name)
+            result.model.save(folder / FILES[0], overwrite=True)
+        else:
+            staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return [folder / name for name in FILES]
+
+
+def _write_files(result: DemoResult, folder: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from scr2mae import pl
+
+    model, cells, umap, curves = FILES
+    result.model.save(folder / model)
+    for name, size in ((umap, (7.0, 4.5)), (curves, (5.5, 3.6))):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        ax = figure.add_subplot()
+        if name == umap:
+            pl.embedding(result.adata, color=_LABELS, ax=ax)
+        else:
+            pl.training_curves(result.model, ax=ax)
+        figure.savefig(folder / name, dpi=150)
+    result.adata.write_h5ad(folder / cells)

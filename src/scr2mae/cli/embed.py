@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from scr2mae.cli import arguments
-from scr2mae.cli.command import Command, loading
+from scr2mae.cli import options as opt
 from scr2mae.cli.files import check_counts, check_free, check_writable, open_counts, replacing
+from scr2mae.cli.process import loading, results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,119 +18,112 @@ if TYPE_CHECKING:
     import h5py
     from anndata import AnnData
 
-__all__ = ["COMMAND"]
-
 logger = logging.getLogger(__name__)
 
-_CELLS_A_CHUNK = 8192
+_CELLS_PER_CHUNK = 8192
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "input",
-        metavar="IN",
-        type=arguments.path,
-        help="AnnData with raw counts: an .h5ad file or a .zarr store",
-    )
-    parser.add_argument(
-        "--model", metavar="MODEL/", type=arguments.path, required=True, help="folder of the model"
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="OUT",
-        type=arguments.path,
-        required=True,
-        help="what to write: an .h5ad file, or a .zarr store of the table of cells and the embedding",
-    )
-    parser.add_argument(
-        "--key",
-        metavar="NAME",
-        type=arguments.obsm_key,
-        default="X_r2mae",
-        help="name of the embedding in obsm (default: %(default)s)",
-    )
-    parser.add_argument("--batch-size", metavar="N", type=arguments.positive_int, help="cells at a time")
-    parser.add_argument(
-        "--precision",
-        choices=["32-true", "bf16-mixed", "auto"],
-        default="32-true",
-        help="of the arithmetic; auto is bf16-mixed where the processor does that in hardware (default: %(default)s)",
-    )
-    arguments.add_accelerator(parser)
-    arguments.add_force(parser, "OUT, or an embedding of this name in IN.h5ad,")
+def embed(
+    input: Annotated[opt.InPath, opt.doc("AnnData with raw counts: an .h5ad file or a .zarr store.")],
+    /,
+    *,
+    model: Annotated[opt.InPath, opt.doc("Folder of the model.")],
+    output: Annotated[opt.OutPath, opt.doc("File to write: .h5ad, or .zarr without the counts.")],
+    force: Annotated[bool, opt.doc("Replace the output, or an embedding of this name in the input.")] = False,
+    key: Annotated[opt.ObsmKey, opt.doc("Name of the embedding in obsm.")] = "X_r2mae",
+    batch_size: Annotated[opt.PositiveInt | None, opt.doc("Cells per mini-batch.")] = None,
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed", "auto"],
+        opt.doc("Precision of the arithmetic; auto is bf16-mixed where the hardware has it."),
+    ] = "32-true",
+    accelerator: opt.Accelerator = "auto",
+    messages: opt.Messages = opt.Messages(),
+) -> str:
+    r"""Embed cells with a trained model.
 
+    Copy an AnnData file and add the embedding of its cells to obsm. Genes are matched by name; those that the
+    file lacks are treated as masked. From or to a .zarr store, the output has the table of cells and the
+    embedding, not the counts.
 
-def _run(args: argparse.Namespace) -> str:
-    check_counts(args.input)
-    to_store = args.output.suffix == ".zarr"
+    Examples
+    --------
+    scr2mae embed counts.h5ad --model model/ -o embedded.h5ad
+    scr2mae embed new_donors.h5ad --model model/ -o new_donors_embedded.h5ad \
+        --batch-size 4096
+    scr2mae embed store.zarr --model model/ -o embedding.zarr
+    scr2mae embed embedded.h5ad --model model_seed1/ -o both.h5ad --key X_seed1
+    """
+    check_counts(input)
+    to_store = output.suffix == ".zarr"
     if not to_store:
-        check_free(args.output, folder=False, force=args.force)
-    check_writable(args.output.parent)
+        check_free(output, folder=False, force=force)
+    check_writable(output.parent)
     with loading():
         from scr2mae.model import R2MAEModel
 
-    model = R2MAEModel.load(args.model, accelerator=args.accelerator)
-    adata = open_counts(args.input)
+    trained = R2MAEModel.load(model, accelerator=accelerator)
+    adata = open_counts(input)
     try:
-        if args.key in adata.obsm and not args.force:
+        if key in adata.obsm and not force:
             raise FileExistsError(
-                f"{args.input} has {args.key!r} in obsm already; choose another --key or pass --force."
+                f"{input} has {key!r} in obsm already; choose another --key or pass --force."
             )
-        logger.info("Embedding %d cells of %s.", adata.n_obs, args.input)
-        shape = adata.n_obs, model.init_params_["n_latent"]
+        logger.info("Embedding %d cells of %s.", adata.n_obs, input)
+        shape = adata.n_obs, trained.init_params_["n_latent"]
         new = _new_store if to_store else _new_file
-        with new(args, adata, shape) as rows:
-            model.get_latent_representation(
-                adata, batch_size=args.batch_size, precision=args.precision, out=rows
-            )
+        with new(adata, shape, source=input, output=output, key=key, force=force) as rows:
+            trained.get_latent_representation(adata, batch_size=batch_size, precision=precision, out=rows)
     finally:
         if adata.isbacked:
             adata.file.close()
-    return f"output\t{args.output}\nkey\t{args.key}\ncells\t{shape[0]}\ndimensions\t{shape[1]}"
+    return results(output=output, key=key, cells=shape[0], dimensions=shape[1])
 
 
 @contextmanager
-def _new_file(args: argparse.Namespace, adata: AnnData, shape: tuple[int, int]) -> Iterator[h5py.Dataset]:
-    """Give the rows of an embedding in a copy of the input, which takes its name when they are filled."""
-    with replacing(args.output) as part:
-        _copy_all_but_store(args.input, part, adata)
-        with _new_obsm(part, args.key, shape) as rows:
+def _new_file(
+    adata: AnnData, shape: tuple[int, int], *, source: Path, output: Path, key: str, force: bool
+) -> Iterator[h5py.Dataset]:
+    """Yield the rows of an embedding in a copy of the input; rename the copy once they are filled."""
+    with replacing(output) as part:
+        if source.is_file():  # with all that is in it, as it was encoded
+            shutil.copyfile(source, part)
+        else:
+            _write_cells(part, adata)
+        with _new_obsm(part, key, shape) as rows:
             yield rows
 
 
 @contextmanager
-def _new_store(args: argparse.Namespace, adata: AnnData, shape: tuple[int, int]) -> Iterator[Any]:
-    """Give the rows of an embedding in a new store, which takes its name when they are filled."""
+def _new_store(
+    adata: AnnData, shape: tuple[int, int], *, source: Path, output: Path, key: str, force: bool
+) -> Iterator[Any]:
+    """Yield the rows of an embedding in a new store; rename the store once they are filled."""
     import pandas as pd
 
     from scr2mae.data.prepare import writer
 
-    output = args.output.resolve()
+    output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
-    writer.check_output(output, [args.input], overwrite=args.force)
+    writer.check_output(output, [source], overwrite=force)
     with writer.work_folder(output) as folder:
         part = folder / "store.zarr"
         with writer.create_group(part) as group:
             writer.write_tables(group, obs=adata.obs, var=pd.DataFrame(index=pd.Index([], dtype=str)), uns={})
-            rows = _append(group["obsm"], args.key, shape, chunks=(_CELLS_A_CHUNK, shape[1]))
+            rows = _append(group["obsm"], key, shape, chunks=(_CELLS_PER_CHUNK, shape[1]))
             yield rows
         writer.publish(part, output)
 
 
-def _copy_all_but_store(source: Path, target: Path, adata: AnnData) -> None:
-    """Copy a file whole, with all that is in it in the very encoding it was written in; of a store the cells' table."""
-    if source.is_file():
-        shutil.copyfile(source, target)
-        return
+def _write_cells(path: Path, adata: AnnData) -> None:
+    """Write the table of cells without counts."""
     from anndata import AnnData
 
-    AnnData(obs=adata.obs).write_h5ad(target)
+    AnnData(obs=adata.obs).write_h5ad(path)
 
 
 @contextmanager
 def _new_obsm(path: Path, key: str, shape: tuple[int, int]) -> Iterator[h5py.Dataset]:
-    """Make an array of ``obsm`` in an AnnData file, in place of one of that name, to be filled row by row."""
+    """Create or replace an array of ``obsm`` in an AnnData file, and yield it to be filled row by row."""
     import h5py
     from anndata.io import write_elem
 
@@ -148,29 +140,10 @@ def _new_obsm(path: Path, key: str, shape: tuple[int, int]) -> Iterator[h5py.Dat
 
 
 def _append(group: Any, key: str, shape: tuple[int, int], **options: Any) -> Any:
-    """Make an array of zeros as anndata writes it, which is as long as the cells on the disk alone."""
+    """Create an array of zeros as anndata writes it, without ever holding all rows in memory."""
     import numpy as np
     from anndata.io import write_elem
 
     write_elem(group, key, np.zeros((0, shape[1]), dtype=np.float32), dataset_kwargs=options)
     group[key].resize(shape)
     return group[key]
-
-
-COMMAND = Command(
-    name="embed",
-    summary="embed cells with a trained model",
-    description=(
-        "Copy an AnnData file and add the embedding of its cells to obsm. Genes are matched by name;\n"
-        "those that the file lacks are treated as masked. From or to a .zarr store, the output has the\n"
-        "table of cells and the embedding, not the counts. It takes its name when it is whole."
-    ),
-    examples="""
-scr2mae embed counts.h5ad --model model/ -o embedded.h5ad
-scr2mae embed new_donors.h5ad --model model/ -o new_donors_embedded.h5ad --batch-size 4096
-scr2mae embed store.zarr --model model/ -o embedding.zarr
-scr2mae embed embedded.h5ad --model model_seed1/ -o both.h5ad --key X_r2mae_seed1
-""",
-    add_arguments=_add_arguments,
-    run=_run,
-)

@@ -14,53 +14,30 @@ from scr2mae._utils.files import atomic_write, is_free
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = [
-    "check_counts",
-    "check_free",
-    "check_input_file",
-    "check_writable",
-    "open_counts",
-    "read_anndata",
-    "replacing",
-]
+
+def check_exists(*places: Path | None) -> None:
+    """Raise unless every path that is given leads to a file or a folder."""
+    for place in places:
+        if place is not None and not place.exists():
+            raise FileNotFoundError(f"No file or folder {place}.")
 
 
 def check_input_file(path: Path) -> None:
-    """Refuse what is no HDF5 file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing.
-    IsADirectoryError
-        If it is a folder.
-    ValueError
-        If it is a file of another kind.
-    """
+    """Raise unless this is an HDF5 file."""
     import h5py
 
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected an .h5ad file.")
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}.")
-    with path.open("rb"):  # says so if it may not be read
+    with path.open("rb"):  # raises if it may not be read
         pass
     if not h5py.is_hdf5(path):
         raise ValueError(f"{path} is not an HDF5 file; expected an AnnData written by write_h5ad.")
 
 
 def check_counts(path: Path) -> None:
-    """Refuse what is neither an HDF5 file nor a zarr store.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing.
-    IsADirectoryError
-        If it is a folder of another kind.
-    ValueError
-        If it is a file of another kind.
-    """
+    """Raise unless this is an HDF5 file or a zarr store."""
     if not path.is_dir():
         check_input_file(path)
     elif not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
@@ -70,13 +47,7 @@ def check_counts(path: Path) -> None:
 
 
 def open_counts(path: Path) -> AnnData:
-    """Open a file or a store of cells, counts left on disk.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged or holds something else.
-    """
+    """Open a file or a store of cells and leave the counts on disk."""
     if not path.is_dir():
         return read_anndata(path, backed="r")
     from scr2mae.data import open_store
@@ -85,15 +56,7 @@ def open_counts(path: Path) -> AnnData:
 
 
 def read_anndata(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
-    """Read a file of cells; ``backed="r"`` leaves the counts on disk.
-
-    Raises
-    ------
-    MemoryError
-        If what is read of it takes more memory than is free.
-    ValueError
-        If it is damaged or holds something else.
-    """
+    """Read a file of cells; ``backed="r"`` leaves the counts on disk."""
     import h5py
     from anndata import read_h5ad
 
@@ -106,21 +69,22 @@ def read_anndata(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
     except (MemoryError, UnsafeFileError):
         raise
     except Exception as error:
-        # Which exception a damaged or foreign file raises is a matter of where the reader stumbles.
+        # Where the reader fails decides which exception a damaged or foreign file raises.
         raise ValueError(
             f"{path} is damaged or not an AnnData file ({error}); expected one written by write_h5ad."
         ) from error
 
 
-def check_free(path: Path, *, folder: bool, force: bool) -> None:
-    """Refuse an output that is there already, or is of the wrong kind.
+def check_output(path: Path, *, folder: bool = False, force: bool) -> None:
+    """Raise unless an output can be written, and replaces something only with ``force``."""
+    check_free(path, folder=folder, force=force)
+    check_writable(path if folder else path.parent)
 
-    Raises
-    ------
-    FileExistsError
-        If it exists (a folder: with more in it than what a process that was killed has left) and ``force`` is False.
-    IsADirectoryError, NotADirectoryError
-        If a folder is where a file is wanted, or the other way round.
+
+def check_free(path: Path, *, folder: bool, force: bool) -> None:
+    """Raise if the output exists and ``force`` is False, or if it is of the wrong kind.
+
+    A folder that holds only what a killed process has left behind counts as free.
     """
     if folder and path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file; expected a folder to write to. Choose another path.")
@@ -133,20 +97,12 @@ def check_free(path: Path, *, folder: bool, force: bool) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make sure that a folder, or the one it will be made in, can be written to.
-
-    Raises
-    ------
-    NotADirectoryError
-        If a part of the path is a file.
-    PermissionError
-        If nothing can be made there.
-    """
+    """Raise unless a folder, or the one that it will be made in, can be written to."""
     place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not place.is_dir():
         raise NotADirectoryError(f"{place} is a file, so {folder} cannot be made; choose another path.")
     try:
-        # Permission bits tell little of read-only and network file systems; making something does.
+        # Permission bits do not tell whether a file system is read-only; creating something does.
         with tempfile.TemporaryDirectory(dir=place, prefix=".scr2mae-"):
             pass
     except OSError as error:
@@ -155,13 +111,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, in the same folder; put it in place when the block ends well, else remove it.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, with what to do.
-    """
+    """Yield a temporary path in the same folder; rename it on success, delete it on error."""
     # Through a link the file that it names is replaced, not the link.
     with atomic_write(path.resolve()) as part:
         yield part

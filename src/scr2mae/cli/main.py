@@ -1,40 +1,33 @@
-"""Parse, run one subcommand, turn what happened into an exit code."""
+"""The program: parse the command line, run a command, turn the outcome into an exit code."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import logging
+import inspect
 import sys
 import textwrap
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from cyclopts import App, CycloptsError, Parameter
+
 from scr2mae import __version__
-from scr2mae.cli import benchmark, demo, dna, embed, prepare, probe, text, train, vision
-from scr2mae.cli.command import Command, CommandGroup, UsageError
+from scr2mae.cli import dna, text, vision
+from scr2mae.cli.benchmark import benchmark
+from scr2mae.cli.demo import demo
+from scr2mae.cli.embed import embed
+from scr2mae.cli.options import Messages, UsageError
+from scr2mae.cli.prepare import prepare
+from scr2mae.cli.probe import probe
+from scr2mae.cli.process import messages_on_stderr
+from scr2mae.cli.train import train
 
-__all__ = ["COMMANDS", "build_parser", "main"]
-
-COMMANDS: tuple[Command | CommandGroup, ...] = (
-    prepare.COMMAND,
-    train.COMMAND,
-    embed.COMMAND,
-    probe.COMMAND,
-    benchmark.COMMAND,
-    demo.COMMAND,
-    dna.COMMAND,
-    vision.COMMAND,
-    text.COMMAND,
-)
-"""The subcommands, in the order of ``scr2mae --help``. A new one is a file with a ``COMMAND`` and an entry here."""
+__all__ = ["app", "main"]
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-_EPILOG = f"""\
-exit codes:
+_EPILOGUE = f"""\
+Exit codes:
   {EXIT_OK:<4} success
   {EXIT_ERROR:<4} something is wrong with the data or a file; one line on stderr says what
   {EXIT_USAGE:<4} something is wrong with the command line
@@ -43,89 +36,84 @@ exit codes:
 Results go to stdout, messages to stderr.
 `scr2mae COMMAND --help` shows the options and examples of a command."""
 
-# What is wrong with the input, as opposed to a defect of the program.
+# Errors in the input, as opposed to a defect of the program.
 _EXPECTED = (OSError, LookupError, ValueError, RuntimeError, MemoryError, NotImplementedError)
 _LONGEST_MESSAGE = 600
+_HELP_FLAGS = ("--help", "-h")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Make the parser of the whole command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="scr2mae",
-        description="Self-supervised embeddings of single-cell counts (R²MAE).",
-        epilog=_EPILOG,
-        formatter_class=raw,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        _add(subparsers, command)
-    return parser
+def _default_in_help(value: Any) -> str | None:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or None
+    return None if value is None or value is False else str(value)
 
 
-def _add(subparsers: Any, command: Command | CommandGroup) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    if isinstance(command, CommandGroup):
-        group = subparsers.add_parser(
-            command.name, help=command.summary, description=command.summary, allow_abbrev=False
-        )
-        inner = group.add_subparsers(metavar="COMMAND", required=True)
-        for each in command.commands:
-            _add(inner, each)
-        return
-    examples = "\n".join(f"  {line}" for line in command.examples.strip().splitlines())
-    subparser = subparsers.add_parser(
-        command.name,
-        help=command.summary,
-        description=command.description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=raw,
-        allow_abbrev=False,
-    )
-    command.add_arguments(subparser)
-    messages = subparser.add_argument_group("messages")
-    messages.add_argument("-q", "--quiet", action="store_true", help="no progress, only warnings and errors")
-    messages.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    subparser.set_defaults(command=command, subparser=subparser)
+def _add(app: App, *commands: Callable[..., str]) -> None:
+    """Add functions as commands; the examples in their docstrings end their help."""
+    for position, command in enumerate(commands):
+        examples = (inspect.getdoc(command) or "").partition("Examples\n--------\n")[2]
+        epilogue = f"Examples:\n{textwrap.indent(examples, '  ')}"
+        app.command(command, help_epilogue=epilogue, sort_key=position)
+
+
+app = App(
+    name="scr2mae",
+    help="Self-supervised embeddings of single-cell counts (R²MAE).",
+    version=f"scr2mae {__version__}",
+    help_format="plaintext",
+    help_epilogue=_EPILOGUE,
+    help_flags=_HELP_FLAGS,
+    default_parameter=Parameter(negative=(), allow_repeating=True, show_default=_default_in_help),
+)
+_add(app, prepare, train, embed, probe, benchmark, demo)
+for position, domain in enumerate((dna, vision, text)):
+    name = domain.__name__.rpartition(".")[2]
+    group = App(name=name, help=domain.__doc__, help_epilogue="", group="Other domains", sort_key=position)
+    _add(group, *domain.COMMANDS)
+    app.command(group)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line (None for the arguments of the process) and return the exit code.
 
-    Parameters
-    ----------
-    argv
-        Arguments; None for those of the process.
-
-    Returns
-    -------
-    Exit code: 0 success, 1 an error in data or files, 2 wrong usage, 130 interrupted.
+    0 is success, 1 an error in data or files, 2 wrong usage, 130 an interruption.
     """
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    messages = Messages()
     try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has said why
-        return int(stop.code or 0)
-    try:
-        with _messages_on_stderr(quiet=args.quiet, debug=args.debug):
-            text = args.command.run(args)
-        if text:
-            sys.stdout.write(text.rstrip("\n") + "\n")
+        if "-" in tokens:  # HDF5 files and model folders need random access
+            raise UsageError("'-' (a stream) is not supported; give the path of a file or folder")
+        command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        if inspect.ismethod(command):  # the help or the version
+            if command.__name__ == "help_print" and not set(_HELP_FLAGS) & set(tokens):
+                raise UsageError("a command is missing")
+            command(*bound.args, **bound.kwargs)
+            return EXIT_OK
+        messages = next((each for each in bound.arguments.values() if isinstance(each, Messages)), messages)
+        with messages_on_stderr(quiet=messages.quiet, debug=messages.debug):
+            result = command(*bound.args, **bound.kwargs)
+        if result:
+            sys.stdout.write(result.rstrip("\n") + "\n")
             sys.stdout.flush()
-    except UsageError as error:
-        args.subparser.print_usage(sys.stderr)
-        sys.stderr.write(f"{args.subparser.prog}: error: {error}\n")
+    except (CycloptsError, UsageError) as error:
+        words = " ".join(["scr2mae", *app.parse_commands(tokens)[0]])
+        sys.stderr.write(f"{words}: error: {_usage_message(error)}\nTry '{words} --help'.\n")
         return EXIT_USAGE
     except KeyboardInterrupt:
         sys.stderr.write("scr2mae: interrupted\n")
         return EXIT_INTERRUPTED
     except Exception as error:
-        if args.debug:
+        if messages.debug:
             traceback.print_exc()
         sys.stderr.write(f"scr2mae: error: {_one_line(error)}\n")
         return EXIT_ERROR
     return EXIT_OK
+
+
+def _usage_message(error: CycloptsError | UsageError) -> str:
+    line = " ".join(str(error).split())
+    argument = getattr(error, "argument", None)
+    return line if argument is None or argument.name in line else f"{argument.name}: {line}"
 
 
 def _one_line(error: Exception) -> str:
@@ -142,31 +130,3 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, _EXPECTED) or type(error).__name__ == "MisconfigurationException":
         return line
     return f"{line} ({type(error).__name__}, which may be a defect of scr2mae; --debug shows where)"
-
-
-@contextlib.contextmanager
-def _messages_on_stderr(*, quiet: bool, debug: bool) -> Iterator[None]:
-    """Send log lines, warnings and whatever a library prints to stderr, so that stdout holds results alone."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("scr2mae: %(message)s"))
-    logger = logging.getLogger("scr2mae")
-    level = logger.level
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
-        sys.stderr.write(f"scr2mae: warning: {' '.join(str(message).split())}\n")
-
-    from scr2mae._utils.progress import no_progress
-
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), no_progress(quiet):
-        if not debug:
-            warnings.showwarning = show
-            # These are for programmers, and the program's user is none.
-            for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
-                warnings.simplefilter("ignore", category)
-        logger.addHandler(handler)
-        logger.setLevel(logging.WARNING if quiet else logging.INFO)
-        try:
-            yield
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)

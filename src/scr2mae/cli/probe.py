@@ -1,108 +1,133 @@
-"""``scr2mae probe``: what a linear model reads from embeddings, in donors that it has not seen."""
+"""``scr2mae probe``: linear probes of embeddings, on held-out donors."""
 
 from __future__ import annotations
 
-import argparse
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from scr2mae.cli import arguments, probing
-from scr2mae.cli.command import Command, loading
-from scr2mae.cli.files import check_free, check_input_file, check_writable, read_anndata, replacing
+from scr2mae.cli import options as opt
+from scr2mae.cli.files import check_input_file, check_output, read_anndata, replacing
+from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COMMAND"]
-
 logger = logging.getLogger(__name__)
 
-_GROUPS = ["method", "target", "metric", "level", "scale"]
+SCALINGS = {"no": [False], "yes": [True], "both": [False, True]}
+_KINDS = ("classification", "regression")
+_SUMMARIZED_BY = ["method", "target", "metric", "level", "scale"]
+
+DonorKey = Annotated[opt.Name, opt.doc("Column of obs with the donor; donors are held out.")]
+Scale = Annotated[
+    Literal["no", "yes", "both"],
+    opt.doc("Divide features by their standard deviation over the training cells."),
+]
+Targets = Annotated[
+    list[str],
+    opt.doc(
+        "Column of obs to predict, and 'classification' or 'regression'; may be repeated.",
+        name="--target",
+        metavar="COLUMN:KIND",
+    ),
+]
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="IN.h5ad", type=arguments.path, help="AnnData with embeddings")
-    parser.add_argument(
-        "--use-rep",
-        metavar="NAME",
-        nargs="+",
-        required=True,
-        help="embeddings in obsm, layers, or X; taken as they are",
-    )
-    probing.add_target(parser, required=True)
-    probing.add_donors(parser)
-    parser.add_argument(
-        "-o", "--output", metavar="OUT.csv", type=arguments.path, help="file for the score of every split"
-    )
-    parser.add_argument(
-        "--seed",
-        metavar="N",
-        type=arguments.non_negative_int,
-        default=0,
-        help="of the splits (default: %(default)s)",
-    )
-    probing.add_splits(parser.add_argument_group("splits and probes"), scale="no")
-    arguments.add_force(parser, "OUT.csv")
+@opt.options("Splits and probes")
+class Splits:
+    """Arguments of ``linear_probe`` on donors and cells."""
+
+    sample_key: opt.Name | None = None
+    """Column with the sample, where donors gave several."""
+    cell_level: opt.Names = ("cell_type",)
+    """Targets that belong to the cell rather than to its donor."""
+    n_splits: opt.PositiveInt = 5
+    """Splits of donors."""
+    n_train_donors: opt.PositiveInt | None = None
+    """Donors that train the probe; half of them by default."""
+    max_cells_per_donor: opt.PositiveInt | None = None
+    """Limit on the cells per donor."""
+    max_cells_per_donor_and_class: opt.PositiveInt | None = None
+    """Limit on the cells per donor and class, for targets of --cell-level."""
+    n_bootstrap: opt.NonNegativeInt = 0
+    """Draws of test donors for the intervals in the file."""
 
 
-def _run(args: argparse.Namespace) -> str:
-    targets: dict[str, Any] = probing.named_targets(args)
-    check_input_file(args.input)
-    if args.output is not None:
-        check_free(args.output, folder=False, force=args.force)
-        check_writable(args.output.parent)
+def probe(
+    input: Annotated[opt.InPath, opt.doc("AnnData with embeddings (.h5ad).")],
+    /,
+    *,
+    use_rep: Annotated[opt.Names, opt.doc("Embeddings in obsm, layers, or X, used as they are.")],
+    targets: Targets,
+    donor_key: DonorKey,
+    output: Annotated[opt.OutPath | None, opt.doc("File for the score of every split (.csv).")] = None,
+    force: opt.Force = False,
+    seed: Annotated[opt.NonNegativeInt, opt.doc("Seed of the splits.")] = 0,
+    scale: Scale = "no",
+    splits: Splits = Splits(),
+    messages: opt.Messages = opt.Messages(),
+) -> str:
+    r"""Score embeddings by linear probes on held-out donors.
+
+    Fit linear models to embeddings of some donors and score them on the others: balanced accuracy, macro F1 and
+    macro AUROC for classes, Spearman's correlation for numbers, by cell and by donor.
+
+    Examples
+    --------
+    scr2mae probe embedded.h5ad --use-rep X_r2mae --donor-key donor \
+        --target cell_type:classification
+    scr2mae probe embedded.h5ad --use-rep X_r2mae X_pca --donor-key donor \
+        --target disease:classification --target age:regression -o scores.csv
+    scr2mae probe embedded.h5ad --use-rep X_r2mae --donor-key donor \
+        --target age:regression --n-train-donors 8 --scale both
+    """
+    kinds: dict[str, Any] = kinds_of(targets)
+    check_input_file(input)
+    if output is not None:
+        check_output(output, force=force)
     with loading():
         from scr2mae.probe import linear_probe
 
-    adata = read_anndata(args.input, backed="r")
+    adata = read_anndata(input, backed="r")
     try:
-        if any(name not in adata.obsm for name in args.use_rep):
+        if any(name not in adata.obsm for name in use_rep):
             adata = adata.to_memory()
-        logger.info("Probing %d cells of %s.", adata.n_obs, args.input)
+        logger.info("Probing %d cells of %s.", adata.n_obs, input)
         frame = linear_probe(
             adata,
-            use_rep=args.use_rep,
-            targets=targets,
-            donor_key=args.donor_key,
-            sample_key=args.sample_key,
-            cell_level=args.cell_level,
-            n_train_donors=args.n_train_donors,
-            n_splits=args.n_splits,
-            seeds=(args.seed,),
-            max_cells_per_donor=args.max_cells_per_donor,
-            max_cells_per_donor_and_class=args.max_cells_per_donor_and_class,
-            scale=probing.scalings(args),
-            n_bootstrap=args.n_bootstrap,
+            use_rep=use_rep,
+            targets=kinds,
+            donor_key=donor_key,
+            seeds=(seed,),
+            scale=SCALINGS[scale],
+            **vars(splits),
         )
     finally:
         if adata.isbacked:
             adata.file.close()
-    if args.output is not None:
-        with replacing(args.output) as part:
+    if output is not None:
+        with replacing(output) as part:
             frame.to_csv(part, index=False)
     return _summary(frame)
 
 
+def kinds_of(targets: Sequence[str]) -> dict[str, str]:
+    """Return column to kind from ``COLUMN:KIND``; a column may itself contain colons."""
+    kinds: dict[str, str] = {}
+    for text in targets:
+        column, _, kind = text.rpartition(":")
+        if not column or kind not in _KINDS:
+            raise opt.UsageError(f"--target: expected COLUMN:{' or COLUMN:'.join(_KINDS)}, got {text!r}")
+        if column in kinds:
+            raise opt.UsageError(f"--target names {column!r} more than once")
+        kinds[column] = kind
+    return kinds
+
+
 def _summary(frame: pd.DataFrame) -> str:
-    """One score a line, mean and standard deviation over splits, with tabs between."""
+    """Return a table of the scores, mean and standard deviation over splits."""
     for note in frame.loc[frame["note"] != "", "note"].unique():
         logger.warning("Some scores are undefined: %s.", note)
-    values = frame.groupby(_GROUPS, sort=False)["value"].agg(["mean", "std"]).reset_index()
+    values = frame.groupby(_SUMMARIZED_BY, sort=False)["value"].agg(["mean", "std"]).reset_index()
     return values.to_csv(sep="\t", index=False, float_format="%.4f", na_rep="nan")
-
-
-COMMAND = Command(
-    name="probe",
-    summary="score embeddings by linear probes on held-out donors",
-    description=(
-        "Fit linear models to embeddings of some donors and score them on the others: balanced accuracy,\n"
-        "macro F1 and macro AUROC for classes, Spearman's correlation for numbers, by cell and by donor."
-    ),
-    examples="""
-scr2mae probe embedded.h5ad --use-rep X_r2mae --target cell_type:classification --donor-key donor
-scr2mae probe embedded.h5ad --use-rep X_r2mae X_pca --target disease:classification --target age:regression --donor-key donor -o scores.csv
-scr2mae probe embedded.h5ad --use-rep X_r2mae --target age:regression --donor-key donor --n-train-donors 8 --scale both
-""",
-    add_arguments=_add_arguments,
-    run=_run,
-)

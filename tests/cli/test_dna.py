@@ -27,11 +27,10 @@ WINDOWS = ["--window-size", "32", "--step", "32", "--block-size", "500", "--drop
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, simulated):
+def folder(folder, alignment):
     """A folder with the simulated alignment as .npy, .maf and Zarr, its conservation and some variants."""
     pytest.importorskip("zarr")
-    monkeypatch.chdir(tmp_path)
-    msa, track = simulated
+    msa, track = alignment
     symbols = msa.get("chr1", 0, 4000)
     np.save("msa.npy", symbols.view(np.uint8))
     np.save("phastcons.npy", track.values("chr1", 0, 4000))
@@ -40,20 +39,18 @@ def folder(tmp_path, monkeypatch, simulated):
     for name, column in zip(msa.species, symbols.T, strict=True):
         text = b"".join(column).decode()
         lines.append(f"s {name}.chr1 0 {len(text.replace('-', ''))} + 4000 {text}")
-    (tmp_path / "msa.maf").write_text("\n".join(lines) + "\n")
-    rows = [("chr1", pos, symbols[pos - 1, 0].decode(), alt) for pos in (5, 100, 200) for alt in "ACGT"]
-    pd.DataFrame(rows, columns=["chrom", "pos", "ref", "alt"]).to_csv("variants.tsv", sep="\t", index=False)
-    return tmp_path
+    (folder / "msa.maf").write_text("\n".join(lines) + "\n")
+    variants = [("chr1", pos, symbols[pos - 1, 0].decode(), alt) for pos in (5, 100, 200) for alt in "ACGT"]
+    pd.DataFrame(variants, columns=["chrom", "pos", "ref", "alt"]).to_csv(
+        "variants.tsv", sep="\t", index=False
+    )
+    return folder
 
 
-def results(capsys):
-    return dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
-
-
-def test_a_network_is_trained_and_scores_variants(folder, capsys):
+def test_a_network_is_trained_and_scores_variants(folder, rows):
     command = ["dna", "train", "msa.zarr", "-o", "model", "-q", *NETWORK, *TRAINING, *WINDOWS]
     assert main(command) == 0
-    shown = results(capsys)
+    shown = rows()
     assert shown["model"] == "model"
     assert shown["steps"] == "4"
     assert 0 < float(shown["validation_loss"]) < 3
@@ -75,7 +72,7 @@ def test_a_network_is_trained_and_scores_variants(folder, capsys):
         "zarr": [], "maf": ["--reference", "reference"], "npy": ["--chrom", "chr1"],
     }.items():  # fmt: skip
         assert main([*score, "--alignment", f"msa.{name}", "-o", f"{name}.tsv", *options]) == 0
-        assert results(capsys) == {
+        assert rows() == {
             "output": f"{name}.tsv",
             "variants": "12",
             "scored": "6",
@@ -88,14 +85,14 @@ def test_a_network_is_trained_and_scores_variants(folder, capsys):
         pd.testing.assert_frame_equal(other, tables[0])
 
 
-def test_without_a_model_species_are_counted(folder, capsys, simulated):
+def test_without_a_model_species_are_counted(folder, capsys, alignment):
     assert main(["dna", "score", "variants.tsv", "--alignment", "msa.zarr", "-o", "counts.tsv"]) == 0
     found = pd.read_csv("counts.tsv", sep="\t")
-    wanted = dna.alignment_scores(simulated[0], dna.read_variants("variants.tsv"))
+    wanted = dna.alignment_scores(alignment[0], dna.read_variants("variants.tsv"))
     np.testing.assert_allclose(found["score"], wanted["score"], rtol=1e-5)
 
 
-def test_tracks_selection_and_a_curriculum_are_taken(folder, capsys):
+def test_tracks_selection_and_a_curriculum_are_taken(folder, rows):
     options = [
         "--chrom",
         "chr1",
@@ -127,21 +124,21 @@ def test_tracks_selection_and_a_curriculum_are_taken(folder, capsys):
         )
         == 0
     )
-    shown = results(capsys)
+    shown = rows()
     assert int(shown["windows_train"]) == 2 * (62 + 6)
     assert "validation_loss" not in shown
     assert dna.GPNMSAForMaskedLM.from_pretrained("model").config.curriculum.n_ratios == 10
 
 
-def test_a_run_goes_on_from_its_checkpoint(folder, capsys):
+def test_a_run_goes_on_from_its_checkpoint(folder, capsys, rows):
     command = ["dna", "train", "msa.zarr", "-q", *NETWORK, *TRAINING, *WINDOWS, "--checkpoint-dir", "run"]
     assert main([*command, "-o", "short", "--max-steps", "14"]) == 0
-    n_steps = -(-int(results(capsys)["windows_train"]) // 16)
+    n_steps = -(-int(rows()["windows_train"]) // 16)
     assert n_steps == 14  # one epoch
     assert main([*command, "-o", "again"]) == 1
-    assert "go on from it with --resume" in capsys.readouterr().err
+    assert "continue from it with --resume" in capsys.readouterr().err
     assert main([*command, "-o", "long", "--max-steps", "28", "--resume", "run"]) == 0
-    assert int(results(capsys)["steps"]) == 28
+    assert int(rows()["steps"]) == 28
     assert main([*command, "-o", "over", "--max-steps", "14", "--resume", "run"]) == 1
     assert "is from epoch 2" in capsys.readouterr().err
 
@@ -162,7 +159,7 @@ def test_a_run_goes_on_from_its_checkpoint(folder, capsys):
             "--phastcons in .npy needs --chrom",
         ),
         (["train", "msa.zarr", "-o", "m", "--mask-ratio", "0.5", "0.1"], 2, "a low and a high one"),
-        (["train", "msa.zarr", "-o", "m", "--scheme", "bert"], 2, "invalid choice: 'bert'"),
+        (["train", "msa.zarr", "-o", "m", "--scheme", "bert"], 2, 'Invalid value "bert" for --scheme'),
         (["train", "msa.zarr", "-o", "m", "--lr", "0"], 2, "expected a number above 0"),
         (["train", "msa.zarr", "-o", "m", "--resume", "nowhere"], 1, "No checkpoint nowhere"),
         (["train", "variants.tsv", "-o", "m"], 1, "An alignment is a Zarr group"),
@@ -187,7 +184,7 @@ def test_a_run_goes_on_from_its_checkpoint(folder, capsys):
         (
             ["score", "variants.tsv", "--alignment", "bad.npy", "--chrom", "1", "-o", "s.tsv"],
             1,
-            "damaged or no .npy file",
+            "damaged or not a .npy file",
         ),
     ],
 )
@@ -211,18 +208,18 @@ def test_the_help_loads_no_torch():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_only_the_score_is_rounded(folder, simulated):
+def test_only_the_score_is_rounded(folder, alignment):
     frame = dna.read_variants("variants.tsv").assign(frequency=0.123456789012, place=12345678.0)
     frame.to_csv("long.tsv", sep="\t", index=False)
     assert main(["dna", "score", "long.tsv", "--alignment", "msa.zarr", "-o", "s.tsv", "-q"]) == 0
     found = pd.read_csv("s.tsv", sep="\t")
     assert set(found["frequency"]) == {0.123456789012}
     assert set(found["place"]) == {12345678.0}
-    wanted = dna.alignment_scores(simulated[0], frame)["score"]
+    wanted = dna.alignment_scores(alignment[0], frame)["score"]
     np.testing.assert_allclose(found["score"], wanted, rtol=1e-5)
 
 
-def test_a_maf_file_with_species_in_another_order_is_read_in_that_of_the_network(folder, capsys, simulated):
+def test_a_maf_file_with_species_in_another_order_is_read_in_that_of_the_network(folder, capsys, alignment):
     command = ["dna", "train", "msa.maf", "-o", "model", "-q", *NETWORK, *TRAINING, *WINDOWS]
     assert main(command) == 0
     text = (folder / "msa.maf").read_text().splitlines()
@@ -249,14 +246,14 @@ def test_a_maf_file_with_species_in_another_order_is_read_in_that_of_the_network
     assert "Species 1 of the alignment is 'species3'" in capsys.readouterr().err
 
 
-def test_chromosomes_are_chosen_and_gradients_accumulated(folder, capsys):
+def test_chromosomes_are_chosen_and_gradients_accumulated(folder, capsys, rows):
     symbols = np.load("msa.npy")
     dna.GenomeMSA({"chr1": symbols, "chr2": symbols}).to_zarr("two.zarr")
     command = ["dna", "train", "two.zarr", "-q", *NETWORK, *TRAINING, *WINDOWS, "--validation-size", "0"]
     counts = {}
     for name, options in {"both": [], "one": ["--chrom", "2", "--accumulate", "3"]}.items():
         assert main([*command, "-o", name, *options]) == 0
-        shown = results(capsys)
+        shown = rows()
         counts[name] = int(shown["windows_train"])
         assert shown["steps"] == "4"
     assert counts["both"] == 2 * counts["one"]

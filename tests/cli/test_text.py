@@ -5,28 +5,23 @@ import csv
 import pytest
 
 import scr2mae
-from scr2mae.cli import main
 from scr2mae.cli import text as command
 from scr2mae.extra import text
 
 TINY = "--size tiny --batch-size 16 --accumulate 1 --accelerator cpu -q"
 
 
-def run(line):
-    return main(line.split())
-
-
 @pytest.fixture
-def folder(tmp_path, monkeypatch, documents, build, tokenizer):
+def folder(folder, documents, tokenizer):
     """A corpus, packed text, a model and two tables in the working folder."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "corpus.txt").write_text("\n\n".join(documents))
-    text.pack(documents, tokenizer, length=16, out=tmp_path / "packed")
-    build().save_pretrained(tmp_path / "model")
+    (folder / "corpus.txt").write_text("\n\n".join(documents))
+    text.pack(documents, tokenizer, length=16, out=folder / "packed")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text.RobertaR2MAE(tokenizer, size="tiny", **sizes).save_pretrained(folder / "model")
     rows = "".join(f"the {animal}\t{k}\n" for k, animal in enumerate(("dog", "cat"))) * 60
     for name in ("train.tsv", "dev.tsv"):
-        (tmp_path / name).write_text("sentence\tlabel\n" + rows)
-    return tmp_path
+        (folder / name).write_text("sentence\tlabel\n" + rows)
+    return folder
 
 
 def test_choices_are_those_of_the_package():
@@ -34,9 +29,9 @@ def test_choices_are_those_of_the_package():
     assert list(command.TASKS) == list(text.TASKS)
 
 
-def test_text_becomes_packed_text_and_a_second_file_takes_its_tokenizer(folder, capsys):
+def test_text_becomes_packed_text_and_a_second_file_takes_its_tokenizer(folder, rows, run):
     assert run("text pack corpus.txt -o mine --vocab-size 290 --length 16") == 0
-    out = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    out = rows()
     packed = text.TokenBlocks.load("mine")
     assert out == {
         "packed": "mine", "vocabulary": "290", "blocks": str(len(packed)), "length": "16",
@@ -50,9 +45,9 @@ def test_text_becomes_packed_text_and_a_second_file_takes_its_tokenizer(folder, 
 @pytest.mark.parametrize(
     ("option", "expected"), [("--scheme dynamic", "dynamic"), ("--scheme r2mae_cl", "r2mae_cl")]
 )
-def test_pretraining_saves_the_model_that_the_api_trains(folder, capsys, option, expected):
+def test_pretraining_saves_the_model_that_the_api_trains(folder, option, expected, rows, run):
     assert run(f"text pretrain packed -o out {option} --seed 3 --validation packed {TINY}") == 0
-    out = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    out = rows()
     model = text.RobertaR2MAE.from_pretrained("out")
     scheme = scr2mae.schemes("text", seed=3)[expected]
     assert model.mask_ratio == scheme.mask_ratio
@@ -70,7 +65,7 @@ def test_pretraining_saves_the_model_that_the_api_trains(folder, capsys, option,
     )
 
 
-def test_a_run_goes_on_from_its_checkpoints(folder, capsys):
+def test_a_run_goes_on_from_its_checkpoints(folder, capsys, run):
     line = f"text pretrain packed -o out --mask-ratio 0.3 --checkpoint-dir run {TINY}"
     assert run(line) == 0
     assert run(line + " --force --resume run --max-epochs 2") == 0
@@ -78,13 +73,13 @@ def test_a_run_goes_on_from_its_checkpoints(folder, capsys):
     assert text.RobertaR2MAE.from_pretrained("out").mask_ratio == 0.3
 
 
-def test_losses_fine_tuning_and_ranks_are_tables(folder, capsys):
+def test_losses_fine_tuning_and_ranks_are_tables(folder, capsys, rows, run):
     assert run("text loss model packed --ratios 0.15 0.4 --accelerator cpu") == 0
-    rows = list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
-    assert [float(row["ratio"]) for row in rows] == [0.15, 0.4]
+    table = list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
+    assert [float(row["ratio"]) for row in table] == [0.15, 0.4]
     tune = "text finetune model --task sst2 --train train.tsv --test dev.tsv --seeds 0 1 --accelerator cpu -q"
     assert run(f"{tune} --length 16 --lr 1e-2 --max-epochs 6 -o good.csv") == 0
-    out = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    out = rows()
     assert out["accuracy"] == "1.0000"
     assert run(f"{tune} --length 16 --lr 1e-9 --max-epochs 1 -o poor.csv --name frozen") == 0
     capsys.readouterr()
@@ -112,7 +107,7 @@ def test_losses_fine_tuning_and_ranks_are_tables(folder, capsys):
         ("text rank train.tsv", 1, "lacks the columns"),
     ],
 )
-def test_errors_are_one_line_and_leave_nothing(folder, capsys, line, code, message):
+def test_errors_are_one_line_and_leave_nothing(folder, capsys, line, code, message, run):
     before = {path.name for path in folder.iterdir()}
     assert run(line) == code
     assert message in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""What happens around the work of a command: imports, messages, processes and results."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Let Ctrl-C end the process at once while heavy libraries load, when there is nothing to clean up yet.
+
+    As an exception it would strike inside their C++, which then aborts with a core dump.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def messages_on_stderr(*, quiet: bool, debug: bool) -> Iterator[None]:
+    """Send log lines, warnings and whatever a library prints to stderr, so that stdout has results only."""
+    from scr2mae._utils.progress import no_progress
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("scr2mae: %(message)s"))
+    logger = logging.getLogger("scr2mae")
+    level = logger.level
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+        sys.stderr.write(f"scr2mae: warning: {' '.join(str(message).split())}\n")
+
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), no_progress(quiet):
+        if not debug:
+            warnings.showwarning = show
+            # These are for programmers, not for users of the program.
+            for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+        logger.addHandler(handler)
+        logger.setLevel(logging.WARNING if quiet else logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+def is_first_process() -> bool:
+    """Return whether this is the process that writes, among those that train together."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+def last_losses(history: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return the last training and validation loss, as far as there are any."""
+    curves = ("train_loss", "validation_loss")
+    return {name: f"{history[name][name].iloc[-1]:.4f}" for name in curves if name in history}
+
+
+def results(rows: Mapping[str, Any] | None = None, /, **more: Any) -> str:
+    """Return one line per result: its name, a tab and its value."""
+    return "\n".join(f"{name}\t{value}" for name, value in {**(rows or {}), **more}.items())

@@ -1,0 +1,176 @@
+"""``scr2mae train``: what it saves, what reaches the model, and what is left of an interrupted run."""
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import anndata
+import numpy as np
+import pytest
+from anndata import AnnData
+
+from scr2mae import R2MAEModel
+from scr2mae.cli import main
+from scr2mae.data import open_store
+
+
+def test_train_saves_the_model_that_the_api_trains(counts, train_tiny, capsys, tiny):
+    assert main(["train", "counts.h5ad", "-o", "deep/model", *tiny]) == 0
+    out, err = capsys.readouterr()
+    rows = dict(line.split("\t") for line in out.splitlines())
+    assert rows["model"] == "deep/model"
+    assert (rows["cells_train"], rows["cells_validation"], rows["epochs"]) == ("108", "12", "2")
+    assert "Read 120 cells and 60 genes from counts.h5ad." in err
+
+    expected = train_tiny(anndata.read_h5ad("counts.h5ad"))
+    got = R2MAEModel.load("deep/model")
+    np.testing.assert_array_equal(got.get_latent_representation(counts), expected.get_latent_representation())
+    assert float(rows["train_loss"]) == pytest.approx(expected.history["train_loss"].iloc[-1, 0], abs=1e-4)
+    assert got.split_.sha256 == expected.split_.sha256
+
+
+def test_every_option_reaches_the_model(counts, capsys):
+    line = (
+        "train counts.h5ad -o model --quiet --layer counts --batch-key batch --labels-key cell_type --donor-key donor "
+        "--size-factor-key age_in_days --categorical-covariate-key chemistry --continuous-covariate-key age "
+        "--no-check-counts --n-hidden 8 --n-latent 3 --n-layers 1 --mask-ratio 0.25 --seed 7 --max-epochs 1 "
+        "--batch-size 16 --train-size 0.7 --split-key chemistry2 --accelerator cpu --devices 1 --precision bf16-mixed"
+    )
+    counts.obs["age_in_days"] = 1.0 + np.arange(120)
+    counts.obs["chemistry2"] = [f"c{i % 4}" for i in range(120)]
+    counts.layers["counts"].data += 0.5
+    counts.write_h5ad("counts.h5ad")
+    assert main(shlex.split(line)) == 0
+    assert capsys.readouterr().err == ""
+    model = R2MAEModel.load("model")
+    assert model.registry["setup_args"] == {
+        "layer": "counts",
+        "batch_key": "batch",
+        "labels_key": "cell_type",
+        "donor_key": "donor",
+        "size_factor_key": "age_in_days",
+        "categorical_covariate_keys": ["chemistry"],
+        "continuous_covariate_keys": ["age"],
+        "check_counts": False,
+    }
+    sizes = {name: model.init_params_[name] for name in ("n_hidden", "n_latent", "n_layers", "seed")}
+    assert sizes == {"n_hidden": 8, "n_latent": 3, "n_layers": 1, "seed": 7}
+    assert model.mask_ratio == 0.25
+    assert model.split_.key == "chemistry2"
+    assert len(model.split_.train) == 90
+    assert len(model.history["train_loss_step"]) == 6
+
+
+@pytest.mark.parametrize(("options", "key"), [([], "donor"), (["--split-cells"], None)])
+def test_donors_are_kept_whole_unless_cells_are_asked_for(counts, options, key, tiny):
+    assert main(["train", "counts.h5ad", "-o", "model", "-q", "--donor-key", "donor", *options, *tiny]) == 0
+    assert R2MAEModel.load("model").split_.key == key
+
+
+def test_a_store_is_trained_on_and_embedded_like_the_file_it_was_made_from(counts, capsys, tiny):
+    assert main(["prepare", "counts.h5ad", "-o", "store.zarr", "--n-top-genes", "60", "-q"]) == 0
+    store = open_store("store.zarr")
+    in_memory = AnnData(store.X[:], obs=store.obs, var=store.var)
+    in_memory.write_h5ad("store.h5ad")
+    for source in ("store.zarr", "store.h5ad"):
+        assert main(["train", source, "-o", f"model_of_{source}", *tiny, "--counts-on", "auto", "-q"]) == 0
+        assert main(["embed", source, "--model", f"model_of_{source}", "-o", f"{source}.embedded.h5ad"]) == 0
+    from_store, from_file = (anndata.read_h5ad(f"store.{kind}.embedded.h5ad") for kind in ("zarr", "h5ad"))
+    np.testing.assert_array_equal(from_store.obsm["X_r2mae"], from_file.obsm["X_r2mae"])
+    assert from_store.obs.equals(from_file.obs)
+    assert from_store.n_vars == 0
+
+
+def test_a_folder_that_is_no_store_is_refused_by_name(folder, capsys):
+    (folder / "other").mkdir()
+    assert main(["train", "other", "-o", "model"]) == 1
+    assert "other is a folder without a zarr store; expected an .h5ad file" in capsys.readouterr().err
+
+
+def test_options_of_training_reach_the_trainer(counts, monkeypatch):
+    seen = {}
+
+    def stop(self, **options):
+        seen.update(options)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(R2MAEModel, "train", stop)
+    assert main(["train", "counts.h5ad", "-o", "model", "--early-stopping", "--devices", "0,1"]) == 1
+    assert seen == {
+        "accelerator": "auto",
+        "devices": [0, 1],
+        "precision": "auto",
+        "counts_on": "auto",
+        "train_size": 0.9,
+        "early_stopping": True,
+        "enable_progress_bar": True,
+    }
+
+
+def test_a_resumed_run_ends_where_a_whole_one_does(counts, tiny):
+    once = [*tiny, "--quiet"]
+    assert main(["train", "counts.h5ad", "-o", "whole", *once]) == 0
+    assert (
+        main(["train", "counts.h5ad", "-o", "half", "--checkpoint-dir", "run", *once, "--max-epochs", "1"])
+        == 0
+    )
+    resume = ["--checkpoint-dir", "run", "--resume", "run"]
+    assert main(["train", "counts.h5ad", "-o", "resumed", *resume, *once]) == 0
+    whole, half, resumed = (
+        R2MAEModel.load(name).get_latent_representation(counts) for name in ("whole", "half", "resumed")
+    )
+    np.testing.assert_array_equal(resumed, whole)
+    assert not np.array_equal(half, whole)
+
+
+def test_checkpoints_may_lie_in_the_model_folder(counts, tiny):
+    assert main(["train", "counts.h5ad", "-o", "model", "--checkpoint-dir", "model/run", "-q", *tiny]) == 0
+    assert R2MAEModel.load("model").is_trained_
+    assert Path("model/run/last.ckpt").is_file()
+
+
+def test_force_replaces_a_model(counts, model_folder, tiny):
+    before = R2MAEModel.load(model_folder).get_latent_representation(counts)
+    assert main(["train", "counts.h5ad", "-o", "model", "--force", "-q", "--seed", "5", *tiny]) == 0
+    assert not np.array_equal(R2MAEModel.load(model_folder).get_latent_representation(counts), before)
+    assert len(list(model_folder.glob("weights-*"))) == 1
+
+
+def test_an_interrupted_run_exits_with_130_saves_no_model_and_says_how_to_go_on(
+    counts, monkeypatch, capsys, files
+):
+    def interrupted(self, *, checkpoint_dir, **options):
+        checkpoint_dir.mkdir()
+        (checkpoint_dir / "last.ckpt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(R2MAEModel, "train", interrupted)
+    assert main(["train", "counts.h5ad", "-o", "model", "--checkpoint-dir", "run", "-q"]) == 130
+    assert (
+        capsys.readouterr().err
+        == "scr2mae: No model was saved; continue with --resume run.\nscr2mae: interrupted\n"
+    )
+    assert set(files()) == {"counts.h5ad", "run/last.ckpt"}
+
+
+def test_an_interrupted_run_without_checkpoints_says_what_would_have_kept_it(counts, monkeypatch, capsys):
+    def interrupted(self, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(R2MAEModel, "train", interrupted)
+    assert main(["train", "counts.h5ad", "-o", "model"]) == 130
+    assert "with --checkpoint-dir a run can be continued" in capsys.readouterr().err
+    assert not Path("model").exists()
+
+
+def test_processes_other_than_the_first_write_and_say_nothing(counts, monkeypatch, capsys):
+    from lightning.pytorch.utilities import rank_zero_only
+
+    def trained_elsewhere(self, **options):
+        self.trainer = SimpleNamespace(is_global_zero=False)
+
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+    monkeypatch.setattr(R2MAEModel, "train", trained_elsewhere)
+    assert main(["train", "counts.h5ad", "-o", "model"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert not Path("model").exists()
