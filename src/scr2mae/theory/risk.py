@@ -196,16 +196,8 @@ def general_risk(
 
     Parameters
     ----------
-    p
-        Masking ratios in (0, 1), any shape.
-    gamma
-        Covariates per row, d/n, > 0.
-    covariance
-        Population covariance, shape ``(n_features, n_features)``.
-    beta
-        Signal, shape ``(n_features,)``.
-    noise_variance
-        Variance of the noise, >= 0.
+    p, gamma, covariance, beta, noise_variance
+        As in `general_terms`.
 
     Returns
     -------

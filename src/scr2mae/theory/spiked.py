@@ -142,12 +142,8 @@ def spiked_risk(
 
     Parameters
     ----------
-    p
-        Masking ratios in (0, 1), any shape.
-    gamma, spike, alignment, signal
+    p, gamma, spike, alignment, signal, noise_variance
         As in `spiked_terms`.
-    noise_variance
-        Variance of the noise, >= 0.
 
     Returns
     -------
