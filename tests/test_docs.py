@@ -402,17 +402,3 @@ def test_the_page_of_data_has_every_file_that_a_benchmark_reads():
     }
     assert len(named) >= 10
     assert sorted(name for name in named if f"`{name}`" not in page) == []
-
-
-def test_code_on_the_pages_fits_beside_both_sidebars():
-    blocks = re.compile(r"^```(?:\{code-cell\}[^\n]*|python|text)\n(.*?)^```", re.M | re.S)
-    pages = [path for path in DOCS.rglob("*.md") if "_build" not in path.parts]
-    pages += [ROOT / "CONTRIBUTING.md", ROOT / "data" / "README.md"]
-    too_long = {
-        (page.name, line)
-        for page in pages
-        for code in blocks.findall(page.read_text(encoding="utf-8"))
-        for line in code.splitlines()
-        if len(line) > 84
-    }
-    assert too_long == set()
