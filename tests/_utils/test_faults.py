@@ -218,7 +218,7 @@ def test_a_file_where_a_folder_is_wanted_is_named(trained: R2MAEModel, tmp_path:
 
 @posix
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
-def test_of_two_processes_that_save_a_first_model_one_wins_and_the_other_is_told(
+def test_of_two_processes_that_save_a_first_model_one_wins_and_the_other_gets_an_error(
     adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = [R2MAEModel(adata, **TINY, seed=seed) for seed in (1, 2)]

@@ -25,7 +25,7 @@ from scr2mae._utils.files import atomic_write, cannot_write, exchange, is_leftov
         (".gitignore", False),
     ],
 )
-def test_leftovers_are_told_by_their_names(name: str, expected: bool) -> None:
+def test_leftovers_are_recognized_by_their_names(name: str, expected: bool) -> None:
     assert is_leftover(Path("somewhere") / name) is expected
 
 
@@ -44,7 +44,7 @@ def test_errors_of_the_disk_say_what_to_do(number: int, advice: str) -> None:
     assert re.search(rf"Cannot write a/b .*{advice}.*; what was there before is as it was\.$", str(said))
 
 
-def test_an_error_in_what_is_read_is_not_taken_for_one_in_what_is_written(tmp_path: Path) -> None:
+def test_an_error_while_reading_is_not_reported_as_one_of_writing(tmp_path: Path) -> None:
     def fill(part: Path) -> None:
         part.write_text("half")
         (tmp_path / "nowhere").read_text()
@@ -55,7 +55,7 @@ def test_an_error_in_what_is_read_is_not_taken_for_one_in_what_is_written(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hdf5_s_way_of_saying_that_the_disk_is_full_is_understood(tmp_path: Path) -> None:
+def test_a_full_disk_is_recognized_in_an_error_of_hdf5(tmp_path: Path) -> None:
     with (
         pytest.raises(OSError, match=r"Cannot write .*out \(No space left on device\)"),
         atomic_write(tmp_path / "out"),
@@ -78,7 +78,7 @@ def test_two_folders_swap_in_one_step_or_not_at_all(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("can_lock", [True, False])
-def test_an_error_of_the_lock_that_is_none_of_a_missing_lock_is_raised(
+def test_an_error_other_than_a_missing_lock_is_raised(
     can_lock: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fcntl = pytest.importorskip("fcntl")

@@ -173,7 +173,7 @@ def test_the_reconstruction_error_is_the_negative_binomial_s(
     assert found["reconstruction_loss"] == pytest.approx(expected.mean(), rel=1e-5)
 
 
-def test_masked_reconstruction_scores_exactly_the_hidden_genes(trained: R2MAEModel, adata: AnnData) -> None:
+def test_masked_reconstruction_scores_exactly_the_masked_genes(trained: R2MAEModel, adata: AnnData) -> None:
     ratios, indices = (0.2, 0.5), np.arange(0, 120, 2)
     table = trained.get_masked_reconstruction(indices=indices, ratios=ratios, seed=7)
     assert table.index.tolist() == list(ratios)
@@ -181,16 +181,16 @@ def test_masked_reconstruction_scores_exactly_the_hidden_genes(trained: R2MAEMod
     counts = adata.X.toarray()[indices]
     library = counts.sum(axis=1, keepdims=True)
     for ratio in ratios:
-        hidden = draw_mask(60, ratio, seed=7, step=0).numpy()
-        masked = adata[indices].copy()
-        masked.X = masked.X.multiply(~hidden).tocsr()
-        rho, theta = decoded(trained, masked)
+        masked = draw_mask(60, ratio, seed=7, step=0).numpy()
+        seen = adata[indices].copy()
+        seen.X = seen.X.multiply(~masked).tocsr()
+        rho, theta = decoded(trained, seen)
         mean = library * rho
-        nll = -stats.nbinom.logpmf(counts, theta, theta / (theta + mean))[:, hidden]
+        nll = -stats.nbinom.logpmf(counts, theta, theta / (theta + mean))[:, masked]
         pearson = [
-            np.corrcoef(np.log1p(1e4 * p[hidden]), np.log1p(1e4 * x[hidden] / n))[0, 1]
+            np.corrcoef(np.log1p(1e4 * p[masked]), np.log1p(1e4 * x[masked] / n))[0, 1]
             for p, x, n in zip(rho, counts, library, strict=True)
-            if np.ptp(x[hidden]) > 0
+            if np.ptp(x[masked]) > 0
         ]
         assert table.loc[ratio, "nll"] == pytest.approx(nll.mean(), rel=1e-5)
         assert table.loc[ratio, "pearson"] == pytest.approx(np.mean(pearson), rel=1e-4)
@@ -208,15 +208,15 @@ def test_masked_reconstruction_masks_only_measured_genes_of_a_panel(
     panel = adata[:, :40].copy()
     cells = trained._cells(panel)
     _, nll = masked_scores(trained.module, cells, ratio=0.5, seed=3)
-    hidden = np.zeros(60, dtype=bool)
-    hidden[:40] = draw_mask(40, 0.5, seed=3, step=0).numpy()
-    masked = adata.copy()
-    masked.X = adata.X.multiply((np.arange(60) < 40) & ~hidden).tocsr()
-    rho, theta = decoded(trained, masked)
+    masked = np.zeros(60, dtype=bool)
+    masked[:40] = draw_mask(40, 0.5, seed=3, step=0).numpy()
+    seen = adata.copy()
+    seen.X = adata.X.multiply((np.arange(60) < 40) & ~masked).tocsr()
+    rho, theta = decoded(trained, seen)
     counts = adata.X.toarray()
     library = counts[:, :40].sum(axis=1, keepdims=True)
     mean = library * rho / rho[:, :40].sum(axis=1, keepdims=True)
-    expected = -stats.nbinom.logpmf(counts, theta, theta / (theta + mean))[:, hidden].mean(axis=1)
+    expected = -stats.nbinom.logpmf(counts, theta, theta / (theta + mean))[:, masked].mean(axis=1)
     np.testing.assert_allclose(nll, expected, rtol=1e-4)
 
 

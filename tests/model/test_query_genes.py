@@ -140,7 +140,7 @@ def test_aligning_twice_changes_nothing_more(trained: R2MAEModel, adata: AnnData
 
 
 @pytest.mark.parametrize("kind", ["model", "str", "Path"])
-def test_the_reference_s_genes_are_told_without_touching_the_query(
+def test_the_reference_s_genes_are_returned_without_touching_the_query(
     kind: str, trained: R2MAEModel, adata: AnnData, tmp_path: Path, unchanged: Any
 ) -> None:
     trained.save(tmp_path / "model")

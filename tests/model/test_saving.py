@@ -108,7 +108,7 @@ def test_every_kind_of_masking_ratio_comes_back(mask_ratio: Any, adata: AnnData,
     assert type(loaded.mask_ratio) is type(mask_ratio)
 
 
-def test_a_schedule_of_one_s_own_is_not_saved_and_says_so(adata: AnnData, tmp_path: Path) -> None:
+def test_a_user_defined_schedule_is_not_saved_and_a_warning_says_so(adata: AnnData, tmp_path: Path) -> None:
     model = R2MAEModel(adata, **TINY, mask_ratio=lambda step, total_steps: 0.5)
     with pytest.warns(UserWarning, match="is not a schedule of scr2mae.masking and is not saved"):
         model.save(tmp_path / "model")

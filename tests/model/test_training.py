@@ -87,7 +87,7 @@ def test_the_ratio_of_each_step_is_the_schedule_s(
     assert ratios == [schedule(step, len(ratios)) for step in range(len(ratios))]
 
 
-def test_validation_hides_the_same_genes_at_every_epoch_and_for_every_scheme(adata: AnnData) -> None:
+def test_validation_masks_the_same_genes_at_every_epoch_and_for_every_scheme(adata: AnnData) -> None:
     curves = []
     for mask_ratio in (0.9, (0.1, 0.5)):
         model = R2MAEModel(adata.copy(), n_hidden=8, n_latent=2, mask_ratio=mask_ratio)
@@ -193,7 +193,7 @@ def test_cells_outside_the_training_side_do_not_change_the_weights(adata: AnnDat
     torch.testing.assert_close(first.module.state_dict(), second.module.state_dict(), rtol=0, atol=0)
 
 
-def test_a_data_module_of_one_s_own_takes_the_place_of_the_data(adata: AnnData, trained: R2MAEModel) -> None:
+def test_a_user_defined_data_module_replaces_the_data(adata: AnnData, trained: R2MAEModel) -> None:
     model = R2MAEModel(adata, n_hidden=16, n_latent=4)
     own = CellDataModule(model._cells(None), split_cells(120), batch_size=32, seed=0)
     model.train(2, datamodule=own, accelerator="cpu", enable_progress_bar=False)

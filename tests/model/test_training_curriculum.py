@@ -114,7 +114,7 @@ def test_several_processes_allow_for_the_frozen_network(
     ("options", "strategy"),
     [({"devices": 2, "strategy": "fsdp"}, "fsdp"), ({"devices": 1}, None), ({}, None)],
 )
-def test_a_strategy_of_one_s_own_is_kept_and_one_process_needs_none(
+def test_a_user_defined_strategy_is_kept_and_one_process_needs_none(
     adata: AnnData, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], strategy: str | None
 ) -> None:
     assert _trainer_options(adata, monkeypatch, "cl", options).get("strategy") == strategy

@@ -318,6 +318,15 @@ def test_a_folder_of_an_earlier_version_without_hashes_is_read(tiny, tmp_path):
     assert back.species_ == ("a", "b", "c")
 
 
+def test_a_snapshot_whose_files_are_links_as_in_the_cache_of_the_hub_loads(tiny, tmp_path):
+    tiny(seed=3).save_pretrained(tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for path in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    back = dna.GPNMSAForMaskedLM.from_pretrained(tmp_path / "snapshot")
+    assert torch.equal(back.head_dense.weight, tiny(seed=3).head_dense.weight)
+
+
 def test_a_model_is_not_overwritten_unless_asked(tiny, tmp_path):
     tiny().save_pretrained(tmp_path)
     with pytest.raises(FileExistsError, match=r"pass overwrite=True"):

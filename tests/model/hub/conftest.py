@@ -1,4 +1,4 @@
-"""A hub of one's own: the part of the Hugging Face API that a push and a download use, on the loopback device."""
+"""A local hub: the part of the Hugging Face API that a push and a download use, on the loopback device."""
 
 import base64
 import hashlib

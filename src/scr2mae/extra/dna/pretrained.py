@@ -60,7 +60,7 @@ def write_network(
 def read_network(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig, tuple[str, ...] | None]:
     """Read the weights, configuration and names of the species of a network."""
     try:
-        weights, document, _ = read_folder(folder, _FORMAT)
+        weights, document, _ = read_folder(folder, _FORMAT, follow_links=True)
     except ValueError as error:
         if "does not describe" not in str(error):
             raise

@@ -148,7 +148,7 @@ class TextNetwork(nn.Module):
             If a file is damaged or of another class, or tokenizer and network do not fit.
         """
         place = Path(folder)
-        tensors, state, files = read_folder(place, _FORMAT)
+        tensors, state, files = read_folder(place, _FORMAT, follow_links=True)
         # Folders of the first version hold masked language models alone, and state no class.
         if (name := state.get("class", "RobertaR2MAE")) != cls.__name__:
             raise ValueError(f"{place} holds a {name}, not a {cls.__name__}.")

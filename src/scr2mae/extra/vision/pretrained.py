@@ -44,6 +44,6 @@ def from_pretrained(folder: str | Path) -> Any:
     document = read_json(config) if config.is_file() else None
     if isinstance(document, dict) and document.get("model_type") == "vit_mae":
         return R2ViTMAE.from_pretrained(folder)
-    if (name := read_index(folder, VISION_FORMAT)["scr2mae_network"]) not in _CLASSES:
+    if (name := read_index(folder, VISION_FORMAT, follow_links=True)["scr2mae_network"]) not in _CLASSES:
         raise ValueError(f"{folder} names the network {name!r}; expected one of {list(_CLASSES)}.")
     return _CLASSES[name].from_pretrained(folder)

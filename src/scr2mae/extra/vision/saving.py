@@ -66,7 +66,7 @@ class SavedNetwork(nn.Module):
         ValueError
             If it is damaged, of another class, or from a newer version.
         """
-        tensors, document, _ = read_folder(folder, VISION_FORMAT)
+        tensors, document, _ = read_folder(folder, VISION_FORMAT, follow_links=True)
         if (name := document["scr2mae_network"]) != cls.__name__:
             raise ValueError(f"{folder} does not hold a {cls.__name__} but {name!r}.")
         try:
