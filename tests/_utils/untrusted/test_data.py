@@ -78,7 +78,7 @@ def test_a_list_of_images_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "img_align_celeba").mkdir()
     (tmp_path / "list_attr_celeba.txt").write_text("1\nSmiling\n../../secret.jpg 1\n")
     (tmp_path / "list_eval_partition.txt").write_text("../../secret.jpg 0\n")
-    with pytest.raises(ValueError, match=r"names '\.\./\.\./secret\.jpg', which is no file of"):
+    with pytest.raises(ValueError, match=r"names '\.\./\.\./secret\.jpg', which is not a file of"):
         vision.CelebA(tmp_path)
 
 

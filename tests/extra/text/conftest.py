@@ -10,6 +10,7 @@ from scr2mae.extra import text
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False, "batch_size": 8, "accumulate_grad_batches": 1}
+RUN = {"accelerator": "cpu", "enable_progress_bar": False, "length": 24}
 WORDS = ["the", "a", "small", "large", "gray", "white", "cat", "dog", "sees", "hears", "wants", "likes"]
 
 
@@ -55,3 +56,17 @@ def pretrain(build: Callable[..., text.RobertaR2MAE], blocks: text.TokenBlocks) 
         return model
 
     return train
+
+
+def labeled(n: int, *, seed: int = 0, pairs: bool = False) -> text.LabeledText:
+    """Sentences about a cat (1) or a dog (0); as pairs: whether both are about the same."""
+    rng = np.random.default_rng(seed)
+    animals = rng.integers(2, size=(2, n))
+    adjectives = rng.choice(["small", "large", "gray", "white"], size=(2, n))
+    first, second = (
+        [f"the {a} {('dog', 'cat')[k]}" for a, k in zip(adjectives[side], animals[side], strict=True)]
+        for side in (0, 1)
+    )
+    if pairs:
+        return text.LabeledText(first, second, (animals[0] == animals[1]).astype(int), ("0", "1"))
+    return text.LabeledText(first, None, animals[0], ("0", "1"))

@@ -1,4 +1,4 @@
-"""Hidden tokens: exact shares, 80/10/10, never a special token, a pure function of seed and step."""
+"""Masked tokens: exact shares, 80/10/10, never a special token, a pure function of seed and step."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def many(tokens):
 
 @settings(max_examples=60, deadline=None)
 @given(ratio=st.floats(0, 1), seed=st.integers(0, 2**40), step=st.integers(0, 10**7))
-def test_exactly_the_asked_share_of_ordinary_tokens_is_hidden(tokens, tokenizer, ratio, seed, step):
+def test_exactly_the_asked_share_of_ordinary_tokens_is_masked(tokens, tokenizer, ratio, seed, step):
     hidden = corrupt(tokens, ratio, tokenizer=tokenizer, seed=seed, step=step)
     ordinary = ~torch.isin(tokens.flatten(), torch.tensor(tokenizer.special_ids))
     n = int(ordinary.sum())
@@ -33,7 +33,7 @@ def test_exactly_the_asked_share_of_ordinary_tokens_is_hidden(tokens, tokenizer,
     assert torch.equal(hidden.tokens.flatten()[untouched], tokens.flatten()[untouched])
 
 
-def test_of_hidden_tokens_eighty_percent_are_masked_ten_random_and_ten_stay(many, tokenizer):
+def test_eighty_percent_of_masked_tokens_become_the_mask_ten_random_and_ten_stay(many, tokenizer):
     hidden = corrupt(many, 0.5, tokenizer=tokenizer, seed=0, step=4)
     seen = hidden.tokens.flatten()[hidden.positions]
     masked, kept = seen == tokenizer.mask_id, seen == hidden.targets
@@ -88,7 +88,7 @@ def test_text_without_two_ordinary_tokens_is_refused(tokenizer):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_every_device_hides_the_same(tokens, tokenizer):
+def test_every_device_masks_the_same(tokens, tokenizer):
     here = corrupt(tokens, 0.3, tokenizer=tokenizer, seed=0, step=1)
     there = corrupt(tokens.cuda(), 0.3, tokenizer=tokenizer, seed=0, step=1)
     assert torch.equal(there.tokens.cpu(), here.tokens)

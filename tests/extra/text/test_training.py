@@ -1,10 +1,11 @@
-"""Pretraining by the one plan: every scheme, repeatable, resumed bit for bit, accumulated, in mixed precision, on two ranks."""
+"""Pretraining and finetuning by the one plan: every scheme, repeatable, resumed bit for bit, accumulated, on two ranks."""
 
 import json
 import math
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,7 +14,10 @@ from lightning.pytorch.callbacks import Callback
 import scr2mae
 from scr2mae.extra import text
 from scr2mae.extra.batches import ThreadedLoader
+from scr2mae.extra.text import LabeledText, RobertaClassifier, finetune_scores
 from scr2mae.masking import DecayRatio, FixedRatio
+
+from .conftest import RUN, labeled
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
@@ -41,6 +45,28 @@ class KillAt(Callback):
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
             raise KilledError
+
+
+TWO_RANKS = """
+import json, sys
+from lightning.pytorch.callbacks import Callback
+from scr2mae.extra import text
+class Seen(Callback):
+    first = None
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rank, self.world_size = trainer.global_rank, trainer.world_size
+        self.first = batch.tolist() if self.first is None else self.first
+if __name__ == "__main__":
+    blocks = text.TokenBlocks.load(sys.argv[1])
+    model = text.RobertaR2MAE(blocks.tokenizer, size="tiny", hidden_size=16, num_hidden_layers=1, intermediate_size=32)
+    seen = Seen()
+    text.pretrain(model, blocks, batch_size=8, accumulate_grad_batches=1, accelerator="cpu", devices=2,
+                  strategy="ddp", enable_progress_bar=False, callbacks=[seen])
+    out = {"ratios": model.history_["mask_ratio_step"]["mask_ratio_step"].tolist(),
+           "weights": model.network.lm_head.bias.tolist(), "world": seen.world_size, "first": seen.first}
+    with open(f"{sys.argv[2]}/rank{seen.rank}.json", "w") as file:
+        json.dump(out, file)
+"""
 
 
 def test_a_network_learns_what_the_language_allows(build, blocks, pretrain):
@@ -151,24 +177,6 @@ def test_curves_of_a_second_run_continue_those_of_the_first(build, pretrain):
     assert model.history_["train_loss_step"].index.tolist() == list(range(2 * n_steps))
 
 
-def test_held_out_losses_are_means_over_tokens_and_rank_a_trained_model_above_an_untrained(
-    build, blocks, pretrain
-):
-    model = build().eval()
-    frame = text.score(model, blocks, ratios=(0.0, 0.4, 1.0), batch_size=64)
-    assert frame["ratio"].tolist() == [0.0, 0.4, 1.0]
-    total, n = 0.0, 0
-    for step, start in enumerate(range(0, len(blocks), 64)):
-        tokens = torch.from_numpy(blocks.tokens[start : start + 64].astype("int64"))
-        with torch.no_grad():
-            out = model.training_loss(tokens, ratio=0.4, seed=20_250_922, step=step)
-        total, n = total + float(out.loss) * out.n_scored, n + out.n_scored
-    assert frame["loss"][1] == pytest.approx(total / n)
-    assert frame["n_tokens"][1] == n
-    trained = text.score(pretrain(model, lr=1e-2), blocks, ratios=(0.4,), batch_size=64)
-    assert trained["loss"].item() < frame["loss"][1]
-
-
 def test_bad_input_is_named(build, pretrain, documents, blocks):
     other = text.BytePairTokenizer.train(documents, vocab_size=280)
     with pytest.raises(ValueError, match=r"packed with a tokenizer of 280 tokens that is not the network's"):
@@ -185,28 +193,6 @@ def test_bad_input_is_named(build, pretrain, documents, blocks):
         pretrain(resume="nowhere")
 
 
-TWO_RANKS = """
-import json, sys
-from lightning.pytorch.callbacks import Callback
-from scr2mae.extra import text
-class Seen(Callback):
-    first = None
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.rank, self.world_size = trainer.global_rank, trainer.world_size
-        self.first = batch.tolist() if self.first is None else self.first
-if __name__ == "__main__":
-    blocks = text.TokenBlocks.load(sys.argv[1])
-    model = text.RobertaR2MAE(blocks.tokenizer, size="tiny", hidden_size=16, num_hidden_layers=1, intermediate_size=32)
-    seen = Seen()
-    text.pretrain(model, blocks, batch_size=8, accumulate_grad_batches=1, accelerator="cpu", devices=2,
-                  strategy="ddp", enable_progress_bar=False, callbacks=[seen])
-    out = {"ratios": model.history_["mask_ratio_step"]["mask_ratio_step"].tolist(),
-           "weights": model.network.lm_head.bias.tolist(), "world": seen.world_size, "first": seen.first}
-    with open(f"{sys.argv[2]}/rank{seen.rank}.json", "w") as file:
-        json.dump(out, file)
-"""
-
-
 @pytest.mark.slow
 def test_two_ranks_share_ratios_and_weights_and_split_the_text(documents, tokenizer, build, tmp_path):
     blocks = text.pack(documents, tokenizer, length=16, out=tmp_path / "packed")
@@ -219,3 +205,62 @@ def test_two_ranks_share_ratios_and_weights_and_split_the_text(documents, tokeni
     schedule = build(mask_ratio=(0.15, 0.40)).ratio_schedule(0)
     assert one["ratios"] == two["ratios"] == [schedule(step, 0) for step in range(-(-len(blocks) // 16))]
     assert one["first"] != two["first"]
+
+
+def test_a_classifier_learns_a_task(build):
+    scores = finetune_scores(
+        build(), labeled(320), labeled(100, seed=1), seeds=(0, 1), max_epochs=4, lr=1e-2, **RUN
+    )
+    assert scores["seed"].tolist() == [0, 1]
+    assert scores["accuracy"].mean() > 0.97
+
+
+def test_a_classifier_of_pairs_looks_at_both(build):
+    # Which class depends on the second sentence alone; without it one can but guess.
+    pairs = {seed: labeled(320, seed=seed, pairs=True) for seed in (0, 1)}
+    data = {
+        seed: LabeledText(
+            each.first, each.second, [int("cat" in second) for second in each.second], ("0", "1")
+        )
+        for seed, each in pairs.items()
+    }
+    scores = finetune_scores(build(), data[0], data[1], seeds=(0,), max_epochs=5, lr=1e-2, **RUN)
+    assert scores["accuracy"].item() > 0.95
+
+
+def test_finetuning_leaves_the_pretrained_model_as_it_is_and_repeats(build):
+    model = build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run = {"seeds": (3,), "max_epochs": 1, "lr": 1e-3, **RUN}
+    first = finetune_scores(model, labeled(64), labeled(32, seed=1), **run)
+    torch.manual_seed(77)
+    pd.testing.assert_frame_equal(finetune_scores(model, labeled(64), labeled(32, seed=1), **run), first)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_finetuning_returns_the_classifier_with_its_curves(build):
+    classifier = RobertaClassifier.from_network(build(), 2)
+    run = {**RUN, "max_epochs": 2, "lr": 1e-3}
+    assert text.finetune(classifier, labeled(64), validation=labeled(32, seed=1), **run) is classifier
+    assert len(classifier.history_["train_loss"]) == 2
+    probability = text.predict_proba(classifier, labeled(32, seed=1), length=24)
+    expected = -np.log(probability[np.arange(32), labeled(32, seed=1).labels]).mean()
+    assert classifier.history_["validation_loss"].iloc[-1].item() == pytest.approx(expected, rel=1e-4)
+    assert not classifier.training
+
+
+def test_bad_finetuning_is_named(build):
+    model, data = build(), labeled(8)
+    three = LabeledText(["a"], None, [2], ("x", "y", "z"))
+    with pytest.raises(ValueError, match="not one task"):
+        finetune_scores(model, data, three)
+    with pytest.raises(ValueError, match="seeds is empty"):
+        finetune_scores(model, data, data, seeds=())
+    with pytest.raises(ValueError, match="length must lie between 5 and 512"):
+        finetune_scores(model, data, data, length=600)
+    with pytest.raises(ValueError, match="has 3 classes"):
+        text.predict_proba(RobertaClassifier.from_network(model, 2), three)
+    with pytest.raises(ValueError, match="n_classes must be at least 2"):
+        RobertaClassifier.from_network(model, 1)
+    with pytest.raises(ValueError, match="ratio must be 0"):
+        RobertaClassifier.from_network(model, 2).training_loss({}, ratio=0.15, seed=0, step=0)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from scr2mae.extra import vision
 
@@ -43,3 +44,18 @@ def images() -> vision.ImageArray:
 def gray() -> vision.ImageArray:
     """48 gray images of 16 x 16 pixels in three classes."""
     return vision.ImageArray(*make_images(n_channels=1))
+
+
+def make_mlp() -> vision.MaskedMLP:
+    torch.manual_seed(0)
+    return vision.MaskedMLP(n_hidden=32, n_latent=8, image_size=16, n_channels=3)
+
+
+def make_unet() -> vision.MaskedUNet:
+    torch.manual_seed(0)
+    return vision.MaskedUNet(base_channels=4)
+
+
+def make_vit(**overrides: Any) -> vision.R2ViTMAE:
+    torch.manual_seed(0)
+    return vision.R2ViTMAE(vision.vit_config(image_size=16, patch_size=4, **{**TINY, **overrides}))

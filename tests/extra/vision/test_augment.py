@@ -112,7 +112,7 @@ def test_an_augmented_mini_batch_is_a_function_of_the_key(augment, images):
     assert batch["label"].shape == (8,)
 
 
-def test_fine_tuning_gives_soft_labels_that_sum_to_one(images):
+def test_finetuning_gives_soft_labels_that_sum_to_one(images):
     out = vision.FinetuneAugment(3)(images.batch(np.arange(8)), key=(0, 0, 0))
     assert out["label"].shape == (8, 3)
     torch.testing.assert_close(out["label"].sum(dim=1), torch.ones(8))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from .conftest import make_images
-from .test_datasets import ATTRIBUTES, write_celeba
+from .test_formats import ATTRIBUTES, write_celeba
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -53,7 +53,7 @@ def arrays(tmp_path):
     return tmp_path / "images.npz"
 
 
-def test_figure_2c_fine_tunes_at_each_ratio(run, arrays, tmp_path, capsys):
+def test_figure_2c_finetunes_at_each_ratio(run, arrays, tmp_path, capsys):
     common = ["--data", arrays, "-o", tmp_path, "--presets", "tiny", "--patch-size", 8, "--batch-size", 12]
     run("vision/figure_2c.py", *common, "--epochs", 1, "--finetune-epochs", 1, "--ratios", 0.5, 0.75)
     frame = pd.read_csv(tmp_path / "figure_2c.csv")

@@ -1,4 +1,4 @@
-"""ViT-MAE: masks, loss, initialization, the configuration left alone, checkpoints; the classifier made of it."""
+"""ViT-MAE: masks, loss, initialization, unchanged configuration, checkpoints."""
 
 import copy
 
@@ -9,18 +9,12 @@ from transformers import ViTMAEForPreTraining
 
 import scr2mae
 from scr2mae.extra import vision
-from scr2mae.extra.vision.classifier import StochasticDepth
 from scr2mae.extra.vision.vit import normalize, position_table
 from scr2mae.masking import draw_mask
 
-from .conftest import TINY
+from .conftest import TINY, make_vit
 
 N_PATCHES = 16
-
-
-def make_vit(**overrides):
-    torch.manual_seed(0)
-    return vision.R2ViTMAE(vision.vit_config(image_size=16, patch_size=4, **{**TINY, **overrides}))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +29,7 @@ def x(images):
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1e-6, 0.031, 0.33, 0.5, 0.6, 0.75, 0.9, 0.97, 1.0])
-def test_each_image_hides_the_rounded_share_of_its_patches_as_drawn(vit, x, ratio):
+def test_each_image_masks_the_rounded_share_of_its_patches_as_drawn(vit, x, ratio):
     out = vit(x, ratio=ratio, seed=3, step=7)
     assert out.mask.sum(dim=1).tolist() == [min(max(round(ratio * N_PATCHES), 1), N_PATCHES - 1)] * 6
     assert torch.equal(out.mask.bool(), draw_mask(N_PATCHES, ratio, seed=3, step=7, n_obs=6))
@@ -87,7 +81,7 @@ def test_the_loss_is_that_of_normalized_masked_patches(vit, x):
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_gradient_reaches_no_visible_patch_target_and_hidden_patches_are_not_seen(vit, x):
+def test_the_gradient_reaches_no_visible_patch_target_and_masked_patches_are_not_seen(vit, x):
     kept = {}
     hook = vit.mae.decoder.decoder_pred.register_full_backward_hook(
         lambda _, __, grad: kept.update(grad=grad[0])
@@ -179,7 +173,7 @@ def test_embedding_sees_all_patches_in_order_and_is_the_mean_over_them(vit, x):
     torch.testing.assert_close(vit.embed(x), states[:, 1:].mean(dim=1))
 
 
-def test_reconstruction_keeps_visible_pixels_and_fills_hidden_ones(vit, x):
+def test_reconstruction_keeps_visible_pixels_and_fills_masked_ones(vit, x):
     shown, mask = vit.reconstruct(x, ratio=0.75, seed=0, step=0)
     assert mask.float().mean().item() == 0.75
     hidden = mask.expand_as(x)
@@ -219,64 +213,3 @@ def test_only_weights_of_two_dimensions_and_more_are_decayed():
     assert {p.dim() for p in groups[1]["params"]} == {1}
     n_trained = sum(p.requires_grad for p in network.parameters())
     assert sum(len(group["params"]) for group in groups) == n_trained
-
-
-def test_the_classifier_starts_from_the_pretrained_encoder_and_pools_before_it_normalizes(vit, x):
-    classifier = vision.ViTMAEClassifier.from_network(vit, 3).eval()
-    kept = {name: value for name, value in vit.mae.vit.state_dict().items() if "layernorm." not in name}
-    torch.testing.assert_close(dict(classifier.encoder.state_dict()), kept, rtol=0, atol=0)
-    norm, vit.mae.vit.layernorm = vit.mae.vit.layernorm, torch.nn.Identity()
-    pooled = vit.embed(x)
-    vit.mae.vit.layernorm = norm
-    torch.testing.assert_close(classifier(x), classifier.head(classifier.norm(pooled)))
-
-
-def test_learning_rates_decay_from_layer_to_layer(vit):
-    classifier = vision.ViTMAEClassifier.from_network(vit, 3, layer_decay=0.5)
-    scale = {
-        name: group["lr_scale"]
-        for group in classifier.parameter_groups(0.05)
-        for name, p in classifier.named_parameters()
-        if any(p is q for q in group["params"])
-    }
-    assert scale["head.weight"] == scale["norm.bias"] == 1.0
-    assert scale["encoder.layers.1.mlp.fc1.weight"] == 0.5
-    assert scale["encoder.layers.0.mlp.fc1.bias"] == 0.25
-    assert scale["encoder.embeddings.cls_token"] == 0.125
-    assert set(scale) == {name for name, p in classifier.named_parameters() if p.requires_grad}
-
-
-def test_stochastic_depth_drops_observations_at_its_rate_and_keeps_the_mean():
-    torch.manual_seed(0)
-    layer = StochasticDepth(0.3)
-    out = layer(torch.ones(20_000, 2, 2))
-    assert set(out.flatten(1).std(dim=1).tolist()) == {0.0}
-    assert (out[:, 0, 0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
-    assert out.mean().item() == pytest.approx(1.0, abs=0.02)
-    assert torch.equal(layer.eval()(out), out)
-
-
-def test_stochastic_depth_rises_over_the_layers_and_acts_in_both_branches(vit, x):
-    classifier = vision.ViTMAEClassifier.from_network(vit, 3, drop_path=0.4)
-    assert [layer.dropout.rate for layer in classifier.encoder.layers] == [0.0, 0.4]
-    calls = []
-    classifier.encoder.layers[1].dropout.register_forward_hook(lambda *_: calls.append(1))
-    batch = {"image": x, "label": torch.zeros(6, dtype=torch.long)}
-    losses = [
-        classifier.train().training_loss(batch, ratio=0.0, seed=0, step=s).loss.item() for s in (1, 1, 2)
-    ]
-    assert losses[0] == losses[1] != losses[2]
-    assert len(calls) == 2 * 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n_classes": 1}, "at least 2, got 1"),
-        ({"n_classes": 3, "drop_path": 1.0}, "drop_path must lie in"),
-        ({"n_classes": 3, "layer_decay": 0.0}, "layer_decay in"),
-    ],
-)
-def test_bad_settings_of_the_classifier_are_refused(vit, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        vision.ViTMAEClassifier(vit.config, **arguments)

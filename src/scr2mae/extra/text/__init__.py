@@ -3,10 +3,10 @@
 from scr2mae.extra.text.classifier import RobertaClassifier
 from scr2mae.extra.text.config import SIZES, n_parameters, roberta_config
 from scr2mae.extra.text.corpus import read_documents, stream_documents
-from scr2mae.extra.text.corruption import Corruption, corrupt
-from scr2mae.extra.text.glue import TASKS, GlueTask, average_rank, load_task, read_task
+from scr2mae.extra.text.corruption import corrupt
+from scr2mae.extra.text.glue import TASKS, average_rank, load_task, read_task
 from scr2mae.extra.text.inference import embed, predict_proba, score
-from scr2mae.extra.text.model import MaskedLoss, RobertaR2MAE
+from scr2mae.extra.text.model import RobertaR2MAE
 from scr2mae.extra.text.packing import TokenBlocks, pack
 from scr2mae.extra.text.sentences import LabeledText
 from scr2mae.extra.text.tokenizer import SPECIAL_TOKENS, BytePairTokenizer
@@ -25,10 +25,7 @@ __all__ = [
     "TASKS",
     "VALIDATION_RATIOS",
     "BytePairTokenizer",
-    "Corruption",
-    "GlueTask",
     "LabeledText",
-    "MaskedLoss",
     "RobertaClassifier",
     "RobertaR2MAE",
     "TokenBlocks",

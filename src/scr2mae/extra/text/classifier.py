@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scr2mae._utils.optional import require
-from scr2mae.extra.text.saving import TextNetwork
+from scr2mae.extra.text.saving import TextNetwork, attention_mask
 from scr2mae.extra.training import BatchLoss, repeatable_dropout
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scr2mae.extra.text.sentences import LabeledText
     from scr2mae.extra.text.tokenizer import BytePairTokenizer
 
-__all__ = ["RobertaClassifier"]
+__all__ = ["RobertaClassifier", "check_classes"]
 
 
 class RobertaClassifier(TextNetwork):
@@ -84,7 +84,7 @@ class RobertaClassifier(TextNetwork):
         tokens
             Token ids, shape ``(n_obs, length)``, padded.
         """
-        return self.network(tokens, attention_mask=self.attention_mask(tokens)).logits
+        return self.network(tokens, attention_mask=attention_mask(self, tokens)).logits
 
     def training_loss(self, tensors: dict[str, Tensor], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Return the cross-entropy of a mini-batch in nats; nothing is masked.
@@ -110,24 +110,6 @@ class RobertaClassifier(TextNetwork):
             logits = self(tokens).float()
         return BatchLoss(nn.functional.cross_entropy(logits, labels), len(tokens))
 
-    def check_classes(self, text: LabeledText) -> None:
-        """Raise unless the text has as many classes as the classifier.
-
-        Parameters
-        ----------
-        text
-            Labeled text.
-
-        Raises
-        ------
-        ValueError
-            If it has another number of classes.
-        """
-        if len(text.classes) != self.n_classes:
-            raise ValueError(
-                f"The text has {len(text.classes)} classes, {list(text.classes)}, and the classifier {self.n_classes}."
-            )
-
     def _to_state(self) -> dict[str, Any]:
         return {"n_classes": self.n_classes, "seed": self.seed}
 
@@ -137,3 +119,11 @@ class RobertaClassifier(TextNetwork):
     ) -> RobertaClassifier:
         library = require("transformers", extra="text")
         return cls(tokenizer, library.RobertaConfig.from_dict(config), state["n_classes"], seed=state["seed"])
+
+
+def check_classes(classifier: RobertaClassifier, text: LabeledText) -> None:
+    """Raise ValueError unless the text has as many classes as the classifier."""
+    if len(text.classes) != classifier.n_classes:
+        raise ValueError(
+            f"The text has {len(text.classes)} classes, {list(text.classes)}, and the classifier {classifier.n_classes}."
+        )

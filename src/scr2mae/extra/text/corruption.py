@@ -20,21 +20,11 @@ _FATE_STREAM, _WORD_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class Corruption:
-    """A mini-batch with some of its tokens masked.
+    """A mini-batch with some of its tokens masked."""
 
-    Attributes
-    ----------
-    tokens
-        Input of the network, shape ``(n_obs, length)``.
-    positions
-        Positions of the masked tokens in the flattened mini-batch, increasing, shape ``(n_masked,)``.
-    targets
-        Original tokens at these positions, shape ``(n_masked,)``.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    targets: Tensor
+    tokens: Tensor  # input of the network, (n_obs, length)
+    positions: Tensor  # masked positions in the flattened mini-batch, increasing, (n_masked,)
+    targets: Tensor  # original tokens at these positions, (n_masked,)
 
 
 def corrupt(
@@ -57,7 +47,8 @@ def corrupt(
 
     Returns
     -------
-    The corrupted mini-batch. Exactly ``round(ratio * n)`` of its n ordinary tokens are masked, clamped to ``[1, n - 1]``;
+    The corrupted mini-batch: ``tokens``, the input of the network, shape ``(n_obs, length)``; ``positions`` of the masked
+    tokens in the flattened mini-batch and their ``targets``, shape ``(n_masked,)``. Exactly ``round(ratio * n)`` of its n ordinary tokens are masked, clamped to ``[1, n - 1]``;
     sequences differ in their share (inferred; the paper states only one ratio per mini-batch).
 
     Raises

@@ -30,24 +30,12 @@ _MAX_BROKEN = 0.01
 
 @dataclass(frozen=True)
 class GlueTask:
-    """Layout of the tables of a task.
+    """Layout of the tables of a task."""
 
-    Attributes
-    ----------
-    columns
-        Columns with one or two sentences.
-    label
-        Column with the label.
-    classes
-        Names of the classes, in the order of their integers.
-    split
-        Name of the held-out split on the Hub whose labels are public.
-    """
-
-    columns: tuple[str, ...]
-    label: str
-    classes: tuple[str, ...]
-    split: str = "validation"
+    columns: tuple[str, ...]  # with one or two sentences
+    label: str  # column with the label
+    classes: tuple[str, ...]  # names, in the order of their integers
+    split: str = "validation"  # held-out split on the Hub whose labels are public
 
 
 _ENTAILMENT = ("entailment", "not_entailment")

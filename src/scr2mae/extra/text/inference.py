@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from scr2mae.extra.batches import map_batches, masked_losses
+from scr2mae.extra.text.classifier import check_classes
+from scr2mae.extra.text.saving import attention_mask, hidden_states
 from scr2mae.extra.text.sentences import LabeledText, Sentences
 
 if TYPE_CHECKING:
@@ -53,8 +55,8 @@ def embed(
     """
 
     def pooled(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        kept = network.attention_mask(batch["tokens"])[..., None]
-        return (network.states(batch["tokens"]) * kept).sum(dim=1) / kept.sum(dim=1)
+        kept = attention_mask(network, batch["tokens"])[..., None]
+        return (hidden_states(network, batch["tokens"]) * kept).sum(dim=1) / kept.sum(dim=1)
 
     sentences = Sentences(text, network, length=length)
     return map_batches(network, sentences, pooled, batch_size=batch_size, device=device)
@@ -78,7 +80,7 @@ def predict_proba(
         As in :func:`embed`.
     """
     if isinstance(text, LabeledText):
-        classifier.check_classes(text)
+        check_classes(classifier, text)
     return map_batches(
         classifier,
         Sentences(text, classifier, length=length),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scr2mae._utils.optional import require
 from scr2mae.extra.text.config import roberta_config
 from scr2mae.extra.text.corruption import corrupt
-from scr2mae.extra.text.saving import TextNetwork
+from scr2mae.extra.text.saving import TextNetwork, hidden_states
 from scr2mae.extra.training import BatchLoss, repeatable_dropout
 from scr2mae.masking import as_ratio_schedule, schedule_from_state, schedule_to_state
 from scr2mae.nn.curriculum import Curriculum, CurriculumWeights, scale_gradient
@@ -30,17 +30,7 @@ _NOT_ARGUMENTS = {"architectures", "dtype", "model_type", "transformers_version"
 
 @dataclass(frozen=True)
 class MaskedLoss(BatchLoss):
-    """Loss of a mini-batch: negative log-likelihood in nats, averaged over masked tokens.
-
-    Attributes
-    ----------
-    loss
-        The mean.
-    n_obs_minibatch
-        Number of sequences.
-    n_correct, n_scored
-        Number of tokens predicted correctly, and of all masked tokens.
-    """
+    """Mean negative log-likelihood of the masked tokens in nats, their number, and how many were predicted correctly."""
 
     n_correct: Tensor
     n_scored: int
@@ -143,7 +133,7 @@ class RobertaR2MAE(TextNetwork):
         tokens
             Token ids, shape ``(n_obs, length)``, padded.
         """
-        return self.states(tokens)
+        return hidden_states(self, tokens)
 
     def training_loss(
         self,

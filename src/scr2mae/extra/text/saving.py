@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from scr2mae.train.provenance import History
 
-__all__ = ["TextNetwork"]
+__all__ = ["TextNetwork", "attention_mask", "hidden_states"]
 
 _CONFIG, _CURRICULUM = "config.json", "curriculum.safetensors"
 _FORMAT = FolderFormat(
@@ -46,6 +46,17 @@ _SPECIAL = {
 }
 
 
+def attention_mask(network: TextNetwork, tokens: Tensor) -> Tensor:
+    """Return 0 for padding and 1 elsewhere, int64, shape of ``tokens``."""
+    return (tokens != network.tokenizer.pad_id).long()
+
+
+def hidden_states(network: TextNetwork, tokens: Tensor) -> Tensor:
+    """Return the last hidden states of padded tokens (n_obs, length): shape (n_obs, length, hidden_size)."""
+    encoder = network.network.roberta
+    return encoder(tokens, attention_mask=attention_mask(network, tokens)).last_hidden_state
+
+
 class TextNetwork(nn.Module):
     """A RoBERTa of transformers, ``network``, with its ``tokenizer``; saved in a folder that transformers reads."""
 
@@ -62,26 +73,6 @@ class TextNetwork(nn.Module):
     def max_length(self) -> int:
         """Number of tokens of the longest sequence that the network has positions for."""
         return int(self.network.config.max_position_embeddings) - int(self.network.config.pad_token_id) - 1
-
-    def attention_mask(self, tokens: Tensor) -> Tensor:
-        """Return 0 for padding and 1 elsewhere, int64.
-
-        Parameters
-        ----------
-        tokens
-            Token ids, shape ``(n_obs, length)``.
-        """
-        return (tokens != self.tokenizer.pad_id).long()
-
-    def states(self, tokens: Tensor) -> Tensor:
-        """Return the last hidden states of the encoder, shape ``(n_obs, length, hidden_size)``.
-
-        Parameters
-        ----------
-        tokens
-            Token ids, shape ``(n_obs, length)``, padded.
-        """
-        return self.network.roberta(tokens, attention_mask=self.attention_mask(tokens)).last_hidden_state
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return two groups for an optimizer: matrices decay; biases and normalization do not.

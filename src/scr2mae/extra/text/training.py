@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from scr2mae.extra.batches import BatchDataModule
-from scr2mae.extra.text.classifier import RobertaClassifier
+from scr2mae.extra.text.classifier import RobertaClassifier, check_classes
 from scr2mae.extra.text.inference import check_blocks, predict_proba
 from scr2mae.extra.text.sentences import Sentences
 from scr2mae.extra.training import train_network
@@ -17,7 +17,6 @@ from scr2mae.train import LearningRateSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from scr2mae.extra.text.model import RobertaR2MAE
     from scr2mae.extra.text.packing import TokenBlocks
@@ -48,8 +47,6 @@ def pretrain(
     gradient_clip_val: float | None = 1.0,
     validation_ratios: Sequence[float] = VALIDATION_RATIOS,
     seed: int | None = None,
-    resume: str | Path | None = None,
-    checkpoint_dir: str | Path | None = None,
     **trainer_kwargs: Any,
 ) -> RobertaR2MAE:
     """Train a network to predict masked tokens.
@@ -80,13 +77,9 @@ def pretrain(
         Shares masked in validation.
     seed
         Seed of order, masks and dropout; None for the network's.
-    resume
-        Checkpoint, or ``checkpoint_dir`` of an earlier run, to continue from.
-    checkpoint_dir
-        Folder that receives a checkpoint after every epoch.
     trainer_kwargs
-        Further arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``accelerator``, ``devices``,
-        ``precision`` (``"bf16-mixed"`` on recent GPUs).
+        Further arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``checkpoint_dir``, ``resume``,
+        ``accelerator``, ``devices``, ``precision`` (``"bf16-mixed"`` on recent GPUs).
 
     Returns
     -------
@@ -130,8 +123,6 @@ def pretrain(
         unit="blocks",
         accumulate_grad_batches=accumulate_grad_batches,
         gradient_clip_val=gradient_clip_val,
-        resume=resume,
-        checkpoint_dir=checkpoint_dir,
         **trainer_kwargs,
     )
 
@@ -185,7 +176,7 @@ def finetune(
     """
 
     def tokens_of(each: LabeledText) -> Sentences:
-        classifier.check_classes(each)
+        check_classes(classifier, each)
         return Sentences(each, classifier, length=length)
 
     held_out = None if validation is None else tokens_of(validation)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scr2mae.extra.vision.inference import VALIDATION_RATIOS, embed, predict_proba, score
     from scr2mae.extra.vision.mlp import MaskedMLP
     from scr2mae.extra.vision.pretrained import from_pretrained
-    from scr2mae.extra.vision.recipes import RECIPES, PerEpoch, Recipe
+    from scr2mae.extra.vision.recipes import RECIPES, Recipe
     from scr2mae.extra.vision.training import finetune, fit_head, pretrain
     from scr2mae.extra.vision.unet import MaskedUNet
     from scr2mae.extra.vision.vit import R2ViTMAE
@@ -31,7 +31,7 @@ _FILES = {
     "inference": ("VALIDATION_RATIOS", "embed", "predict_proba", "score"),
     "mlp": ("MaskedMLP",),
     "pretrained": ("from_pretrained",),
-    "recipes": ("RECIPES", "PerEpoch", "Recipe"),
+    "recipes": ("RECIPES", "Recipe"),
     "training": ("finetune", "fit_head", "pretrain"),
     "unet": ("MaskedUNet",),
     "vit": ("R2ViTMAE",),
@@ -53,7 +53,6 @@ __all__ = [
     "LinearHead",
     "MaskedMLP",
     "MaskedUNet",
-    "PerEpoch",
     "PretrainAugment",
     "R2ViTMAE",
     "Recipe",

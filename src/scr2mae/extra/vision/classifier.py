@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from scr2mae._utils.optional import require
 from scr2mae.extra.training import BatchLoss, repeatable_dropout
-from scr2mae.extra.vision.heads import check_classes
 from scr2mae.extra.vision.saving import SavedNetwork
 from scr2mae.extra.vision.vit import pooled_patches
 from scr2mae.extra.vision.vit_sizes import check_config
@@ -161,16 +160,6 @@ class ViTMAEClassifier(SavedNetwork):
             logits = self(images).float()
         smoothing = self.label_smoothing if self.training and labels.dim() == 1 else 0.0
         return BatchLoss(F.cross_entropy(logits, labels, label_smoothing=smoothing), len(images))
-
-    def check_labels(self, labels: Tensor) -> None:
-        """Raise ValueError unless the labels are classes of this classifier.
-
-        Parameters
-        ----------
-        labels
-            Shape (n_obs,).
-        """
-        check_classes(labels, self.n_classes)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return groups for an optimizer: one learning rate per layer; biases and normalization do not decay.

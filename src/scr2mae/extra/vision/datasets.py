@@ -1,4 +1,4 @@
-"""Images in memory, or in files that are decoded when a mini-batch is asked for."""
+"""Images in memory, or in files that are decoded when a mini-batch is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", "
 
 
 class Images(Protocol):
-    """Images that training takes: a length, labels or None, and a mini-batch of the images at some positions."""
+    """Images for training: a length, labels or None, and the mini-batch of the images at some positions."""
 
     labels: Tensor | None
 
@@ -31,7 +31,7 @@ class Images(Protocol):
         ...
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return ``"image"``, float32 in [0, 1], shape (n, n_channels, height, width), and maybe ``"label"``.
+        """Return ``"image"``, float32 in [0, 1], shape (n, n_channels, height, width), and ``"label"`` if there are labels.
 
         Parameters
         ----------
@@ -83,35 +83,18 @@ class ImageArray:
         return len(self.images)
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return the images at ``indices``, in [0, 1], and their labels.
+        """Return the mini-batch of the given images, as :class:`Images` describes it.
 
         Parameters
         ----------
         indices
             Positions of the images, shape (n,).
         """
-        where = torch.from_numpy(np.asarray(indices))
-        images = self.images[where]
-        tensors = {"image": images if images.is_floating_point() else images.float() / 255}
-        if self.labels is not None:
-            tensors["label"] = self.labels[where]
-        return tensors
+        return _batch(self.images[torch.from_numpy(np.asarray(indices))], self.labels, indices)
 
 
 class ImageFiles:
-    """Images decoded from files, by Pillow.
-
-    Parameters
-    ----------
-    paths
-        The files.
-    labels
-        Classes, shape (n_obs,), or attributes, shape (n_obs, n_attributes); None without.
-    size
-        Side of the square that each image becomes: its shorter side is scaled to that, and the center kept.
-    n_channels
-        3 for RGB, 1 for gray.
-    """
+    """Images decoded from files by Pillow: the shorter side is scaled to ``size``, and the center kept."""
 
     def __init__(
         self, paths: Sequence[Path], labels: np.ndarray | None, *, size: int, n_channels: int
@@ -128,7 +111,7 @@ class ImageFiles:
         return len(self.paths)
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return the images at ``indices``, in [0, 1], and their labels.
+        """Return the mini-batch of the given images, as :class:`Images` describes it.
 
         Parameters
         ----------
@@ -136,19 +119,16 @@ class ImageFiles:
             Positions of the images, shape (n,).
         """
         images = np.stack([self._read(self.paths[i]) for i in indices])
-        tensors = {"image": torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255}
-        if self.labels is not None:
-            tensors["label"] = self.labels[torch.from_numpy(np.asarray(indices))]
-        return tensors
+        return _batch(torch.from_numpy(images).permute(0, 3, 1, 2), self.labels, indices)
 
     def _read(self, path: Path) -> np.ndarray:
-        """Decode a file, scale its shorter side to ``size`` and keep the center; (size, size, n_channels)."""
+        """Decode a file; uint8, shape (size, size, n_channels)."""
         pillow = require("PIL.Image", extra="vision")
         try:
             with pillow.open(path) as file:
                 image = file.convert("RGB" if self.n_channels == 3 else "L")
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is damaged or no image: {error}.") from error
+            raise ValueError(f"{path} is damaged or not an image: {error}.") from error
         scale = self.size / min(image.size)
         width, height = (max(self.size, math.floor(side * scale + 0.5)) for side in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
@@ -157,19 +137,26 @@ class ImageFiles:
         return np.asarray(image, dtype=np.uint8).reshape(self.size, self.size, self.n_channels)
 
 
+def _batch(images: Tensor, labels: Tensor | None, indices: np.ndarray) -> dict[str, Tensor]:
+    tensors = {"image": images if images.is_floating_point() else images.float() / 255}
+    if labels is not None:
+        tensors["label"] = labels[torch.from_numpy(np.asarray(indices))]
+    return tensors
+
+
 class ImageFolder(ImageFiles):
-    """Image files in a folder, of which each subfolder is a class; without subfolders there are no labels.
+    """Image files in a folder with one subfolder per class; without subfolders there are no labels.
 
     Parameters
     ----------
     folder
-        Where the images are.
+        Folder with the images.
     size
-        Side of the square that each image becomes: its shorter side is scaled to that, and the center kept.
+        Side of the square images: the shorter side is scaled to it, and the center kept.
     n_channels
         3 for RGB, 1 for gray.
     classes
-        Names of the classes in the order of their numbers, such as ``classes_`` of the training images; None takes the
+        Names of the classes in the order of their integers, such as ``classes_`` of the training images; None uses the
         names of the subfolders in alphabetical order.
 
     Attributes
@@ -182,7 +169,7 @@ class ImageFolder(ImageFiles):
     FileNotFoundError
         If there is no folder or no image in it.
     ValueError
-        If a subfolder is none of the classes.
+        If a subfolder is not one of the classes.
     """
 
     def __init__(
@@ -199,17 +186,17 @@ class ImageFolder(ImageFiles):
         paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
         if not paths:
             raise FileNotFoundError(f"No image in {root}; expected files ending in {sorted(_SUFFIXES)}.")
-        of_each = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
-        found = sorted(set(of_each) - {""})
-        if found and "" in of_each:
+        names = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
+        found = sorted(set(names) - {""})
+        if found and "" in names:
             raise ValueError(
                 f"{root} has images both in subfolders and beside them; put each into its class."
             )
         self.classes_ = list(found if classes is None else classes)
         if unknown := [name for name in found if name not in self.classes_]:
             raise ValueError(
-                f"{root} has the subfolders {unknown}, which are none of the classes {self.classes_}."
+                f"{root} has the subfolders {unknown}, which are not among the classes {self.classes_}."
             )
         number = {name: i for i, name in enumerate(self.classes_)}
-        labels = np.array([number[name] for name in of_each], dtype=np.int64) if found else None
+        labels = np.array([number[name] for name in names], dtype=np.int64) if found else None
         super().__init__(paths, labels, size=size, n_channels=n_channels)

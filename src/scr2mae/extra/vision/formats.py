@@ -1,4 +1,4 @@
-"""Formats: MNIST's idx files, CelebA as it is distributed, arrays in ``.npz`` files."""
+"""File formats: MNIST's idx files, CelebA as distributed, arrays in ``.npz`` files."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class CelebA(ImageFiles):
     Parameters
     ----------
     folder
-        Where the three are.
+        Folder with the three.
     split
         ``"train"``, ``"validation"`` or ``"test"`` of the official split.
     size
-        Side of the square that each image becomes (64: inferred).
+        Side of the square images (64: inferred).
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class CelebA(ImageFiles):
             )
         if outside := [row[0] for row in table if Path(row[0]).name != row[0]]:
             raise ValueError(
-                f"{root / 'list_attr_celeba.txt'} names {outside[0]!r}, which is no file of img_align_celeba."
+                f"{root / 'list_attr_celeba.txt'} names {outside[0]!r}, which is not a file of img_align_celeba."
             )
         kept = [row for row in table if partition.get(row[0]) == _CELEBA_SPLITS[split]]
         if not kept:
@@ -110,7 +110,7 @@ def read_idx(path: str | Path) -> np.ndarray:
             dtype, shape = _read_idx_header(stream, path)
             n_bytes = math.prod(shape) * dtype.itemsize
             check_size(2 * n_bytes, f"The array of shape {shape} in {path}")
-            # No more is unpacked than the header states, and one byte to tell that there is more.
+            # At most what the header states is unpacked, and one byte to detect that there is more.
             content = stream.read(n_bytes + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{path} is damaged: {error}.") from error
@@ -137,7 +137,7 @@ def read_mnist(folder: str | Path, split: str = "train") -> ImageArray:
     Parameters
     ----------
     folder
-        Where ``train-images-idx3-ubyte`` and so on are.
+        Folder with ``train-images-idx3-ubyte`` and so on.
     split
         ``"train"`` or ``"test"``.
 
@@ -169,21 +169,17 @@ def _find_idx(folder: Path, stem: str) -> np.ndarray:
 
 
 def image_splits(path: str | Path) -> list[str]:
-    """Name the splits that images come in, of ``train``, ``validation`` and ``test``; empty where they are not split.
+    """Return the splits of images, among ``train``, ``validation`` and ``test``; an empty list if they are not split.
 
     Parameters
     ----------
     path
         As in :func:`open_images`.
 
-    Returns
-    -------
-    Names of splits.
-
     Raises
     ------
     FileNotFoundError
-        If there is nothing.
+        If nothing is there.
     """
     place = Path(path)
     if not place.exists():
@@ -202,7 +198,7 @@ def image_splits(path: str | Path) -> list[str]:
 
 
 def open_images(path: str | Path, *, split: str | None = None, **options: Any) -> Images:
-    """Open images, whatever the format: MNIST's idx files, CelebA, an ``.npz`` file or a folder of image files.
+    """Open images of any supported format: MNIST's idx files, CelebA, an ``.npz`` file or a folder of image files.
 
     Parameters
     ----------
@@ -211,18 +207,16 @@ def open_images(path: str | Path, *, split: str | None = None, **options: Any) -
         with labels, ``y``).
     split
         ``"train"``, ``"validation"`` or ``"test"``; a folder of image files is split by subfolders of these names. None
-        takes images that are not split.
+        opens images that are not split.
     options
-        ``size`` and the like for images in files; arrays are taken as they are.
+        ``size`` and further arguments for images in files; arrays are used as they are.
 
     Returns
     -------
-    The images, read when they are asked for if they are in files.
+    The images; files are decoded when they are needed.
 
     Raises
     ------
-    FileNotFoundError
-        If there is nothing that can be read.
     ValueError
         If images are split otherwise, or damaged.
     """

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from scr2mae.extra.training import BatchLoss, repeatable_dropout
 from scr2mae.extra.vision.saving import SavedNetwork
 
-__all__ = ["AttributeHead", "Head", "LinearHead", "check_classes"]
+__all__ = ["AttributeHead", "Head", "LinearHead", "check_attributes", "check_classes"]
 
 
 class Head(SavedNetwork):
@@ -89,16 +89,6 @@ class LinearHead(Head):
         """
         return self.linear(self.norm(features))
 
-    def check_labels(self, labels: Tensor) -> None:
-        """Raise ValueError unless the labels are classes of this head.
-
-        Parameters
-        ----------
-        labels
-            Shape (n_obs,).
-        """
-        check_classes(labels, self.n_classes)
-
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels)
 
@@ -146,26 +136,6 @@ class AttributeHead(Head):
         """
         return self.outputs(self.shared(features))
 
-    def check_labels(self, labels: Tensor) -> None:
-        """Raise unless the labels are attributes of this head.
-
-        Parameters
-        ----------
-        labels
-            Shape (n_obs, n_attributes).
-
-        Raises
-        ------
-        ValueError
-            If the shape does not fit or a value is neither 0 nor 1.
-        """
-        if labels.dim() != 2 or labels.shape[1] != self.n_attributes:
-            raise ValueError(
-                f"Attributes must have shape (n_obs, {self.n_attributes}), got {tuple(labels.shape)}."
-            )
-        if not bool(((labels == 0) | (labels == 1)).all()):
-            raise ValueError("Attributes must be 0 or 1; CelebA's -1 is 0 here.")
-
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
@@ -173,8 +143,16 @@ class AttributeHead(Head):
         return (logits > 0).long()
 
 
+def check_attributes(labels: Tensor, n_attributes: int) -> None:
+    """Raise ValueError unless labels are 0 or 1, shape (n_obs, n_attributes)."""
+    if labels.dim() != 2 or labels.shape[1] != n_attributes:
+        raise ValueError(f"Attributes must have shape (n_obs, {n_attributes}), got {tuple(labels.shape)}.")
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        raise ValueError("Attributes must be 0 or 1; CelebA's -1 is 0 here.")
+
+
 def check_classes(labels: Tensor, n_classes: int) -> None:
-    """Raise ValueError unless labels are integers in ``[0, n_classes)`` of shape (n_obs,)."""
+    """Raise ValueError unless labels are integers in ``[0, n_classes)``, shape (n_obs,)."""
     if labels.dim() != 1 or labels.dtype.is_floating_point:
         raise ValueError(
             f"Labels must be integers of shape (n_obs,), got {labels.dtype} of shape {tuple(labels.shape)}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +10,6 @@ from torch import Tensor
 from scr2mae.extra.training import BatchLoss
 from scr2mae.extra.vision.saving import SavedNetwork
 from scr2mae.masking import draw_mask
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["PixelNetwork", "check_images", "draw_pixel_mask", "masked_mse"]
 
@@ -58,7 +55,7 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 class PixelNetwork(SavedNetwork):
-    """Autoencoder that sets masked pixels to zero; subclasses define ``embed`` and ``reconstruct``."""
+    """Autoencoder that sets masked pixels to zero; subclasses define ``embed`` and ``_reconstruct``."""
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Reconstruct images, with the masked pixels set to zero.
@@ -74,8 +71,7 @@ class PixelNetwork(SavedNetwork):
         -------
         In [0, 1], same shape as ``images``.
         """
-        reconstruct: Callable[[Tensor], Tensor] = self._reconstruct
-        return reconstruct(images if mask is None else images.masked_fill(mask, 0.0))
+        return self._reconstruct(images if mask is None else images.masked_fill(mask, 0.0))
 
     def training_loss(self, tensors: dict[str, Any], *, ratio: float, seed: int, step: int) -> BatchLoss:
         """Return the mean squared error over the masked pixels of a mini-batch.

@@ -18,15 +18,7 @@ __all__ = ["RECIPES", "PerEpoch", "Recipe"]
 
 @dataclass(frozen=True)
 class PerEpoch:
-    """A masking schedule that changes once per epoch instead of at each step, as Dynamic masking does for images.
-
-    Parameters
-    ----------
-    schedule
-        Called as ``(epoch, n_epochs)``.
-    n_epochs
-        Number of epochs of the run.
-    """
+    """A masking schedule of (epoch, n_epochs) that changes once per epoch, as Dynamic masking does for images."""
 
     schedule: RatioSchedule
     n_epochs: int

@@ -9,6 +9,7 @@ import torch
 
 from scr2mae.extra.batches import BatchDataModule
 from scr2mae.extra.training import train_network
+from scr2mae.extra.vision.heads import AttributeHead, check_attributes, check_classes
 from scr2mae.extra.vision.inference import VALIDATION_RATIOS
 from scr2mae.extra.vision.recipes import RECIPES, PerEpoch
 from scr2mae.masking import DecayRatio, FixedRatio, as_ratio_schedule
@@ -16,7 +17,6 @@ from scr2mae.train.distributed import count_processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -46,8 +46,6 @@ def pretrain(
     validation_ratios: Sequence[float] = VALIDATION_RATIOS,
     seed: int = 0,
     n_workers: int = 0,
-    resume: str | Path | None = None,
-    checkpoint_dir: str | Path | None = None,
     **trainer_kwargs: Any,
 ) -> _Network:
     """Train a network to predict the masked parts of images.
@@ -74,11 +72,9 @@ def pretrain(
         Seed of masks, order and augmentation. The network's weights are drawn when it is built.
     n_workers
         Number of threads that decode images ahead of training; 0 decodes when a mini-batch is needed.
-    resume, checkpoint_dir
-        As in :func:`scr2mae.train.fit`.
     trainer_kwargs
-        Further arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``accelerator``, ``devices``,
-        ``precision``, ``accumulate_grad_batches``.
+        Further arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``checkpoint_dir``, ``resume``,
+        ``accelerator``, ``devices``, ``precision``, ``accumulate_grad_batches``.
 
     Returns
     -------
@@ -108,8 +104,6 @@ def pretrain(
         schedule=schedule,
         validation_ratios=validation_ratios,
         seed=seed,
-        resume=resume,
-        checkpoint_dir=checkpoint_dir,
         **trainer_kwargs,
     )
 
@@ -123,8 +117,6 @@ def finetune(
     augment: Augment | None = None,
     seed: int = 0,
     n_workers: int = 0,
-    resume: str | Path | None = None,
-    checkpoint_dir: str | Path | None = None,
     **trainer_kwargs: Any,
 ) -> ViTMAEClassifier:
     """Train all weights of a classifier, without masking.
@@ -143,7 +135,7 @@ def finetune(
         Augmentation of each mini-batch on the device, such as :class:`FinetuneAugment`.
     seed
         Seed of order, augmentation and stochastic depth.
-    n_workers, resume, checkpoint_dir, trainer_kwargs
+    n_workers, trainer_kwargs
         As in :func:`pretrain`.
 
     Returns
@@ -166,8 +158,6 @@ def finetune(
         augment=augment,
         n_workers=n_workers,
         seed=seed,
-        resume=resume,
-        checkpoint_dir=checkpoint_dir,
         **trainer_kwargs,
     )
 
@@ -242,7 +232,10 @@ def _check_labels(classifier: Any, labels: Tensor | None) -> None:
         raise ValueError(
             "Images without labels cannot train a classifier; put each class in a subfolder, or give labels=."
         )
-    classifier.check_labels(labels)
+    if isinstance(classifier, AttributeHead):
+        check_attributes(labels, classifier.n_attributes)
+    else:
+        check_classes(labels, classifier.n_classes)
 
 
 def _train(

@@ -1,22 +1,16 @@
-"""MLP and U-Net: what they hide, score and refuse; heads on their embeddings."""
-
-from dataclasses import replace
+"""MLP and U-Net: masked pixels, loss, embeddings, refused images."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from scr2mae.extra import vision
 from scr2mae.extra.vision.pixels import draw_pixel_mask, masked_mse
 
-from .conftest import QUICK, make_images
+from .conftest import make_images, make_mlp, make_unet
 
-NETWORKS = {
-    "mlp": lambda: vision.MaskedMLP(n_hidden=32, n_latent=8, image_size=16, n_channels=3),
-    "unet": lambda: vision.MaskedUNet(base_channels=4),
-}
+NETWORKS = {"mlp": make_mlp, "unet": make_unet}
 
 
 @pytest.mark.parametrize(
@@ -48,14 +42,14 @@ def test_the_unet_has_four_levels_each_way_and_doubles_its_channels(base):
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.37, 0.9, 1.0])
-def test_each_image_hides_its_own_rounded_share_in_all_channels(ratio):
+def test_each_image_masks_its_own_rounded_share_in_all_channels(ratio):
     mask = draw_pixel_mask(torch.zeros(5, 3, 12, 10), ratio, seed=1, step=2)
     assert mask.shape == (5, 1, 12, 10)
     assert mask.flatten(1).sum(dim=1).tolist() == [min(max(round(ratio * 120), 1), 119)] * 5
     assert ratio in (0.0, 1.0) or len({tuple(row.tolist()) for row in mask.flatten(1)}) == 5
 
 
-def test_the_loss_is_the_mean_squared_error_over_hidden_pixels():
+def test_the_loss_is_the_mean_squared_error_over_masked_pixels():
     rng = np.random.default_rng(0)
     a, b = rng.uniform(size=(2, 4, 3, 5, 5)).astype(np.float32)
     mask = rng.uniform(size=(4, 1, 5, 5)) < 0.4
@@ -77,7 +71,7 @@ def test_the_loss_and_its_gradient_are_finite_at_every_ratio(name, ratio, images
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_gradient_reaches_no_visible_pixel_and_hidden_pixels_are_not_seen(name, images):
+def test_the_gradient_reaches_no_visible_pixel_and_masked_pixels_are_not_seen(name, images):
     network = NETWORKS[name]().eval()
     x = images.batch(np.arange(4))["image"]
     mask = draw_pixel_mask(x, 0.6, seed=0, step=5)
@@ -142,69 +136,6 @@ def test_sizes_below_one_are_refused():
         vision.MaskedMLP(n_latent=0)
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         vision.MaskedUNet(base_channels=0)
-
-
-def test_a_linear_head_learns_separable_classes():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(3, size=300)
-    features = rng.normal(size=(300, 5)).astype(np.float32) * 0.1
-    features[:, :3] += 3 * np.eye(3)[labels]
-    torch.manual_seed(0)
-    head = vision.LinearHead(5, 3, normalize=True)
-    vision.fit_head(
-        head, features, labels, recipe=replace(vision.RECIPES["linear"], max_epochs=20, lr=0.05), **QUICK
-    )
-    assert (head.predict(torch.from_numpy(features)).numpy() == labels).mean() > 0.99
-
-
-def test_an_attribute_head_learns_each_attribute_and_its_dropout_is_a_function_of_the_step():
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(400, 3)).astype(np.float32)
-    labels = (features > 0).astype(int)
-    torch.manual_seed(0)
-    head = vision.AttributeHead(3, 3, n_hidden=64)
-    recipe = replace(vision.RECIPES["attributes"], max_epochs=30, batch_size=32)
-    vision.fit_head(head, features, labels, recipe=recipe, **QUICK)
-    assert (head.predict(torch.from_numpy(features)).numpy() == labels).mean(axis=0).min() > 0.95
-    batch = {"features": torch.from_numpy(features[:32]), "label": torch.from_numpy(labels[:32])}
-    head.train()
-    state = torch.get_rng_state()
-    losses = [head.training_loss(batch, ratio=0.0, seed=0, step=step).loss.item() for step in (4, 4, 5)]
-    assert losses[0] == losses[1] != losses[2]
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_loss_of_heads_is_the_cross_entropy():
-    features, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
-    head = vision.LinearHead(4, 3)
-    out = head.training_loss({"features": features, "label": labels}, ratio=0.0, seed=0, step=0)
-    assert out.loss.item() == pytest.approx(F.cross_entropy(head(features), labels).item())
-    attributes = vision.AttributeHead(4, 2).eval()
-    y = torch.tensor([[0, 1]] * 6)
-    out = attributes.training_loss({"features": features, "label": y}, ratio=0.0, seed=0, step=0)
-    p = attributes(features).sigmoid()
-    assert out.loss.item() == pytest.approx(-(y * p.log() + (1 - y) * (1 - p).log()).mean().item(), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("head", "labels", "message"),
-    [
-        (lambda: vision.LinearHead(4, 3), np.array([0, 1, 3]), "must lie in 0 to 2, got 0 to 3"),
-        (lambda: vision.LinearHead(4, 3), np.array([0, -1, 2]), "must lie in 0 to 2, got -1 to 2"),
-        (lambda: vision.LinearHead(4, 3), np.zeros((3, 2)), r"shape \(n_obs,\)"),
-        (lambda: vision.LinearHead(5, 3), np.array([0, 1, 2]), "width 5, got 4"),
-        (lambda: vision.AttributeHead(4, 2), np.array([[0, 1], [1, 1], [0, -1]]), "must be 0 or 1"),
-        (lambda: vision.AttributeHead(4, 2), np.array([0, 1, 1]), r"shape \(n_obs, 2\)"),
-    ],
-)
-def test_labels_that_do_not_fit_a_head_are_refused(head, labels, message):
-    with pytest.raises(ValueError, match=message):
-        vision.fit_head(head(), np.zeros((3, 4)), labels, **QUICK)
-
-
-def test_features_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="not finite"):
-        vision.fit_head(vision.LinearHead(2, 2), np.array([[0, np.nan], [1, 1]]), np.array([0, 1]), **QUICK)
 
 
 def test_the_simulated_classes_differ():
