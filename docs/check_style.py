@@ -38,7 +38,9 @@ RECIPE = re.compile(r"^## (Add a [^\n]*)\n(?:(?!^## ).)*?^```python\n(.*?)^```",
 def pages(root: Path) -> Iterator[Path]:
     """Yield the Markdown files that people read."""
     docs = (path for path in sorted((root / "docs").rglob("*.md")) if "_build" not in path.parts)
-    named = (root / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "tutorials/README.md"))
+    named = (
+        root / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "tutorials/README.md")
+    )
     yield from (path for path in (*docs, *named) if path.is_file())
 
 

@@ -22,21 +22,21 @@ def many(tokens):
 @settings(max_examples=60, deadline=None)
 @given(ratio=st.floats(0, 1), seed=st.integers(0, 2**40), step=st.integers(0, 10**7))
 def test_exactly_the_asked_share_of_ordinary_tokens_is_masked(tokens, tokenizer, ratio, seed, step):
-    hidden = corrupt(tokens, ratio, tokenizer=tokenizer, seed=seed, step=step)
+    corrupted = corrupt(tokens, ratio, tokenizer=tokenizer, seed=seed, step=step)
     ordinary = ~torch.isin(tokens.flatten(), torch.tensor(tokenizer.special_ids))
     n = int(ordinary.sum())
-    assert len(hidden.positions) == min(max(round(ratio * n), 1), n - 1)
-    assert bool(ordinary[hidden.positions].all())
-    assert torch.equal(tokens.flatten()[hidden.positions], hidden.targets)
+    assert len(corrupted.positions) == min(max(round(ratio * n), 1), n - 1)
+    assert bool(ordinary[corrupted.positions].all())
+    assert torch.equal(tokens.flatten()[corrupted.positions], corrupted.targets)
     untouched = torch.ones(tokens.numel(), dtype=torch.bool)
-    untouched[hidden.positions] = False
-    assert torch.equal(hidden.tokens.flatten()[untouched], tokens.flatten()[untouched])
+    untouched[corrupted.positions] = False
+    assert torch.equal(corrupted.tokens.flatten()[untouched], tokens.flatten()[untouched])
 
 
 def test_eighty_percent_of_masked_tokens_become_the_mask_ten_random_and_ten_stay(many, tokenizer):
-    hidden = corrupt(many, 0.5, tokenizer=tokenizer, seed=0, step=4)
-    seen = hidden.tokens.flatten()[hidden.positions]
-    masked, kept = seen == tokenizer.mask_id, seen == hidden.targets
+    corrupted = corrupt(many, 0.5, tokenizer=tokenizer, seed=0, step=4)
+    seen = corrupted.tokens.flatten()[corrupted.positions]
+    masked, kept = seen == tokenizer.mask_id, seen == corrupted.targets
     n, chance = len(seen), 1 / (len(tokenizer) - 5)  # a random token may be the old one
     counts = [int(masked.sum()), int(kept.sum()), int((~masked & ~kept).sum())]
     expected = [0.8 * n, (0.1 + 0.1 * chance) * n, 0.1 * (1 - chance) * n]
@@ -46,9 +46,9 @@ def test_eighty_percent_of_masked_tokens_become_the_mask_ten_random_and_ten_stay
 def test_random_tokens_are_all_ordinary_ones_with_equal_chances(many, tokenizer):
     drawn = []
     for step in range(20):
-        hidden = corrupt(many, 0.9, tokenizer=tokenizer, seed=0, step=step)
-        seen = hidden.tokens.flatten()[hidden.positions]
-        drawn.append(seen[(seen != tokenizer.mask_id) & (seen != hidden.targets)])
+        corrupted = corrupt(many, 0.9, tokenizer=tokenizer, seed=0, step=step)
+        seen = corrupted.tokens.flatten()[corrupted.positions]
+        drawn.append(seen[(seen != tokenizer.mask_id) & (seen != corrupted.targets)])
     counts = torch.bincount(torch.cat(drawn), minlength=len(tokenizer))
     assert counts[list(tokenizer.special_ids)].sum() == 0
     # Words of the text come up less often than chance, by the draws that repeat what was there.
@@ -59,14 +59,14 @@ def test_random_tokens_are_all_ordinary_ones_with_equal_chances(many, tokenizer)
 
 
 def test_what_is_masked_does_not_reach_the_network(tokens, tokenizer):
-    hidden = corrupt(tokens, 0.4, tokenizer=tokenizer, seed=1, step=2)
-    seen = hidden.tokens.flatten()[hidden.positions]
-    where = hidden.positions[seen == tokenizer.mask_id]
+    corrupted = corrupt(tokens, 0.4, tokenizer=tokenizer, seed=1, step=2)
+    seen = corrupted.tokens.flatten()[corrupted.positions]
+    where = corrupted.positions[seen == tokenizer.mask_id]
     other = tokens.flatten().clone()
     other[where] = (other[where] + 1).clamp(max=len(tokenizer) - 1)
     again = corrupt(other.view_as(tokens), 0.4, tokenizer=tokenizer, seed=1, step=2)
-    assert torch.equal(again.tokens, hidden.tokens)
-    assert not torch.equal(again.targets, hidden.targets)
+    assert torch.equal(again.tokens, corrupted.tokens)
+    assert not torch.equal(again.targets, corrupted.targets)
 
 
 def test_masks_are_pure_functions_of_seed_and_step_and_nested_in_the_ratio(tokens, tokenizer):

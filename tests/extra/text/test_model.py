@@ -22,14 +22,14 @@ def tokens(blocks):
 def test_the_loss_is_that_of_transformers_at_masked_tokens(build, tokens, ratio):
     model = build().eval()
     ours = model.training_loss(tokens, ratio=ratio, seed=0, step=3)
-    hidden = corrupt(tokens, ratio, tokenizer=model.tokenizer, seed=0, step=3)
+    masked = corrupt(tokens, ratio, tokenizer=model.tokenizer, seed=0, step=3)
     labels = torch.full_like(tokens, -100).flatten()
-    labels[hidden.positions] = hidden.targets
-    theirs = model.network(hidden.tokens, labels=labels.view_as(tokens))
+    labels[masked.positions] = masked.targets
+    theirs = model.network(masked.tokens, labels=labels.view_as(tokens))
     torch.testing.assert_close(ours.loss, theirs.loss)
-    right = theirs.logits.argmax(-1).flatten()[hidden.positions] == hidden.targets
+    right = theirs.logits.argmax(-1).flatten()[masked.positions] == masked.targets
     assert int(ours.n_correct) == int(right.sum())
-    assert (ours.n_scored, ours.n_obs_minibatch) == (len(hidden.positions), len(tokens))
+    assert (ours.n_scored, ours.n_obs_minibatch) == (len(masked.positions), len(tokens))
 
 
 def test_padding_does_not_change_what_tokens_become(build, tokens):
@@ -55,7 +55,7 @@ def test_dropout_is_a_function_of_seed_and_step_and_leaves_the_global_generator_
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(123)
     assert torch.equal(model.training_loss(tokens, ratio=0.3, seed=0, step=5).loss, first)
-    # The same hidden tokens through other dropout: another seed would hide others too.
+    # The same masked tokens through other dropout: another seed would mask others, too.
     kept = model.network.config.hidden_dropout_prob
     assert kept == 0.5
     assert not torch.equal(model.eval().training_loss(tokens, ratio=0.3, seed=0, step=5).loss, first)

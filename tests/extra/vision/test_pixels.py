@@ -77,10 +77,10 @@ def test_the_gradient_reaches_no_visible_pixel_and_masked_pixels_are_not_seen(na
     mask = draw_pixel_mask(x, 0.6, seed=0, step=5)
     prediction = network(x, mask).detach().requires_grad_()
     masked_mse(prediction, x, mask).backward()
-    hidden = mask.expand_as(x)
-    assert (prediction.grad[~hidden] == 0).all()
-    assert (prediction.grad[hidden] != 0).all()
-    other = torch.where(hidden, torch.rand_like(x), x)
+    masked = mask.expand_as(x)
+    assert (prediction.grad[~masked] == 0).all()
+    assert (prediction.grad[masked] != 0).all()
+    other = torch.where(masked, torch.rand_like(x), x)
     torch.testing.assert_close(network(other, mask), network(x, mask), rtol=0, atol=0)
 
 

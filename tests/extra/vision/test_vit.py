@@ -89,10 +89,10 @@ def test_the_gradient_reaches_no_visible_patch_target_and_masked_patches_are_not
     out = vit(x, ratio=0.6, seed=0, step=2)
     out.loss.backward()
     hook.remove()
-    hidden, grad = out.mask.bool(), kept["grad"][:, 1:]
-    assert (grad[~hidden] == 0).all()
-    assert (grad[hidden].abs().sum(dim=-1) > 0).all()
-    pixels = hidden.view(6, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3).expand_as(x)
+    masked, grad = out.mask.bool(), kept["grad"][:, 1:]
+    assert (grad[~masked] == 0).all()
+    assert (grad[masked].abs().sum(dim=-1) > 0).all()
+    pixels = masked.view(6, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3).expand_as(x)
     other = vit(torch.where(pixels, torch.rand_like(x), x), ratio=0.6, seed=0, step=2)
     torch.testing.assert_close(other.logits, out.logits, rtol=0, atol=0)
 
@@ -176,9 +176,9 @@ def test_embedding_sees_all_patches_in_order_and_is_the_mean_over_them(vit, x):
 def test_reconstruction_keeps_visible_pixels_and_fills_masked_ones(vit, x):
     shown, mask = vit.reconstruct(x, ratio=0.75, seed=0, step=0)
     assert mask.float().mean().item() == 0.75
-    hidden = mask.expand_as(x)
-    torch.testing.assert_close(shown[~hidden], x[~hidden])
-    assert not torch.allclose(shown[hidden], x[hidden])
+    masked = mask.expand_as(x)
+    torch.testing.assert_close(shown[~masked], x[~masked])
+    assert not torch.allclose(shown[masked], x[masked])
 
 
 @pytest.mark.parametrize(
