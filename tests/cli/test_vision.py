@@ -121,7 +121,7 @@ def test_a_unet_takes_its_channels_from_the_images(tmp_path, make_images):
             1,
             "has no classes; put the images of each class in a subfolder",
         ),
-        (["probe", "{data}", "--model", "{mlp}", "--accelerator", "gpu"], 1, "no CUDA device is here"),
+        (["probe", "{data}", "--model", "{mlp}", "--accelerator", "gpu"], 1, "there is no CUDA device"),
     ],
 )
 def test_bad_input_ends_with_one_line_that_says_what(

@@ -38,20 +38,22 @@ class Reading:
     workers: opt.NonNegativeInt = 0
     """Threads that decode images ahead."""
 
-    def open(self, place: Path, *splits: str, size: int | None = None, **kwargs: Any) -> Images:
-        """Open the first of some splits that exists, or images that are not split."""
+    def open(self, place: Path, *splits: str, size: int | None = None, like: Images | None = None) -> Images:
+        """Open the first of some splits that exists, or all images, with the classes of others."""
         from scr2mae.extra import vision
 
         found = vision.image_splits(place)
         wanted = next((split for split in splits if split in found), None)
         if found and wanted is None:
             raise ValueError(f"{place} has the splits {found}; expected {' or '.join(splits)}.")
-        size = self.image_size or size
-        if size is not None:
-            kwargs["size"] = size
+        options: dict[str, Any] = {
+            "size": self.image_size or size,
+            "classes": getattr(like, "classes_", None),
+        }
         if not (place / "list_attr_celeba.txt").is_file():
-            kwargs["n_channels"] = 1 if self.gray else 3
-        return vision.open_images(place, split=wanted, **kwargs)
+            options["n_channels"] = 1 if self.gray else 3
+        given = {name: value for name, value in options.items() if value is not None}
+        return vision.open_images(place, split=wanted, **given)
 
 
 @opt.options("Network")
@@ -100,33 +102,41 @@ class Network:
 
 
 @opt.options("Training")
-class Recipe:
-    """Changes of the paper's recipe."""
+class Training:
+    """Options of the commands that train."""
 
     max_epochs: opt.PositiveInt | None = None
     """Passes over the images; the paper's by default."""
     batch_size: opt.PositiveInt | None = None
     """Images per mini-batch and device; the paper's by default."""
+    accumulate_grad_batches: opt.Accumulate = 1
     lr: opt.PositiveFloat | None = None
     """Learning rate, for a ViT that of 256 images per step; the paper's by default."""
-
-    def of(self, name: str) -> Any:
-        """Return the paper's recipe of a name, changed."""
-        from scr2mae.extra import vision
-
-        return replace(vision.RECIPES[name], **opt.given(self))
-
-
-@opt.options("Training")
-class Training:
-    """Other options of the commands that train."""
-
-    accumulate_grad_batches: opt.Accumulate = 1
     validation: opt.InPath | None = None
     """Images scored after each epoch."""
     no_augment: bool = False
     """Leave images as they are."""
     seed: opt.Seed = 0
+
+    def check(self, input: Path, run: opt.Run) -> None:
+        """Raise for whatever would stop the training later, before anything heavy is loaded."""
+        if self.batch_size == 1:
+            raise opt.UsageError("--batch-size must be at least 2")
+        check_exists(input, self.validation)
+        run.check()
+
+    def arguments(self, recipe: str, reading: Reading) -> dict[str, Any]:
+        """Return the arguments of the functions that train, with changes of the paper's recipe."""
+        from scr2mae.extra import vision
+
+        changes = {name: getattr(self, name) for name in ("max_epochs", "batch_size", "lr")}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        return {
+            "recipe": replace(vision.RECIPES[recipe], **changes),
+            "accumulate_grad_batches": self.accumulate_grad_batches,
+            "seed": self.seed,
+            "n_workers": reading.workers,
+        }
 
 
 def pretrain(
@@ -136,7 +146,6 @@ def pretrain(
     run: opt.Run,
     reading: Reading = Reading(),
     network: Network = Network(),
-    recipe: Recipe = Recipe(),
     training: Training = Training(),
 ) -> str:
     r"""Pretrain a ViT-MAE, an MLP or a U-Net on images.
@@ -153,7 +162,7 @@ def pretrain(
     scr2mae vision pretrain photos/ -o vit/ --checkpoint-dir run1/ --resume run1/
     """
     network.check()
-    _check(input, run, recipe, training)
+    training.check(input, run)
     with loading():
         import torch
 
@@ -169,12 +178,9 @@ def pretrain(
         built,
         images,
         mask_ratio=scheme if network.mask_ratio is None else network.mask_ratio,
-        recipe=recipe.of(network.network),
         validation=None if validation is None else reading.open(validation, "validation", "test"),
         augment=None if training.no_augment or network.network != "vit" else vision.PretrainAugment(),
-        accumulate_grad_batches=training.accumulate_grad_batches,
-        seed=training.seed,
-        n_workers=reading.workers,
+        **training.arguments(network.network, reading),
         **run.arguments,
     )
     return _save(built, run, len(images))
@@ -187,7 +193,6 @@ def finetune(
     model: ModelPath,
     run: opt.Run,
     reading: Reading = Reading(),
-    recipe: Recipe = Recipe(),
     training: Training = Training(),
 ) -> str:
     r"""Train all weights of a classifier, starting from a pretrained ViT, on one folder per class.
@@ -197,7 +202,7 @@ def finetune(
     scr2mae vision finetune imagenet/train --model vit/ -o classifier/ \
         --validation imagenet/val
     """
-    _check(input, run, recipe, training)
+    training.check(input, run)
     with loading():
         import torch
 
@@ -213,20 +218,18 @@ def finetune(
     classes = getattr(images, "classes_", None)
     validation = None
     if training.validation is not None:
-        same = {} if classes is None else {"classes": classes}
-        validation = reading.open(training.validation, "validation", "test", size=network.image_size, **same)
+        validation = reading.open(
+            training.validation, "validation", "test", size=network.image_size, like=images
+        )
     n_classes = len(classes) if classes else int(labels.max()) + 1
     torch.manual_seed(training.seed)
     classifier = vision.ViTMAEClassifier.from_network(network, n_classes)
     vision.finetune(
         classifier,
         images,
-        recipe=recipe.of("finetune"),
         validation=validation,
         augment=None if training.no_augment else vision.FinetuneAugment(n_classes),
-        accumulate_grad_batches=training.accumulate_grad_batches,
-        seed=training.seed,
-        n_workers=reading.workers,
+        **training.arguments("finetune", reading),
         **run.arguments,
     )
     classifier.about = {"classes": classes}
@@ -267,11 +270,9 @@ def probe(
     network = vision.from_pretrained(model)
     size = getattr(network, "image_size", None)
     train_images = reading.open(input, "train", size=size)
-    classes = getattr(train_images, "classes_", None)
-    same = {} if classes is None else {"classes": classes}
     if test is None and "test" not in vision.image_splits(input):
         raise ValueError(f"{input} has no test split; give test images with --test.")
-    test_images = reading.open(test or input, "test", size=size, **same)
+    test_images = reading.open(test or input, "test", size=size, like=train_images)
     y_train, y_test = _labels_of(train_images, input), _labels_of(test_images, test or input)
     device = str(torch_device(accelerator, "auto"))
     x_train, x_test = (
@@ -284,7 +285,7 @@ def probe(
         head,
         x_train,
         y_train,
-        recipe=Recipe(max_epochs=max_epochs).of("linear"),
+        recipe=replace(vision.RECIPES["linear"], max_epochs=max_epochs),
         seed=seed,
         accelerator="cpu",
         enable_progress_bar=False,
@@ -330,14 +331,6 @@ def embed(
     with replacing(output) as part, part.open("wb") as file:
         np.save(file, features)
     return results(output=output, images=len(features), width=features.shape[1])
-
-
-def _check(input: Path, run: opt.Run, recipe: Recipe, training: Training) -> None:
-    """Raise for whatever would stop the training later, before anything heavy is loaded."""
-    if recipe.batch_size == 1:
-        raise opt.UsageError("--batch-size must be at least 2")
-    check_exists(input, training.validation)
-    run.check()
 
 
 def _save(network: Any, run: opt.Run, n_images: int) -> str:
