@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from scr2mae.extra import dna
 
@@ -56,3 +59,45 @@ def dataset(msa):
 def quick():
     """Arguments of a run of four steps."""
     return dict(QUICK)
+
+
+@pytest.fixture(scope="session")
+def random_tokens():
+    """Return ``random_tokens(n_obs=4, n_positions=16, *, seed=0, n_species=3)``, without gaps in the human column."""
+
+    def make(n_obs=4, n_positions=16, *, seed=0, n_species=3):
+        rng = np.random.default_rng(seed)
+        human = torch.tensor(rng.integers(1, 5, size=(n_obs, n_positions)), dtype=torch.uint8)
+        others = torch.tensor(rng.integers(0, 5, size=(n_obs, n_positions, n_species)), dtype=torch.uint8)
+        return human, others
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_alignment():
+    """Return ``make_alignment(reference, other=None, *, chrom="c", start=0)`` of two species."""
+
+    def make(text="ACGTACGTAC", other=None, *, chrom="c", start=0):
+        symbols = np.array([list(text), list(other or text)], dtype="S1").T
+        return dna.GenomeMSA.from_numpy(symbols, chrom=chrom, start=start)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_alignment():
+    """Twenty positions of chr1, starting at 100, and three species."""
+    columns = ["ACGTACGTNNACGTACGTac", "ACGTACGTNNACGTACGTAC", "TCGTACGTNNACGTACGTAC", "-CGTACGTNNACGTACGTAC"]
+    symbols = np.array([list(c) for c in columns], dtype="S1").T
+    return dna.GenomeMSA.from_numpy(symbols, chrom="chr1", start=100)
+
+
+@pytest.fixture(scope="session")
+def variant_table():
+    """Return ``variant_table(*rows)``: a table of rows of chrom, pos, ref and alt."""
+
+    def make(*rows):
+        return pd.DataFrame(rows, columns=["chrom", "pos", "ref", "alt"])
+
+    return make
