@@ -1,4 +1,4 @@
-"""Alignments: strands, coordinates, Zarr, MAF, and what is refused."""
+"""Alignments: strands, coordinates, Zarr, MAF, and invalid input."""
 
 import gzip
 import subprocess
@@ -154,7 +154,7 @@ def test_windows_off_the_alignment_are_refused(small, window, error, message):
         ({"a": np.full((5, 2), b"P")}, None, ValueError, r"not nucleotides: \['P'\]"),
     ],
 )
-def test_arrays_that_are_no_alignment_are_refused(arrays, species, error, message):
+def test_arrays_that_are_not_an_alignment_are_refused(arrays, species, error, message):
     with pytest.raises(error, match=message):
         dna.GenomeMSA(arrays, species=species)
 
@@ -193,7 +193,7 @@ def test_the_published_layout_is_read(small, tmp_path):
         assert np.array_equal(msa.get("chr22", 2, 9), symbols[2:9])
 
 
-def test_what_is_no_zarr_group_of_arrays_is_refused(tmp_path):
+def test_paths_that_are_not_zarr_groups_of_arrays_are_refused(tmp_path):
     zarr = pytest.importorskip("zarr")
     with pytest.raises(FileNotFoundError, match=r"No alignment at"):
         dna.GenomeMSA.from_zarr(tmp_path / "nowhere")

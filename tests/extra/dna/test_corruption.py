@@ -7,7 +7,7 @@ import torch
 from scr2mae.extra.dna.corruption import corrupt, draw_base_mask, flip_labels
 
 
-def test_the_share_of_known_bases_is_hidden_and_gaps_never_are(random_tokens):
+def test_the_share_of_known_bases_is_masked_and_gaps_never_are(random_tokens):
     human, _ = random_tokens(50, 40)
     human[:, ::4] = 0
     for ratio in (0.05, 0.15, 0.3):
@@ -23,7 +23,7 @@ def test_windows_without_bases_are_refused():
         draw_base_mask(torch.zeros(2, 8, dtype=torch.uint8), 0.3, seed=0, step=0)
 
 
-def test_of_the_hidden_bases_eighty_percent_are_masked_ten_random_ten_kept():
+def test_eighty_percent_of_masked_bases_become_the_mask_token_ten_are_random_ten_kept():
     human = torch.ones(200, 200, dtype=torch.uint8)
     mask = draw_base_mask(human, 0.5, seed=0, step=0)
     corrupted = corrupt(human, mask, seed=0, step=0)

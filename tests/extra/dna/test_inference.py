@@ -40,7 +40,7 @@ def test_windows_of_another_alignment_cannot_be_embedded(tiny, dataset):
         dna.embed(tiny(max_position_embeddings=16), dataset)
 
 
-def test_every_known_base_is_predicted_once_while_it_is_hidden(tiny, msa):
+def test_every_known_base_is_predicted_once_while_it_is_masked(tiny, msa):
     windows = dna.make_windows(msa, size=16, step=16).iloc[[3, 8, 255]]
     data = dna.MSAWindowDataset(msa, windows)
     model = tiny(initializer_range=0.3)

@@ -54,6 +54,6 @@ def test_a_class_of_one_kind_has_no_scores():
         ([True, None], [1.0, 2.0], {}, r"y must hold 0 and 1 or booleans, got \[True, None\]"),
     ],
 )
-def test_metrics_of_nonsense_are_refused(y, score, options, message):
+def test_invalid_arguments_of_metrics_are_refused(y, score, options, message):
     with pytest.raises(ValueError, match=message):
         dna.variant_metrics(y, score, **options)

@@ -45,7 +45,7 @@ def test_making_a_network_leaves_the_global_generator_alone(tiny):
     assert torch.equal(torch.rand(1), wanted)
 
 
-# --- what logits depend on
+# --- dependence of the logits
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -105,7 +105,7 @@ def test_the_loss_is_the_weighted_mean_of_the_element_losses(random_tokens, tiny
     torch.testing.assert_close(model(human, others, labels=labels).loss, nll[scored].mean())
 
 
-def test_the_masked_loss_is_that_of_the_forward_pass_on_the_corrupted_windows(random_tokens, tiny):
+def test_the_training_loss_is_that_of_the_forward_pass_on_corrupted_windows(random_tokens, tiny):
     model = tiny().eval()
     human, others = random_tokens(6)
     weight = torch.rand(6, 16, generator=torch.Generator().manual_seed(2))
@@ -119,7 +119,7 @@ def test_the_masked_loss_is_that_of_the_forward_pass_on_the_corrupted_windows(ra
     assert found.n_obs_minibatch == 6
 
 
-def test_padding_is_neither_hidden_nor_seen_by_the_masked_loss(random_tokens, tiny):
+def test_the_training_loss_neither_masks_nor_sees_padding(random_tokens, tiny):
     model = tiny().eval()
     human, others = random_tokens(6)
     attention_mask = torch.ones(6, 16, dtype=torch.bool)
@@ -165,17 +165,17 @@ def test_curriculum_weights_multiply_the_loss_and_have_mean_one(random_tokens, t
     torch.testing.assert_close(model.training_loss(batch, **draw).loss, nll.mean())
 
 
-def test_the_multiplier_turns_the_curriculum_and_never_reaches_the_backbone(random_tokens, tiny):
+def test_grad_scale_reverses_the_curriculum_and_never_reaches_the_backbone(random_tokens, tiny):
     model = tiny(curriculum=Curriculum(n_ratios=4)).eval()
     human, others = random_tokens(8)
     batch = {"input_ids": human, "aux_features": others}
     gradients = {}
-    for multiplier in (1.0, -1.0, 0.0):
+    for grad_scale in (1.0, -1.0, 0.0):
         model.zero_grad()
         model.training_loss(
-            batch, ratio=0.4, seed=0, step=0, ratio_index=1, grad_scale=multiplier
+            batch, ratio=0.4, seed=0, step=0, ratio_index=1, grad_scale=grad_scale
         ).loss.backward()
-        gradients[multiplier] = {name: p.grad.clone() for name, p in model.named_parameters()}
+        gradients[grad_scale] = {name: p.grad.clone() for name, p in model.named_parameters()}
     own = [name for name in gradients[1.0] if name.startswith("curriculum")]
     assert any(bool(gradients[1.0][name].any()) for name in own)
     for name, there in gradients[1.0].items():
@@ -184,7 +184,7 @@ def test_the_multiplier_turns_the_curriculum_and_never_reaches_the_backbone(rand
         torch.testing.assert_close(off, torch.zeros_like(there) if name in own else there)
 
 
-def test_a_column_without_a_curriculum_is_refused(random_tokens, tiny):
+def test_a_ratio_index_without_a_curriculum_is_refused(random_tokens, tiny):
     human, others = random_tokens()
     with pytest.raises(ValueError, match=r"has no curriculum; give its GPNMSAConfig"):
         tiny().training_loss(
@@ -192,7 +192,7 @@ def test_a_column_without_a_curriculum_is_refused(random_tokens, tiny):
         )
 
 
-def test_biases_and_normalisations_do_not_decay(tiny):
+def test_biases_and_normalizations_do_not_decay(tiny):
     model = tiny(curriculum="cl")
     decayed, others = model.parameter_groups(0.01)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
@@ -233,7 +233,7 @@ def test_windows_beyond_the_longest_are_refused(random_tokens, tiny):
     ],
 )
 def test_tokens_of_another_alphabet_are_refused(tiny, human, others, message):
-    """Else they would light the channel of another symbol or species."""
+    """Such tokens would set the channel of another symbol or species."""
     tokens, species = torch.ones(1, 8, dtype=torch.long), torch.ones(1, 8, 3, dtype=torch.long)
     tokens[0, 3], species[0, 3, 1] = human, others
     with pytest.raises(ValueError, match=message):

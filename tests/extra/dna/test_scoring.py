@@ -39,7 +39,7 @@ def substitutions(variant_table, msa):
 
 
 @pytest.mark.parametrize("size", [8, 9])
-def test_scores_are_the_logit_differences_of_the_masked_centre_on_both_strands(
+def test_scores_are_the_logit_differences_of_the_masked_center_on_both_strands(
     tiny, msa, substitutions, size
 ):
     model = tiny(initializer_range=0.3).eval()
@@ -104,7 +104,7 @@ def test_scoring_leaves_the_network_as_it_was(tiny, msa, substitutions, capsys):
     assert capsys.readouterr().err == ""  # no terminal, no progress
 
 
-def test_scoring_that_cannot_be_is_refused(tiny, msa, substitutions):
+def test_invalid_scoring_is_refused(tiny, msa, substitutions):
     with pytest.raises(ValueError, match=r"takes 2 species besides the reference, the alignment has 3"):
         dna.score(tiny(n_species=2), msa, substitutions)
     with pytest.raises(ValueError, match=r"between 2 and the network's max_position_embeddings=64, got 128"):

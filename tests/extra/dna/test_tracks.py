@@ -1,4 +1,4 @@
-"""Conservation tracks: coordinates, wig, npy, bigWig, and what is refused."""
+"""Conservation tracks: coordinates, wig, npy, bigWig, and invalid files."""
 
 import gzip
 import pickle

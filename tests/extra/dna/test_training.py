@@ -1,4 +1,4 @@
-"""Training: every scheme, what it learns, resume, and what is refused."""
+"""Training: every scheme, convergence, resume, and invalid runs."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_the_curriculum_is_frozen_first(tiny, dataset, quick):
     assert all(torch.equal(p, before[name]) for name, p in model.curriculum.named_parameters())
 
 
-def test_sixty_four_windows_are_learned_by_heart(tiny, msa, quick):
+def test_sixty_four_windows_are_memorized(tiny, msa, quick):
     windows = dna.make_windows(msa, size=16, step=16, both_strands=False).iloc[:64]
     data = dna.MSAWindowDataset(msa, windows)
     model = tiny(hidden_size=64, num_hidden_layers=1, intermediate_size=128)
@@ -61,8 +61,8 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_by_bit(tiny, dataset, quic
     options = {**quick, "batch_size": 32, "scheme": "r2mae_cl"}
     whole = tiny(curriculum="cl", **dropout)
     kept = dna.pretrain(whole, dataset, **{**options, "max_steps": 12}).history_
-    steps_an_epoch = -(-len(dataset) // 32)
-    assert steps_an_epoch == 4
+    steps_per_epoch = -(-len(dataset) // 32)
+    assert steps_per_epoch == 4
 
     class StopError(Exception):
         pass
@@ -101,7 +101,7 @@ def test_validation_has_a_curve_for_each_ratio(tiny, dataset, quick):
     assert history["validation_loss"]["validation_loss"].iloc[-1] < np.log(6)
 
 
-def test_steps_count_optimiser_steps_when_gradients_are_accumulated(tiny, dataset, quick):
+def test_steps_count_optimizer_steps_when_gradients_are_accumulated(tiny, dataset, quick):
     history = dna.pretrain(tiny(), dataset, **{**quick, "accumulate_grad_batches": 3}).history_
     assert len(history["train_loss_step"]) == 4 * 3
 
@@ -178,7 +178,7 @@ def test_windows_longer_than_the_network_takes_are_refused(tiny, msa, quick):
         ({}, {"warmup": -1}, r"warmup must be"),
     ],
 )
-def test_runs_that_cannot_be_are_refused(tiny, dataset, quick, config, options, message):
+def test_invalid_runs_are_refused(tiny, dataset, quick, config, options, message):
     with pytest.raises(ValueError, match=message):
         dna.pretrain(tiny(**config), dataset, **{**quick, **options})
 

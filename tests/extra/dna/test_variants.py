@@ -20,7 +20,7 @@ chr2\t7\t.\tAC\tA\t.\t.\tX=1
 """
 
 
-def test_a_vcf_file_gives_a_row_an_alternative(tmp_path):
+def test_a_vcf_file_gives_a_row_per_alternative(tmp_path):
     for name, content in (("v.vcf", VCF.encode()), ("v.vcf.gz", gzip.compress(VCF.encode()))):
         (tmp_path / name).write_bytes(content)
         frame = dna.read_variants(tmp_path / name)
@@ -121,7 +121,7 @@ def test_damaged_gzip_files_are_named(tmp_path, name):
         ("v.bed", "1\t2\n", r"Variants are read from .vcf, .tsv.*got v.bed"),
     ],
 )
-def test_tables_that_are_none_are_refused(tmp_path, name, content, message):
+def test_invalid_tables_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         dna.read_variants(tmp_path / name)
@@ -129,7 +129,7 @@ def test_tables_that_are_none_are_refused(tmp_path, name, content, message):
         dna.read_variants(tmp_path / "none.tsv")
 
 
-# --- what can be scored
+# --- check against an alignment
 
 
 def test_every_variant_has_a_status(variant_table, small_alignment):

@@ -10,7 +10,7 @@ def places(windows):
     return set(map(tuple, windows.to_numpy()))
 
 
-# --- where windows lie
+# --- cutting
 
 
 def test_windows_step_through_the_alignment_on_both_strands(make_alignment):
@@ -43,14 +43,14 @@ def test_windows_with_unknown_reference_bases_are_left_out(make_alignment):
         ({"size": 4, "chroms": ["d"]}, KeyError, r"No chromosome 'd'"),
     ],
 )
-def test_windows_that_cannot_be_are_refused(make_alignment, options, error, message):
+def test_invalid_windows_are_refused(make_alignment, options, error, message):
     with pytest.raises(error, match=message):
         dna.make_windows(make_alignment(), **options)
     with pytest.raises(ValueError, match=r"Every window has more than 0% unknown"):
         dna.make_windows(make_alignment("NNNNNN"), size=4)
 
 
-# --- which are kept
+# --- selection
 
 
 def test_the_most_conserved_windows_are_kept_with_both_strands(make_alignment):
@@ -79,7 +79,7 @@ def test_windows_are_ranked_by_a_quantile_and_missing_values_are_unconserved(mak
         dna.select_windows(windows, track, top=0, random=0)
 
 
-# --- how they are split
+# --- splits
 
 
 def covered(windows):
@@ -120,6 +120,6 @@ def test_splits_repeat_with_the_seed_and_blocks_of_other_chromosomes_are_others(
         ({"block_size": 10**6}, r"No windows are left for train: 1 blocks"),
     ],
 )
-def test_splits_that_cannot_be_are_refused(msa, options, message):
+def test_invalid_splits_are_refused(msa, options, message):
     with pytest.raises(ValueError, match=message):
         dna.split_windows(dna.make_windows(msa, size=32, step=32), **options)
