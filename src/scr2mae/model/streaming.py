@@ -90,8 +90,8 @@ def embed(
     """
     n_obs, n_vars = cells.counts.shape
     is_sparse = module.device.type == "cpu" and cells.counts.nnz <= _SPARSE * n_obs * n_vars
-    hidden = _encode_sparse if is_sparse else _encode_dense
-    for rows, h in hidden(module, cells, indices, batch_size, precision):
+    encode = _encode_sparse if is_sparse else _encode_dense
+    for rows, h in encode(module, cells, indices, batch_size, precision):
         yield rows, module.to_latent(h.float())
 
 
