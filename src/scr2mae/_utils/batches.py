@@ -1,4 +1,4 @@
-"""Mini-batches of anything with positions: orders by seed and epoch, shares of ranks, resume in mid-epoch."""
+"""Loaders of mini-batches: order by seed and epoch, shares of ranks, reading ahead, resuming within an epoch."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
 __all__ = ["BatchLoader", "BatchSampler", "ExecutionLoader"]
 
 
 class BatchSampler:
-    """Positions of each mini-batch, a pure function of ``(seed, epoch)``.
+    """Indices of the observations of each mini-batch, a pure function of ``(seed, epoch)``.
 
-    Every data-parallel rank draws the same order and takes its share of each global batch, so all ranks make
-    the same number of steps.
+    Every data-parallel rank draws the same order and takes its share of each global batch, so that all ranks make the
+    same number of steps.
 
     Parameters
     ----------
     n_obs
         Number of observations.
     batch_size
-        Observations a batch and rank.
+        Observations per batch and rank.
     shuffle
-        Whether to draw a new order each epoch; else they come in their order.
+        Whether to draw a new order for each epoch.
     seed
         Seed of the orders.
     drop_single
-        Whether a last batch that leaves a rank fewer than two is dropped (batch normalization needs two).
+        Whether to drop a last batch that leaves a rank fewer than two observations (batch normalization needs two).
     rank, world_size
-        This process's number, and how many there are.
+        Rank of this process, and number of processes.
     block
-        Neighbors that stay together when the order is drawn, >= 1; 1 shuffles freely. For observations that are read
-        from a disk.
+        Number of neighbors that are shuffled together, >= 1, for observations that are read from a disk.
     window
-        With blocks: how many of a rank's mini-batches are drawn from blocks that are read together, >= 1.
+        With blocks: number of a rank's mini-batches drawn from blocks that are read together, >= 1.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class BatchSampler:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next.
+        """Choose the epoch whose order is used next.
 
         Parameters
         ----------
         epoch
-            Number of the epoch, >= 0.
+            Index of the epoch, >= 0.
         """
         self.epoch = epoch
 
@@ -81,7 +81,7 @@ class BatchSampler:
         return whole + (rest // self.world_size >= smallest)
 
     def _order(self) -> np.ndarray:
-        """Positions in the order of this epoch, all ranks' together."""
+        """Return the order of this epoch, before it is divided among ranks."""
         if not self.shuffle:
             return np.arange(self.n_obs)
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -93,7 +93,7 @@ class BatchSampler:
         share = self.window * self.batch_size
         n_whole = self.n_obs // (share * self.world_size) * self.world_size
         whole, rest = order[: n_whole * share], order[n_whole * share :]
-        # Each rank draws its mini-batches of a while from blocks of its own, so that it reads no other.
+        # Each rank draws a window of mini-batches from its own blocks, so that it reads no others.
         shares = rng.permuted(whole.reshape(n_whole, share), axis=1)
         shares = shares.reshape(-1, self.world_size, self.window, self.batch_size).swapaxes(1, 2)
         return np.concatenate([shares.ravel(), rng.permutation(rest)])
@@ -108,28 +108,12 @@ class BatchSampler:
 
 
 class BatchLoader:
-    """Iterate over observations in mini-batches; a drop-in for a PyTorch data loader.
+    """Iterate over the observations at ``indices`` in mini-batches; a drop-in replacement for a PyTorch data loader.
 
-    Parameters
-    ----------
-    collate
-        Returns the mini-batch of the observations at the given positions.
-    indices
-        Positions of the observations to visit.
-    batch_size
-        Observations a batch and rank.
-    read
-        Where observations are read from a disk: called with the positions of ``window`` mini-batches, in a thread of its
-        own while earlier ones are used, it returns the ``collate`` to use for indices into those positions.
-    window
-        Mini-batches read together.
-    sampler_kwargs
-        Further arguments of :class:`BatchSampler`.
-
-    Notes
-    -----
-    Lightning finds ``sampler.set_epoch``, and saves and restores ``state_dict``, so that a run killed in mid-epoch
-    goes on with the batch that it had not seen.
+    ``collate`` returns the mini-batch of the observations at given indices. For observations on a disk, ``read`` is called
+    with the indices of ``window`` mini-batches, in a thread while earlier ones are used, and returns the ``collate`` for
+    positions among those. Lightning calls ``sampler.set_epoch``, and saves and restores ``state_dict``, so that a run that
+    was killed within an epoch resumes with the next mini-batch.
     """
 
     def __init__(
@@ -145,7 +129,7 @@ class BatchLoader:
         self.collate, self.indices = collate, np.asarray(indices)
         self.read, self.window = read, window
         self.sampler = BatchSampler(len(self.indices), batch_size, window=window, **sampler_kwargs)
-        self.batch_sampler = None  # Lightning looks for it beside ``sampler``
+        self.batch_sampler = None  # Lightning reads it as well as ``sampler``
         self._start = self._seen = 0
 
     def __len__(self) -> int:
@@ -153,71 +137,52 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Any]:
         start, self._start = self._start, 0
-        wanted = islice((self.indices[where] for where in self.sampler), start, None)
+        wanted = islice((self.indices[chosen] for chosen in self.sampler), start, None)
         batches = map(self.collate, wanted) if self.read is None else self._read_ahead(wanted, start)
         for i, batch in enumerate(batches, start + 1):
             self._seen = i
             yield batch
 
     def _read_ahead(self, wanted: Iterator[np.ndarray], start: int) -> Iterator[Any]:
-        """Read the next window in a thread while this one is used; windows begin where they would without a resume."""
+        """Read the next window in a thread while this one is used; resuming does not move windows."""
         read: Any = self.read
-        size = self.window - start % self.window
         with ThreadPoolExecutor(1, thread_name_prefix="scr2mae-read") as pool:
-            window = list(islice(wanted, size))
-            pending = pool.submit(read, np.concatenate(window)) if window else None
-            while pending is not None:
-                collate, current = pending.result(), window
-                window = list(islice(wanted, self.window))
-                pending = pool.submit(read, np.concatenate(window)) if window else None
-                stops = np.cumsum([len(where) for where in current])
-                for where, stop in zip(current, stops, strict=True):
-                    yield collate(np.arange(stop - len(where), stop))
+
+            def submit(size: int) -> tuple[list[np.ndarray], Future[Any]] | None:
+                window = list(islice(wanted, size))
+                return (window, pool.submit(read, np.concatenate(window))) if window else None
+
+            coming = submit(self.window - start % self.window)
+            while coming is not None:
+                window, pending = coming
+                collate = pending.result()
+                coming = submit(self.window)
+                stops = np.cumsum([len(indices) for indices in window])
+                for indices, stop in zip(window, stops, strict=True):
+                    yield collate(np.arange(stop - len(indices), stop))
 
     def positions(self, number: int) -> np.ndarray:
-        """Positions of the observations of a mini-batch of this epoch.
-
-        Parameters
-        ----------
-        number
-            Of the mini-batch, from 0.
-
-        Returns
-        -------
-        Shape (n,), in the order of the mini-batch.
-        """
+        """Return the indices of the observations of a mini-batch of this epoch, numbered from 0."""
         return self.indices[next(islice(self.sampler, number, None))]
 
     def state_dict(self) -> dict[str, int]:
-        """Return how far the epoch has come."""
+        """Return the epoch and the number of its mini-batches yielded so far."""
         return {"epoch": self.sampler.epoch, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state_dict`` was taken; a whole epoch seen means the next one starts afresh.
-
-        Parameters
-        ----------
-        state
-            As ``state_dict`` returned it.
-        """
+        """Continue after the last mini-batch of ``state_dict``; after a complete epoch, start with a new one."""
         self.sampler.set_epoch(state["epoch"])
         self._start = state["seen"] if state["seen"] < len(self) else 0
 
 
 class ExecutionLoader:
-    """Hand out several mini-batches at a time, each made when it is asked for.
-
-    Parameters
-    ----------
-    loader
-        Where they come from.
-    size
-        Mini-batches an execution; the last of an epoch may have fewer.
-    """
+    """Yield iterators over ``size`` mini-batches of a loader, each made on demand; the last of an epoch may have fewer."""
 
     def __init__(self, loader: BatchLoader, size: int) -> None:
         self.loader, self.size = loader, size
         self.sampler, self.batch_sampler = loader.sampler, None
+        self.positions = loader.positions
+        self.state_dict, self.load_state_dict = loader.state_dict, loader.load_state_dict
 
     def __len__(self) -> int:
         return -(-len(self.loader) // self.size)
@@ -225,38 +190,10 @@ class ExecutionLoader:
     def __iter__(self) -> Iterator[Iterator[Any]]:
         batches = iter(self.loader)
         for first in batches:
-            # After a resume in mid-execution, its rest alone.
+            # A run that resumes within an iteration first completes it.
             yield chain([first], islice(batches, -self.n_seen % self.size))
 
     @property
     def n_seen(self) -> int:
-        """Mini-batches of this epoch that were handed out."""
+        """Number of mini-batches of this epoch that were yielded."""
         return self.loader.state_dict()["seen"]
-
-    def positions(self, number: int) -> np.ndarray:
-        """Positions of the observations of a mini-batch of this epoch.
-
-        Parameters
-        ----------
-        number
-            Of the mini-batch, from 0.
-
-        Returns
-        -------
-        Shape (n,), in the order of the mini-batch.
-        """
-        return self.loader.positions(number)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return how far the epoch has come, in mini-batches."""
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state_dict`` was taken.
-
-        Parameters
-        ----------
-        state
-            As ``state_dict`` returned it.
-        """
-        self.loader.load_state_dict(state)
