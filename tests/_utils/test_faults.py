@@ -396,8 +396,8 @@ def test_checkpoints_between_the_ends_of_epochs_are_gone_on_from(adata: AnnData,
 def test_a_checkpoint_on_a_remote_file_system_is_written_by_lightning() -> None:
     import fsspec
 
-    from scr2mae.train.checkpoints import WholeFileIO
+    from scr2mae.train.checkpoints import AtomicCheckpointIO
 
-    WholeFileIO().save_checkpoint({"weights": torch.arange(3)}, "memory://run/last.ckpt")
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.arange(3)}, "memory://run/last.ckpt")
     with fsspec.open("memory://run/last.ckpt", "rb") as file:
         assert torch.load(file, weights_only=True)["weights"].tolist() == [0, 1, 2]

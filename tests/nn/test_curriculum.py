@@ -1,4 +1,4 @@
-"""Sinkhorn balance, weights, the gradient that turns, and the schemes by name."""
+"""Sinkhorn balance, weights, scale of the gradient, and the schemes by name."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from scr2mae.nn.curriculum import (
 
 
 def _numpy_sinkhorn(weights: np.ndarray, n_iter: int) -> np.ndarray:
-    """Plain alternating scaling."""
+    """Alternating scaling, in NumPy."""
     weights = weights.copy()
     n_features, n_ratios = weights.shape
     for _ in range(n_iter):
@@ -132,7 +132,7 @@ def test_scaled_gradient_leaves_the_value_alone():
     torch.testing.assert_close(x.grad, -x.detach())
 
 
-def _learned(multiplier: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _learned(grad_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights of 60 genes after training against a fixed element loss, and that loss."""
     torch.manual_seed(0)
     network = CurriculumWeights(60, 5, n_features=60, n_iter=20)
@@ -141,15 +141,15 @@ def _learned(multiplier: float) -> tuple[torch.Tensor, torch.Tensor]:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        (scale_gradient(network(x), multiplier)[:, 2] * element_loss).mean().backward()
+        (scale_gradient(network(x), grad_scale)[:, 2] * element_loss).mean().backward()
         optimizer.step()
     return network(x).detach(), element_loss
 
 
-@pytest.mark.parametrize("multiplier", [1.0, -1.0])
-def test_plus_one_favors_the_easy_and_minus_one_the_hard(multiplier):
-    weights, loss = _learned(multiplier)
-    assert multiplier * stats.spearmanr(weights[:, 2], loss).statistic < -0.8
+@pytest.mark.parametrize("grad_scale", [1.0, -1.0])
+def test_plus_one_favors_the_easy_and_minus_one_the_hard(grad_scale):
+    weights, loss = _learned(grad_scale)
+    assert grad_scale * stats.spearmanr(weights[:, 2], loss).statistic < -0.8
     rows, columns = balance_errors(weights)
     assert max(rows, columns) < 1e-4
 
@@ -171,7 +171,7 @@ def test_one_class_serves_mini_batches_cells_and_tokens():
     torch.testing.assert_close(weights.sum(1), torch.tensor([[5.0] * 4, [3.0] * 4]))
 
 
-def test_genes_that_are_not_measured_take_no_mass():
+def test_unmeasured_genes_have_no_mass():
     torch.manual_seed(0)
     measured = torch.arange(30) % 3 > 0
     weights = CurriculumWeights(30, 4, n_features=30)(torch.rand(7, 30), valid=measured)
@@ -179,7 +179,7 @@ def test_genes_that_are_not_measured_take_no_mass():
     torch.testing.assert_close(weights.sum(0), torch.full((4,), 20.0))
 
 
-def test_a_range_becomes_one_ratio_a_column():
+def test_a_range_becomes_one_ratio_per_column():
     schedule = Curriculum(n_ratios=5).ratio_schedule((0.1, 0.5), seed=3)
     assert isinstance(schedule, DiscreteRatio)
     assert schedule.seed == 3
@@ -216,7 +216,7 @@ def test_the_schemes_are_the_papers_rows():
         ({"final": 5.0}, "final must be between -1 and 1"),
     ],
 )
-def test_times_and_multipliers_that_make_no_sense_are_refused(arguments, message):
+def test_impossible_times_and_scales_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         GradientSchedule(**arguments)
 

@@ -1,4 +1,4 @@
-"""The network: what it sees, what it scores, what a covariate or a missing gene changes."""
+"""The network: input, loss, covariates, missing genes."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from scvi.distributions import NegativeBinomial
 from torch import nn
 
 from scr2mae.model.query import add_categories
-from scr2mae.nn.layers import CovariateLinear
 from scr2mae.nn.module import MEASURED_KEY, R2MAEModule
 
 N_VARS = 40
@@ -30,7 +29,7 @@ def _mask(ratio: float = 0.3) -> torch.Tensor:
     return mask
 
 
-def test_loss_is_the_mean_nll_of_hidden_counts_at_the_unmasked_library():
+def test_loss_is_the_mean_nll_of_masked_counts_at_the_unmasked_library():
     module, tensors, mask = _module(n_categories=[3]), _tensors(), _mask()
     inference, generative, loss = module(tensors, inference_kwargs={"mask": mask}, loss_kwargs={"mask": mask})
     counts = tensors["X"]
@@ -41,7 +40,7 @@ def test_loss_is_the_mean_nll_of_hidden_counts_at_the_unmasked_library():
     assert loss.reconstruction_loss["reconstruction_loss"].shape == (12,)
 
 
-def test_hidden_counts_reach_the_network_as_targets_only():
+def test_masked_counts_reach_the_network_as_targets_only():
     module, tensors, mask = _module(), _tensors(), _mask()
     changed = {**tensors, "X": tensors["X"] + 5 * mask}
     z = [module.inference(t["X"], mask=mask)["z"] for t in (tensors, changed)]
@@ -75,7 +74,7 @@ def test_a_step_is_a_pure_function_of_seed_and_step():
     assert all(not torch.equal(again[0], other) for other in others)
 
 
-def test_unmeasured_genes_are_neither_hidden_nor_scored():
+def test_unmeasured_genes_are_neither_masked_nor_scored():
     module = _module()
     measured = torch.arange(N_VARS) % 4 > 0
     tensors = _tensors(**{MEASURED_KEY: measured})
@@ -88,35 +87,6 @@ def test_unmeasured_genes_are_neither_hidden_nor_scored():
         module.training_loss(tensors, ratio=0.5, seed=0, step=0).loss, module.log_theta
     )
     assert bool((grad[~measured] == 0).all())
-
-
-def test_a_covariate_table_is_a_linear_layer_on_the_one_hot_code():
-    torch.manual_seed(0)
-    layer = CovariateLinear(6, 4, n_categories=[3, 2, 1], n_continuous=2)
-    dense = nn.Linear(6 + 3 + 2 + 2, 4)
-    with torch.no_grad():
-        dense.weight.copy_(
-            torch.cat(
-                [
-                    layer.linear.weight,
-                    layer.tables["0"].reference.T,
-                    layer.tables["1"].reference.T,
-                    layer.continuous.weight,
-                ],
-                dim=1,
-            )
-        )
-        dense.bias.copy_(layer.linear.bias)
-    x, values = torch.randn(10, 6), torch.randn(10, 2)
-    codes = torch.stack(
-        [torch.arange(10) % 3, torch.arange(10) % 2, torch.zeros(10, dtype=torch.long)], dim=1
-    )
-    one_hot = [nn.functional.one_hot(codes[:, i], n).float() for i, n in enumerate((3, 2))]
-    torch.testing.assert_close(layer(x, codes, values), dense(torch.cat([x, *one_hot, values], dim=1)))
-    with pytest.raises(ValueError, match="categorical covariates"):
-        layer(x)
-    with pytest.raises(ValueError, match="continuous covariates"):
-        layer(x, codes)
 
 
 @pytest.mark.parametrize("was_constant", [False, True])

@@ -1,4 +1,4 @@
-"""What ``test_several_processes.py`` runs in processes of their own: ``python several_processes.py NAME FOLDER``."""
+"""Runs in several processes, for the tests: ``python several_processes.py NAME FOLDER``."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Several mini-batches in one call of Lightning's loop: the same run, to the bit."""
+"""Several mini-batches per Lightning iteration: the same run, bit for bit."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def assert_same_run(one: R2MAEModel, other: R2MAEModel) -> None:
     ("precision", "curriculum"),
     [("32-true", None), ("32-true", "cl"), ("bf16-mixed", None), ("bf16-mixed", "cl")],
 )
-def test_mini_batches_executed_together_train_as_one_by_one(
+def test_several_mini_batches_per_iteration_give_the_same_run(
     precision: str, curriculum: str | None, simulate: Callable[..., AnnData]
 ) -> None:
     options = {
@@ -80,7 +80,7 @@ def test_mini_batches_executed_together_train_as_one_by_one(
         assert_same_run(together, alone)
 
 
-def test_counts_on_the_device_and_compiled_steps_too(simulate: Callable[..., AnnData]) -> None:
+def test_counts_on_the_device_and_compiled_steps_give_the_same_run(simulate: Callable[..., AnnData]) -> None:
     alone = train(simulate(), steps_per_execution=1)
     assert_same_run(train(simulate(), counts_on="device"), alone)
     options = {"plan_kwargs": {"compile": True, "compile_kwargs": {"backend": "eager"}}}
@@ -99,7 +99,7 @@ class _Calls(pl.Callback):
         self.steps.append(trainer.global_step)
 
 
-def test_callbacks_see_executions_where_these_are_asked_for_and_each_mini_batch_where_not(
+def test_callbacks_see_iterations_only_on_request(
     simulate: Callable[..., AnnData],
 ) -> None:
     seen, single = _Calls(), _Calls()
@@ -160,7 +160,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 
 @pytest.mark.parametrize(("every", "at", "written"), [(3, 13, 10), (5, 14, 12), (None, 13, 7)])
-def test_a_run_that_broke_off_goes_on_from_the_end_of_an_execution(
+def test_an_interrupted_run_resumes_from_the_end_of_an_iteration(
     every: int | None,
     at: int,
     written: int,
@@ -190,7 +190,7 @@ class _SaveOnError(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
-def test_a_checkpoint_from_within_an_execution_leads_on_from_its_mini_batch(
+def test_a_checkpoint_within_an_iteration_resumes_at_its_mini_batch(
     killed_at: Callable[[int | None], None], simulate: Callable[..., AnnData], tmp_path: Path
 ) -> None:
     options, path = {"steps_per_execution": 5, "plan_kwargs": {"averaging": None}}, tmp_path / "a.ckpt"
@@ -202,14 +202,16 @@ def test_a_checkpoint_from_within_an_execution_leads_on_from_its_mini_batch(
     assert_same_run(train(simulate(), resume=path, **options), train(simulate(), **options))
 
 
-def test_a_run_of_single_mini_batches_goes_on_so(simulate: Callable[..., AnnData], tmp_path: Path) -> None:
+def test_a_run_of_single_mini_batches_resumes_with_single_ones(
+    simulate: Callable[..., AnnData], tmp_path: Path
+) -> None:
     train(simulate(), max_epochs=1, callbacks=[_Calls()], checkpoint_dir=tmp_path)
     resumed = train(simulate(), resume=tmp_path)
     assert executed(resumed) == 1
     assert_same_run(resumed, train(simulate()))
 
 
-def test_a_callback_that_comes_with_a_resume_is_told_what_it_sees(
+def test_a_callback_added_to_a_resumed_run_gives_a_warning(
     simulate: Callable[..., AnnData], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(simulate(), max_epochs=1, checkpoint_dir=tmp_path)
@@ -221,7 +223,7 @@ def test_a_callback_that_comes_with_a_resume_is_told_what_it_sees(
 @pytest.mark.parametrize(
     "callback", [StochasticWeightAveraging(1e-3), GradientAccumulationScheduler({0: 1, 1: 2})]
 )
-def test_callbacks_that_steer_the_loop_get_single_mini_batches(callback: Any) -> None:
+def test_callbacks_that_control_the_loop_get_single_mini_batches(callback: Any) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     assert choose_steps(None, trainer, callbacks=[callback]) == 1
     with pytest.raises(
@@ -230,7 +232,7 @@ def test_callbacks_that_steer_the_loop_get_single_mini_batches(callback: Any) ->
         choose_steps(4, trainer, callbacks=[callback])
 
 
-def test_a_callback_of_anything_that_can_be_called_is_no_hindrance(simulate: Callable[..., AnnData]) -> None:
+def test_a_lambda_callback_is_accepted(simulate: Callable[..., AnnData]) -> None:
     seen: list[Any] = []
     model = train(simulate(), callbacks=[LambdaCallback(on_train_end=lambda *_: seen.append(1))])
     assert executed(model) == 1
@@ -253,7 +255,7 @@ def test_a_callback_of_anything_that_can_be_called_is_no_hindrance(simulate: Cal
     ],
     ids=str,
 )
-def test_what_counts_mini_batches_gets_them_one_by_one(options: dict[str, Any]) -> None:
+def test_settings_that_count_mini_batches_get_single_ones(options: dict[str, Any]) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
     assert choose_steps(None, trainer, callbacks=[]) == 1
     assert choose_steps(1, trainer, callbacks=[]) == 1
@@ -267,7 +269,7 @@ def test_what_counts_mini_batches_gets_them_one_by_one(options: dict[str, Any]) 
         choose_steps(None, trainer, callbacks=[], kept=16)
 
 
-def test_how_many_are_chosen() -> None:
+def test_the_default_number_depends_on_checkpoints_and_callbacks() -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     assert choose_steps(None, trainer, callbacks=[]) == 16
     assert choose_steps(None, trainer, callbacks=[], checkpoint_every=5) == 5
@@ -287,12 +289,12 @@ def test_a_logger_counts_mini_batches(simulate: Callable[..., AnnData], tmp_path
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "16"])
-def test_a_number_that_is_none_is_refused(wrong: Any, simulate: Callable[..., AnnData]) -> None:
+def test_a_number_below_one_is_refused(wrong: Any, simulate: Callable[..., AnnData]) -> None:
     with pytest.raises(ValueError, match="steps_per_execution must be an integer >= 1, got"):
         train(simulate(), steps_per_execution=wrong)
 
 
-def test_a_data_module_of_another_gives_single_mini_batches(simulate: Callable[..., AnnData]) -> None:
+def test_a_foreign_data_module_gives_single_mini_batches(simulate: Callable[..., AnnData]) -> None:
     adata = simulate()
     model = train(adata, steps_per_execution=1)
 
@@ -312,7 +314,7 @@ def test_a_data_module_of_another_gives_single_mini_batches(simulate: Callable[.
         model.train(datamodule=Foreign(), steps_per_execution=2, **options)
 
 
-def test_mini_batches_of_an_execution_are_made_when_they_are_asked_for() -> None:
+def test_mini_batches_of_an_iteration_are_made_on_demand() -> None:
     made: list[int] = []
 
     def collate(indices: np.ndarray) -> list[int]:

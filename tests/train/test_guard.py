@@ -1,4 +1,4 @@
-"""Bad numbers: none arise from hard counts, and a step that has one is skipped, counted and named."""
+"""Non-finite values: none arise from hard counts; a step that has one is skipped, counted and named."""
 
 import logging
 import math
@@ -44,7 +44,7 @@ def hard_counts(kind: str) -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore:.* cells have no counts:UserWarning")
 @pytest.mark.parametrize("kind", ["plain", "one gene", "a million", "empty cells", "all in one cell"])
-def test_hard_counts_and_ten_times_the_learning_rate_give_no_bad_number(kind: str) -> None:
+def test_hard_counts_and_ten_times_the_learning_rate_stay_finite(kind: str) -> None:
     adata = AnnData(sp.csr_matrix(hard_counts(kind)))
     model = R2MAEModel(adata, n_hidden=16, n_latent=4)
     model.train(20, **QUICK, **TEN_TIMES_THE_DEFAULT)
@@ -80,7 +80,7 @@ def test_a_bad_step_is_skipped_and_counted_and_its_cell_is_named(
     assert "cells ['cell5'] (positions [5]) make the loss or gradient infinite" in named[0]
 
 
-def test_a_skipped_step_leaves_weights_statistics_and_optimiser_as_they_were(adata: AnnData) -> None:
+def test_a_skipped_step_leaves_weights_statistics_and_optimizer_unchanged(adata: AnnData) -> None:
     class Watch(pl.Callback):
         def __init__(self) -> None:
             self.seen: list[dict[str, torch.Tensor]] = []
@@ -105,7 +105,7 @@ def order(n: int) -> np.ndarray:
     return np.random.default_rng([0, 0]).permutation(n)
 
 
-def test_nothing_but_bad_steps_stops_training_and_names_the_cells(adata: AnnData) -> None:
+def test_twenty_bad_steps_stop_training_and_name_the_cells(adata: AnnData) -> None:
     model = extreme(adata, adata.obs_names)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     with pytest.raises(
@@ -183,7 +183,7 @@ def test_every_modality_is_guarded_and_rows_are_named_where_positions_are_unknow
 
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW"])
 @pytest.mark.parametrize("sick", ["loss", "gradient"])
-def test_weights_learn_between_bad_steps_as_if_those_were_not_there(sick: str, optimizer: str) -> None:
+def test_bad_steps_do_not_affect_those_between_them(sick: str, optimizer: str) -> None:
     plan, trainer = run(Fragile(sick=sick, every=2), plan={"optimizer": optimizer, "averaging": None})
     assert plan.history["skipped_steps"]["skipped_steps"].tolist() == [20]
     state = next(iter(trainer.optimizers[0].state.values()))
@@ -199,7 +199,7 @@ def test_clipping_and_accumulated_gradients_are_guarded_too() -> None:
     assert bool(plan.module.weight.isfinite().all())
 
 
-def test_an_optimiser_that_is_not_fused_skips_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_that_is_not_fused_skips_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     made = MaskedTrainingPlan.configure_optimizers
 
     def plain(self: MaskedTrainingPlan) -> Any:
@@ -214,7 +214,7 @@ def test_an_optimiser_that_is_not_fused_skips_as_well(monkeypatch: pytest.Monkey
     assert float(next(iter(trainer.optimizers[0].state.values()))["step"]) == 20
 
 
-def test_a_device_that_is_looked_at_now_and_then_stops_a_little_later_with_the_same_weights(
+def test_rare_checks_stop_training_later_with_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     guard = StepGuard(unit="images", check_every=16)
@@ -232,7 +232,7 @@ def test_the_count_survives_a_checkpoint(tmp_path: Any) -> None:
     assert plan.history["skipped_steps"]["skipped_steps"].tolist() == [20, 20]
 
 
-def test_the_mean_loss_of_an_epoch_is_that_of_the_steps_that_counted() -> None:
+def test_the_mean_loss_of_an_epoch_leaves_skipped_steps_out() -> None:
     plan, _ = run(Fragile(every=2))
     losses = plan.history["train_loss_step"]["train_loss_step"]
     assert np.isnan(losses.to_numpy()).tolist() == [True, False] * 20
@@ -248,7 +248,7 @@ def test_one_gene_alone_is_refused() -> None:
         R2MAEModel(AnnData(sp.csr_matrix(np.ones((10, 1), np.float32)))).train(1, **QUICK)
 
 
-def test_thirty_thousand_genes_make_no_bad_number(simulate: Callable[..., AnnData]) -> None:
+def test_thirty_thousand_genes_stay_finite(simulate: Callable[..., AnnData]) -> None:
     rng = np.random.default_rng(0)
     adata = AnnData(
         sp.random(
@@ -296,7 +296,7 @@ def guarded(
 
 
 @pytest.mark.parametrize("at", ["values", "weights"])
-def test_rows_that_hold_what_is_not_finite_are_named(at: str) -> None:
+def test_rows_with_non_finite_values_are_named(at: str) -> None:
     batch = {"x": torch.ones(8, 3), "w": torch.ones(8), "temperature": torch.tensor(1.0)}
     batch["x" if at == "values" else "w"][5] = torch.inf
     error = guarded(Whole(), [batch] * 30, positions=True)
@@ -305,14 +305,14 @@ def test_rows_that_hold_what_is_not_finite_are_named(at: str) -> None:
 
 
 @pytest.mark.parametrize("positions", [True, False])
-def test_no_one_is_blamed_where_rows_cannot_be_looked_at_alone(positions: bool) -> None:
+def test_the_whole_mini_batch_is_named_if_rows_cannot_be_scored_alone(positions: bool) -> None:
     error = guarded(Whole(), [{"x": torch.ones(8, 3)}] * 30, positions=positions)
     assert "none of the images causes it alone" in str(error)
     listed = "images [152, 153, 154, 155, 156] and 3 more" if positions else "their positions are unknown"
     assert listed in str(error)
 
 
-def test_a_mini_batch_without_rows_blames_no_one() -> None:
+def test_a_mini_batch_without_rows_names_none() -> None:
     class Scalar(Whole):
         def training_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> Any:
             loss = tensors["x"] * self.weight.sum() * torch.nan
@@ -322,7 +322,7 @@ def test_a_mini_batch_without_rows_blames_no_one() -> None:
     assert "their positions are unknown" in str(error)
 
 
-def test_a_query_s_step_without_gradients_is_left_alone() -> None:
+def test_a_step_without_gradients_is_not_checked() -> None:
     class Frozen(Whole):
         def training_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> Any:
             return type("Loss", (), {"loss": torch.tensor(1.0, requires_grad=True), "n_obs_minibatch": 8})()

@@ -155,7 +155,7 @@ def _run(**options):
     return plan
 
 
-def test_with_a_schedule_a_run_broken_off_in_mid_epoch_goes_on_with_the_next_batch(tmp_path):
+def test_with_a_schedule_a_run_interrupted_within_an_epoch_resumes_at_the_next_batch(tmp_path):
     whole = _run()
     with pytest.raises(RuntimeError, match="killed"):
         _run(callbacks=[_Stop(tmp_path / "killed.ckpt")])

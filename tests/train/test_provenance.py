@@ -1,4 +1,4 @@
-"""``run.json`` beside a model: there after every save, valid, and the same for the same run."""
+"""``run.json`` of a model: written by every save, valid, and the same for the same run."""
 
 import json
 import signal
@@ -87,7 +87,7 @@ def test_the_same_run_has_the_same_hash_and_any_other_has_another(
     assert len({first, *others}) == 6
 
 
-def test_runs_add_up_and_go_through_saving_and_loading(
+def test_records_accumulate_and_survive_saving_and_loading(
     adata: AnnData, train_tiny: Train, tmp_path: Path
 ) -> None:
     assert R2MAEModel(adata).runs_ == []
@@ -101,7 +101,7 @@ def test_runs_add_up_and_go_through_saving_and_loading(
     assert read(tmp_path / "second") == read(tmp_path / "first")
 
 
-def test_the_command_line_leaves_it_too(
+def test_the_command_line_writes_the_record(
     adata: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -125,7 +125,7 @@ class _Stop(pl.Callback):
 @pytest.mark.parametrize(
     ("error", "outcome"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("broken"), "failed")]
 )
-def test_a_run_that_broke_off_says_so(
+def test_an_interrupted_run_has_its_outcome(
     error: BaseException, outcome: str, adata: AnnData, tmp_path: Path, set_sigint: Callable[[Any], None]
 ) -> None:
     set_sigint(signal.default_int_handler)
@@ -138,7 +138,7 @@ def test_a_run_that_broke_off_says_so(
     assert np.isfinite(model.get_latent_representation()).all()
 
 
-def test_data_of_one_s_own_are_named_by_their_module(adata: AnnData) -> None:
+def test_a_custom_data_module_is_named_by_its_class(adata: AnnData) -> None:
     class Own(pl.LightningDataModule):
         def __init__(self, inner: CellDataModule) -> None:
             super().__init__()
@@ -159,7 +159,7 @@ def test_data_of_one_s_own_are_named_by_their_module(adata: AnnData) -> None:
     assert run["split"] is None
 
 
-def test_networks_of_other_modalities_have_theirs_too_and_an_untrained_one_takes_it_away(
+def test_other_modalities_have_records_and_saving_an_untrained_network_removes_them(
     tmp_path: Path,
 ) -> None:
     alignment = dna.simulate_alignment(1000, 2, seed=1)[0]

@@ -162,7 +162,13 @@ class BatchLoader:
                     yield collate(np.arange(stop - len(indices), stop))
 
     def positions(self, number: int) -> np.ndarray:
-        """Return the indices of the observations of a mini-batch of this epoch, numbered from 0."""
+        """Return the indices of the observations of a mini-batch of this epoch.
+
+        Parameters
+        ----------
+        number
+            Number of the mini-batch, from 0.
+        """
         return self.indices[next(islice(self.sampler, number, None))]
 
     def state_dict(self) -> dict[str, int]:
@@ -170,7 +176,13 @@ class BatchLoader:
         return {"epoch": self.sampler.epoch, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the last mini-batch of ``state_dict``; after a complete epoch, start with a new one."""
+        """Continue after the last mini-batch of a state; after a complete epoch, start a new one.
+
+        Parameters
+        ----------
+        state
+            From :meth:`state_dict`.
+        """
         self.sampler.set_epoch(state["epoch"])
         self._start = state["seen"] if state["seen"] < len(self) else 0
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scr2mae.train.plan import MaskedTrainingPlan
 
-__all__ = ["ResumeState", "StepCheckpoint", "WholeFileIO", "find_checkpoint", "run_settings"]
+__all__ = ["AtomicCheckpointIO", "ResumeState", "StepCheckpoint", "find_checkpoint", "run_settings"]
 
 _RUN = "scr2mae_run"
 _STEPS = "scr2mae_steps_per_execution"
@@ -28,7 +28,7 @@ _RANDOM_STATE = "scr2mae_random_state"
 _CELLS_COMPARED = 64
 
 
-class WholeFileIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Write checkpoints atomically, so that a process killed while writing leaves the previous one."""
 
     def save_checkpoint(

@@ -14,7 +14,13 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from scr2mae.train.callbacks import RunningWeightAverage, TrainingProgress
-from scr2mae.train.checkpoints import ResumeState, StepCheckpoint, WholeFileIO, find_checkpoint, run_settings
+from scr2mae.train.checkpoints import (
+    AtomicCheckpointIO,
+    ResumeState,
+    StepCheckpoint,
+    find_checkpoint,
+    run_settings,
+)
 from scr2mae.train.distributed import RankAverages, data_parallel_options
 from scr2mae.train.executions import choose_steps, in_executions, replaced
 from scr2mae.train.guard import StepGuard
@@ -104,7 +110,7 @@ def _checkpoints(
     plugins = kwargs.pop("plugins", None) or []
     plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-        plugins.append(WholeFileIO())
+        plugins.append(AtomicCheckpointIO())
     kwargs["plugins"] = plugins
     if folder is None:
         return []
@@ -236,16 +242,15 @@ def fit(
             checkpoint, kept = None, None
             if resume is not None:
                 checkpoint, kept = find_checkpoint(resume, plan, settings, max_epochs=max_epochs)
-            together = choose_steps(
+            plan.steps_per_execution = choose_steps(
                 steps_per_execution,
                 trainer,
                 callbacks=given,
                 checkpoint_every=checkpoint_every_n_steps,
                 kept=kept,
             )
-            plan.execute_together(together)
             try:
-                with in_executions(datamodule, together):
+                with in_executions(datamodule, plan.steps_per_execution):
                     trainer.fit(plan, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             except SystemExit as error:
                 raise KeyboardInterrupt("Training was interrupted.") from error

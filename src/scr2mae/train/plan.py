@@ -171,16 +171,10 @@ class MaskedTrainingPlan(pl.LightningModule):
         """
         self.rows.setdefault(name, []).append((index, value))
 
-    def execute_together(self, n: int) -> None:
-        """Set the number of mini-batches per Lightning iteration; with 1, Lightning optimizes automatically.
-
-        Parameters
-        ----------
-        n
-            Number of mini-batches.
-        """
-        self.steps_per_execution = n
-        self.automatic_optimization = n == 1
+    @property  # type: ignore[misc]
+    def automatic_optimization(self) -> bool:
+        """Whether Lightning runs the optimizer, as it does with one mini-batch per iteration."""
+        return self.steps_per_execution == 1
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
         """Return the loss of a mini-batch, or train on an iterator over several.

@@ -1,4 +1,4 @@
-"""The running average of the weights: what it averages, what validation and an interruption see of it."""
+"""The running average of the weights: in training, in validation and after an interruption."""
 
 import lightning.pytorch as pl
 import pytest
@@ -73,7 +73,7 @@ def reference(steps, *, share):
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
-def test_what_remains_is_the_average_of_the_steps(share):
+def test_the_trained_network_has_the_average_of_the_steps(share):
     watch = _Watch()
     module = train(watch, averaging=share)
     expected = reference(watch.steps, share=share)
@@ -82,7 +82,7 @@ def test_what_remains_is_the_average_of_the_steps(share):
     assert not torch.equal(module.weight, watch.steps[-1]["weight"])
 
 
-def test_a_share_of_one_is_the_mean_of_all_steps_while_each_is_taken():
+def test_a_share_of_one_is_the_mean_of_all_steps_while_each_is_averaged():
     watch = _Watch(stop_at=8)
     with pytest.raises(KeyboardInterrupt):
         train(watch, averaging=1.0)
@@ -95,7 +95,7 @@ def test_without_averaging_the_last_weights_remain():
     assert torch.equal(train(watch, averaging=None).weight, watch.steps[-1]["weight"])
 
 
-def test_validation_sees_the_average_and_training_goes_on_from_the_last_weights():
+def test_validation_scores_the_average_and_training_continues_from_the_last_weights():
     watch, plain = _Watch(), _Watch()
     module = train(watch, averaging=0.5, max_epochs=2)
     train(plain, averaging=None, max_epochs=2)

@@ -109,7 +109,7 @@ def test_loss_gradients_and_statistics_are_those_of_an_eager_step(name: str, for
     torch.testing.assert_close(compiled, eager, rtol=2e-5, atol=1e-7)
 
 
-def test_under_autocast_too(formulas: str) -> None:
+def test_compiled_steps_agree_under_autocast(formulas: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         eager, compiled = score("covariates"), score("covariates", **TRACED)
     torch.testing.assert_close(compiled, eager, rtol=2e-2, atol=1e-4)
@@ -118,12 +118,12 @@ def test_under_autocast_too(formulas: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["covariates", "curriculum"])
 @pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf")
-def test_machine_code_too(name: str, formulas: str) -> None:
+def test_generated_code_agrees(name: str, formulas: str) -> None:
     torch.testing.assert_close(score(name, backend="inductor"), score(name), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("curriculum", [None, "cl"])
-def test_neither_ratio_nor_step_is_compiled_in_and_a_smaller_last_mini_batch_once(
+def test_ratio_and_step_need_no_new_graph_and_a_smaller_last_mini_batch_needs_one(
     curriculum: str | None, adata: AnnData, train_tiny: Train, formulas: str
 ) -> None:
     backend = Counting()
@@ -138,7 +138,7 @@ def test_neither_ratio_nor_step_is_compiled_in_and_a_smaller_last_mini_batch_onc
     assert len(backend.graphs) == (2 if curriculum is None else 3)
 
 
-def test_nothing_that_is_compiled_for_a_gpu_waits_for_it(
+def test_graphs_for_a_gpu_do_not_wait_for_it(
     adata: AnnData, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (scr2mae.nn.module, scr2mae.nn.likelihood):
@@ -169,7 +169,7 @@ def test_a_compiled_run_gives_the_model_of_an_eager_one(
     np.testing.assert_array_equal(loaded.get_latent_representation(), compiled.get_latent_representation())
 
 
-def test_a_compiled_run_is_resumed_bit_for_bit(
+def test_a_compiled_run_resumes_bit_for_bit(
     simulate: Callable[..., AnnData], train_tiny: Train, tmp_path: Path
 ) -> None:
     options = {"plan_kwargs": COMPILED, **ONE_SIZE}
@@ -179,7 +179,7 @@ def test_a_compiled_run_is_resumed_bit_for_bit(
     torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
 
 
-def test_bad_cells_are_named_and_score_alone_without_compilations(adata: AnnData) -> None:
+def test_bad_cells_are_named_without_further_compilations(adata: AnnData) -> None:
     adata.obs["age"] = np.float32(3e38)
     R2MAEModel.setup_anndata(adata, continuous_covariate_keys=["age"])
     model, backend = R2MAEModel(adata, n_hidden=16, n_latent=4), Counting()
@@ -203,7 +203,7 @@ def test_a_query_trains_its_new_rows_alone(simulate: Callable[..., AnnData], ref
     assert moved == {n for n in before if n.endswith(".new")} != set()
 
 
-def test_more_networks_are_compiled_in_one_process_than_pytorch_keeps_graphs_of_a_function(
+def test_one_process_compiles_more_networks_than_pytorch_keeps_graphs_of_a_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend = Counting()
@@ -237,6 +237,6 @@ def test_without_a_compiler_the_error_says_what_is_missing(adata: AnnData, train
         train_tiny(adata, plan_kwargs={"compile": True, "compile_kwargs": {"backend": missing}})
 
 
-def test_a_network_without_a_part_to_compile_is_refused() -> None:
+def test_a_network_without_masked_nll_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a network with the method masked_nll, which Linear lacks"):
         MaskedTrainingPlan(torch.nn.Linear(2, 2), ratio_schedule=lambda step, total: 0.3, compile=True)
