@@ -4,16 +4,14 @@
 
 ``CELEBA`` holds ``img_align_celeba/``, ``list_attr_celeba.txt`` and ``list_eval_partition.txt``. Each network is
 pretrained at a fixed ratio, reconstructs uncorrupted test images (figure 2B), and has its bottleneck probed for the
-attributes (figures 5 to 7, one a width). Finished networks are rows of ``celeba.csv`` and ``celeba_attributes.csv``, and the
-same command goes on where it was stopped.
+attributes (figures 5 to 7, one per width). Finished networks are rows of ``celeba.csv`` and ``celeba_attributes.csv``; the same command
+continues an interrupted run.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
+from common_setup import make_parser, silence
 from scr2mae.extra import vision
 from scr2mae.extra.batches import ThreadedLoader
 from scr2mae.metrics import balanced_accuracy
@@ -34,7 +33,7 @@ FIGURES = {8: 5, 16: 6, 32: 7}
 
 
 def reconstruction_error(network: vision.MaskedUNet, images: vision.CelebA, n_workers: int) -> float:
-    """Mean squared error of uncorrupted images."""
+    """Return the mean squared error on uncorrupted images."""
     network.eval()
     device = next(network.parameters()).device
     loader = ThreadedLoader(images, batch_size=256, n_workers=n_workers)
@@ -50,7 +49,7 @@ def probe(
     options: argparse.Namespace,
     seed: int,
 ) -> pd.DataFrame:
-    """Accuracy, in percent, and balanced accuracy of each attribute on test images."""
+    """Return accuracy (in percent) and balanced accuracy of each attribute on test images."""
     x, x_test = (vision.embed(network, images, n_workers=options.workers) for images in (train, test))
     torch.manual_seed(seed)
     head = vision.AttributeHead(network.n_latent, len(train.attributes_))
@@ -101,7 +100,7 @@ def measure(
 
 
 def draw_summary(frame: pd.DataFrame, path: Path) -> None:
-    """Figure 2B, and beside it the mean accuracy over attributes; one line a width."""
+    """Draw figure 2B and the mean accuracy over attributes, one line per width."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
     for base, rows in frame.groupby("base_channels"):
         by = rows.groupby("ratio")[["mse_uncorrupted", "accuracy"]].mean()
@@ -120,7 +119,7 @@ def draw_summary(frame: pd.DataFrame, path: Path) -> None:
 
 
 def draw_attributes(frame: pd.DataFrame, path: Path, title: str) -> None:
-    """Accuracy of each attribute over the ratio, for one width."""
+    """Draw the accuracy of each attribute over the ratio for one width."""
     names = list(dict.fromkeys(frame["attribute"]))
     n_rows = -(-len(names) // 8)
     fig, axes = plt.subplots(n_rows, 8, figsize=(16, 2 * n_rows), sharex=True)
@@ -140,24 +139,18 @@ def draw_attributes(frame: pd.DataFrame, path: Path, title: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run what is missing of the grid, then draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    """Run the missing networks of the grid, then draw."""
+    parser = make_parser(__doc__, seeds=1)
     parser.add_argument("--base-channels", type=int, nargs="+", default=list(BASE_CHANNELS))
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--epochs", type=int, default=vision.RECIPES["unet"].max_epochs)
     parser.add_argument("--head-epochs", type=int, default=vision.RECIPES["attributes"].max_epochs)
     parser.add_argument("--batch-size", type=int, default=vision.RECIPES["unet"].batch_size)
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels (default: 64)")
-    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="threads that decode images")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     options = parser.parse_args(argv)
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     options.out.mkdir(parents=True, exist_ok=True)
     paths = [options.out / name for name in ("celeba.csv", "celeba_attributes.csv")]
     rows, scores = [pd.read_csv(p).to_dict("records") if p.is_file() else [] for p in paths]

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: against genes, density, width and batch, beside its matrix products.
+"""Time of a training step by genes, density, width and batch size, compared with its matrix products.
 
     python benchmarks/cost_model.py -o OUT [--threads N]
 
@@ -9,19 +9,17 @@ element-wise work, the optimizer, and memory. ``OUT/cost_model.csv`` and ``.md``
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from common_setup import make_parser, silence
 from scr2mae.nn.module import R2MAEModule
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,7 +27,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Setting:
-    """What a step works on."""
+    """Size of a training step."""
 
     n_vars: int = 5000
     density: float = 0.12
@@ -83,14 +81,14 @@ def make_step(setting: Setting, dtype: torch.dtype) -> Callable[[int], None]:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Time of a call."""
+    """Return the time of a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def measure(setting: Setting, n_rounds: int) -> dict[str, float]:
-    """Medians over rounds of step and matrix product, by turns."""
+    """Return median times of step and matrix products over alternating rounds."""
     row: dict[str, float] = dict(asdict(setting))
     a = torch.randn(setting.batch_size, setting.n_vars)
     b = torch.randn(setting.n_hidden, setting.n_vars)
@@ -122,14 +120,11 @@ def measure(setting: Setting, n_rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure the settings and write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser = make_parser(__doc__, data=False)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
+    silence()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []

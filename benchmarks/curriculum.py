@@ -1,27 +1,25 @@
-"""Do curricula help or degenerate? Reconstruction of hidden genes, scheme by scheme; cost of a step.
+"""Do curricula help or degenerate? Reconstruction of masked genes by scheme; cost of a step.
 
     python benchmarks/curriculum.py --data DATA/kang_pbmc_ifnb_8donors.h5ad --donor-key donor -o OUT
 
-Writes ``curriculum.csv`` (Pearson over hidden genes of held-out cells by scheme, seed and ratio), ``curriculum.png`` and
+Writes ``curriculum.csv`` (Pearson over masked genes of held-out cells by scheme, seed and ratio), ``curriculum.png`` and
 ``curriculum_cost.csv`` (time of a training step with a curriculum over one without, in one run).
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from pathlib import Path
 
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import torch
 
 import scr2mae
+from common_setup import make_parser, select_genes, silence
 from scr2mae.nn.curriculum import Curriculum
 from scr2mae.nn.module import R2MAEModule
 
@@ -32,7 +30,7 @@ DASHES = ("-", "-", "--", "-", "-.", ":")
 
 
 def reconstruction(adata: ad.AnnData, options: argparse.Namespace) -> pd.DataFrame:
-    """Pearson and NLL of hidden genes on held-out cells for every scheme, seed and ratio."""
+    """Return Pearson and NLL of masked genes on held-out cells for each scheme, seed and ratio."""
     rows = []
     for seed in range(options.seeds):
         for name in SCHEMES:
@@ -52,21 +50,21 @@ def reconstruction(adata: ad.AnnData, options: argparse.Namespace) -> pd.DataFra
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """One line a scheme: mean over seeds, bar of one standard deviation."""
+    """Draw one line per scheme: mean over seeds, with bars of one standard deviation."""
     fig, ax = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
     for name, color, dash in zip(SCHEMES, COLORS, DASHES, strict=True):
         by = frame[frame["scheme"] == name].groupby("ratio")["pearson"]
         ax.errorbar(
             100 * by.mean().index, by.mean(), by.std(), color=color, linestyle=dash, marker="o", ms=4, capsize=3, label=name
         )  # fmt: skip
-    ax.set(xlabel="Genes hidden (%)", ylabel="Pearson over hidden genes\n(cells of held-out donors)")
+    ax.set(xlabel="Masked genes (%)", ylabel="Pearson over masked genes\n(cells of held-out donors)")
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     fig.savefig(path, dpi=150)
 
 
 def step_times(n_steps: int, *, n_vars: int = 5000, batch_size: int = 400) -> pd.DataFrame:
-    """Seconds of a training step with and without a curriculum, in turn; width 1000 / 512, ten ratios."""
+    """Return seconds of alternating training steps with and without a curriculum; width 1000 / 512, ten ratios."""
     rng = np.random.default_rng(0)
     counts = torch.tensor(rng.poisson(rng.gamma(0.3, 0.5, size=(batch_size, n_vars))), dtype=torch.float32)
     tensors = {"X": counts, "batch": torch.zeros(batch_size, 1, dtype=torch.long)}
@@ -87,19 +85,13 @@ def step_times(n_steps: int, *, n_vars: int = 5000, batch_size: int = 400) -> pd
 
 def main() -> None:
     """Run both parts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
+    parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--donor-key")
-    parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--n-top-genes", type=int, default=2000)
     parser.add_argument("--max-epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="steps timed on each side")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     options.out.mkdir(parents=True, exist_ok=True)
     times = step_times(options.steps)
     times.to_csv(options.out / "curriculum_cost.csv", index=False)
@@ -109,10 +101,7 @@ def main() -> None:
         flush=True,
     )
     adata = ad.read_h5ad(options.data)
-    if adata.n_vars > options.n_top_genes:
-        logged = sc.pp.log1p(sc.pp.normalize_total(adata, target_sum=1e4, copy=True), copy=True)
-        sc.pp.highly_variable_genes(logged, n_top_genes=options.n_top_genes)
-        adata = adata[:, logged.var["highly_variable"].to_numpy()].copy()
+    adata = select_genes(adata, options.n_top_genes)
     scr2mae.R2MAEModel.setup_anndata(adata, donor_key=options.donor_key)
     frame = reconstruction(adata, options)
     frame.to_csv(options.out / "curriculum.csv", index=False)

@@ -1,18 +1,15 @@
-"""Where the defaults come from: one setting changed at a time, judged by linear probes on held-out donors.
+"""Choice of the defaults: one setting changed at a time, compared by linear probes on held-out donors.
 
     python benchmarks/defaults.py --data DATA -o OUT --sets csle kang
 
-Data and splits are those of ``embeddings.py``; the score is the mean of balanced accuracy and macro F1, the better of
-with and without feature scaling. Writes ``defaults.csv`` and ``defaults_table.csv``.
+Data and splits are those of ``embeddings.py``; the score is the mean of balanced accuracy and macro F1, with or
+without feature scaling, whichever is better. Writes ``defaults.csv`` and ``defaults_table.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
-from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -20,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 import scr2mae
+from common_setup import make_parser, silence
 from embeddings import SCORES, TASKS, read
 from scr2mae.model.training import default_max_epochs
 from scr2mae.probe import donor_splits, linear_probe
@@ -94,7 +92,7 @@ def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Score of each setting on each task: mean and standard deviation over training seeds of the mean over splits."""
+    """Return mean and standard deviation over training seeds of the score of each setting on each task."""
     rows = frame[(frame["level"] == "cell") & frame["metric"].isin(SCORES)]
     keys = ["data", "target", "setting"]
     by_seed = rows.groupby([*keys, "scale", "train_seed"])["value"].mean()
@@ -107,18 +105,12 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Run the sweep and print its table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=TASKS, default=["csle"])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--splits", type=int, default=5)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     options.out.mkdir(parents=True, exist_ok=True)
     frame = pd.concat([run(name, options) for name in options.sets])
     frame.drop(columns=["note"]).to_csv(options.out / "defaults.csv", index=False)

@@ -1,8 +1,8 @@
 """Linear probes of R²MAE, scVI, PCA and log-normalized expression on held-out donors.
 
 Pretraining sees all cells, as in the paper; only the probe's labels are held out. Every method is probed on the same
-donor splits, with and without feature scaling; R²MAE and scVI are trained from several seeds. Embeddings are kept in
-``OUT/embeddings``, so that a run that broke off goes on where it was.
+donor splits, with and without feature scaling; R²MAE and scVI are trained from several seeds. Embeddings are stored in
+``OUT/embeddings``, so that the same command continues an interrupted run.
 
     python benchmarks/embeddings.py --data DATA -o OUT
 
@@ -14,9 +14,7 @@ study with 9,015 genes), raw counts in ``X``, donors in ``obs["donor"]``.
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +26,7 @@ import scanpy as sc
 import scvi
 
 import scr2mae
+from common_setup import make_parser, silence
 from scr2mae.pl import OKABE_ITO
 from scr2mae.probe import donor_splits, linear_probe
 
@@ -38,7 +37,7 @@ LABELS = {"csle": "cSLE", "kang": "Kang", "ifnb": "Kang, 9,015 genes"}
 
 @dataclass(frozen=True)
 class Task:
-    """A data set, what is read from its embeddings, and how many donors train the probe."""
+    """A data set with its prediction targets and number of training donors."""
 
     file: str
     targets: tuple[str, ...]
@@ -54,7 +53,7 @@ TASKS = {
 
 
 def read(task: Task, folder: Path) -> ad.AnnData:
-    """Read a set, restricted to the labeled cells of one condition where the task names it."""
+    """Read a data set; with a condition, only its labeled cells."""
     adata = ad.read_h5ad(folder / task.file)
     if task.condition is None:
         return adata
@@ -91,7 +90,7 @@ def embed(method: str, seed: int, adata: ad.AnnData, options: argparse.Namespace
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean score of each method, scaling by scaling, and its difference from R²MAE over paired splits and seeds."""
+    """Return mean scores by method and scaling, and differences from R²MAE over paired splits and seeds."""
     rows = frame[(frame["level"] == "cell") & frame["metric"].isin(SCORES)]
     score = rows.groupby(["data", "target", "method", "scale", "train_seed", "split"])["value"].mean()
     by = score.groupby(["data", "target", "method", "scale"])
@@ -108,7 +107,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, best: pd.DataFrame, path: Path) -> None:
-    """A panel a task: each split of donors as a line over the methods, and their mean, in the better scaling of each method."""
+    """Draw one panel per task: a line per donor split over the methods and their mean, in the better scaling of each."""
     rows = frame[(frame["level"] == "cell") & frame["metric"].isin(SCORES)]
     score = rows.groupby(["data", "target", "method", "scale", "split"])["value"].mean()
     tasks = list(dict.fromkeys(zip(best["data"], best["target"], strict=True)))
@@ -162,14 +161,9 @@ def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--max-epochs", type=int)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -178,8 +172,7 @@ def main() -> None:
     parser.add_argument("--tag", default="", help="names embeddings of other settings")
     options = parser.parse_args()
     options.model = {k: v for k in ("n_hidden", "n_latent") if (v := getattr(options, k)) is not None}
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     frame = pd.concat([run(name, options) for name in options.sets])
     frame.drop(columns=["note"]).to_csv(options.out / "embeddings.csv", index=False)
     result = table(frame)

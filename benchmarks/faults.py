@@ -1,4 +1,4 @@
-"""Kill writers at random moments, fill their disk, let two of them meet; then look at what they leave and go on.
+"""Kill writers at random times, fill their disk, run two at once; then check the files and continue.
 
 Each operation is run once to learn how long it takes. In a round it starts from an old state, is ended by SIGKILL after a
 delay drawn uniformly from that time, and what it has left is checked: old or new, whole, and no hindrance to the next run of the same
@@ -57,7 +57,7 @@ TRAIN: dict[str, Any] = {
 
 
 def _child(function: Callable[..., Any], *args: Any) -> tuple[int, int, Any]:
-    """Fork; returns its id, and what it will say: "ready" first if it wants to, then the result."""
+    """Fork and return the process id and a pipe with an optional "ready" and the result."""
     reading, writing = os.pipe()
     process = os.fork()
     if process:
@@ -102,7 +102,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def run(work: Callable[..., None], folder: Path, delay: float | None) -> tuple[bool, float]:
-    """Run in a fork, which says when it is ready; kill it ``delay`` seconds later. Whether it was killed, and its time."""
+    """Run in a fork and kill it ``delay`` seconds after it is ready; return whether it was killed, and its time."""
     process, reading, _ = _child(work, folder)
     os.read(reading, 1)
     start = time.perf_counter()
@@ -124,7 +124,7 @@ def run(work: Callable[..., None], folder: Path, delay: float | None) -> tuple[b
 
 
 class LostError(Exception):
-    """Something was lost, or the next run failed."""
+    """Raised if data were lost or the next run failed."""
 
 
 def expect(holds: bool, what: str) -> None:
@@ -153,7 +153,7 @@ def make_model(data: Path, seed: int = 0) -> R2MAEModel:
 
 
 def make_data(data: Path) -> None:
-    """Counts, an old model and a new one, and an embedding by the old one."""
+    """Counts, an old and a new model, and an embedding of the old one."""
     adata = datasets.simulate_donors(n_donors=8, n_cells_per_donor=40, n_genes=800, seed=0)
     adata.write_h5ad(data / "counts.h5ad")
     datasets.simulate_donors(n_donors=3, n_cells_per_donor=40, n_genes=800, seed=1).write_h5ad(
@@ -176,7 +176,7 @@ def make_data(data: Path) -> None:
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that writes.
+    """An operation that writes files.
 
     Attributes
     ----------
@@ -386,7 +386,7 @@ class Count:
     seconds: float = 0.0
 
     def round(self, function: Callable[[], None], what: str) -> None:
-        """Count a round, and whether everything is there after it."""
+        """Count a round and whether all files are complete after it."""
         self.rounds += 1
         try:
             function()
@@ -421,7 +421,7 @@ def kill(operation: Operation, rounds: int, rng: random.Random, place: Path) -> 
 
 
 def fill_disk(operation: Operation, place: Path, sizes: list[int], limit: Callable[[int], Any]) -> Count:
-    """Let the disk be full after so many bytes: a clear error, and the old state as it was."""
+    """Simulate a disk that is full after some bytes: expect a clear error and the old state unchanged."""
     count = Count()
     whole_folder = _empty(place)
     operation.lay(whole_folder)
@@ -449,12 +449,12 @@ def fill_disk(operation: Operation, place: Path, sizes: list[int], limit: Callab
 
 @contextlib.contextmanager
 def file_size_limit(size: int) -> Any:
-    """Let no file grow beyond a size: a full disk where none can be made."""
+    """Limit the size of files, to simulate a full disk if none can be mounted."""
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def small_disk(place: Path) -> Callable[[int], Any] | None:
-    """A disk in memory of a given free size, mounted at a folder; None where mounting is not permitted."""
+    """Mount a disk in memory with a given free size; None if mounting is not permitted."""
     if shutil.which("mount") is None:
         return None
     tried = subprocess.run(
@@ -481,7 +481,7 @@ def _remount(place: Path, size: int) -> None:
 
 
 def race(data: Path, rounds: int, place: Path) -> Count:
-    """Let two processes save into one folder at the same time: one whole winner, and a whole model at any moment."""
+    """Let two processes save into one folder at the same time: the folder must hold a complete model at all times."""
     count = Count()
     new, old = (call(lambda name=name: digest_model(R2MAEModel.load(data / name))) for name in ("new", "old"))
 
@@ -512,7 +512,7 @@ def race(data: Path, rounds: int, place: Path) -> Count:
 
 
 def _empty(place: Path) -> Path:
-    """A new folder; earlier ones go, so that a small disk has room."""
+    """Return a new folder; earlier ones are deleted, so that a small disk has room."""
     for earlier in place.iterdir():
         shutil.rmtree(earlier)
     return Path(tempfile.mkdtemp(dir=place))
@@ -522,7 +522,7 @@ def _empty(place: Path) -> Path:
 
 
 def _warm(chosen: list[Operation], data: Path) -> list[str]:
-    """Run everything once in a fork; returns the modules that it needed, so that later forks have them."""
+    """Run everything once in a fork and return the modules that it imported, so that later forks have them."""
     before = set(sys.modules)
     with tempfile.TemporaryDirectory() as place:
         for operation in chosen:
@@ -533,7 +533,7 @@ def _warm(chosen: list[Operation], data: Path) -> list[str]:
 
 
 def measure(rounds: int, seed: int, wanted: str) -> Iterator[tuple[str, Count]]:
-    """Rounds are shared among the operations; where each has five, all meet a full disk and two processes one folder."""
+    """Divide the rounds among the operations; with five or more each, also test full disks and two processes."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="scr2mae-faults-") as top:
         data, place, disk = (Path(top) / name for name in ("data", "place", "disk"))

@@ -1,4 +1,4 @@
-"""Train on counts made to break arithmetic, at ten times the learning rate, and look for numbers that are not finite.
+"""Train on numerically difficult counts at ten times the learning rate and check for non-finite values.
 
     python benchmarks/numerics.py --steps 10000
 
@@ -8,10 +8,8 @@ expression are not finite; it exits with 1 if any is, or if a step was skipped.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +17,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+from common_setup import make_parser, silence
 from scr2mae import R2MAEModel
 
 BATCH_SIZE = 64
@@ -46,7 +45,7 @@ def mostly_empty_cells(rng: np.random.Generator) -> np.ndarray:
 
 
 def one_and_a_million(rng: np.random.Generator) -> np.ndarray:
-    """Cells of one count beside cells of 60 million."""
+    """Return cells with one count and cells with 60 million."""
     counts = np.zeros((N_OBS, 60))
     counts[np.arange(N_OBS), rng.integers(60, size=N_OBS)] = 1
     counts[::2] = 1e6
@@ -116,16 +115,14 @@ def try_out(kind: str, steps: int, lr: float, precision: str, curriculum: str | 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, data=False, out=False)
     parser.add_argument("--steps", type=int, default=10_000, help="of each kind (default: %(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
     parser.add_argument("--lr", type=float, default=1e-2, help="learning rate (default: %(default)s)")
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    silence()
     print(f"{'counts':34}{'steps':>8}{'skipped':>9}{'not finite':>12}{'seconds':>9}", flush=True)
     total = 0
     for kind in given.kinds:

@@ -1,4 +1,4 @@
-"""Training from a disk against training from memory: throughput, and memory against the number of cells.
+"""Training from disk compared with training from memory: throughput, and memory by number of cells.
 
     python benchmarks/on_disk.py -o OUT [--cells 100000 400000] [--formats h5ad zarr]
 
@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +22,14 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from common_setup import make_parser, silence
 from speed import Clock, PeakMemory
 
 N_VARS, BATCH_SIZE, N_STEPS, N_EMBEDDED, N_VALIDATED = 2000, 400, 150, 60_000, 8000
 
 
 def write_counts(path: Path, n_obs: int) -> None:
-    """Write counts, a block of 5,000 drawn cells again and again."""
+    """Write counts that repeat a block of 5,000 random cells."""
     rng = np.random.default_rng(0)
     rate = rng.lognormal(-3.3, 1.2, N_VARS) * rng.gamma(4.0, 0.25, (5000, 1))
     block = sparse.csr_matrix(rng.poisson(rate).astype(np.float32))
@@ -39,7 +38,7 @@ def write_counts(path: Path, n_obs: int) -> None:
 
 
 def measure_prepare(store: Path) -> dict[str, float]:
-    """Make a store of the h5ad file beside it; cells a second, and the most memory that the process took; MB."""
+    """Convert the h5ad file to a store; return cells per second and peak memory of the process in MB."""
     from scr2mae.data import open_store
     from scr2mae.datasets import prepare
 
@@ -53,7 +52,7 @@ def measure_prepare(store: Path) -> dict[str, float]:
 
 
 def read_counts(path: Path, counts_on: str) -> ad.AnnData:
-    """Open the counts where they are, or load them."""
+    """Open the counts on disk, or load them."""
     from scr2mae.data import open_store
 
     if counts_on == "disk":
@@ -62,7 +61,7 @@ def read_counts(path: Path, counts_on: str) -> ad.AnnData:
 
 
 def measure(path: Path, counts_on: str) -> dict[str, float]:
-    """Train and embed; cells a second, and the most memory that the process took, imports and counts included; MB."""
+    """Train and embed; return cells per second and peak memory of the process in MB, with imports and counts."""
     from scr2mae import R2MAEModel
 
     memory, clock = PeakMemory(), Clock("cpu")
@@ -97,7 +96,7 @@ def measure(path: Path, counts_on: str) -> dict[str, float]:
 
 
 def alone(out: Path, path: Path, what: str) -> dict[str, float]:
-    """Measure in a process of its own, so that the memory is that of this measurement."""
+    """Measure in a new process, so that its memory is that of this measurement."""
     command = [sys.executable, __file__, "-o", str(out), "--alone", str(path), what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -116,17 +115,13 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Write the counts, measure each line alone, write the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    """Write the counts, measure each line in its own process and write the tables."""
+    parser = make_parser(__doc__, data=False)
     parser.add_argument("--cells", type=int, nargs="+", default=[100_000, 400_000])
     parser.add_argument("--formats", nargs="+", choices=["h5ad", "zarr"], default=["h5ad", "zarr"])
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.disable(logging.ERROR)
+    silence()
     if options.alone:
         path, what = Path(options.alone[0]), options.alone[1]
         print(json.dumps(measure_prepare(path) if what == "prepare" else measure(path, what)))

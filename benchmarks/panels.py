@@ -11,8 +11,6 @@ embedded from the same genes, which needs the reference cells at hand. Writes ``
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +23,7 @@ import scvi
 from sklearn.decomposition import PCA
 
 import scr2mae
+from common_setup import make_parser, silence
 from schemes import SETS, read
 from scr2mae.metrics import balanced_accuracy, macro_f1
 from scr2mae.probe import LogisticProbe, donor_splits
@@ -34,7 +33,7 @@ METHODS = ("R²MAE", "scVI", "PCA")
 TARGET = "cell_type"
 
 Embed = Callable[[ad.AnnData, np.ndarray], np.ndarray]
-"""From cells with all genes and the positions of the genes measured to their embedding."""
+"""Maps cells with all genes and the positions of the measured genes to an embedding."""
 
 
 def zero_padded(adata: ad.AnnData, measured: np.ndarray) -> ad.AnnData:
@@ -45,14 +44,14 @@ def zero_padded(adata: ad.AnnData, measured: np.ndarray) -> ad.AnnData:
 
 
 def fit_r2mae(train: ad.AnnData, seed: int) -> Embed:
-    """R²MAE with its defaults."""
+    """Train R²MAE with its defaults."""
     model = scr2mae.R2MAEModel(train.copy(), seed=seed)
     model.train(enable_progress_bar=False, accelerator="cpu", split_key=False)
     return lambda adata, measured: model.get_latent_representation(adata[:, measured].copy())
 
 
 def fit_scvi(train: ad.AnnData, seed: int, max_epochs: int | None) -> Embed:
-    """scVI with its defaults; absent genes are padded with zeros, as its own query preparation does."""
+    """Train scVI with its defaults; absent genes are padded with zeros, as in its own query preparation."""
     scvi.settings.seed = seed
     copy = train.copy()
     scvi.model.SCVI.setup_anndata(copy)
@@ -62,7 +61,7 @@ def fit_scvi(train: ad.AnnData, seed: int, max_epochs: int | None) -> Embed:
 
 
 def fit_pca(train: ad.AnnData, seed: int) -> Embed:
-    """Fifty components of log-normalized expression."""
+    """Fit fifty components of log-normalized expression."""
 
     def logged(adata: ad.AnnData) -> np.ndarray:
         X = adata.X.toarray()
@@ -73,7 +72,7 @@ def fit_pca(train: ad.AnnData, seed: int) -> Embed:
 
 
 def score(train_z: np.ndarray, test_z: np.ndarray, train: ad.AnnData, test: ad.AnnData) -> float:
-    """Mean of balanced accuracy and macro F1 of a probe carried from training to test donors."""
+    """Return the mean of balanced accuracy and macro F1 of a probe on test donors."""
     probe = LogisticProbe().fit(
         train_z.astype(float), train.obs[TARGET].astype(str), groups=train.obs["donor"]
     )
@@ -82,7 +81,7 @@ def score(train_z: np.ndarray, test_z: np.ndarray, train: ad.AnnData, test: ad.A
 
 
 def run(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
-    """All methods, shares and seeds on one set; a seed draws the training, the split of donors and the panels."""
+    """Run all methods, shares and seeds on one set; a seed is for training, donor split and panels."""
     counts = SETS[name]
     adata = read(counts, options.data)
     adata = adata[adata.obs[TARGET].notna().to_numpy()].copy()
@@ -121,7 +120,7 @@ def run(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """One panel a set: score against the share of genes missing, mean and standard deviation over seeds."""
+    """Draw one panel per set: score by share of missing genes, mean and standard deviation over seeds."""
     names = list(dict.fromkeys(frame["set"]))
     fig, axes = plt.subplots(
         1, len(names), figsize=(4.2 * len(names), 3.8), layout="constrained", squeeze=False
@@ -148,18 +147,11 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """Run the sets, write the table and the figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["csle", "ifnb", "kang"])
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scvi-epochs", type=int, help="scvi-tools' default without")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    for logger in ("scr2mae", "lightning.pytorch", "scvi"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    silence()
     options.out.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame([row for name in options.sets for row in run(name, options)])
     frame.to_csv(options.out / "panels.csv", index=False)

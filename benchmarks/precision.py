@@ -1,4 +1,4 @@
-"""What bfloat16 changes: loss curves, embeddings and probe scores beside float32, on real counts with donors.
+"""Effects of bfloat16 on loss curves, embeddings and probe scores, on real counts with donors.
 
     python benchmarks/precision.py --data DATA -o OUT [--sets csle ifnb] [--seeds 3]
 
@@ -9,11 +9,6 @@ says how far two runs part by rounding alone. The first also embeds in bfloat16.
 
 from __future__ import annotations
 
-import argparse
-import logging
-import warnings
-from pathlib import Path
-
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,6 +16,7 @@ import pandas as pd
 import torch
 
 import scr2mae
+from common_setup import make_parser, silence
 from schemes import SETS, read
 
 RUNS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float32, nudged": "32-true"}
@@ -41,7 +37,7 @@ def train(adata: ad.AnnData, seed: int, run: str) -> scr2mae.R2MAEModel:
 
 
 def probe(adata: ad.AnnData, name: str) -> pd.Series:
-    """Scores of each embedding by the first target of the set."""
+    """Return probe scores of each embedding for the first target of the set."""
     counts = SETS[name]
     target = next(iter(counts.targets))
     scores = scr2mae.probe.linear_probe(
@@ -57,7 +53,7 @@ def probe(adata: ad.AnnData, name: str) -> pd.Series:
 
 
 def compare(name: str, adata: ad.AnnData, seed: int) -> tuple[dict[str, float], dict[str, pd.DataFrame]]:
-    """One seed of one set."""
+    """Compare precisions on one set with one seed."""
     models = {run: train(adata, seed, run) for run in RUNS}
     curves = {run: model.history["validation_loss"] for run, model in models.items()}
     exact = models["float32"].get_latent_representation()
@@ -85,16 +81,10 @@ def compare(name: str, adata: ad.AnnData, seed: int) -> tuple[dict[str, float], 
 
 def main() -> None:
     """Compare on each set and seed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["csle", "ifnb"])
-    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     fig, axes = plt.subplots(

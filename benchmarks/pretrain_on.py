@@ -9,18 +9,16 @@ Each method is fitted twice: once to all cells, as in the paper, and once a spli
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
-from pathlib import Path
 
 import pandas as pd
 
+from common_setup import make_parser, silence
 from schemes import SETS, best_of_scalings, read
 from scr2mae import benchmark
 
 
 def compare(name: str, options: argparse.Namespace) -> pd.DataFrame:
-    """Scores of one set, a row a method and what it was fitted to."""
+    """Return the scores of one set, one row per method and pretraining data."""
     counts = SETS[name]
     tables = {}
     for pretrain_on in ("all", "train"):
@@ -45,17 +43,11 @@ def compare(name: str, options: argparse.Namespace) -> pd.DataFrame:
 
 def main() -> None:
     """Compare on each set."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser = make_parser(__doc__, seeds=1)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["csle"])
-    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--methods", nargs="+", default=["r2mae", "scvi", "pca"])
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     parts = [f"**{name}**\n\n{compare(name, options).to_markdown()}\n" for name in options.sets]
     (options.out / "pretrain_on.md").write_text("\n".join(parts))
     print("\n".join(parts))

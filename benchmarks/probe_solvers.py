@@ -7,7 +7,6 @@ printed; on a busy machine the CPU seconds are the ones to compare.
     OMP_NUM_THREADS=1 python benchmarks/probe_solvers.py --n-obs 20000 --n-features 512
 """
 
-import argparse
 import json
 import platform
 import resource
@@ -23,11 +22,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold
 
+from common_setup import make_parser
 from scr2mae.probe import LogisticProbe, RidgeProbe
 
 
 def simulate(n_obs: int, n_features: int, n_classes: int, n_donors: int, seed: int = 0) -> dict[str, Any]:
-    """Features in which classes overlap and donors shift."""
+    """Return features with overlapping classes and donor offsets."""
     rng = np.random.default_rng(seed)
     y, donors = rng.integers(0, n_classes, n_obs), rng.integers(0, n_donors, n_obs)
     spectrum = np.logspace(0.5, -1.5, n_features)
@@ -100,9 +100,7 @@ def compare_logistic(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, data=False, out=False)
     parser.add_argument("--n-obs", type=int, default=20_000)
     parser.add_argument("--n-features", type=int, default=512)
     parser.add_argument("--n-classes", type=int, default=10)

@@ -1,37 +1,35 @@
-"""All masking schemes on real counts with donors: probe scores, ranks, reconstruction of hidden genes.
+"""All masking schemes on real counts with donors: probe scores, ranks, reconstruction of masked genes.
 
     python benchmarks/schemes.py --data DATA -o OUT [--sets csle kang ...]
 
-For each set :func:`scr2mae.benchmark.run` writes its own folder ``OUT/SET``, fit by fit, so that a run that broke off goes on
-where it was. Over the sets: ``ranks.csv`` (mean rank of each scheme among the schemes, by set), ``reconstruction.csv``
+For each set, :func:`scr2mae.benchmark.run` writes the folder ``OUT/SET``; the same command continues an interrupted run.
+For all sets: ``ranks.csv`` (mean rank of each scheme among the schemes, by set), ``reconstruction.csv``
 (Pearson by scheme and ratio, minus the best, by set) and the two as one figure, ``schemes.png``.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import anndata as ad
 import matplotlib.pyplot as plt
 import pandas as pd
-import scanpy as sc
 
 import scr2mae
+from common_setup import make_parser, select_genes, silence
 from scr2mae import benchmark
 from scr2mae.benchmark.methods import LABELS
 
 SCHEMES = list(scr2mae.schemes())
 LOWEST_DRAWN = -0.05
-"""Reconstructions further behind the best than this would hide the others' differences; the table has them."""
+"""Lower end of the axis of reconstructions, so that small differences are visible; the table has all values."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """A set of counts, what is read from its embeddings, and for how long networks train on it."""
+    """A data set with its prediction targets and training length."""
 
     file: str
     targets: dict[str, str]
@@ -79,14 +77,11 @@ SET_LABELS = {
 
 
 def read(counts: Counts, folder: Path) -> ad.AnnData:
-    """Read a set and restrict it to the cells and genes that are used."""
+    """Read a set with the cells and genes to use."""
     adata = ad.read_h5ad(folder / counts.file)
     for column, value in counts.where.items():
         adata = adata[(adata.obs[column] == value).to_numpy()].copy()
-    if counts.n_top_genes is not None and adata.n_vars > counts.n_top_genes:
-        logged = sc.pp.log1p(sc.pp.normalize_total(adata, target_sum=1e4, copy=True), copy=True)
-        sc.pp.highly_variable_genes(logged, n_top_genes=counts.n_top_genes)
-        adata = adata[:, logged.var["highly_variable"].to_numpy()].copy()
+    adata = select_genes(adata, counts.n_top_genes)
     if "age" in counts.targets:
         adata.obs["age"] = adata.obs["age"].astype(float)
     return adata
@@ -110,13 +105,13 @@ def run(name: str, options: argparse.Namespace) -> benchmark.Benchmark:
 
 
 def best_of_scalings(result: benchmark.Benchmark) -> pd.DataFrame:
-    """Scores of each method, each column with or without feature scaling, whichever reads better from the method."""
+    """Return the scores of each method, each with or without feature scaling, whichever is better."""
     tables = [result.table(scale=scale).iloc[:, :-3] for scale in result.scalings]
     return tables[0].combine(tables[1].loc[tables[0].index], lambda a, b: a.where(a >= b, b))
 
 
 def mean_ranks(results: dict[str, benchmark.Benchmark]) -> pd.DataFrame:
-    """Mean rank over the columns of each set, among the schemes alone; ties take the smallest."""
+    """Return the mean rank of each scheme among the schemes by set; ties have the smallest rank."""
     ranks = {
         name: best_of_scalings(result).loc[SCHEMES].rank(ascending=False, method="min").mean(axis=1)
         for name, result in results.items()
@@ -126,7 +121,7 @@ def mean_ranks(results: dict[str, benchmark.Benchmark]) -> pd.DataFrame:
 
 
 def draw(ranks: pd.DataFrame, gaps: pd.DataFrame, path: Path) -> None:
-    """Ranks by set beside the distance from the best reconstruction."""
+    """Draw the ranks by set, and the difference from the best reconstruction."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
     for i, name in enumerate(column for column in ranks if column != "mean"):
         left.scatter(
@@ -148,18 +143,12 @@ def draw(ranks: pd.DataFrame, gaps: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    """Run the sets and sum them up."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    """Run the sets and summarize them."""
+    parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--splits", type=int, default=5)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     results = {}
     for name in options.sets:
         results[name] = run(name, options)

@@ -1,4 +1,4 @@
-"""Speed of this package against scVI: training, embedding, memory, time to the first step.
+"""Speed of this package compared with scVI: training, embedding, memory, time to the first step.
 
     python benchmarks/speed.py -o OUT [--sizes large small ...] [--rounds 3] [--data FILE.h5ad] [--gpu] [--compile]
 
@@ -41,7 +41,7 @@ COMPILED_SIDES = ("scr2mae", "scr2mae compiled", "scr2mae float32", "scr2mae flo
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained on what."""
+    """Size of the data and the networks."""
 
     n_hidden: int
     n_latent: int
@@ -70,7 +70,7 @@ GPU_SIZES = {
 
 
 def draw_counts(size: Size, seed: int = 0) -> ad.AnnData:
-    """Negative binomial counts of a given density, genes of very different means; blocks repeat past 20,000 cells."""
+    """Return negative binomial counts of a density, with different gene means; blocks repeat after 20,000 cells."""
     rng = np.random.default_rng(seed)
     rate = rng.lognormal(0.0, 1.5, size.n_vars)
     low, high = 1e-6, 1e2
@@ -87,7 +87,7 @@ def draw_counts(size: Size, seed: int = 0) -> ad.AnnData:
 
 
 def read_counts(options: argparse.Namespace, size: Size) -> ad.AnnData:
-    """Counts of a size: drawn, or the first genes and cells of a file."""
+    """Return counts of a size: simulated, or the first genes and cells of a file."""
     if options.data is None:
         return draw_counts(size)
     adata = ad.read_h5ad(options.data)
@@ -95,7 +95,7 @@ def read_counts(options: argparse.Namespace, size: Size) -> ad.AnnData:
 
 
 class Clock(pl.Callback):
-    """When the first step ended, and cells a second from the third on; no step waits for the device but these."""
+    """Time of the first step, and cells per second from the third step; only these steps wait for the device."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -103,25 +103,25 @@ class Clock(pl.Callback):
         self.n_before = self.n_steps = 0
 
     def now(self) -> float:
-        """Return the time when all that was begun is done."""
+        """Return the time when the device has finished."""
         if self.device == "gpu":
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Note the time of the first call, and of the first at which two steps are done."""
+        """Record the time of the first call, and of the first call after two steps."""
         if not self.first:
             self.first = self.now()
         if self.n_before == 0 and trainer.global_step >= 2:
             self.start, self.n_before = self.now(), trainer.global_step
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Note the end."""
+        """Record the end."""
         self.end, self.n_steps = self.now(), trainer.global_step - self.n_before
 
 
 class Side:
-    """A model of one side, trained and asked for embeddings alike."""
+    """A model of one side, with the same calls for training and embedding."""
 
     def __init__(self, name: str, adata: ad.AnnData, size: Size, device: str) -> None:
         self.name, self.size, self.device = name, size, device
@@ -147,7 +147,7 @@ class Side:
             self.plan_kwargs["averaging"] = None
 
     def train(self, max_epochs: int = 1, *, together: int = 16) -> tuple[float, float, float]:
-        """Train; seconds until the first step or execution is done, cells a second from the third on, seconds of the call."""
+        """Train; return seconds to the first step or execution, cells per second from the third, seconds of the call."""
         clock = Clock(self.device)
         kwargs: dict[str, Any] = {}
         if self.name != "scvi":
@@ -173,18 +173,18 @@ class Side:
         return clock.first - start, n_seen / (clock.end - clock.start), whole
 
     def embed(self, *, reduced: bool) -> float:
-        """Embed all cells; cells a second."""
+        """Embed all cells; return cells per second."""
         kwargs = {"precision": "auto"} if reduced else {}
         start = time.perf_counter()
         self.model.get_latent_representation(**kwargs)
         return self.size.n_obs / (time.perf_counter() - start)
 
     def n_parameters(self) -> int:
-        """Parameters that train."""
+        """Number of trainable parameters."""
         return sum(p.numel() for p in self.model.module.parameters() if p.requires_grad)
 
     def mflop(self) -> float:
-        """Million floating-point operations a cell in the matrix products of a step, forward and backward."""
+        """Million floating-point operations per cell in the matrix products of a step, forward and backward."""
         module = self.model.module
         n_obs = min(self.size.batch_size, self.size.n_obs)
         x = torch.from_numpy(self.model.adata.X[:n_obs].toarray()).to(module.device)
@@ -206,7 +206,7 @@ class Side:
 
 
 class PeakMemory(threading.Thread):
-    """Largest resident memory of this process while the thread runs, above what it was at first; MB."""
+    """Peak resident memory of this process while the thread runs, minus that at its start, in MB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -215,7 +215,7 @@ class PeakMemory(threading.Thread):
         self.done = threading.Event()
 
     def run(self) -> None:
-        """Look every few milliseconds."""
+        """Sample every few milliseconds."""
         while not self.done.wait(0.005):
             self.peak = max(self.peak, self.process.memory_info().rss)
 
@@ -227,7 +227,7 @@ class PeakMemory(threading.Thread):
 
 
 def measure_alone(options: argparse.Namespace) -> dict[str, float]:
-    """In a process with one side only: seconds from imports to the first step, and memory above that of imports and counts."""
+    """Return seconds from imports to the first step, and memory above imports and counts, of one side alone."""
     import scvi  # noqa: F401
 
     import scr2mae.model  # noqa: F401
@@ -265,7 +265,7 @@ def alone(name: str, size: Size, options: argparse.Namespace) -> dict[str, float
 
 
 def measure(label: str, size: Size, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All sides by turns; one row a side, round and quantity."""
+    """Measure all sides in alternating rounds; one row per side, round and quantity."""
     device = "gpu" if options.gpu else "cpu"
     adata = read_counts(options, size)
     size = Size(**{**asdict(size), "n_obs": adata.n_obs, "n_vars": adata.n_vars})
@@ -299,7 +299,7 @@ def measure(label: str, size: Size, options: argparse.Namespace) -> list[dict[st
 
 
 def summarize(rows: pd.DataFrame) -> str:
-    """Tables in Markdown: each quantity by size and side, and ratios to scVI, or to eager steps, round by round."""
+    """Return Markdown tables: each quantity by size and side, and ratios per round to scVI or to eager steps."""
     parts = []
     for label, of_size in rows.groupby("size", sort=False):
         wide = of_size.pivot_table(index=["quantity", "round"], columns="side", values="value", sort=False)
@@ -318,7 +318,7 @@ def summarize(rows: pd.DataFrame) -> str:
 
 
 def machine() -> str:
-    """Processor, versions and date, in a line."""
+    """Return processor, versions and date in a line."""
     import scvi
 
     import scr2mae

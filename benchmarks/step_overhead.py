@@ -1,4 +1,4 @@
-"""What a training step costs beside arithmetic: the package, a bare loop, and Lightning with one or several mini-batches a step.
+"""Overhead of a training step: the package, a plain loop, and Lightning with one or several mini-batches per step.
 
     python benchmarks/step_overhead.py [--rounds N]
 
@@ -8,10 +8,7 @@ microseconds of processor time a mini-batch, the least and the median of the rou
 
 from __future__ import annotations
 
-import argparse
-import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +17,7 @@ import numpy as np
 import torch
 
 import scr2mae
+from common_setup import make_parser, silence
 from scr2mae.data import CellLoader
 
 N_DONORS, CELLS_A_DONOR, N_GENES, BATCH_SIZE = 8, 500, 20, 8
@@ -27,7 +25,7 @@ N_BATCHES = N_DONORS * CELLS_A_DONOR // BATCH_SIZE
 
 
 class Groups:
-    """Mini-batches of a loader, several at a time."""
+    """Yield mini-batches of a loader, several at a time."""
 
     def __init__(self, loader: CellLoader, size: int) -> None:
         self.loader, self.size = loader, size
@@ -51,7 +49,7 @@ def step(module: Any, batch: Any, number: int) -> torch.Tensor:
 
 
 class Grouped(pl.LightningModule):
-    """Lightning with nothing of the package's around the network: no guard, no averages, no curves."""
+    """Lightning around the network without the guard, averages and curves of the package."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -71,7 +69,7 @@ class Grouped(pl.LightningModule):
 
 
 def sides(model: scr2mae.R2MAEModel) -> dict[str, Callable[[], None]]:
-    """What is compared: each trains the network for one epoch."""
+    """Return the variants, each of which trains the network for one epoch."""
     cells = model._cells(None)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
 
@@ -109,16 +107,12 @@ def sides(model: scr2mae.R2MAEModel) -> dict[str, Callable[[], None]]:
 
 
 def main() -> None:
-    """Take turns, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Time the variants in alternating rounds and print."""
+    parser = make_parser(__doc__, data=False, out=False)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "scr2mae"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    silence()
     adata = scr2mae.datasets.simulate_donors(
         n_donors=N_DONORS, n_cells_per_donor=CELLS_A_DONOR, n_genes=N_GENES
     )

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 import scr2mae
+from common_setup import make_parser, silence
 from scr2mae.extra import text
 from scr2mae.pl import OKABE_ITO
 from scr2mae.train import LearningRateSchedule
@@ -59,7 +58,7 @@ NETWORK: dict[str, Any] = {
 
 
 def corpora(options: argparse.Namespace) -> tuple[text.TokenBlocks, text.TokenBlocks]:
-    """Pack what is trained on and what is held out, with a tokenizer learned from the former."""
+    """Pack training and held-out text, with a tokenizer learned from the former."""
     train = list(text.read_documents(options.data / "wikitext2_test.txt.gz", unit="line"))
     held_out = text.read_documents(options.data / "wikitext2_valid.txt.gz", unit="line")
     tokenizer = text.BytePairTokenizer.train(train, vocab_size=options.vocab_size)
@@ -68,7 +67,7 @@ def corpora(options: argparse.Namespace) -> tuple[text.TokenBlocks, text.TokenBl
 
 
 def frequency_loss(blocks: text.TokenBlocks, held_out: text.TokenBlocks) -> float:
-    """Loss of held-out tokens by the frequencies of the training text alone, special tokens left out; nats a token."""
+    """Return the loss of held-out tokens by their frequencies in the training text, in nats per token."""
     n_special = len(text.SPECIAL_TOKENS)
     counts = np.bincount(np.asarray(blocks.tokens).ravel(), minlength=len(blocks.tokenizer)).astype(float) + 1
     counts[:n_special] = 0
@@ -125,14 +124,14 @@ def row(
 
 
 def plan(options: argparse.Namespace) -> list[tuple[str, int]]:
-    """Networks to train, in order: all schemes once before any twice, further schemes with one seed."""
+    """Return the networks to train in order: all schemes once before any twice, further schemes with one seed."""
     wanted = [(scheme, seed) for seed in range(options.seeds) for scheme in (*MAIN, NONE)]
     wanted += [(scheme, seed) for seed in range(options.further_seeds) for scheme in FURTHER]
     return [each for each in wanted if not options.schemes or each[0] in options.schemes]
 
 
 def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Collect the rows made so far: losses by scheme, seed and ratio, and accuracies by scheme and seed."""
+    """Collect finished rows: losses by scheme, seed and ratio, and accuracies by scheme and seed."""
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     losses = [pd.DataFrame(each["losses"]).assign(scheme=each["scheme"], seed=each["seed"]) for each in rows]
     accuracies = pd.DataFrame(rows)[["scheme", "seed", "accuracy", "cpu_seconds"]]
@@ -147,7 +146,7 @@ def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def draw(losses: pd.DataFrame, accuracies: pd.DataFrame, path: Path) -> None:
-    """Loss over ratios, less that of MLM at 0.15 with the same seed; accuracy of each seed and its mean."""
+    """Draw the loss over ratios minus that of MLM at 0.15 with the same seed, and the accuracy of each seed."""
     fig, (left, right) = plt.subplots(
         1, 2, figsize=(9, 3.8), layout="constrained", gridspec_kw={"width_ratios": [3, 2]}
     )
@@ -179,12 +178,8 @@ def draw(losses: pd.DataFrame, accuracies: pd.DataFrame, path: Path) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    """Parse the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument("--schemes", nargs="+", choices=list(LABELS), help="these alone")
     parser.add_argument("--seeds", type=int, default=3, help="of the main rows")
     parser.add_argument("--further-seeds", type=int, default=1, help="of the combinations")
@@ -201,10 +196,9 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Make the rows that are missing, then the tables and the figure."""
+    """Run what is missing, then write the tables and the figure."""
     options = parse()
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     folder = options.out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     blocks, held_out = corpora(options)
