@@ -220,7 +220,7 @@ def test_a_query_must_have_the_covariates_of_its_reference(
     ("accelerator", "message"),
     [
         ("tpu", "accelerator must be 'auto', 'cpu', 'gpu' or 'mps', got 'tpu'"),
-        ("gpu", "no CUDA device is here"),
+        ("gpu", "there is no CUDA device"),
     ],
 )
 def test_a_device_that_is_not_here_is_refused(
