@@ -74,11 +74,12 @@ def tiny() -> list[str]:
 
 
 @pytest.fixture
-def cells() -> AnnData:
+def cells(folder: Path) -> AnnData:
     """120 cells of 8 donors, with an embedding of noise."""
     adata = datasets.simulate_donors(
         n_donors=8, n_cells_per_donor=15, n_genes=40, n_cell_types=2, disease_effect=1.5, effect_fraction=0.4
     )
+    adata.layers["counts"] = adata.X.copy()
     adata.obsm["X_mine"] = np.random.default_rng(0).normal(size=(adata.n_obs, 3))
     return adata
 
