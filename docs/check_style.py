@@ -27,7 +27,7 @@ PHRASES = re.compile(
 )
 BRITISH = re.compile(
     r"\b\w*(?:colour|favour|behaviour|neighbour|labell(?:ed|ing)|licence|grey|centred?)\w*\b"
-    r"|\b(?:optim|normal|standard|random|summar|initial|regular|minim|maxim|vector)is(?:e|ed|es|ing|ation)\b",
+    r"|\b(?:optim|normal|standard|random|initial|regular|minim|maxim|vector)is(?:e|ed|es|ing|ation)\b",
     re.I,
 )
 ALLOWED = ("aria-labelledby",)
