@@ -53,7 +53,7 @@ nitpick_ignore_regex = [  # internal classes in annotations and among bases, des
         "py:class",
         r"(scr2mae\.[\w.]+\.|history\.)?(BackedCounts|BatchLoader|BatchLoss|CellModel|Collate|Columns|Corruption|Density|"
         r"Device|DeviceCells|Float|Head|History|ImageFiles|Kind|LawLike|PixelNetwork|RobertaConfig|Scheme|ShrunkCovariance|"
-        r"Splits|TextNetwork|ViTMAEConfig|_Head|_Network|\w+Mixin)",
+        r"MaskedLoss|SavedNetwork|Splits|TextNetwork|ViTMAEConfig|_Head|_Network|\w+Mixin)",
     ),
 ]
 
