@@ -20,7 +20,7 @@ PYTHON_LATEST ?= $(shell for python in python3.13 python3.12 $(HOME)/.pyenv/vers
 # One process a core; threads on top would only make them wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help demo test coverage test-faults lint docs audit test-oldest test-latest test-tutorials clean
+.PHONY: help demo test test-slow coverage test-faults lint docs audit test-oldest test-latest test-tutorials clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -33,6 +33,9 @@ demo: $(VENV)/.stamp-run ## train on counts that ship with Scanpy, compare with 
 test: $(VENV)/.stamp-test ## run the tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
 
+test-slow: $(VENV)/.stamp-test ## run the tests that take more than ten seconds each
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu"
+
 coverage: $(VENV)/.stamp-test ## run the tests and measure which branches they take, all but those of extra
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(TESTS) --cov --cov-report=
 	$(BIN)/coverage report
@@ -43,12 +46,13 @@ test-faults: $(VENV)/.stamp-test ## kill writers, fill disks, train on hard coun
 	$(ONE_THREAD) $(BIN)/python benchmarks/faults.py --rounds 56
 	$(ONE_THREAD) $(BIN)/python benchmarks/numerics.py --steps 10000
 
-lint: $(VENV)/.stamp-lint ## check style, types, import layers and spelling
+lint: $(VENV)/.stamp-lint ## check style, types, import layers, spelling and wording
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python docs/check_style.py
 
 docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html and check its links
 	$(ONE_THREAD) $(BIN)/sphinx-build -W -n --keep-going -b html docs docs/_build/html

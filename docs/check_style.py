@@ -18,7 +18,7 @@ MAX_CODE = 84  # columns of code on a page, beside both sidebars of the site
 MAX_RECIPE = 9  # lines of code of a recipe in CONTRIBUTING.md
 
 PHRASES = re.compile(
-    r"(?<!there )\bis no (?!longer)[a-z]"
+    r"(?<![Tt]here )\bis no (?!longer)[a-z]"
     r"|\b(?:cells|genes|donors|rows?|entry|one) an? (?:mini-batch|batch|gene|cell|epoch|rank|process)\b"
     r"|\ball (?:its|their) li(?:fe|ves)\b"
     r"|\bknows? nothing\b"

@@ -38,6 +38,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals and forks")
 
 
 @posix
+@pytest.mark.slow
 def test_eight_writers_that_are_killed_lose_nothing() -> None:
     """The script's short form: one kill an operation, each with a check of what is left and a run that goes on."""
     done = subprocess.run(

@@ -58,9 +58,8 @@ class FolderFormat:
     required: frozenset[str] = frozenset()
     legacy_key: str | None = None  # entry that marks an index of the first versions, which state no format
     weights: str | None = None  # fixed name of the weights; None names them by their hash
-    files: tuple[
-        str, ...
-    ] = ()  # further names of this format, earlier ones too; a save removes what it does not write
+    # Further names of this format, earlier ones too; a save removes those that it does not write.
+    files: tuple[str, ...] = ()
 
 
 class ModelFolder(NamedTuple):

@@ -1,5 +1,9 @@
 """Backbones for DNA, images and text, on the masking objects, curriculum and training plan of the cells.
 
+They have the same verbs: ``pretrain``, ``embed`` and ``score`` take a network and data, and images and text also
+have ``finetune``. Training returns the network, with ``history_`` and ``runs_``; networks are saved by
+``save_pretrained`` and loaded by ``from_pretrained``.
+
 Each needs its own optional dependencies: ``scr2mae[dna]``, ``scr2mae[vision]``, ``scr2mae[text]``, or
 ``scr2mae[extra]`` for all. Importing this package loads none of them.
 """

@@ -19,9 +19,8 @@ from scr2mae.train.callbacks import CurriculumLog, expression_deciles
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
 
-_AVERAGING = (
-    0.1  # share of a run over which weights are averaged; see the benchmark page of the documentation
-)
+# Share of a run over which weights are averaged; measured in docs/benchmarks/.
+_AVERAGING = 0.1
 
 
 class TrainingMixin(CellModel):

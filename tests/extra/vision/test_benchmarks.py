@@ -19,6 +19,7 @@ def run(monkeypatch):
     """Run a script with arguments, as from the command line."""
 
     def script(name, *arguments):
+        monkeypatch.syspath_prepend(BENCHMARKS)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         pytest.importorskip("matplotlib.pyplot").switch_backend("agg")
         runpy.run_path(str(BENCHMARKS / name), run_name="__main__")

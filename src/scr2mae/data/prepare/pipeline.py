@@ -36,9 +36,8 @@ __all__ = ["prepare"]
 
 logger = logging.getLogger(__name__)
 
-_BYTES_PER_VALUE = (
-    64  # at the peak: of a block with its copies in float64, or of a bucket with its sorted copy
-)
+# At the peak: a block with its copies in float64, or a bucket with its sorted copy.
+_BYTES_PER_VALUE = 64
 
 
 def prepare(
