@@ -10,14 +10,14 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scr2mae.benchmark.cache import digest
 from scr2mae.benchmark.pretraining import BATCH, Pretraining
-from scr2mae.benchmark.store import digest
 from scr2mae.benchmark.tasks import Task
 from scr2mae.data import split_cells
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
 from scr2mae.probe import DonorSplit
 from scr2mae.probe.inputs import as_text, cap_cells, obs_column, read_donors, read_target
-from scr2mae.probe.split import draw_splits
+from scr2mae.probe.splits import draw_splits
 from scr2mae.probe.task import make_task
 
 PretrainOn = Literal["all", "train"]

@@ -10,10 +10,10 @@ import pandas as pd
 from anndata import AnnData
 
 from scr2mae._utils.progress import no_progress, progress
+from scr2mae.benchmark.cache import Store, digest
 from scr2mae.benchmark.design import Design, PretrainOn
 from scr2mae.benchmark.environment import log_level, measure, versions
 from scr2mae.benchmark.methods import Method
-from scr2mae.benchmark.store import Store, digest
 from scr2mae.probe import linear_probe
 
 # Increase it when a change of the code makes stored work out of date.

@@ -12,9 +12,9 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from scr2mae._schemes import SCHEME_NAMES, schemes
+from scr2mae.benchmark.cache import digest
 from scr2mae.benchmark.pretraining import BATCH, Embedding, Options, Pretraining
 from scr2mae.benchmark.scvi import fit_scvi
-from scr2mae.benchmark.store import digest
 from scr2mae.metrics import TARGET_SUM
 from scr2mae.model import R2MAEModel
 from scr2mae.probe.inputs import read_representation

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scr2mae.benchmark.store import digest
+from scr2mae.benchmark.cache import digest
 from scr2mae.probe.inputs import Rows
 
 BATCH = "batch"

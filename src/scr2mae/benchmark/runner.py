@@ -7,13 +7,13 @@ from typing import Any, Literal, get_args
 
 from anndata import AnnData
 
+from scr2mae.benchmark.cache import Store
 from scr2mae.benchmark.design import PretrainOn, make_design
 from scr2mae.benchmark.environment import versions
 from scr2mae.benchmark.fits import Probing, run_fits
 from scr2mae.benchmark.methods import LABELS, make_methods
 from scr2mae.benchmark.pretraining import Options
 from scr2mae.benchmark.results import Benchmark, write_about
-from scr2mae.benchmark.store import Store
 from scr2mae.benchmark.table import results_frame
 from scr2mae.benchmark.tasks import Task, as_tasks
 from scr2mae.probe.inputs import Kind

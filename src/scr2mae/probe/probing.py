@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from scr2mae._utils.progress import progress
 from scr2mae.probe.inputs import Kind, read_representation, read_target
-from scr2mae.probe.split import DonorSplit, draw_splits
+from scr2mae.probe.splits import DonorSplit, draw_splits
 from scr2mae.probe.task import ProbeTask, make_task, run_task
 
 Splits = Mapping[str, Sequence[DonorSplit]]

@@ -16,7 +16,7 @@ from scr2mae.probe.inputs import Rows, Target, cap_cells
 from scr2mae.probe.logistic import LogisticProbe
 from scr2mae.probe.ridge import RidgeProbe
 from scr2mae.probe.scores import donor_interval, score_classes, score_numbers, undefined
-from scr2mae.probe.split import DonorSplit
+from scr2mae.probe.splits import DonorSplit
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from scr2mae.extra.text.corpus import read_documents, stream_documents
 from scr2mae.extra.text.corruption import corrupt
 from scr2mae.extra.text.glue import TASKS, average_rank, load_task, read_task
 from scr2mae.extra.text.inference import embed, predict_proba, score
-from scr2mae.extra.text.model import RobertaR2MAE
+from scr2mae.extra.text.network import RobertaR2MAE
 from scr2mae.extra.text.packing import TokenBlocks, pack
 from scr2mae.extra.text.sentences import LabeledText
 from scr2mae.extra.text.tokenizer import SPECIAL_TOKENS, BytePairTokenizer

@@ -14,7 +14,7 @@ from scr2mae.extra.training import BatchLoss, repeatable_dropout
 if TYPE_CHECKING:
     from transformers import RobertaConfig
 
-    from scr2mae.extra.text.model import RobertaR2MAE
+    from scr2mae.extra.text.network import RobertaR2MAE
     from scr2mae.extra.text.sentences import LabeledText
     from scr2mae.extra.text.tokenizer import BytePairTokenizer
 

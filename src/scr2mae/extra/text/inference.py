@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from scr2mae.extra.text.classifier import RobertaClassifier
-    from scr2mae.extra.text.model import RobertaR2MAE
+    from scr2mae.extra.text.network import RobertaR2MAE
     from scr2mae.extra.text.packing import TokenBlocks
 
 __all__ = ["check_blocks", "embed", "predict_proba", "score"]

@@ -18,7 +18,7 @@ from scr2mae.train import LearningRateSchedule
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from scr2mae.extra.text.model import RobertaR2MAE
+    from scr2mae.extra.text.network import RobertaR2MAE
     from scr2mae.extra.text.packing import TokenBlocks
     from scr2mae.extra.text.sentences import LabeledText
 
