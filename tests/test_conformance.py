@@ -352,5 +352,5 @@ def test_a_subclass_has_managers_and_folders_of_its_own(adata: AnnData, tmp_path
     assert R2MAEModel._setup_adata_manager_store is not Other._setup_adata_manager_store
     model.save(tmp_path / "model")
     assert type(Other.load(tmp_path / "model")) is Other
-    with pytest.raises(ValueError, match="holds a Other, not a R2MAEModel"):
+    with pytest.raises(ValueError, match="contains a Other, not a R2MAEModel"):
         R2MAEModel.load(tmp_path / "model")

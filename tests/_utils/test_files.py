@@ -41,7 +41,7 @@ def test_leftovers_are_recognized_by_their_names(name: str, expected: bool) -> N
 def test_errors_of_the_disk_say_what_to_do(number: int, advice: str) -> None:
     said = cannot_write(Path("a/b"), OSError(number, os.strerror(number)))
     assert said.errno == number
-    assert re.search(rf"Cannot write a/b .*{advice}.*; what was there before is as it was\.$", str(said))
+    assert re.search(rf"Cannot write a/b .*{advice}.*; existing files were not changed\.$", str(said))
 
 
 def test_an_error_while_reading_is_not_reported_as_one_of_writing(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ USE = [
     Case("query: no batch key", ValueError, "set up without batch_key", lambda p: R2MAEModel.load_query_data(p.adata, p.trained)),
     Case("query: no model", FileNotFoundError, "No model folder at", lambda p: R2MAEModel.load_query_data(p.adata, p.folder / "none")),
     Case("prepare query: no gene shared", ValueError, "No shared genes", lambda p: R2MAEModel.prepare_query_anndata(p.adata, p.trained), _foreign_genes),
-    Case("prepare query: too few", ValueError, "min_shared=0.9 asks for more", lambda p: R2MAEModel.prepare_query_anndata(p.adata, p.trained, min_shared=0.9), lambda a: a[:, :40].copy()),
+    Case("prepare query: too few", ValueError, "min_shared=0.9 requires more", lambda p: R2MAEModel.prepare_query_anndata(p.adata, p.trained, min_shared=0.9), lambda a: a[:, :40].copy()),
     Case("export: in use", FileExistsError, "model.pt already exists", lambda p: p.trained.export_scvi(p.folder / "scvi")),
     Case("hub: untrained", RuntimeError, "not trained yet", lambda p: p.model.push_to_hub("ann/x"), of_model=True),
     Case("hub: name", ValueError, "repo must be 'owner/name'", lambda p: R2MAEModel.from_hub("a/b/c")),

@@ -185,7 +185,7 @@ def _duplicate_gene(adata: AnnData) -> AnnData:
 BAD_ANNDATA = {
     "duplicate gene names": (_duplicate_gene, r"\['gene0'\] occur more than once"),
     "NaN in the batch": (_missing_batch, r"adata.obs\['batch'\] has 1 missing values"),
-    "NaN in a covariate": (_missing_age, r"adata.obs\['age'\] (has 1|holds) missing"),
+    "NaN in a covariate": (_missing_age, r"adata.obs\['age'\] (has 1|contains) missing"),
     "text in a numeric covariate": (_text_age, r"adata.obs\['age'\] must be numeric"),
     "one gene": (lambda a: a[:, :1].copy(), "at least two genes.*got 1"),
     "no cells": (lambda a: a[:0].copy(), r"empty AnnData \(0 x 60\)"),

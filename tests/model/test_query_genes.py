@@ -158,7 +158,7 @@ def test_too_few_shared_genes_are_refused_unless_fewer_are_allowed(
 ) -> None:
     panel = adata[:, :5].copy()
     with pytest.raises(
-        ValueError, match=r"5 of the reference's 60 genes \(8%\), min_shared=0.1 asks for more"
+        ValueError, match=r"5 of the reference's 60 genes \(8%\), but min_shared=0.1 requires more"
     ):
         R2MAEModel.prepare_query_anndata(panel, trained)
     assert panel.n_vars == 5

@@ -324,12 +324,12 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "weights outside the folder": (
         _edit(weights={"file": f"../weights-{'a' * 64}.safetensors", "sha256": "a" * 64}),
         ValueError,
-        r"names '\.\./weights-a+\.safetensors' as weights",
+        r"lists '\.\./weights-a+\.safetensors' as weights",
     ),
     "weights at an absolute path": (
         _edit(weights={"file": "/etc/passwd", "sha256": "a" * 64}),
         ValueError,
-        "names '/etc/passwd' as weights",
+        "lists '/etc/passwd' as weights",
     ),
     "weights not described": (_edit(weights="all of them"), ValueError, "does not say where the weights are"),
     "weights without a hash": (
@@ -340,7 +340,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "hash in model.json another": (
         lambda f: _edit(weights={"file": weights_file(f).name, "sha256": "b" * 64})(f),
         ValueError,
-        "states another hash than the name of its weights",
+        "its hash does not match the weights file name",
     ),
     "model.json truncated": (_cut("model.json", 300), ValueError, "model.json is damaged"),
     "model.json empty": (_cut("model.json", 0), ValueError, "model.json is damaged"),
@@ -369,7 +369,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         "schema version 99, .* reads up to 1; upgrade scr2mae",
     ),
     "schema no number": (_edit(schema_version="1"), ValueError, "schema version '1'"),
-    "another class": (_edit(model="SCVI"), ValueError, "holds a SCVI, not a R2MAEModel"),
+    "another class": (_edit(model="SCVI"), ValueError, "contains a SCVI, not a R2MAEModel"),
     "unknown schedule": (
         _edit(mask_ratio={"schedule": "Cosine"}),
         ValueError,

@@ -54,9 +54,9 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str | int | None, device: torch.device) -> Any:
-    """Return ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; None (a plugin of Lightning's decides) stays None.
+    """Return ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; None (left to a Lightning plugin) stays None.
 
-    ``"auto"`` is ``"bf16-mixed"`` if the device multiplies bfloat16 in hardware. Lightning's short forms are accepted.
+    ``"auto"`` is ``"bf16-mixed"`` if the device has native bfloat16 support. Lightning's short forms are accepted.
     """
     if precision == "auto":
         return "bf16-mixed" if _multiplies_bfloat16(device) else "32-true"

@@ -53,12 +53,12 @@ def is_leftover(path: Path) -> bool:
 
 
 def is_free(folder: Path) -> bool:
-    """Return whether a folder holds only what killed writers have left, weights without an index included."""
+    """Return whether a folder contains only what killed writers have left, weights without an index included."""
     return all(is_leftover(item) or _WEIGHTS.fullmatch(item.name) for item in folder.iterdir())
 
 
 def _errno(error: BaseException) -> int | None:
-    """Return the system's number of an error, which HDF5 states only in its message."""
+    """Return the system's number of an error, which HDF5 gives only in its message."""
     found = re.search(r"errno = (\d+)", str(error))
     number = getattr(error, "errno", None) or (int(found[1]) if found else None)
     # PyTorch's writer raises an error of its own after the one of the file.
@@ -78,7 +78,7 @@ def cannot_write(path: Path, error: Exception) -> OSError:
         errno.EPERM: "You may not write there: choose another folder",
     }.get(number, "Choose another folder")
     reason = os.strerror(number) if _errno(error) else str(error)
-    return OSError(number, f"Cannot write {path} ({reason}). {advice}; what was there before is as it was.")
+    return OSError(number, f"Cannot write {path} ({reason}). {advice}; existing files were not changed.")
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def clear_errors(path: Path, part: Path) -> Iterator[None]:
-    """Say in errors of the disk that ``path`` could not be written; errors that name files other than ``part`` pass."""
+    """Re-raise disk errors of ``part`` with ``path`` in the message; other errors propagate unchanged."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -124,7 +124,7 @@ def _is_of(error: BaseException, part: Path) -> bool:
 def atomic_write(path: Path, part: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``, which is made; rename it on success, delete it on error.
 
-    ``part`` is another temporary path; the default is a name that :func:`is_leftover` knows.
+    ``part`` is another temporary path; the default is a name that :func:`is_leftover` recognizes.
     """
     part = part or path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -1,10 +1,10 @@
 """Model folders of safetensors and JSON, written so that a reader finds either the old model or the new one.
 
-An index (JSON) names the file of weights and states its hash. Two layouts share it:
+An index (JSON) contains the name of the weights file and its hash. Two layouts share it:
 
 - Weights named by their hash, for formats of this package. One rename of the index makes the new model the current
-  one, and files of others in the folder stay where they are.
-- Fixed names, as ``transformers`` reads them. A whole new folder is written beside the old one and takes its place.
+  one, and unrelated files in the folder stay where they are.
+- Fixed names, as ``transformers`` reads them. A whole new folder is written next to the old one and replaces it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FolderFormat:
     index: str = "config.json"
     version: int = 1
     required: frozenset[str] = frozenset()
-    legacy_key: str | None = None  # entry that marks an index of the first versions, which state no format
+    legacy_key: str | None = None  # entry that marks an index of the first versions, without a format
     weights: str | None = None  # fixed name of the weights; None names them by their hash
     # Further names of this format, earlier ones too; a save removes those that it does not write.
     files: tuple[str, ...] = ()
@@ -83,8 +83,7 @@ def write_folder(
     """Write a model folder; a kill at any moment leaves the old model or the new one.
 
     ``document`` (JSON, arrays allowed) becomes the index; ``files`` needs a format with a fixed name of the weights; ``runs`` goes to
-    ``run.json``, None removes that file. Processes that save into the same folder take turns; of processes that train together, only
-    rank 0 writes.
+    ``run.json``, None removes that file. Concurrent saves are serialized by a lock; of processes that train together, only rank 0 writes.
     """
     if _rank():
         return
@@ -144,15 +143,15 @@ def read_index(dir_path: str | Path, form: FolderFormat, *, follow_links: bool =
 
 
 def weights_file(document: Mapping[str, Any], *, place: str | Path) -> str:
-    """Return the name of the weights that a checked index states, a plain file name; ``place`` is for messages."""
+    """Return the name of the weights in a checked index, a plain file name; ``place`` is for messages."""
     if "weights" not in document:  # folders of earlier versions
         return _PLAIN_WEIGHTS
     name, digest = str(document["weights"]["file"]), document["weights"]["sha256"]
     match = _WEIGHTS.fullmatch(name)
     if match is None and name != _PLAIN_WEIGHTS:
-        raise ValueError(f"{place} names {name!r} as weights, which is not a file name of a model.")
+        raise ValueError(f"{place} lists {name!r} as weights, which is not a file name of a model.")
     if match is not None and match[1] != digest:
-        raise ValueError(f"{place} is damaged: it states another hash than the name of its weights, {name}.")
+        raise ValueError(f"{place} is damaged: its hash does not match the weights file name, {name}.")
     return name
 
 
@@ -212,7 +211,7 @@ def _rank() -> int:
 
 
 def _check_free(folder: Path) -> None:
-    """Raise if a folder holds more than a killed first save has left."""
+    """Raise if a folder contains more than a killed first save has left."""
     if folder.is_dir() and not is_free(folder):
         raise FileExistsError(
             f"{folder} already exists and is not empty; choose another folder or pass overwrite=True."
@@ -232,7 +231,7 @@ def _index(
     text = json.dumps({**whole, **_encode(dict(document))}, indent=1, allow_nan=True).encode()
     if len(text) > LARGEST_JSON:
         raise ValueError(
-            f"{form.index} would take {len(text):,} bytes, and no more than {LARGEST_JSON:,} are read back; shorten what is long: "
+            f"{form.index} would take {len(text):,} bytes, and no more than {LARGEST_JSON:,} are read back; reduce the largest entries: "
             "categories in the columns that were set up, or model.history_."
         )
     return text
@@ -265,7 +264,7 @@ def _own_items(folder: Path, form: FolderFormat) -> Iterator[Path]:
 
 
 def _replace_whole(folder: Path, form: FolderFormat, contents: dict[str, bytes], *, overwrite: bool) -> None:
-    """Write a new folder, exchange it with the old one, and move the files of others from the old to the new."""
+    """Write a new folder, exchange it with the old one, and move unrelated files from the old to the new."""
     folder = folder.resolve()
     part, old = (folder.with_name(f".{folder.name}.{state}.part") for state in ("new", "old"))
     with clear_errors(folder, part):
@@ -294,7 +293,7 @@ def _replace_whole(folder: Path, form: FolderFormat, contents: dict[str, bytes],
 
 
 def _retire(old: Path, folder: Path, form: FolderFormat) -> None:
-    """Move the files of others from a replaced folder to its successor, and remove the rest."""
+    """Move unrelated files from a replaced folder to its successor, and remove the rest."""
     if not old.is_dir():
         return
     own = {item.name for item in _own_items(old, form)}

@@ -46,7 +46,7 @@ _CODECS = {
 
 
 class UnsafeFileError(ValueError):
-    """A file holds something that valid files never do, such as a link to another file or executable code."""
+    """A file contains something that valid files never do, such as a link to another file or executable code."""
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -97,9 +97,9 @@ def _check_values(value: Any, depth: int = 0) -> None:
         for item in value:
             _check_values(item, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"it holds the number {value}, but numbers must be finite")
+        raise ValueError(f"it contains the number {value}, but numbers must be finite")
     elif isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError("it holds an array with NaN or infinity, but numbers must be finite")
+        raise ValueError("it contains an array with NaN or infinity, but numbers must be finite")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ def check_store(
 
 
 def check_sparse(matrix: Any) -> None:
-    """Raise unless the pointers and indices of a CSR or CSC matrix lie within it; SciPy would read other memory."""
+    """Raise unless the pointers and indices of a CSR or CSC matrix lie within it; SciPy would read out of bounds."""
     if matrix.format not in ("csr", "csc"):
         return
     by_row = matrix.format == "csr"
@@ -202,7 +202,7 @@ def _check_attributes(item: Any, name: str, path: Any) -> None:
         n_bytes = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
         if n_bytes > _LARGEST_ATTRIBUTE:
             raise UnsafeFileError(
-                f"The attribute {key!r} of {name or 'the root'} in {path} has {n_bytes} bytes, more than any needs; "
+                f"The attribute {key!r} of {name or 'the root'} in {path} has {n_bytes} bytes, more than the limit; "
                 "it was not read."
             )
 

@@ -1,4 +1,4 @@
-"""One fit after the other: train, embed, probe and store."""
+"""Run the fits sequentially: train, embed, probe and store."""
 
 import logging
 from collections.abc import Sequence

@@ -84,7 +84,7 @@ def run(
         "all": pretraining sees the counts of all cells, a tenth of them for validation, as in the paper. "train": it
         sees the cells of the training donors, so that each method is trained once per split.
     ratios
-        Shares of masked genes for the reconstruction of validation cells or, if ``pretrain_on`` is "train", of the
+        Fractions of masked genes for the reconstruction of validation cells or, if ``pretrain_on`` is "train", of the
         test donors' cells; empty for no reconstruction.
     model_kwargs, train_kwargs
         Arguments of :class:`scr2mae.R2MAEModel` and of its ``train`` for all masking schemes.

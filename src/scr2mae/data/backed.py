@@ -1,4 +1,4 @@
-"""Counts that stay on disk: which do, and how their rows are read."""
+"""Row access to counts on disk."""
 
 from __future__ import annotations
 

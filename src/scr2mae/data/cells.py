@@ -201,7 +201,7 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_di
     spec
         Specification of the model.
     min_shared
-        Smallest share of the reference's genes that must be present.
+        Smallest fraction of the reference's genes that must be present.
     on_disk
         Whether to leave counts that are on disk there; they are then validated as they are read.
 
@@ -294,7 +294,7 @@ def _read_numbers(adata: AnnData, key: str) -> np.ndarray:
         raise ValueError(f"adata.obs[{key!r}] must be numeric, got {column.dtype}.") from error
     if not np.isfinite(values).all():
         raise ValueError(
-            f"adata.obs[{key!r}] holds missing or infinite values; fill them or drop those cells."
+            f"adata.obs[{key!r}] contains missing or infinite values; fill them or drop those cells."
         )
     return values
 

@@ -1,4 +1,4 @@
-"""Raw counts of an AnnData: found, validated, and as CSR without a copy."""
+"""Locate and validate raw counts, and convert them to CSR."""
 
 from __future__ import annotations
 

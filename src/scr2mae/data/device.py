@@ -59,7 +59,7 @@ class DeviceCells:
         return counts.nnz * (column_bytes + _smallest_dtype(counts.data).itemsize) + 8 * (counts.shape[0] + 1)
 
     def collate(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return the given cells as a dense mini-batch on the device, under scvi-tools' keys, without a synchronization."""
+        """Return the given cells as a dense mini-batch under scvi-tools' keys, without synchronizing the device."""
         indices = np.asarray(indices)
         rows = torch.from_numpy(indices).to(self.device, non_blocking=True)
         starts = self._starts[rows]
@@ -81,7 +81,7 @@ class DeviceCells:
 
 
 def to_device(cells: Cells, device: torch.device, *, required: bool = False) -> DeviceCells | None:
-    """Copy cells to a device, by default if they take at most half of its free memory; None if they stay."""
+    """Copy cells to a device, by default if they take at most half of its free memory; return None if they do not fit."""
     needed = DeviceCells.estimate(cells)
     yes, no = f"they move to {device}", "they stay in the host's memory"
     if not required and not fits(needed, f"Counts of {cells.n_obs} cells", yes=yes, no=no, device=device):

@@ -84,7 +84,7 @@ def check_overlap(n_shared: int, n_vars: int, *, min_shared: float) -> None:
             "(symbols against Ensembl ids?)."
         )
     if n_shared < 2 or n_shared < min_shared * n_vars:
-        raise ValueError(f"Too few shared genes: {report}, min_shared={min_shared:g} asks for more.")
+        raise ValueError(f"Too few shared genes: {report}, but min_shared={min_shared:g} requires more.")
     if n_shared < 0.5 * n_vars:
         warnings.warn(
             f"Few shared genes: {report}; absent genes are treated as masked.", UserWarning, stacklevel=3

@@ -70,7 +70,7 @@ class CellLoader(BatchLoader):
     collate
         Function that makes a mini-batch of the given cells.
     sampler_kwargs
-        Further arguments of :class:`BatchSampler`.
+        Additional arguments of :class:`BatchSampler`.
 
     Notes
     -----
@@ -120,7 +120,7 @@ class CellDataModule(pl.LightningDataModule):
         Place of the counts during training: ``"device"``, ``"memory"``, or ``"auto"`` for the device if it is not the CPU
         and they fit. Counts on disk stay there.
     loader_kwargs
-        Further arguments of :class:`CellLoader`.
+        Additional arguments of :class:`CellLoader`.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class CellDataModule(pl.LightningDataModule):
         self._is_placed = False
 
     def _place(self) -> DeviceCells | None:
-        """Copy the counts to the device once, if ``counts_on`` wants them there."""
+        """Copy the counts to the device once, if requested by ``counts_on``."""
         if not self._is_placed:
             self._is_placed = True
             device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
@@ -183,7 +183,7 @@ class CellDataModule(pl.LightningDataModule):
 
 
 def check_data_module(datamodule: Any, spec: CellSpec) -> None:
-    """Raise if the mini-batches of a foreign data module do not fit a model.
+    """Raise if the mini-batches of an external data module do not fit a model.
 
     Compares the attributes that those of ``scvi.dataloaders`` have: ``n_vars``, ``n_batch``, ``batch_encoder`` or
     ``batch_labels``, ``extra_categorical_covs`` and ``extra_continuous_covs``. Absent ones are not checked.

@@ -29,7 +29,7 @@ def preprocess(
     chunk_size: int = 10_000,
     progressbar: bool = True,
 ) -> AnnData:
-    """Keep the raw counts of the highly variable genes, and the cells with enough of them detected.
+    """Keep the raw counts of the highly variable genes, and cells in which at least ``min_genes`` of them are detected.
 
     Genes are selected on all cells, as in Dong et al. (2025); cells are dropped afterwards.
 
@@ -113,8 +113,8 @@ def highly_variable_genes(
     n_top_genes
         Number of genes to mark, >= 1. Genes that are never detected or never vary are not marked, even if fewer remain.
     target_sum
-        Counts per cell after scaling, > 0. None takes the median over cells, which needs one more pass; that is the
-        default of Scanpy, while 10,000 is used by the log-values of the portal and by the tutorials. [The paper only
+        Counts per cell after scaling, > 0. If None, the median over cells, which needs one more pass; that is the
+        default of Scanpy, while 10,000 is used by the log-values of the CELLxGENE portal and by the tutorials. [The paper only
         says "Scanpy's defaults"; reading that as the flavor is inferred.]
 
     Returns

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_actual(adata: AnnData) -> None:
-    """Replace a view by a copy, in place, as writing to it would."""
+    """Turn a view into an actual AnnData in place, as writing to it would."""
     if adata.is_view:
         logger.info("Got a view of an AnnData; copying its %d cells.", adata.n_obs)
         adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
@@ -80,7 +80,8 @@ def register(
 
     ``setup_method_args`` is the result of ``BaseModelClass._get_setup_method_args`` and ``source_registry`` that of a
     reference, for new data; with ``extend_categories=True``, categories that the reference lacks are added. Donor and
-    labels are only recorded in the setup arguments, so that data with other ones, or without these columns, transfer.
+    labels are only recorded in the setup arguments, so that data with different values, or without these
+    columns, can be transferred.
     """
     arguments = setup_method_args["setup_args"]
     layer, batch_key = arguments["layer"], arguments["batch_key"]

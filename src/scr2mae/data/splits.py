@@ -143,7 +143,7 @@ def split_cells(
     key
         Name of that column, kept in the result.
     train_size, validation_size
-        Shares of cells; the rest is for testing. With groups, shares hold to within a group.
+        Fractions of cells; the rest is for testing. They are approximate with groups, which are kept whole.
     seed
         Seed of the draw.
     shuffle

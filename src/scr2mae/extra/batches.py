@@ -1,4 +1,4 @@
-"""Mini-batches of any data set with a length: made ahead by threads, each rank its share, augmented on the device."""
+"""Mini-batches of any data set with a length: prefetched by threads and sharded across ranks, augmented on the device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Batches(Protocol):
 
 
 class ThreadedLoader(BatchLoader):
-    """Make ``n_workers`` mini-batches ahead in threads; decoding releases Python's lock, so they run side by side."""
+    """Prefetch ``n_workers`` mini-batches in threads; decoding releases Python's lock, so they run in parallel."""
 
     def __init__(self, data: Batches, *, batch_size: int, n_workers: int = 0, **sampler_kwargs: Any) -> None:
         if n_workers < 0:
@@ -69,7 +69,7 @@ class ThreadedLoader(BatchLoader):
 
 
 class BatchDataModule(pl.LightningDataModule):
-    """Shuffled mini-batches of the training data, each rank its share, and validation data in order.
+    """Shuffled mini-batches of the training data, sharded across ranks, and validation data in order.
 
     ``augment`` changes training mini-batches on the device, as a pure function of seed, rank and step.
     """

@@ -1,4 +1,4 @@
-"""What training shares in every modality: the loss of a mini-batch, repeatable dropout, parameter groups, the run."""
+"""Training code shared by all modalities: the loss of a mini-batch, repeatable dropout, parameter groups, the run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BatchLoss:
 
 @contextmanager
 def repeatable_dropout(module: nn.Module, device: torch.device, *, seed: int, step: int) -> Iterator[None]:
-    """Make dropout a function of seed, step and rank, so that a resumed run continues bit for bit."""
+    """Make dropout a function of seed, step and rank, so that a resumed run is bitwise identical."""
     if not module.training:
         yield
         return

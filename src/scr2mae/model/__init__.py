@@ -24,7 +24,7 @@ class R2MAEModel(TrainingMixin, InferenceMixin, QueryMixin, SavingMixin, HubMixi
     Parameters
     ----------
     adata
-        Raw counts. Set up with :meth:`setup_anndata`, or not at all: then with that method's defaults.
+        Raw counts. If it was not set up with :meth:`setup_anndata`, that method's defaults are used.
     n_hidden
         Width of the hidden layers.
     n_latent
@@ -34,13 +34,13 @@ class R2MAEModel(TrainingMixin, InferenceMixin, QueryMixin, SavingMixin, HubMixi
     n_layers_decoder
         Hidden layers of the decoder.
     mask_ratio
-        Share of the genes masked at a step: a float (a plain masked autoencoder), a pair ``(low, high)`` from
+        Fraction of the genes masked at a step: a float (a plain masked autoencoder), a pair ``(low, high)`` from
         which it is drawn anew for every mini-batch (R²MAE), or a schedule of :mod:`scr2mae.masking`.
     curriculum
-        Learned weights on the loss: ``"cl"`` (from easy to hard), ``"cl_k0"`` (easy throughout), settings
+        Learned loss weights: ``"cl"`` (from easy to hard), ``"cl_k0"`` (easy throughout), settings
         (:class:`scr2mae.nn.curriculum.Curriculum`), or None.
     seed
-        Seed of the initial weights, the masks and the order of cells. The global generators are left alone.
+        Seed for weight initialization, masking and shuffling. Global random state is not modified.
     registry
         Registry of a saved model, for a model without data; :meth:`load` passes it.
 
@@ -66,14 +66,14 @@ class R2MAEModel(TrainingMixin, InferenceMixin, QueryMixin, SavingMixin, HubMixi
         """Build a model of the paper's size: 1000 hidden units, 512 latent dimensions, two encoder layers.
 
         The widths are inferred from the authors' earlier code; the paper gives none. Train it with the paper's
-        settings by ``model.train(50, batch_size=400, split_key=False)``.
+        settings with ``model.train(50, batch_size=400, split_key=False)``.
 
         Parameters
         ----------
         adata
             Raw counts.
         kwargs
-            Further arguments of the class.
+            Additional arguments of the class.
 
         Returns
         -------

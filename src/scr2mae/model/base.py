@@ -98,20 +98,21 @@ class CellModel(BaseModelClass):
         labels_key, donor_key
             Columns with cell type and donor, for splits and probes; never inputs of the network.
         size_factor_key
-            Column with the library size; None takes the total count.
+            Column with the library size; if None, the total count is used.
         categorical_covariate_keys, continuous_covariate_keys
-            Further inputs of the network; continuous ones are not standardized.
+            Additional inputs to the network; continuous ones are not standardized.
         check_counts
-            Whether to raise an error for fractions.
+            Whether to raise an error if counts are not integers.
         kwargs
-            ``source_registry``, the registry of a model to transfer from, and ``extend_categories``.
+            ``source_registry``, the registry of a model to transfer from, and ``extend_categories``, whether to add
+            categories that this registry lacks instead of raising an error.
 
         Raises
         ------
         KeyError
             If a layer or column does not exist.
         ValueError
-            If ``X`` or the layer does not hold raw counts, gene names repeat, or a covariate is missing.
+            If ``X`` or the layer does not contain raw counts, gene names are not unique, or a covariate has missing values.
         """
         arguments = cls._get_setup_method_args(**locals())
         cls.register_manager(register(adata, arguments, **kwargs))
@@ -135,7 +136,7 @@ class CellModel(BaseModelClass):
             cls.setup_anndata(adata, **manager.registry["setup_args"])
 
     def build_module(self) -> R2MAEModule:
-        """Make the network; its initial weights depend only on the seed."""
+        """Build the network; its initial weights depend only on the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             return self.module_for(
@@ -154,18 +155,18 @@ class CellModel(BaseModelClass):
         curriculum: Curriculum | None,
         n_new_categories: list[int] | None,
     ) -> R2MAEModule:
-        """Make a network for cells, without a model around it.
+        """Build the network without a model instance.
 
         Parameters
         ----------
         spec
             Genes and columns that it reads.
         init_params
-            Its widths, as in ``model.init_params_``.
+            Layer sizes, as in ``model.init_params_``.
         curriculum
             Settings of learned weights, or None.
         n_new_categories
-            Number of categories of a query per covariate, or None.
+            Number of new categories per covariate in the query, or None.
 
         Returns
         -------
@@ -188,7 +189,7 @@ class CellModel(BaseModelClass):
 
     @property
     def seed(self) -> int:
-        """Seed of weights, masks and order of cells."""
+        """Seed for weight initialization, masking and shuffling."""
         return self.init_params_["seed"]
 
     @property

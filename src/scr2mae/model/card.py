@@ -20,7 +20,7 @@ _SHOWN_GENES = 5
 _TEXT = """\
 # {name}
 
-Embeddings of single-cell counts by a masked autoencoder that masks another share of the genes at every step
+Embeddings of single-cell counts by a masked autoencoder that masks a different fraction of the genes at every step
 ([R²MAE](https://arxiv.org/abs/2509.21650)), made with `scr2mae`. The table below was filled in from the record of training.
 
 ## Use

@@ -64,14 +64,14 @@ class HubMixin(CellModel):
         commit_message
             First line of the commit.
         license
-            License of the weights as the hub spells it, such as ``"cc-by-4.0"``; None states none.
+            License of the weights as the hub spells it, such as ``"cc-by-4.0"``; None for no license.
         group_names
             Whether to upload the names of the donors (or other groups) on each side of the split. Names of batches and
             of other covariates' categories are always uploaded, since the model needs them.
         card
             Whether to write ``README.md``; False keeps the existing one.
         token
-            Access token; None takes the one of ``hf auth login``.
+            Access token; if None, use the one of ``hf auth login``.
 
         Returns
         -------
@@ -130,7 +130,7 @@ class HubMixin(CellModel):
     ) -> Self:
         """Download a model from the Hugging Face hub and load it. Nothing is unpickled.
 
-        Only ``model.json`` and the weights that it names are downloaded, into the cache of ``huggingface_hub``, and the
+        Only ``model.json`` and the weights file listed in it are downloaded, into the cache of ``huggingface_hub``, and the
         hash of the weights is verified. Without a connection, a model that was downloaded before is loaded.
 
         Parameters
@@ -145,7 +145,7 @@ class HubMixin(CellModel):
         accelerator, device
             Device of the model.
         token
-            Access token; None takes the one of ``hf auth login``.
+            Access token; if None, use the one of ``hf auth login``.
 
         Returns
         -------
@@ -162,8 +162,8 @@ class HubMixin(CellModel):
         ConnectionError
             If the hub cannot be reached and the model was not downloaded before.
         ValueError
-            If ``repo`` is not the name of a repository, the model is damaged or foreign, or the genes of ``adata`` are
-            not the model's.
+            If ``repo`` is not the name of a repository, the model is damaged or not an scr2mae model, or the
+            genes of ``adata`` are not the model's.
         """
         branch, place = revision or _MAIN, torch_device(accelerator, device)
         with _readable_errors(repo, branch):

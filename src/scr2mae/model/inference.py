@@ -39,7 +39,7 @@ class InferenceMixin(CellModel):
         precision: str | int | None = "32-true",
         out: Any = None,
     ) -> np.ndarray:
-        """Embed cells; nothing is masked, and each embedding depends only on its cell.
+        """Embed cells; nothing is masked, and each embedding depends only on that cell.
 
         Parameters
         ----------
@@ -50,24 +50,24 @@ class InferenceMixin(CellModel):
         batch_size
             Cells per mini-batch.
         precision
-            ``"32-true"``, or ``"bf16-mixed"``: several times faster where the processor multiplies bfloat16 in hardware, and
-            within 3 % of each dimension's standard deviation. ``"auto"`` chooses it there.
+            ``"32-true"``, or ``"bf16-mixed"``: faster for wide networks on hardware with native bfloat16 support;
+            differences stay within 3 % of each dimension's standard deviation. ``"auto"`` selects it on such hardware.
         out
-            Array that receives the embedding, slice by slice: of zarr, HDF5 or NumPy, shape ``(n_obs, n_latent)``. None
-            makes a new one in memory.
+            Zarr, HDF5 or NumPy array of shape ``(n_obs, n_latent)`` to which the embedding is written in slices; if
+            None, a new array is allocated.
 
         Returns
         -------
-        float32, shape ``(n_obs, n_latent)``; ``out`` where it is given.
+        float32, shape ``(n_obs, n_latent)``; ``out``, if given.
 
         Raises
         ------
         RuntimeError
             If the model is not trained.
         ValueError
-            If too few genes are shared, a batch is unknown, or ``out`` has another shape.
+            If too few genes are shared, a batch is unknown, or ``out`` has the wrong shape.
         MemoryError
-            If the embedding is larger than the free memory and ``out`` is not given.
+            If the embedding does not fit in memory and ``out`` is not given.
         """
         cells, rows = self._trained_cells(adata, indices)
         shape = n_rows(cells, rows), self.module.to_latent.out_features
@@ -94,21 +94,22 @@ class InferenceMixin(CellModel):
         batch_size: int | None = None,
         return_numpy: bool = False,
     ) -> pd.DataFrame | np.ndarray:
-        """Decode cells to expression of all genes of the reference, whether measured in the cell or not.
+        """Return decoded expression for all reference genes, whether measured in the cell or not.
 
         Parameters
         ----------
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
         transform_batch
-            Batch, or batches to average over, that cells are decoded as; None for their own.
+            Batch to decode all cells as; results are averaged over several batches. None for each cell's own.
         gene_list
             Genes to return; None for all.
         library_size
-            Sum of a cell's values over all genes, or ``"observed"`` (also ``"latent"``, scvi-tools' word) for the cell's own
-            depth: measured genes then add up to its library size, and imputed genes come on top.
+            Sum of a cell's values over all genes, or ``"observed"`` (``"latent"``, the scvi-tools name, is also
+            accepted) for the cell's own depth: measured genes then sum to its library size, and imputed genes are added
+            to that total.
         return_numpy
-            Return an array instead of a frame with cell and gene names.
+            Return an array instead of a DataFrame with cell and gene names.
 
         Returns
         -------
@@ -121,9 +122,9 @@ class InferenceMixin(CellModel):
         KeyError
             If a gene or a batch is unknown.
         ValueError
-            If ``library_size`` is another word.
+            If ``library_size`` is any other string or not positive.
         MemoryError
-            If the result is larger than the free memory.
+            If the result does not fit in memory.
         """
         is_observed = library_size in ("observed", "latent")
         if not is_observed and (isinstance(library_size, str) or not 0 < library_size < np.inf):
@@ -206,7 +207,7 @@ class InferenceMixin(CellModel):
         adata, indices, batch_size
             As in :meth:`get_latent_representation`; ``indices=model.validation_indices`` for unseen cells.
         ratios
-            Shares of the genes to mask.
+            Fractions of the genes to mask.
         seed
             Seed of the masks, which are the same for every model and cell.
 
@@ -245,10 +246,10 @@ class InferenceMixin(CellModel):
         Raises
         ------
         ValueError
-            If the model was made without a curriculum.
+            If the model was created without a curriculum.
         """
         if self.curriculum is None:
-            raise ValueError("This model has no curriculum; make it with curriculum='cl' or 'cl_k0'.")
+            raise ValueError("This model has no curriculum; create it with curriculum='cl' or 'cl_k0'.")
         cells, rows = self._trained_cells(adata, indices)
         total: Any = 0.0  # a mean of balanced matrices is balanced
         for filled, tensors in stream(self.module, cells, rows, batch_size, desc="Weighing"):
@@ -277,7 +278,7 @@ def masked_scores(
     indices: np.ndarray | None = None,
     batch_size: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mask a share of the measured genes, the same for all cells, and score their prediction per cell, shape (n_obs,).
+    """Mask a fraction of the measured genes, the same for all cells, and score their prediction per cell, shape (n_obs,).
 
     Return the Pearson correlation over masked genes between ``log1p(1e4 rho)`` and ``log1p(1e4 x / library)`` (NaN where
     the counts do not vary), and the mean negative log-likelihood in nats.

@@ -50,7 +50,7 @@ class QueryMixin(CellModel):
         inplace
             Change ``adata`` instead of returning a new AnnData.
         min_shared
-            Smallest share of the reference's genes that must be in ``adata``.
+            Smallest fraction of the reference's genes that must be in ``adata``.
 
         Returns
         -------
@@ -60,7 +60,7 @@ class QueryMixin(CellModel):
         Raises
         ------
         ValueError
-            If gene names repeat, or fewer than ``min_shared`` are shared.
+            If gene names are not unique, or fewer than ``min_shared`` are shared.
         """
         genes = _reference_genes(reference_model)
         if return_reference_var_names:
@@ -93,7 +93,7 @@ class QueryMixin(CellModel):
 
         Returns
         -------
-        The model. Cells of the reference embed in it bit for bit as before, also after it is trained.
+        The model. Cells of the reference have bitwise identical embeddings, even after training.
 
         Raises
         ------
@@ -174,7 +174,7 @@ def _aligned(adata: AnnData, genes: np.ndarray, *, min_shared: float) -> AnnData
 
 
 def add_categories(reference: torch.nn.Module, extended: torch.nn.Module) -> None:
-    """Copy weights into a network that has more categories and is else the same.
+    """Copy weights into a network that has more categories and is otherwise the same.
 
     Rows of the reference's categories keep their place and value; a new category starts as the mean of those.
     """

@@ -47,7 +47,7 @@ class SavingMixin(CellModel):
         dir_path
             Folder to make.
         overwrite
-            Whether to replace a model in an existing folder; at any moment it holds the whole old or the whole new one.
+            Whether to replace a model in an existing folder; at any moment it contains the complete old or new one.
 
         Raises
         ------
@@ -89,7 +89,7 @@ class SavingMixin(CellModel):
         FileNotFoundError
             If there is no model.
         ValueError
-            If the folder is damaged or foreign, or the genes of ``adata`` are not the model's.
+            If the folder is damaged or not an scr2mae model, or the genes of ``adata`` are not the model's.
         """
         place = torch_device(accelerator, device)
         tensors, document, _ = read_folder(dir_path, FORMAT)
@@ -115,7 +115,7 @@ class SavingMixin(CellModel):
         FileNotFoundError
             If there is no model.
         ValueError
-            If the folder is damaged or foreign.
+            If the folder is damaged or not an scr2mae model.
         """
         return read_index(dir_path, FORMAT)["registry"]
 
@@ -184,7 +184,7 @@ def from_state(cls: type[Model], state: ModelState, *, adata: AnnData | None, pl
     """Check a state and make a model from it, with data attached or without; ``place`` names its origin in messages."""
     document = state.document
     if document["model"] != cls.__name__:
-        raise ValueError(f"{place} holds a {document['model']}, not a {cls.__name__}.")
+        raise ValueError(f"{place} contains a {document['model']}, not a {cls.__name__}.")
     setup_arguments = set(signature(cls.setup_anndata).parameters) - {"adata", "kwargs"}
     checked = check_state(state, setup_arguments=setup_arguments, build=cls.module_for, place=place)
     registry = document["registry"]

@@ -1,4 +1,4 @@
-"""Plain state of a model, as a model folder holds it, and the checks of a state that comes from a file."""
+"""Plain state of a model, as in a model folder, and the checks of a state that comes from a file."""
 
 from __future__ import annotations
 

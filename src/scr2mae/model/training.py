@@ -54,37 +54,37 @@ class TrainingMixin(CellModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; None chooses 20 to 100 by the number of cells.
+            Passes over the training cells. If None, between 20 and 100 depending on the number of cells.
         accelerator, devices
             As in :class:`lightning.pytorch.Trainer`.
         train_size, validation_size
-            Shares of the cells; validation takes the rest by default.
+            Fractions of cells; by default, all remaining cells are used for validation.
         batch_size
             Cells per mini-batch; each mini-batch has its own masking ratio.
         split_key
-            Column of ``obs`` whose groups are kept together by the split. None takes the registered donor, or splits single
-            cells if there is none; False splits single cells, as in the paper.
+            Column of ``obs`` whose groups are kept together by the split. If None, use the registered donor
+            column, or split individual cells if there is none; False splits individual cells, as in the paper.
         early_stopping
             Stop when the validation loss stops decreasing.
         seed
-            Seed of split, order and masks; None for the model's.
+            Seed for splitting, shuffling and masking; defaults to the model's seed.
         precision
-            ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"auto"`` uses bfloat16 for matrix products if the processor
-            supports it in hardware. Only ``"32-true"`` gives the same weights on every kind of processor.
+            ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"auto"`` uses bfloat16 for matrix products on hardware
+            with native bfloat16 support. Any other value than ``"32-true"`` makes weights depend on the kind of hardware.
         counts_on
-            Place of the counts during training: ``"device"``, ``"memory"`` or ``"disk"``. ``"auto"`` takes the first of
-            these where they fit, and the disk only for a backed AnnData.
+            Where to keep the counts during training: ``"device"``, ``"memory"`` or ``"disk"``. ``"auto"`` uses the first
+            option with enough space; ``"disk"`` only for a backed AnnData.
         resume
             Checkpoint, or ``checkpoint_dir`` of an earlier run, to continue from.
         checkpoint_dir
             Folder in which a checkpoint is written after every epoch.
         checkpoint_every_n_steps
-            Number of mini-batches between further checkpoints; None for none.
+            Number of mini-batches between additional checkpoints; if None, only one per epoch.
         steps_per_execution
             Mini-batches per Lightning iteration; more than one avoids most of the overhead of the loop for small networks
             and fast devices. Each mini-batch remains an optimizer step with the same result; checkpoints are written after
-            the last one. None takes 16 unless something needs single mini-batches (a callback, a logger, several
-            processes, accumulated or clipped gradients).
+            the last one. If None, 16 unless something requires one mini-batch per iteration (a callback, a logger,
+            several processes, accumulated or clipped gradients).
         plan_kwargs
             Arguments of :class:`scr2mae.train.MaskedTrainingPlan`: ``lr``, ``weight_decay``, ``eps``, ``optimizer``,
             ``averaging`` (a tenth of the run by default; None keeps the last weights, as in the paper), ``compile`` and
@@ -95,7 +95,7 @@ class TrainingMixin(CellModel):
             Lightning data module that yields mini-batches under scvi-tools' keys, such as those of ``scvi.dataloaders``,
             instead of the model's data. Genes must be in the model's order, and batches must have the model's codes.
         trainer_kwargs
-            Further arguments of :class:`lightning.pytorch.Trainer`, such as ``logger``.
+            Additional arguments of :class:`lightning.pytorch.Trainer`, such as ``logger``.
 
         Raises
         ------
@@ -106,8 +106,8 @@ class TrainingMixin(CellModel):
         NotADirectoryError
             If ``checkpoint_dir`` is a file.
         scr2mae.train.NonFiniteError
-            If the loss or gradient was not finite for twenty steps in a row; the error names the cells. The model keeps its
-            last finite weights and can be used.
+            If the loss or gradient was not finite for twenty steps in a row; the error message lists the cells. The model
+            keeps its last finite weights and can be used.
         """
         if not any(p.requires_grad for p in self.module.parameters()):
             raise ValueError(

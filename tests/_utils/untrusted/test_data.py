@@ -188,7 +188,7 @@ def test_an_enormous_attribute_is_refused(adata: AnnData, tmp_path: Path) -> Non
         # Only a group of the newest format takes more than 64 kB.
         file.create_group("uns/planted").attrs.create("note", np.zeros(1 << 22))
     with pytest.raises(
-        ValueError, match=r"'note' of uns/planted in .* has 33554432 bytes, more than any needs"
+        ValueError, match=r"'note' of uns/planted in .* has 33554432 bytes, more than the limit"
     ):
         open_store(tmp_path / "cells.h5ad")
 
@@ -211,7 +211,7 @@ def test_images_that_unpack_to_more_than_their_header_states_are_refused(tmp_pat
     vision = pytest.importorskip("scr2mae.extra.vision")
     header = struct.pack(">HBB2I", 0, 8, 2, 3, 3)
     (tmp_path / "more.gz").write_bytes(gzip.compress(header + b"\0" * (1 << 24)))
-    with pytest.raises(ValueError, match=r"states the shape \(3, 3\), but holds more of data"):
+    with pytest.raises(ValueError, match=r"declares the shape \(3, 3\), but contains more of data"):
         vision.read_idx(tmp_path / "more.gz")
     (tmp_path / "huge").write_bytes(struct.pack(">HBB3I", 0, 14, 3, 2**31, 2**31, 4))
     with pytest.raises(MemoryError, match=r"takes .* GB of memory"):

@@ -162,8 +162,8 @@ def test_json_that_is_enormous_deep_or_invalid_is_refused(folder: Path) -> None:
         ('{"a":' * 50_000 + "1" + "}" * 50_000, "nested deeper than any model needs"),
         (text[:-2] + ', "more": ' + "[" * 80 + "]" * 80 + "}", "nested deeper than any model needs"),
         (text[:-2] + f', "more": {"9" * 5000}}}', "is damaged: .*digits"),
-        (text.replace('"n_obs": 120', '"n_obs": NaN'), "holds the number nan, but numbers must be finite"),
-        (text.replace('"n_hidden": 16', '"n_hidden": Infinity'), "holds the number inf"),
+        (text.replace('"n_obs": 120', '"n_obs": NaN'), "contains the number nan, but numbers must be finite"),
+        (text.replace('"n_hidden": 16', '"n_hidden": Infinity'), "contains the number inf"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):

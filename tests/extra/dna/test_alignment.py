@@ -201,7 +201,7 @@ def test_paths_that_are_not_zarr_groups_of_arrays_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"is not a readable Zarr group"):
         dna.GenomeMSA.from_zarr(tmp_path / "folder")
     zarr.open_group(tmp_path / "empty", mode="w")
-    with pytest.raises(ValueError, match=r"holds no arrays"):
+    with pytest.raises(ValueError, match=r"contains no arrays"):
         dna.GenomeMSA.from_zarr(tmp_path / "empty")
 
 

@@ -109,5 +109,5 @@ def test_invalid_scoring_is_refused(tiny, msa, substitutions):
         dna.score(tiny(n_species=2), msa, substitutions)
     with pytest.raises(ValueError, match=r"between 2 and the network's max_position_embeddings=64, got 128"):
         dna.score(tiny(), msa, substitutions)
-    with pytest.raises(ValueError, match=r"holds no variants"):
+    with pytest.raises(ValueError, match=r"contains no variants"):
         dna.score(tiny(), msa, substitutions.iloc[:0], window_size=8)

@@ -57,7 +57,7 @@ def test_an_npy_track_needs_its_chromosome(tmp_path):
         ("fixedStep chrom=chr1 step=1\n0.5\n", r"line 1: fixedStep lacks chrom= or start="),
         ("fixedStep chrom=chr1 start=1\n0.5\nhigh\n", r"line 3: expected a number, got 'high'"),
         ("variableStep chrom=chr1\n0.5\n", r"line 2: '0.5' does not belong in a variableStep section"),
-        ("track\n", r"holds no values"),
+        ("track\n", r"contains no values"),
         (
             "fixedStep chrom=chr1 start=0\n1\n",
             r"line 1: positions, steps and spans must be integers >= 1, got '0'",

@@ -102,8 +102,8 @@ def test_damaged_gzip_files_are_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("v.tsv", "chrom\tpos\tref\talt\n", r"holds no variants"),
-        ("v.vcf", "##fileformat=VCFv4.2\n", r"holds no variants"),
+        ("v.tsv", "chrom\tpos\tref\talt\n", r"contains no variants"),
+        ("v.vcf", "##fileformat=VCFv4.2\n", r"contains no variants"),
         ("v.tsv", "", r"is not a table of variants"),
         ("v.csv", "chrom,pos,ref\n1,2,A\n", r"lacks the columns \['alt'\]; it has \['chrom', 'pos', 'ref'\]"),
         ("v.csv", "chrom,pos,ref,alt\n1,ten,A,C\n", r"not an integer >= 1: 'ten'"),
@@ -164,7 +164,7 @@ def test_a_table_for_another_genome_is_refused(variant_table, small_alignment):
         match=r"None of the variants' chromosomes \['chr7'\] is in the alignment, which has \['chr1'\]",
     ):
         dna.check_variants(small_alignment, variant_table(["chr7", 5, "A", "C"]))
-    with pytest.raises(ValueError, match=r"holds no variants"):
+    with pytest.raises(ValueError, match=r"contains no variants"):
         dna.check_variants(small_alignment, variant_table())
     with pytest.raises(ValueError, match=r"lacks the columns \['alt'\]"):
         dna.check_variants(small_alignment, variant_table(["1", 5, "A", "C"]).drop(columns="alt"))

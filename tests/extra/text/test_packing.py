@@ -62,7 +62,7 @@ def test_bad_input_is_named(tokenizer, blocks, tmp_path):
 
 
 def test_damaged_folders_of_blocks_are_named(documents, tokenizer, tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no packed text"):
+    with pytest.raises(FileNotFoundError, match="contains no packed text"):
         text.TokenBlocks.load(tmp_path)
     text.pack(documents, tokenizer, length=16, out=tmp_path / "packed")
     tokens, about = tmp_path / "packed" / "tokens.bin", tmp_path / "packed" / "blocks.json"

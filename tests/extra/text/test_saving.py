@@ -86,7 +86,7 @@ def test_a_classifier_is_saved_for_transformers_too_and_told_from_a_language_mod
     assert torch.equal(again(tokens), classifier(tokens))
     theirs = transformers.RobertaForSequenceClassification.from_pretrained(tmp_path / "classifier").eval()
     torch.testing.assert_close(theirs(tokens).logits, classifier(tokens))
-    with pytest.raises(ValueError, match="holds a RobertaClassifier, not a RobertaR2MAE"):
+    with pytest.raises(ValueError, match="contains a RobertaClassifier, not a RobertaR2MAE"):
         RobertaR2MAE.from_pretrained(tmp_path / "classifier")
 
 

@@ -58,7 +58,10 @@ def test_idx_files_come_back_as_they_were_written(dtype, compress, tmp_path):
         (b"PK\x03\x04abc", "does not begin as one"),
         (b"\0\0\x07\x01" + struct.pack(">I", 1) + b"\0", "does not begin as one"),
         (b"\0\0\x08\x03" + struct.pack(">I", 1), "ends within its header"),
-        (b"\0\0\x08\x01" + struct.pack(">I", 5) + b"\0\0", r"states the shape \(5,\), but holds 2 bytes"),
+        (
+            b"\0\0\x08\x01" + struct.pack(">I", 5) + b"\0\0",
+            r"declares the shape \(5,\), but contains 2 bytes",
+        ),
     ],
 )
 def test_files_that_are_not_idx_files_is_refused(content, message, tmp_path):

@@ -136,7 +136,7 @@ def test_a_writer_that_is_killed_between_two_files_leaves_the_old_network_or_the
     ("change", "message"),
     [
         (lambda d: d.update(schema_version=99), "schema version 99"),
-        (lambda d: d.update(scr2mae_network="Other"), "names the network 'Other'"),
+        (lambda d: d.update(scr2mae_network="Other"), "contains the network 'Other'"),
         (lambda d: d.pop("init_params"), "lacks \\['init_params'\\]"),
         (lambda d: d["init_params"].update(unknown=1), "does not describe a MaskedMLP"),
         (lambda d: d["init_params"].update(n_hidden=13), "weights in .* of another network"),
@@ -166,7 +166,7 @@ def test_damaged_and_missing_files_are_named(tmp_path):
 
 def test_a_network_of_another_class_is_refused(tmp_path):
     NETWORKS["mlp"]().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="does not hold a MaskedUNet but 'MaskedMLP'"):
+    with pytest.raises(ValueError, match="does not contain a MaskedUNet but 'MaskedMLP'"):
         vision.MaskedUNet.from_pretrained(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Several files joined: genes matched by name, tables of cells and genes put under one another."""
+"""Several files joined: genes matched by name, tables of cells and genes concatenated."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def join_var(sources: Sequence[Source], names: pd.Index, columns: Sequence[np.nd
 
 
 def _concat_tables(tables: Sequence[pd.DataFrame], labels: Sequence[str], *, what: str) -> pd.DataFrame:
-    """Put tables under one another; values of columns that a table lacks are missing.
+    """Concatenate tables; values of columns that a table lacks are missing.
 
     Columns and categories come in order of first appearance. With missing values, integers become floats and booleans
     nullable. Raises if a column has different kinds of values in two tables, which ``labels`` and ``what`` name.
@@ -165,7 +165,7 @@ def _concat(parts: Sequence[pd.Series | None], lengths: Sequence[int]) -> Any:
 
 
 def _concat_categories(parts: Sequence[pd.Series | None], lengths: Sequence[int]) -> pd.Categorical:
-    """Unite categories; they stay ordered only if all files agree on their order."""
+    """Take the union of the categories; they stay ordered only if all files agree on their order."""
     columns: list[Any] = [None if part is None else part.astype("category").cat for part in parts]
     present = [column for column in columns if column is not None]
     categories = present[0].categories

@@ -83,7 +83,7 @@ def prepare(
     file_key
         Column of ``obs`` with the file of each cell; None for no such column.
     seed
-        Seed of the shuffle. The order of the cells depends on it and on the cells before it, not on ``memory_limit``.
+        Seed of the shuffle. The order of the cells depends only on the seed and the input order, not on ``memory_limit``.
     memory_limit
         Approximate bytes for blocks and buckets, in addition to ``obs`` and the libraries. For stores much larger
         than this, a higher limit means fewer and larger pieces.
@@ -116,7 +116,7 @@ def prepare(
 
     Notes
     -----
-    Temporary files and the growing store are in a hidden folder beside the output, which is removed if the run fails.
+    Temporary files and the growing store are in a hidden folder next to the output, which is removed if the run fails.
     The store gets its name only when it is complete.
     """
     _check_arguments(n_top_genes, min_genes, target_sum, join, memory_limit, chunk_size)

@@ -37,7 +37,7 @@ class Source:
         return obs.set_axis(obs.index.astype(str))
 
     def blocks(self, max_nnz: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Yield the index of a first cell and the counts from there: whole cells of at most ``max_nnz`` values, or one."""
+        """Yield start and counts of blocks of whole cells with at most ``max_nnz`` values, or a single larger cell."""
         counts = open_matrix(self.element)
         for start, stop in self._bounds(max_nnz):
             yield start, read_block(counts, start, stop)

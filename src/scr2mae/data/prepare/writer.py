@@ -73,9 +73,9 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def work_folder(output: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside the output, on the same disk, and remove it in the end.
+    """Yield a hidden folder next to the output, on the same disk, and remove it afterwards.
 
-    A killed process leaves its folder. The next run names it in a warning and ignores it, since a process on
+    A killed process leaves its folder. The next run logs its path in a warning and ignores it, since a process on
     another machine may still be using it.
     """
     prefix, suffix = f".{output.name}.", ".part"
@@ -124,7 +124,7 @@ def _without_shards() -> AbstractContextManager[None]:
 
 
 def bytes_per_value(path: Path) -> int:
-    """Return the maximal size of a stored count in bytes; zarr compresses."""
+    """Return the maximum size of a stored count in bytes; zarr compresses."""
     return 8 if path.suffix == ".h5ad" else 4
 
 

@@ -194,7 +194,7 @@ class GenomeMSA:
         except Exception as error:
             raise ValueError(f"{path} is not a readable Zarr group: {error}") from error
         if not present:
-            raise ValueError(f"{path} holds no arrays; expected a Zarr group with one array per chromosome.")
+            raise ValueError(f"{path} contains no arrays; expected a Zarr group, one array per chromosome.")
         wanted = present if chroms is None else [find_chrom(chrom, present, place=path) for chrom in chroms]
         arrays = {chrom: group[chrom] for chrom in wanted}
         for array in arrays.values():

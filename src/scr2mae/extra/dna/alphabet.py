@@ -76,7 +76,7 @@ def encode(symbols: np.ndarray) -> np.ndarray:
     if codes.size and int(tokens.max()) == _INVALID:
         wrong = [chr(code) for code in np.unique(codes[tokens == _INVALID])[:8]]
         raise ValueError(
-            f"The alignment holds symbols that are not nucleotides: {wrong}. Expected A, C, G, T, '-', N or another "
+            f"The alignment contains symbols that are not nucleotides: {wrong}. Expected A, C, G, T, '-', N or another "
             "IUPAC code, in either case, as ASCII."
         )
     return tokens

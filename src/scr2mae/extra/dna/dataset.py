@@ -175,7 +175,7 @@ class MSAWindowDataset:
 
 
 class WindowDataModule(BatchDataModule):
-    """Mini-batches of windows; each rank gets its share in validation too."""
+    """Mini-batches of windows, sharded across ranks in validation too."""
 
     def val_dataloader(self) -> ThreadedLoader | list[ThreadedLoader]:
         """Return the validation windows in order, or an empty list."""

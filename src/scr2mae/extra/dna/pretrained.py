@@ -106,6 +106,6 @@ def rename_songlab(state_dict: Mapping[str, Tensor], n_layers: int) -> dict[str,
             f"Not the weights of a GPN-MSA model of {n_layers} layers: unknown names {sorted(unknown)[:4]}."
         )
     if _SONGLAB_BIAS in state_dict:
-        # Files of tied weights hold one of the two.
+        # Files of tied weights contain one of the two.
         state.setdefault("head_decoder.bias", state_dict[_SONGLAB_BIAS])
     return state

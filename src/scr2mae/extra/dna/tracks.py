@@ -179,7 +179,7 @@ def _read_wig(path: Path) -> ArrayTrack:
             numbers.setdefault(chrom, packed("f")).extend([value] * width)
             position += step
     if not positions:
-        raise ValueError(f"{path} holds no values; expected fixedStep or variableStep sections.")
+        raise ValueError(f"{path} contains no values; expected fixedStep or variableStep sections.")
     arrays, starts = {}, {}
     for name, stored in positions.items():
         indices = np.frombuffer(stored, dtype=np.int64)

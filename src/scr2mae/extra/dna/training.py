@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["VALIDATION_RATIOS", "pretrain"]
 
 VALIDATION_RATIOS = (0.05, 0.15, 0.30)
-"""Shares of bases masked in validation, for every scheme."""
+"""Fractions of bases masked in validation, for every scheme."""
 
 
 def _schedule(
@@ -78,7 +78,7 @@ def pretrain(
         Name of one of the eleven schemes that :func:`scr2mae.schemes` lists for DNA. A scheme with a curriculum needs a
         network with one.
     mask_ratio
-        Share of bases to mask, instead of the scheme's: a number, a pair or a schedule.
+        Fraction of bases to mask, instead of the scheme's: a number, a pair or a schedule.
     max_steps
         Total number of optimizer steps, including those before ``resume``. They are spread evenly over the epochs they
         need, so there may be a few more, and an epoch may leave some windows out, others each time.
@@ -91,14 +91,14 @@ def pretrain(
     seed
         Seed of masks, ratios, dropout and the order of windows.
     validation_ratios
-        Shares of bases masked in validation.
+        Fractions of bases masked in validation.
     resume
         A checkpoint, or the ``checkpoint_dir`` of an earlier run, to continue. Pass the ``max_steps`` of that run, since
         ratios and the learning rate depend on it.
     checkpoint_dir
         Folder for a checkpoint after every epoch.
     trainer_kwargs
-        Further arguments of :func:`scr2mae.train.fit`, such as ``accelerator``, ``early_stopping`` or ``precision``.
+        Additional arguments of :func:`scr2mae.train.fit`, such as ``accelerator``, ``early_stopping`` or ``precision``.
 
     Returns
     -------

@@ -87,7 +87,7 @@ def _check_table(variants: pd.DataFrame, place: str) -> pd.DataFrame:
             f"{place} lacks the columns {missing}; it has {list(map(str, variants.columns))[:12]}."
         )
     if variants.empty:
-        raise ValueError(f"{place} holds no variants.")
+        raise ValueError(f"{place} contains no variants.")
     frame = variants.copy()
     pos = pd.to_numeric(frame["pos"], errors="coerce")
     if (wrong := pos.isna() | (pos < 1) | (pos % 1 != 0)).any():
@@ -120,7 +120,7 @@ def read_variants(path: str | Path) -> pd.DataFrame:
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is damaged, of another type or empty, lacks columns, or holds invalid positions or labels.
+        If the file is damaged, of another type or empty, lacks columns, or contains invalid positions or labels.
     """
     path = Path(path)
     if not path.is_file():

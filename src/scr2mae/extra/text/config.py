@@ -53,7 +53,7 @@ def roberta_config(size: str = "medium", *, vocab_size: int = 50_265, **options:
     vocab_size
         Size of the tokenizer's vocabulary.
     options
-        Further arguments of ``transformers.RobertaConfig``, which take precedence.
+        Additional arguments of ``transformers.RobertaConfig``, which take precedence.
 
     Returns
     -------

@@ -92,7 +92,7 @@ def stream_documents(
     column
         Column with the text.
     options
-        Further arguments of ``datasets.load_dataset``, such as ``revision``.
+        Additional arguments of ``datasets.load_dataset``, such as ``revision``.
 
     Yields
     ------

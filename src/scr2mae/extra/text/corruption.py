@@ -30,7 +30,7 @@ class Corruption:
 def corrupt(
     tokens: Tensor, ratio: float, *, tokenizer: BytePairTokenizer, seed: int, step: int
 ) -> Corruption:
-    """Mask a share of the tokens of a mini-batch, as a pure function of seed and step.
+    """Mask a fraction of the tokens of a mini-batch, as a pure function of seed and step.
 
     80 % of the masked tokens become the mask token, 10 % a random token and 10 % stay; all of them are scored.
 

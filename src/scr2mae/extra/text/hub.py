@@ -9,7 +9,7 @@ __all__ = ["load_dataset"]
 
 
 def load_dataset(*args: Any, **options: Any) -> Any:
-    """Call ``datasets.load_dataset``; no extra installs the library, since tables and text files do without it."""
+    """Call ``datasets.load_dataset``; no extra installs the library: it is not needed for tables and text files."""
     try:
         library = import_module("datasets")
     except ModuleNotFoundError as error:

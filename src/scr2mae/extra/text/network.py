@@ -37,7 +37,7 @@ class MaskedLoss(BatchLoss):
 
 
 class RobertaR2MAE(TextNetwork):
-    """RoBERTa as a masked language model, with the share of masked tokens as an argument of each call.
+    """RoBERTa as a masked language model, with the fraction of masked tokens as an argument of each call.
 
     ``network`` is a ``transformers.RobertaForMaskedLM``, whose weights and names are unchanged.
 
@@ -54,7 +54,7 @@ class RobertaR2MAE(TextNetwork):
     seed
         Seed of the initial weights, and of masks, order and dropout unless a run has its own.
     options
-        Further arguments of ``transformers.RobertaConfig``.
+        Additional arguments of ``transformers.RobertaConfig``.
 
     Raises
     ------
@@ -145,7 +145,7 @@ class RobertaR2MAE(TextNetwork):
         ratio_index: int | None = None,
         grad_scale: float = 1.0,
     ) -> MaskedLoss:
-        """Mask a share of the tokens of a mini-batch and score the predictions.
+        """Mask a fraction of the tokens of a mini-batch and score the predictions.
 
         Parameters
         ----------

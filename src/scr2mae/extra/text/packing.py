@@ -89,13 +89,13 @@ class TokenBlocks:
         Raises
         ------
         FileNotFoundError
-            If the folder holds no blocks.
+            If the folder contains no blocks.
         ValueError
             If it is damaged, or its tokenizer was replaced.
         """
         folder = Path(dir_path)
         if not (folder / _ABOUT).is_file():
-            raise FileNotFoundError(f"{folder} holds no packed text; write some with pack(..., out=...).")
+            raise FileNotFoundError(f"{folder} contains no packed text; write some with pack(..., out=...).")
         try:
             about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
             shape, dtype = (int(about["n_blocks"]), int(about["length"])), np.dtype(about["dtype"])

@@ -140,9 +140,9 @@ class TextNetwork(nn.Module):
         """
         place = Path(folder)
         tensors, state, files = read_folder(place, _FORMAT, follow_links=True)
-        # Folders of the first version hold masked language models alone, and state no class.
+        # Folders of the first version contain masked language models only, without a class.
         if (name := state.get("class", "RobertaR2MAE")) != cls.__name__:
-            raise ValueError(f"{place} holds a {name}, not a {cls.__name__}.")
+            raise ValueError(f"{place} contains a {name}, not a {cls.__name__}.")
         if not (place / _CONFIG).is_file():
             raise FileNotFoundError(f"{place} lacks {_CONFIG}; restore the folder from a copy.")
         config = read_json(place / _CONFIG)

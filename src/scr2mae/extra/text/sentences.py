@@ -1,4 +1,4 @@
-"""Sentences, or pairs of them, with classes; and as tokens for training and inference."""
+"""Labeled sentences or sentence pairs, raw and tokenized."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Sentences:
         return len(self.tokens)
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return ``"tokens"``, int64, shape (n, length), and maybe ``"labels"``, shape (n,)."""
+        """Return ``"tokens"``, int64, shape (n, length), and ``"labels"``, shape (n,), if present."""
         rows = [torch.from_numpy(self.tokens[i]) for i in indices]
         pad_id = self.tokenizer.pad_id
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)

@@ -107,7 +107,7 @@ class BytePairTokenizer:
         Parameters
         ----------
         path
-            The file, or a folder that holds it.
+            The file, or a folder that contains it.
 
         Returns
         -------

@@ -54,11 +54,11 @@ def pretrain(
     Parameters
     ----------
     network
-        Network to train in place, by its masking scheme.
+        Network, trained in place with its own masking scheme.
     blocks
         Text, packed with the network's tokenizer.
     validation
-        Held-out text, scored after each epoch; None for none.
+        Held-out text, scored after each epoch; None for no validation.
     max_epochs
         Number of passes over the text, those before ``resume`` included.
     batch_size
@@ -68,22 +68,22 @@ def pretrain(
     lr
         Peak learning rate; None for :data:`LEARNING_RATES`.
     weight_decay
-        Weight decay of AdamW, for matrices alone.
+        Weight decay of AdamW, applied to matrices only.
     learning_rate
-        Course of the learning rate: 3 % warm-up and linear decay, as in the paper; None keeps it constant.
+        Learning rate schedule: 3 % warm-up and linear decay, as in the paper; None keeps it constant.
     gradient_clip_val
-        Largest norm of a gradient (1 inferred, the customary value); None for no limit.
+        Largest norm of a gradient (1 is inferred; it is the usual value); None for no limit.
     validation_ratios
-        Shares masked in validation.
+        Fractions masked in validation.
     seed
         Seed of order, masks and dropout; None for the network's.
     trainer_kwargs
-        Further arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``checkpoint_dir``, ``resume``,
+        Additional arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``checkpoint_dir``, ``resume``,
         ``accelerator``, ``devices``, ``precision`` (``"bf16-mixed"`` on recent GPUs).
 
     Returns
     -------
-    The network, in evaluation mode. Its ``history_`` holds the curves, one frame each, indexed by step or epoch, and
+    The network, in evaluation mode. Its ``history_`` contains the curves, one frame each, indexed by step or epoch, and
     ``runs_`` the records of its runs.
 
     Raises
@@ -155,7 +155,7 @@ def finetune(
     max_epochs, batch_size, lr, weight_decay
         Settings of the run; the paper's 5 epochs, 32 sentences and 2e-5 (the decay is that of pretraining, inferred).
     learning_rate
-        Course of the learning rate: linear decay; None keeps it constant.
+        Learning rate schedule: linear decay; None keeps it constant.
     gradient_clip_val
         Largest norm of a gradient; None for no limit.
     length

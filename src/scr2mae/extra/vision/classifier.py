@@ -110,7 +110,7 @@ class ViTMAEClassifier(SavedNetwork):
         n_classes
             Number of classes.
         kwargs
-            Further arguments of the class.
+            Additional arguments of the class.
 
         Returns
         -------

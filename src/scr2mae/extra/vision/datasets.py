@@ -49,7 +49,7 @@ class ImageArray:
     images
         Shape (n_obs, height, width) or (n_obs, height, width, n_channels); uint8, or floats in [0, 1].
     labels
-        Classes, shape (n_obs,), or attributes, shape (n_obs, n_attributes); None without.
+        Classes, shape (n_obs,), or attributes, shape (n_obs, n_attributes); None if unlabeled.
 
     Raises
     ------

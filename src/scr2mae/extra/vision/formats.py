@@ -110,13 +110,13 @@ def read_idx(path: str | Path) -> np.ndarray:
             dtype, shape = _read_idx_header(stream, path)
             n_bytes = math.prod(shape) * dtype.itemsize
             check_size(2 * n_bytes, f"The array of shape {shape} in {path}")
-            # At most what the header states is unpacked, and one byte to detect that there is more.
+            # At most what the header declares is unpacked, and one byte to detect that there is more.
             content = stream.read(n_bytes + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{path} is damaged: {error}.") from error
     if len(content) != n_bytes:
         held = f"{len(content)} bytes" if len(content) < n_bytes else "more"
-        raise ValueError(f"{path} states the shape {shape}, but holds {held} of data.")
+        raise ValueError(f"{path} declares the shape {shape}, but contains {held} of data.")
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 

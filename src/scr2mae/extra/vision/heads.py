@@ -15,7 +15,7 @@ __all__ = ["AttributeHead", "Head", "LinearHead", "check_attributes", "check_cla
 
 
 class Head(SavedNetwork):
-    """What both heads share: a loss and predictions from embeddings of width ``n_in``."""
+    """Base class of the two heads: a loss and predictions from embeddings of width ``n_in``."""
 
     n_in: int
 

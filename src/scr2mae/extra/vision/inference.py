@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["VALIDATION_RATIOS", "embed", "predict_proba", "score"]
 
 VALIDATION_RATIOS = (0.5, 0.75, 0.9)
-"""Shares of an image that validation masks, whatever the scheme."""
+"""Fractions of an image masked in validation, for every scheme."""
 
 _SCORE_SEED = 20_250_922
 
@@ -47,7 +47,7 @@ def embed(
     device
         Device to compute on; None leaves the network where it is.
     n_workers
-        Number of threads that decode images ahead.
+        Number of threads that prefetch decoded images.
 
     Returns
     -------

@@ -45,5 +45,5 @@ def from_pretrained(folder: str | Path) -> Any:
     if isinstance(document, dict) and document.get("model_type") == "vit_mae":
         return R2ViTMAE.from_pretrained(folder)
     if (name := read_index(folder, VISION_FORMAT, follow_links=True)["scr2mae_network"]) not in _CLASSES:
-        raise ValueError(f"{folder} names the network {name!r}; expected one of {list(_CLASSES)}.")
+        raise ValueError(f"{folder} contains the network {name!r}; expected one of {list(_CLASSES)}.")
     return _CLASSES[name].from_pretrained(folder)

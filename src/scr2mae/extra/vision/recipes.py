@@ -46,7 +46,7 @@ class Recipe:
     warmup_epochs
         Number of epochs over which the learning rate rises.
     decay
-        Course of the learning rate after warm-up: ``"constant"``, ``"linear"`` or ``"cosine"``.
+        Learning rate schedule after warm-up: ``"constant"``, ``"linear"`` or ``"cosine"``.
     """
 
     max_epochs: int

@@ -68,7 +68,7 @@ class SavedNetwork(nn.Module):
         """
         tensors, document, _ = read_folder(folder, VISION_FORMAT, follow_links=True)
         if (name := document["scr2mae_network"]) != cls.__name__:
-            raise ValueError(f"{folder} does not hold a {cls.__name__} but {name!r}.")
+            raise ValueError(f"{folder} does not contain a {cls.__name__} but {name!r}.")
         try:
             network = cls._from_config(document)
         except (KeyError, TypeError) as error:

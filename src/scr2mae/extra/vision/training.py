@@ -1,4 +1,4 @@
-"""Pretraining, finetuning and heads of networks for images, by a recipe each."""
+"""Pretraining, finetuning and heads of networks for images, each with its recipe."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def pretrain(
         Training images.
     mask_ratio
         A float (fixed), a pair (R²MAE) or a schedule, such as ``scr2mae.schemes("vision")["mdlm"].mask_ratio``. One ratio
-        is drawn for each mini-batch, also where several are accumulated for one step. Dynamic masking
+        is drawn for each mini-batch, even if several are accumulated for one step. Dynamic masking
         (:class:`~scr2mae.masking.DecayRatio`) changes once per epoch, as in the paper.
     recipe
         Settings of the run; None selects the network's own from :data:`RECIPES`.
@@ -71,14 +71,14 @@ def pretrain(
     seed
         Seed of masks, order and augmentation. The network's weights are drawn when it is built.
     n_workers
-        Number of threads that decode images ahead of training; 0 decodes when a mini-batch is needed.
+        Number of threads that prefetch decoded images; 0 decodes when a mini-batch is needed.
     trainer_kwargs
-        Further arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``checkpoint_dir``, ``resume``,
+        Additional arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``checkpoint_dir``, ``resume``,
         ``accelerator``, ``devices``, ``precision``, ``accumulate_grad_batches``.
 
     Returns
     -------
-    The network, in evaluation mode. Its ``history_`` holds the curves, one frame each, indexed by step or epoch, and
+    The network, in evaluation mode. Its ``history_`` contains the curves, one frame each, indexed by step or epoch, and
     ``runs_`` the records of its runs.
 
     Raises
