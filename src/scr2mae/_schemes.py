@@ -80,7 +80,7 @@ def schemes(domain: str = "single_cell", *, seed: int = 0) -> dict[str, Scheme]:
         ``"single_cell"``, ``"dna"``, ``"vision"`` or ``"text"``. For images there are neither curricula nor
         R²MAE + Dynamic, whose ratios would exceed 1; for text there is no fixed ratio below the default.
     seed
-        Seed of the random schedules.
+        Random seed for the schedules.
 
     Returns
     -------

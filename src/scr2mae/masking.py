@@ -36,7 +36,7 @@ Device: TypeAlias = "torch.device | str | None"
 
 @runtime_checkable
 class RatioSchedule(Protocol):
-    """Share of items to mask at a training step, a pure function of the step."""
+    """Fraction of items to mask at a training step, a pure function of the step."""
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the ratio at ``step`` (0-based) of a run of ``total_steps``, in [0, 1]."""
@@ -51,7 +51,7 @@ def _uniform(seed: int, step: int) -> float:
 def _check_shares(name: str, *values: float) -> None:
     for value in values:
         if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} must lie in [0, 1], got {value!r}: it is the share of masked items.")
+            raise ValueError(f"{name} must lie in [0, 1], got {value!r}: it is the fraction of masked items.")
 
 
 def _check_range(low: float, high: float) -> None:
@@ -62,7 +62,7 @@ def _check_range(low: float, high: float) -> None:
 
 
 def _progress(step: int, total_steps: int) -> float:
-    """Return the completed share of the run: 0 at the first step, 1 at the last and beyond."""
+    """Return the completed fraction of the run: 0 at the first step, 1 at the last and beyond."""
     if step < 0:
         raise ValueError(f"step must be >= 0, got {step}.")
     return min(step / (total_steps - 1), 1.0) if total_steps > 1 else 0.0
@@ -75,7 +75,7 @@ class FixedRatio:
     Parameters
     ----------
     ratio
-        Share of masked items, in [0, 1].
+        Fraction of masked items, in [0, 1].
     """
 
     ratio: float = 0.25
@@ -97,7 +97,7 @@ class UniformRatio:
     low, high
         Ends of the range, ``0 <= low <= high <= 1``.
     seed
-        Seed of the sequence of ratios.
+        Random seed for the sequence of ratios.
 
     Examples
     --------
@@ -128,7 +128,7 @@ class MDLMRatio:
     Parameters
     ----------
     seed
-        Seed of the sequence of ratios.
+        Random seed for the sequence of ratios.
     """
 
     seed: int = 0
@@ -176,7 +176,7 @@ class UniformDecayRatio:
     low, high
         Ends of the Dynamic schedule; ``2 high - low <= 1``.
     seed
-        Seed of the sequence of ratios.
+        Random seed for the sequence of ratios.
     """
 
     low: float = 0.1
@@ -206,7 +206,7 @@ class DiscreteRatio:
     values
         The ratios, strictly increasing, in [0, 1].
     seed
-        Seed of the sequence of ratios.
+        Random seed for the sequence of ratios.
     """
 
     values: tuple[float, ...]
@@ -243,7 +243,7 @@ def as_ratio_schedule(mask_ratio: float | Sequence[float] | RatioSchedule, *, se
     mask_ratio
         A float (fixed), a pair ``(low, high)`` (R²MAE), or a schedule, which is returned unchanged.
     seed
-        Seed of a schedule made from a pair.
+        Random seed for a schedule made from a pair.
 
     Returns
     -------
@@ -314,7 +314,7 @@ def draw_mask(
     n
         Number of items (genes, positions, patches), >= 2.
     ratio
-        Share of items to mask, in [0, 1].
+        Fraction of items to mask, in [0, 1].
     seed, step
         Determine the draw, together with ``n`` and ``ratio``; device and rank do not change it.
     n_obs

@@ -169,7 +169,7 @@ def masked_pearson(
     Parameters
     ----------
     prediction
-        Predicted share of the library, :math:`\rho`, shape ``(n_obs, n_vars)``.
+        Predicted fraction of the library, :math:`\rho`, shape ``(n_obs, n_vars)``.
     target
         Counts, shape ``(n_obs, n_vars)``, dense or sparse.
     mask

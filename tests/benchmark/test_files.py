@@ -110,7 +110,7 @@ def test_the_report_has_a_table_per_scaling_and_says_what_pretraining_saw(finish
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Features as they are, as in the paper",
         "## Features divided by their standard deviation",
-        "## Reconstruction by share of masked genes",
+        "## Reconstruction by fraction of masked genes",
     ]
     cells_of = {
         line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if "|" in line

@@ -95,7 +95,7 @@ def test_padding_changes_nothing_and_weighs_nothing():
         (lambda: Curriculum(n_ratios=1), "every weight one"),
         (lambda: Curriculum(rank=0), "at least 1"),
         (lambda: GradientSchedule(frozen=-1), "frozen must be >= 0"),
-        (lambda: GradientSchedule(end=1.5), "share of the run must be <= 1"),
+        (lambda: GradientSchedule(end=1.5), "fraction of the run must be <= 1"),
         (lambda: GradientSchedule(start=0.6, end=0.5), "start must come before end"),
         (lambda: GradientSchedule(start=100, end=50), "start must come before end"),
         (lambda: GradientSchedule(start=100, end=0.1)(500, 500), "start at 100 and end at 50"),

@@ -120,5 +120,5 @@ def test_bad_input_is_refused():
         donor_split(["a", "b", None, np.nan])
     with pytest.raises(ValueError, match="3 labels for 70 cells"):
         donor_split(DONORS, labels=["a", "b", "c"])
-    with pytest.raises(ValueError, match="finds 0 training and 7 test cells"):
+    with pytest.raises(ValueError, match="matches 0 training and 7 test cells"):
         DonorSplit(train_donors=("z",), test_donors=("d1",)).rows(DONORS)

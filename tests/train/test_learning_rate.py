@@ -40,7 +40,7 @@ def test_linear_decay_ends_at_its_final_value():
     [
         ({"decay": "step"}, "decay must be one of"),
         ({"warmup": -1}, "warmup must be"),
-        ({"warmup": 1.5}, "share of the run"),
+        ({"warmup": 1.5}, "fraction of the run"),
         ({"final": -0.1}, "final must be"),
     ],
 )

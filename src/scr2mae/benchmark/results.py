@@ -46,7 +46,7 @@ class Benchmark:
     results
         One row per score. ``part`` is "probe" or "reconstruction"; ``method``, ``pretrained_on``, ``seed`` (training
         seed; missing if the method does not depend on it), ``split``; the columns of
-        :func:`scr2mae.probe.linear_probe`, with its ``seed`` as ``split_seed``; ``ratio``, the share of masked genes;
+        :func:`scr2mae.probe.linear_probe`, with its ``seed`` as ``split_seed``; ``ratio``, fraction of masked genes;
         ``value``. Cost of the fit: ``seconds`` (training and embedding), ``probe_seconds``, ``peak_memory_mb``
         (memory of the process) and ``peak_gpu_memory_mb``; and ``versions``.
     columns
@@ -114,7 +114,7 @@ class Benchmark:
             shown = reconstruction.map("{:.3f}".format).set_axis(
                 [f"{ratio:.0%}" for ratio in reconstruction], axis=1
             )
-            parts += ["## Reconstruction by share of masked genes", _MASKED[self.about["pretrain_on"]]]
+            parts += ["## Reconstruction by fraction of masked genes", _MASKED[self.about["pretrain_on"]]]
             parts.append(self._markdown_table(shown, reconstruction))
         if notes := self._notes():
             parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in notes))

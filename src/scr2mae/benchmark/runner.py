@@ -59,7 +59,7 @@ def run(
         Maps columns of ``adata.obs`` to "classification" (balanced accuracy and macro F1 by cell) or "regression"
         (Spearman's correlation by cell and by donor); or tasks, such as those of :func:`tasks`.
     donor_key
-        Column of the donor.
+        Column of ``adata.obs`` with donor IDs.
     methods
         Names of methods and keys of ``adata.obsm``. Methods are ``"lognorm"``, ``"pca"``, ``"scvi"``,
         ``"scvi_joint"`` (``scvi.external.JointEmbeddingSCVI``, available from scvi-tools 1.5) and the masking schemes
@@ -77,7 +77,7 @@ def run(
     n_train_donors
         Number of training donors, at least two; by default half of those with a label.
     split_seed
-        Seed of the donor splits, of the validation cells, and of the draws of cells before labels are dropped.
+        Random seed for the donor splits, the validation cells, and the draws of cells before labels are dropped.
     scale
         Whether to divide each feature by its standard deviation over the training cells; a pair for both tables.
     pretrain_on

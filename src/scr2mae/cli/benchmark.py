@@ -24,11 +24,11 @@ class Methods:
 
     layer: opt.Layer | None = None
     batch_key: opt.Name | None = None
-    """Column of obs with the batch, an input of the networks."""
+    """Column of obs with the batch, used as input to the networks."""
     methods: opt.Names | None = None
     """Any of lognorm, pca, scvi, scvi_joint, masking schemes (mae, r2mae, ...), and names in obsm; all methods by default."""
     seeds: opt.Seeds = (0, 1, 2)
-    """Seeds of training."""
+    """Training seeds."""
     pretrain_on: Literal["all", "train"] = "all"
     """Pretrain on all cells, or on those of each split's training donors."""
     accelerator: opt.Accelerator = "auto"
@@ -48,7 +48,7 @@ def benchmark(
     methods: Methods = Methods(),
     widths: opt.Widths = opt.Widths(),
     epochs: opt.Epochs = opt.Epochs(),
-    scvi_max_epochs: Annotated[opt.PositiveInt | None, opt.doc("Passes over the cells, scVI.")] = None,
+    scvi_max_epochs: Annotated[opt.PositiveInt | None, opt.doc("Maximum number of epochs for scVI.")] = None,
     scale: Scale = "both",
     splits: Splits = Splits(),
     messages: opt.Messages = opt.Messages(),
@@ -56,7 +56,7 @@ def benchmark(
     r"""Compare methods on your own data.
 
     Train the masking schemes, scVI, PCA and others, probe their embeddings on held-out donors, and write tables
-    with the paper's score and rank. The same command continues where an earlier one was stopped.
+    with the paper's score and rank. Rerun the same command to resume an interrupted benchmark.
 
     Examples
     --------

@@ -39,7 +39,7 @@ def demo(
     *,
     output: Annotated[opt.OutPath, opt.doc("Folder to write to.")] = Path("demo"),
     max_epochs: Annotated[opt.PositiveInt | None, opt.doc("Passes over the cells.")] = None,
-    seed: Annotated[opt.NonNegativeInt, opt.doc("Seed of everything.")] = 0,
+    seed: Annotated[opt.NonNegativeInt, opt.doc("Random seed.")] = 0,
     accelerator: opt.Accelerator = "auto",
     force: Annotated[bool, opt.doc("Replace the files of an earlier demo.")] = False,
     messages: opt.Messages = opt.Messages(),

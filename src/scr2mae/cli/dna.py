@@ -36,7 +36,7 @@ class Reading:
     species: opt.Names | None = None
     """MAF: the other assemblies, in the order of the network's columns; all, or those of --model, by default."""
     chrom: opt.Names | None = None
-    """Chromosomes to read, all by default; for .npy, alignment or track, the one that it contains."""
+    """Chromosomes to read, all by default; for .npy, alignment or track, the chromosome in the file."""
     start: opt.NonNegativeInt = 0
     """For .npy: 0-based coordinate of the first row."""
 
@@ -98,14 +98,14 @@ class Windows:
     """PhastCons track that weights the loss: .bw (needs pyBigWig), .wig, .wig.gz or .npy (see --chrom)."""
     phylop: opt.InPath | None = None
     """PhyloP track that weights the loss, in the same formats."""
-    top: opt.Share = 1.0
-    """Share of windows kept for their conservation, by --phastcons (GPN-MSA: 0.05)."""
-    random: opt.Share = 0.001
-    """Share of the other windows kept at random."""
+    top: opt.Fraction = 1.0
+    """Fraction of most conserved windows to keep, by --phastcons (GPN-MSA: 0.05)."""
+    random: opt.Fraction = 0.001
+    """Fraction of the other windows to sample."""
     repeat_weight: opt.PositiveFloat = 0.1
     """Weight of lower-case bases."""
-    validation_size: opt.Share = 0.1
-    """Share of blocks of positions that validate; 0 for none."""
+    validation_size: opt.Fraction = 0.1
+    """Fraction of blocks of positions for validation; 0 for none."""
     block_size: opt.PositiveInt = 5000
     """Positions per block."""
 
@@ -162,8 +162,8 @@ class Network:
     """Attention heads per layer."""
     intermediate_size: opt.PositiveInt = 3072
     """Width inside the feed-forward blocks."""
-    dropout: opt.Share = 0.1
-    """Dropout in training."""
+    dropout: opt.Fraction = 0.1
+    """Dropout rate."""
 
 
 @opt.options("Training")
@@ -174,14 +174,14 @@ class Training:
     """Masking scheme, with the paper's ratios."""
     mask_ratio: opt.MaskRatio | None = None
     max_steps: opt.PositiveInt = 30_000
-    """Steps of the optimizer."""
+    """Optimizer steps."""
     batch_size: opt.PositiveInt = 2048
     """Windows per mini-batch and device."""
     accumulate_grad_batches: opt.Accumulate = 1
     lr: opt.PositiveFloat = 1e-4
-    """Learning rate."""
+    """Peak learning rate."""
     warmup: opt.NonNegativeInt = 1000
-    """Steps over which the learning rate rises."""
+    """Warm-up steps, over which the learning rate rises."""
     seed: opt.Seed = 0
 
 
@@ -250,7 +250,9 @@ def score(
     /,
     *,
     alignment: AlignmentPath,
-    model: Annotated[opt.InPath | None, opt.doc("Folder of the network; else species are counted.")] = None,
+    model: Annotated[
+        opt.InPath | None, opt.doc("Folder of the network; if omitted, a species-count baseline is used.")
+    ] = None,
     output: Annotated[opt.OutPath, opt.doc("Table to write (.tsv).")],
     force: opt.Force = False,
     window_size: Annotated[opt.PositiveInt, opt.doc("Positions per window.")] = 128,

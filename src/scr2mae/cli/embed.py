@@ -28,13 +28,13 @@ def embed(
     /,
     *,
     model: Annotated[opt.InPath, opt.doc("Folder of the model.")],
-    output: Annotated[opt.OutPath, opt.doc("File to write: .h5ad, or .zarr without the counts.")],
+    output: Annotated[opt.OutPath, opt.doc("File to write: .h5ad, or .zarr with only obs and embedding.")],
     force: Annotated[bool, opt.doc("Replace the output, or an embedding of this name in the input.")] = False,
     key: Annotated[opt.ObsmKey, opt.doc("Name of the embedding in obsm.")] = "X_r2mae",
     batch_size: Annotated[opt.PositiveInt | None, opt.doc("Cells per mini-batch.")] = None,
     precision: Annotated[
         Literal["32-true", "bf16-mixed", "auto"],
-        opt.doc("Precision of the arithmetic; auto is bf16-mixed where the hardware has it."),
+        opt.doc("Precision of the arithmetic; auto is bf16-mixed where the hardware supports it."),
     ] = "32-true",
     accelerator: opt.Accelerator = "auto",
     messages: opt.Messages = opt.Messages(),
@@ -42,8 +42,7 @@ def embed(
     r"""Embed cells with a trained model.
 
     Copy an AnnData file and add the embedding of its cells to obsm. Genes are matched by name; those that the
-    file lacks are treated as masked. From or to a .zarr store, the output has the table of cells and the
-    embedding, not the counts.
+    file lacks are treated as masked. From or to a .zarr store, the output has only obs and the embedding.
 
     Examples
     --------

@@ -29,8 +29,8 @@ EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 _EPILOGUE = f"""\
 Exit codes:
   {EXIT_OK:<4} success
-  {EXIT_ERROR:<4} something is wrong with the data or a file; one line on stderr says what
-  {EXIT_USAGE:<4} something is wrong with the command line
+  {EXIT_ERROR:<4} invalid data or file; the error is printed to stderr
+  {EXIT_USAGE:<4} usage error
   {EXIT_INTERRUPTED:<4} interrupted
 
 Results go to stdout, messages to stderr.
@@ -76,7 +76,7 @@ for position, domain in enumerate((dna, vision, text)):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (None for the arguments of the process) and return the exit code.
 
-    0 is success, 1 an error in data or files, 2 wrong usage, 130 an interruption.
+    0 is success, 1 invalid data or file, 2 a usage error, 130 an interruption.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     messages = Messages()

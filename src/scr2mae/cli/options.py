@@ -81,7 +81,7 @@ def number(kind: type, is_valid: Callable[[Any], bool], wanted: str) -> Callable
 _positive_int = number(int, lambda value: value >= 1, "a whole number of at least 1")
 _non_negative_int = number(int, lambda value: value >= 0, "a whole number of at least 0")
 _positive_float = number(float, lambda value: 0 < value < float("inf"), "a number above 0")
-_share = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+_fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def _path(text: str) -> Path:
@@ -125,25 +125,25 @@ PositiveInt = Annotated[int, one(_positive_int, "N")]
 PositiveInts = Annotated[tuple[int, ...], _several(_positive_int, "N")]
 NonNegativeInt = Annotated[int, one(_non_negative_int, "N")]
 PositiveFloat = Annotated[float, one(_positive_float, "NUMBER")]
-Share = Annotated[float, one(_share, "SHARE")]
-Shares = Annotated[tuple[float, ...], _several(_share, "SHARE")]
+Fraction = Annotated[float, one(_fraction, "FRACTION")]
+Fractions = Annotated[tuple[float, ...], _several(_fraction, "FRACTION")]
 Seeds = Annotated[tuple[int, ...], _several(_non_negative_int, "N")]
 
 # With their texts, where these are the same in every command.
 Force = Annotated[bool, doc("Replace the output if it exists.")]
-Seed = Annotated[NonNegativeInt, doc("Seed of everything that is drawn at random.")]
+Seed = Annotated[NonNegativeInt, doc("Random seed.")]
 Layer = Annotated[Name, doc("Layer of raw counts; X by default.")]
 MaskRatio = Annotated[
     float | tuple[float, float],
-    _several(_share, "RATIO", _mask_ratio),
-    doc("Share that is masked: two numbers for a range (R²MAE), one for a fixed share."),
+    _several(_fraction, "RATIO", _mask_ratio),
+    doc("Fraction to mask: two numbers for a range (R²MAE), one for a fixed fraction."),
 ]
 Accelerator = Annotated[
-    Literal["auto", "cpu", "gpu", "mps"], doc("Where to compute; auto takes the fastest there is.")
+    Literal["auto", "cpu", "gpu", "mps"], doc("Accelerator; auto uses the fastest available.")
 ]
 Accumulate = Annotated[
     PositiveInt,
-    doc("Mini-batches per step of the optimizer, each with a ratio of its own.", name="--accumulate"),
+    doc("Mini-batches per optimizer step, each with a ratio of its own.", name="--accumulate"),
 ]
 
 
@@ -179,7 +179,7 @@ class Epochs:
 
 @options("Run")
 class Compute:
-    """Devices and arithmetic, as Lightning has them."""
+    """Accelerator, devices and precision, as in Lightning."""
 
     accelerator: Accelerator = "auto"
     devices: Annotated[int | list[int] | str, one(_devices, "N")] = "auto"

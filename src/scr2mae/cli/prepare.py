@@ -21,15 +21,17 @@ def prepare(
         opt.Name | None, opt.doc("Layer of raw counts; by default raw if there is one, else X.")
     ] = None,
     n_top_genes: Annotated[opt.PositiveInt, opt.doc("Highly variable genes to keep.")] = 5000,
-    min_genes: Annotated[opt.NonNegativeInt, opt.doc("Drop cells with fewer of these genes.")] = 0,
+    min_genes: Annotated[
+        opt.NonNegativeInt, opt.doc("Drop cells with fewer than N of these genes detected.")
+    ] = 0,
     join: Annotated[
-        Literal["inner", "outer"], opt.doc("Genes that all files have, or that any has.")
+        Literal["inner", "outer"], opt.doc("Keep genes present in all files, or in any file.")
     ] = "inner",
-    file_key: Annotated[opt.Name, opt.doc("Column for the name of each cell's file; '' for none.")] = "file",
-    seed: Annotated[opt.NonNegativeInt, opt.doc("Seed of the shuffle.")] = 0,
-    memory_limit: Annotated[
-        float, opt.one(_gigabytes, "GB"), opt.doc("Gigabytes for blocks and buckets.")
-    ] = 0.25,
+    file_key: Annotated[
+        opt.Name, opt.doc("Column of obs that records each cell's source file; '' for none.")
+    ] = "file",
+    seed: Annotated[opt.NonNegativeInt, opt.doc("Random seed for the shuffle.")] = 0,
+    memory_limit: Annotated[float, opt.one(_gigabytes, "GB"), opt.doc("Memory for buffers, in GB.")] = 0.25,
     messages: opt.Messages = opt.Messages(),
 ) -> str:
     r"""Make one shuffled store from several files.

@@ -19,7 +19,7 @@ SCALINGS = {"no": [False], "yes": [True], "both": [False, True]}
 _KINDS = ("classification", "regression")
 _SUMMARIZED_BY = ["method", "target", "metric", "level", "scale"]
 
-DonorKey = Annotated[opt.Name, opt.doc("Column of obs with the donor; donors are held out.")]
+DonorKey = Annotated[opt.Name, opt.doc("Column of obs with donor IDs; donors are held out.")]
 Scale = Annotated[
     Literal["no", "yes", "both"],
     opt.doc("Divide features by their standard deviation over the training cells."),
@@ -39,7 +39,7 @@ class Splits:
     """Arguments of ``linear_probe`` on donors and cells."""
 
     sample_key: opt.Name | None = None
-    """Column with the sample, where donors gave several."""
+    """Column of obs with sample IDs, if donors have several samples."""
     cell_level: opt.Names = ("cell_type",)
     """Targets that belong to the cell rather than to its donor."""
     n_splits: opt.PositiveInt = 5
@@ -51,7 +51,7 @@ class Splits:
     max_cells_per_donor_and_class: opt.PositiveInt | None = None
     """Limit on the cells per donor and class, for targets of --cell-level."""
     n_bootstrap: opt.NonNegativeInt = 0
-    """Draws of test donors for the intervals in the file."""
+    """Bootstrap resamples of test donors, for the intervals in the file."""
 
 
 def probe(
@@ -63,7 +63,7 @@ def probe(
     donor_key: DonorKey,
     output: Annotated[opt.OutPath | None, opt.doc("File for the score of every split (.csv).")] = None,
     force: opt.Force = False,
-    seed: Annotated[opt.NonNegativeInt, opt.doc("Seed of the splits.")] = 0,
+    seed: Annotated[opt.NonNegativeInt, opt.doc("Random seed for the splits.")] = 0,
     scale: Scale = "no",
     splits: Splits = Splits(),
     messages: opt.Messages = opt.Messages(),

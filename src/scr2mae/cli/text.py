@@ -46,7 +46,7 @@ class Tokens:
     """The tokenizer and the blocks."""
 
     tokenizer: opt.InPath | None = None
-    """A tokenizer.json, or a folder with one, such as packed text or a model; learned by default."""
+    """A tokenizer.json, or a folder with one, such as packed text or a model; trained by default."""
     vocab_size: opt.PositiveInt = 50_265
     """Symbols to learn at most."""
     tokenizer_documents: opt.PositiveInt = 1_000_000
@@ -69,7 +69,7 @@ def pack(
 ) -> str:
     r"""Turn text into blocks of tokens.
 
-    Learn a byte-level BPE tokenizer, or take one, and pack text into blocks of equal length.
+    Train a byte-level BPE tokenizer, or use a given one, and pack text into blocks of equal length.
 
     Examples
     --------
@@ -131,7 +131,7 @@ class Training:
     """Blocks per mini-batch and device."""
     accumulate_grad_batches: opt.Accumulate = 8
     lr: opt.PositiveFloat | None = None
-    """Peak learning rate; the paper's for the size by default."""
+    """Peak learning rate; by default the paper's value for that model size."""
 
 
 def pretrain(
@@ -193,7 +193,7 @@ def loss(
     input: Annotated[opt.InPath, opt.doc("Held-out text, packed with the model's tokenizer.")],
     /,
     *,
-    ratios: Annotated[opt.Shares, opt.doc("Shares of tokens to mask.")] = _RATIOS,
+    ratios: Annotated[opt.Fractions, opt.doc("Fractions of tokens to mask.")] = _RATIOS,
     batch_size: Annotated[opt.PositiveInt, opt.doc("Blocks per mini-batch.")] = 64,
     accelerator: opt.Accelerator = "auto",
     messages: opt.Messages = opt.Messages(),
@@ -220,7 +220,7 @@ class Finetuning:
     """Arguments of the finetuning runs."""
 
     seeds: opt.Seeds = (0, 1, 2)
-    """Seeds of head, order and dropout, one run each."""
+    """Random seeds for head, order and dropout, one run each."""
     max_epochs: opt.PositiveInt = 5
     """Passes over the table."""
     batch_size: opt.PositiveInt = 32
@@ -235,8 +235,8 @@ def finetune(
     model: ModelPath,
     /,
     *,
-    task: Annotated[Task, opt.doc("Task of GLUE.")],
-    train: Annotated[opt.InPath | None, opt.doc("Table to train on; the hub's by default.")] = None,
+    task: Annotated[Task, opt.doc("GLUE task.")],
+    train: Annotated[opt.InPath | None, opt.doc("Table to train on; from the Hub if omitted.")] = None,
     test: Annotated[opt.InPath | None, opt.doc("Table to score on, labeled and held out.")] = None,
     output: Annotated[opt.OutPath, opt.doc("File for the accuracy of every seed (.csv).")],
     force: opt.Force = False,
@@ -245,7 +245,7 @@ def finetune(
     compute: opt.Compute = opt.Compute(),
     messages: opt.Messages = opt.Messages(),
 ) -> str:
-    r"""Finetune a model on a task of GLUE, once per seed, and score it.
+    r"""Fine-tune a model on a GLUE task, once per seed, and score it.
 
     Examples
     --------

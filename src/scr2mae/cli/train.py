@@ -23,13 +23,13 @@ class Run(opt.Run):
     """A run on any number of machines."""
 
     precision: Annotated[str, Parameter(choices=("auto", "32-true", "16-mixed", "bf16-mixed"))] = "auto"
-    """Precision of the arithmetic; auto is bf16-mixed where the hardware has it."""
+    """Precision of the arithmetic; auto is bf16-mixed where the hardware supports it."""
     counts_on: Literal["auto", "device", "memory", "disk"] = "auto"
-    """Where the counts are kept; auto takes the first of these in which they fit."""
+    """Where the counts are kept; auto uses the first with enough room."""
     num_nodes: Annotated[opt.PositiveInt | None, Parameter(name="--nodes")] = None
-    """Machines that train together; 1 by default."""
+    """Number of machines; --devices is per machine; 1 by default."""
     checkpoint_every_n_steps: Annotated[opt.PositiveInt | None, Parameter(name="--checkpoint-every")] = None
-    """Steps after which a checkpoint is saved within an epoch, too."""
+    """Also save a checkpoint every N steps within an epoch."""
 
 
 @opt.options("Data")
@@ -38,23 +38,23 @@ class Data:
 
     layer: opt.Layer | None = None
     batch_key: opt.Name | None = None
-    """Column of obs with the batch, an input of the network."""
+    """Column of obs with the batch, used as input to the network."""
     labels_key: opt.Name | None = None
-    """Column with the cell type; kept, never an input."""
+    """Column of obs with cell types; stored but not used as input."""
     donor_key: opt.Name | None = None
-    """Column with the donor; a donor is either in training or in validation."""
+    """Column of obs with donor IDs; a donor is either in training or in validation."""
     size_factor_key: opt.Name | None = None
     """Column that replaces the total count."""
     categorical_covariate_keys: Annotated[opt.Names | None, Parameter(name="--categorical-covariate-key")] = (
         None
     )
-    """Further categorical columns, inputs of the network; may be repeated."""
+    """Further categorical columns used as input to the network; may be repeated."""
     continuous_covariate_keys: Annotated[opt.Names | None, Parameter(name="--continuous-covariate-key")] = (
         None
     )
-    """Further continuous columns, inputs of the network; may be repeated."""
+    """Further continuous columns used as input to the network; may be repeated."""
     no_check_counts: bool = False
-    """Accept fractions (counts estimated by SoupX or CellBender)."""
+    """Accept non-integer counts, e.g. from SoupX or CellBender."""
 
 
 @opt.options("Network")
@@ -62,7 +62,7 @@ class Network(opt.Widths):
     """Arguments of ``R2MAEModel``."""
 
     n_layers: opt.PositiveInt | None = None
-    """Hidden layers of the encoder."""
+    """Number of hidden layers in the encoder."""
     mask_ratio: opt.MaskRatio = (0.1, 0.5)
     seed: opt.Seed = 0
 
@@ -71,14 +71,14 @@ class Network(opt.Widths):
 class Training(opt.Epochs):
     """Arguments of ``R2MAEModel.train``."""
 
-    train_size: opt.Share = 0.9
-    """Share of cells to train on; the others validate."""
+    train_size: opt.Fraction = 0.9
+    """Fraction of cells to train on; the rest are used for validation."""
     split_key: opt.Name | None = None
     """Column whose groups stay together; the donor by default, if given."""
     split_cells: bool = False
     """Split cell by cell even if donors are given."""
     early_stopping: bool = False
-    """Stop when the validation loss no longer falls."""
+    """Stop when the validation loss stops improving."""
 
 
 def train(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DataPath = Annotated[
     opt.InPath,
     opt.doc(
-        "Folder of image files (one subfolder per class), of MNIST's idx files or of CelebA, or an .npz file."
+        "Folder of image files (one subfolder per class), folder in MNIST idx or CelebA format, or .npz file."
     ),
 ]
 ModelPath = Annotated[opt.InPath, opt.doc("Folder of the pretrained network.")]
@@ -111,7 +111,7 @@ class Training:
     """Images per mini-batch and device; the paper's by default."""
     accumulate_grad_batches: opt.Accumulate = 1
     lr: opt.PositiveFloat | None = None
-    """Learning rate, for a ViT that of 256 images per step; the paper's by default."""
+    """Learning rate, for a ViT per 256 images; the paper's by default."""
     validation: opt.InPath | None = None
     """Images scored after each epoch."""
     no_augment: bool = False
@@ -195,7 +195,7 @@ def finetune(
     reading: Reading = Reading(),
     training: Training = Training(),
 ) -> str:
-    r"""Train all weights of a classifier, starting from a pretrained ViT, on one folder per class.
+    r"""Fine-tune all weights of a pretrained ViT as a classifier, on one folder per class.
 
     Examples
     --------
@@ -248,7 +248,7 @@ def probe(
     model: ModelPath,
     test: Annotated[opt.InPath | None, opt.doc("Test images; the test split by default.")] = None,
     max_epochs: Annotated[opt.PositiveInt, opt.doc("Passes over the embeddings.")] = 15,
-    seed: Annotated[opt.NonNegativeInt, opt.doc("Seed of the classifier.")] = 0,
+    seed: Annotated[opt.NonNegativeInt, opt.doc("Random seed for the classifier.")] = 0,
     accelerator: opt.Accelerator = "auto",
     reading: Reading = Reading(),
     messages: opt.Messages = opt.Messages(),

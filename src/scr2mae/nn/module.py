@@ -338,7 +338,7 @@ class R2MAEModule(BaseModuleClass):
         grad_scale: float = 1.0,
         compiled: Callable[..., Tensor] | None = None,
     ) -> LossOutput:
-        """Mask a share of the genes, the same ones in all cells of the mini-batch, and score them.
+        """Mask a fraction of the genes, the same ones in all cells of the mini-batch, and score them.
 
         Parameters
         ----------

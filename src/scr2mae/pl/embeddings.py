@@ -44,7 +44,7 @@ def embedding(
     n_neighbors
         Number of neighbors per cell, at least 2 and at most all other cells.
     seed
-        Seed of the UMAP.
+        Random seed for the UMAP.
     ax
         Axes to draw on.
 

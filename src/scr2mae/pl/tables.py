@@ -58,7 +58,7 @@ def benchmark_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def benchmark_reconstruction(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the difference between each method's reconstruction and the best one at each share of masked genes.
+    """Draw the difference between each method's reconstruction and the best one at each fraction of masked genes.
 
     Parameters
     ----------

@@ -77,7 +77,7 @@ def reconstruction(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how well masked genes are predicted against the share of masked genes.
+    """Draw how well masked genes are predicted against the fraction of masked genes.
 
     Parameters
     ----------

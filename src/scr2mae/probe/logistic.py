@@ -20,8 +20,8 @@ CS: tuple[float, ...] = tuple(np.logspace(-6, 2, 10).tolist())
 class LogisticProbe(ClassifierMixin, BaseEstimator):
     """Multinomial logistic regression whose penalty is chosen by cross-validation over groups of cells.
 
-    Each fold solves the whole grid from strong to weak penalty by L-BFGS, preconditioned with the second moment of
-    the features; each fit starts from the previous solution.
+    In each fold the whole grid is solved from strong to weak penalty by L-BFGS, preconditioned with the second
+    moment of the features; each fit starts from the previous solution.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         Number of folds, at most the number of groups, or a scikit-learn splitter. Folds are stratified by class as
         far as the groups allow.
     tol
-        Largest entry of the gradient at convergence, in coordinates where the average curvature is one. Much looser
-        values choose too weak a penalty, since stopping early regularizes as well.
+        Largest entry of the gradient at convergence, in coordinates where the average curvature is one. Much larger
+        values lead to too weak a penalty, since stopping early regularizes as well.
     max_iter
         Maximum number of steps per fit.
 
@@ -78,7 +78,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         y
             Classes, shape ``(n_obs,)``.
         groups
-            Donor of each cell, shape ``(n_obs,)``; the cells of a donor share a fold.
+            Donor of each cell, shape ``(n_obs,)``; all cells of a donor are in the same fold.
 
         Returns
         -------

@@ -33,24 +33,25 @@ def donor_splits(
     targets
         Maps columns of ``adata.obs`` to "classification" or "regression".
     donor_key
-        Column of the donor.
+        Column of ``adata.obs`` with donor IDs.
     n_train_donors
         Number of training donors, at least two, so that the penalty can be chosen across them; by default half.
     n_splits
         Number of splits per seed.
     seeds
-        Seeds of the draws.
+        Random seeds for the splits.
 
     Returns
     -------
-    The splits of each target, ordered by seed. Donors without a label of the target are on neither side.
+    The splits of each target, ordered by seed. Donors without a label for the target are excluded.
 
     Raises
     ------
     KeyError
         If a column is missing.
     ValueError
-        If there are too few donors, or if labels cannot be probed.
+        If there are too few donors, a target has fewer than two classes or values, classes are fractions, or a
+        regression target holds text or infinity.
     """
     if n_splits < 1 or not len(seeds):
         raise ValueError(
@@ -97,10 +98,10 @@ def linear_probe(
     targets
         Maps columns of ``adata.obs`` to "classification" or "regression". Cells without a label are dropped.
     donor_key
-        Column of the donor.
+        Column of ``adata.obs`` with donor IDs.
     sample_key
-        Column of the sample, the unit over which cells are averaged; a donor may have several samples. By default
-        the unit is the donor.
+        Column of ``adata.obs`` with sample IDs, the unit over which cells are averaged; a donor may have several
+        samples. By default the unit is the donor.
     cell_level
         Targets that belong to the cell rather than to its sample, such as cell type: scored by cell only, and
         capped per donor and class. The default is the column of the CELLxGENE schema.
@@ -112,15 +113,15 @@ def linear_probe(
     n_splits
         Number of splits per seed.
     seeds
-        Seeds of the splits.
+        Random seeds for the splits.
     max_cells_per_donor
         Maximum number of cells per donor, drawn at random, the same cells for every representation.
     max_cells_per_donor_and_class
         Maximum number of cells per donor and class, for the targets in ``cell_level``.
     scale
-        Whether to divide each feature by its standard deviation over the training cells; a pair for both.
+        Whether to divide each feature by its standard deviation over training cells; ``(False, True)`` reports both.
     n_bootstrap
-        Number of bootstrap draws of test donors for the interval; 0 leaves it NaN.
+        Number of bootstrap resamples of test donors for the interval; 0 leaves it NaN.
     confidence
         Coverage of the interval.
 

@@ -62,8 +62,8 @@ class RidgeProbe(RegressorMixin, BaseEstimator):
         y
             Targets, shape ``(n_obs,)`` or ``(n_obs, n_targets)``.
         groups
-            Donor of each cell, shape ``(n_obs,)``; the cells of a donor share a fold. By default folds are
-            contiguous blocks of cells.
+            Donor of each cell, shape ``(n_obs,)``; all cells of a donor are in the same fold. By default
+            folds are contiguous blocks of cells.
 
         Returns
         -------

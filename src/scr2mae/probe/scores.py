@@ -122,8 +122,8 @@ def _mean_present(numerator: Float, denominator: Float, n_true: Float) -> Float:
 def weighted_auroc(y_true: Codes, scores: Float, donors: Codes) -> WeightedScore:
     """Return the macro AUROC of the classes in a draw against the rest, from scores of shape ``(n_obs, n_classes)``.
 
-    The area is the share of pairs, one cell of the class and one of the rest, that are ranked correctly. Counted once
-    per pair of donors, it is a ratio of quadratic forms in the donor weights.
+    The area is the fraction of pairs, one cell of the class and one of the rest, that are ranked correctly. Counted
+    once per pair of donors, it is a ratio of quadratic forms in the donor weights.
     """
     n_donors = int(donors.max()) + 1
     classes = np.unique(y_true)

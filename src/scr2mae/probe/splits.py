@@ -1,4 +1,4 @@
-"""Splits of donors into training and test, with a manifest of who is on which side."""
+"""Splits of donors into training and test, with a record of which donors are on each side."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ class DonorSplit:
     train_donors, test_donors
         Disjoint donors; stored in sorted order.
     seed
-        Seed that drew the split, for the record.
+        Seed used to draw the split, for the record.
     absent_train, absent_test
         Classes that no donor of that side has.
 
@@ -100,19 +100,19 @@ class DonorSplit:
         test = np.flatnonzero(np.isin(names, self.test_donors))
         if not len(train) or not len(test):
             raise ValueError(
-                f"The split finds {len(train)} training and {len(test)} test cells; its donors are "
+                f"The split matches {len(train)} training and {len(test)} test cells; its donors are "
                 f"{_shorten(self.train_donors)} and {_shorten(self.test_donors)}, the data's "
                 f"{_shorten(sorted(set(names)))}."
             )
         return train, test
 
     def to_manifest(self) -> dict[str, Any]:
-        """Return the split as JSON-able values."""
+        """Return the split as a JSON-serializable dict."""
         return {"schema_version": _SCHEMA_VERSION, **asdict(self), "hash": self.hash}
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> Self:
-        """Return the split of a manifest.
+        """Return a split created from a manifest.
 
         Parameters
         ----------
@@ -149,7 +149,7 @@ class DonorSplit:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Return the split of a file from :meth:`write`; errors are those of :meth:`from_manifest`.
+        """Return a split written by :meth:`write`; raises the same errors as :meth:`from_manifest`.
 
         Parameters
         ----------
@@ -175,10 +175,10 @@ def donor_split(
     n_train_donors
         Number of training donors, in [1, n_donors - 1]; by default half of them, rounded down.
     labels
-        Class of each cell, shape ``(n_obs,)``. With labels, a class of two donors or more is placed on both
-        sides if there is room, rarest class first; the remaining donors are drawn uniformly.
+        Class of each cell, shape ``(n_obs,)``. With labels, a class present in at least two donors is
+        placed on both sides if there is room, rarest class first; the remaining donors are drawn uniformly.
     seed
-        Seed of the draw. The order of the cells does not matter.
+        Random seed for the draw. The order of the cells does not matter.
 
     Returns
     -------

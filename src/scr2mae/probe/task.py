@@ -122,7 +122,7 @@ def run_task(
 
 
 def _seed(split: DonorSplit) -> int:
-    """Return the seed of all draws within a split: equal splits draw equal cells."""
+    """Return the random seed for all draws within a split: equal splits draw equal cells."""
     return int(split.hash[:15], 16)
 
 

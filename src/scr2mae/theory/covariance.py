@@ -139,7 +139,7 @@ def spiked_covariance(
         ``"uniform"`` draws the entries of v from U(0, 1), our reading of the paper's "uniformly sampled vector";
         ``"ones"`` sets all entries equal; an array of shape ``(n_features,)`` is used directly. v has norm one.
     seed
-        Seed of the direction.
+        Random seed for the direction.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def haar_orthogonal(n_features: int, *, seed: int | np.random.Generator = 0) -> 
     n_features
         Number of rows and columns.
     seed
-        Seed of the matrix, or a generator.
+        Random seed for the matrix, or a generator.
 
     Returns
     -------
@@ -198,7 +198,7 @@ def spectral_covariance(
     eigenvalues
         Positive, shape ``(n_features,)``.
     seed
-        Seed of the eigenvectors.
+        Random seed for the eigenvectors.
     name
         Label for tables and legends.
 
@@ -227,7 +227,7 @@ def uniform_covariance(
     low, high
         Smallest and largest eigenvalue.
     seed
-        Seed of the eigenvectors.
+        Random seed for the eigenvectors.
     """
     return spectral_covariance(np.linspace(low, high, n_features), seed=seed, name="uniform")
 
@@ -252,7 +252,7 @@ def beta_covariance(
     low, high
         Smallest and largest eigenvalue after rescaling.
     seed
-        Seed of eigenvalues and eigenvectors.
+        Random seed for eigenvalues and eigenvectors.
     """
     rng = np.random.default_rng(seed)
     draws = np.sort(rng.beta(a, b, size=n_features))
@@ -275,7 +275,7 @@ def latent_covariance(
         Largest eigenvalue expected as d grows: the entries of F have variance
         ``(top - 1) / (sqrt(d) + sqrt(k))**2``.
     seed
-        Seed of F.
+        Random seed for F.
 
     Raises
     ------
@@ -303,7 +303,7 @@ def low_rank_covariance(
     strength
         Diagonal of Λ: one positive number, or a vector of shape ``(rank,)``.
     seed
-        Seed of U.
+        Random seed for U.
 
     Raises
     ------
@@ -336,7 +336,7 @@ def aligned_signal(
     signal
         Squared norm of the coefficients.
     seed
-        Seed of the remainder, drawn from U(0, 1) per entry before the direction is projected out.
+        Random seed for the remainder, drawn from U(0, 1) per entry before the direction is projected out.
 
     Returns
     -------

@@ -138,7 +138,7 @@ class RatioLaw:
 
     @property
     def mean(self) -> float:
-        """Mean ratio, equal to the expected share of rows kept."""
+        """Mean ratio, equal to the expected fraction of rows kept."""
         return float(self.nodes @ self.weights)
 
     def sample(self, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -132,7 +132,7 @@ def _draw(problem: _Problem, draw: int) -> NDArray[np.float64]:
 def _kept_rows(
     uniforms: NDArray[np.float64], ratios: NDArray[np.float64], *, exact: bool
 ) -> NDArray[np.bool_]:
-    """Select the rows whose target is masked: each with its ratio as probability, or exactly that share of them."""
+    """Select the rows whose target is masked: each with its ratio as probability, or exactly that fraction of them."""
     if not exact:
         return uniforms < ratios
     kept = np.zeros(uniforms.shape, dtype=bool)
@@ -173,13 +173,13 @@ def simulate_risk(
     n_draws
         Number of independent data sets.
     seed
-        Seed of all draws; the result does not depend on `n_jobs`.
+        Random seed for all draws; the result does not depend on `n_jobs`.
     n_jobs
         Number of worker processes. They are spawned, so a script needs an ``if __name__ == "__main__":`` guard.
         Set ``OMP_NUM_THREADS=1`` before starting Python; otherwise each worker uses one thread per core.
     exact_rows
         Keep exactly ``round(n_obs * p)`` rows instead of a binomial number, as the paper does outside its tables 5
-        and 9. The binomial number increases the mean risk near p = gamma, by a share of about 30 (1 - p)/d at
+        and 9. The binomial number increases the mean risk near p = gamma, by a fraction of about 30 (1 - p)/d at
         p = 1.2 gamma; the limit is the same. Only for fixed ratios.
 
     Returns

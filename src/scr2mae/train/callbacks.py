@@ -22,32 +22,32 @@ _UPDATES_PER_MEMORY = 4
 
 
 class RunningWeightAverage(WeightAveraging):
-    """Exponential average of the weights, whose memory is a share of the steps so far.
+    """Exponential average of the weights, over a window that is a fixed fraction of the steps so far.
 
-    Each mini-batch moves the weights in the direction of its ratio and genes; the average keeps what they have in common.
-    Validation scores the average, and it remains after training.
+    Averaging reduces the noise from each mini-batch's ratio and mask. Validation scores the average, and it
+    remains after training.
 
     Parameters
     ----------
     share
-        Memory of the average, as a share of the optimizer steps, in (0, 1].
+        Window of the average, as a fraction of the optimizer steps, in (0, 1].
 
     Raises
     ------
     ValueError
-        If the share is out of range.
+        If the fraction is out of range.
 
     Notes
     -----
-    Step t, from 1, moves the average by ``min(1, 1 / (share * t))`` of its distance to the weights: the last weights at
-    first, whatever the length of the run. Later only every eighth step is averaged, with eight times the weight.
-    Statistics of batch normalization are averaged alike.
+    Step t, from 1, moves the average by ``min(1, 1 / (share * t))`` of its distance to the weights, so early on
+    it equals the current weights, regardless of run length. Later only every eighth step is averaged, with eight times
+    the weight. Statistics of batch normalization are averaged in the same way.
     """
 
     def __init__(self, share: float) -> None:
         if not 0 < share <= 1:
             raise ValueError(
-                f"The share of the run whose weights are averaged must be in (0, 1], got {share!r}."
+                f"The fraction of the run whose weights are averaged must be in (0, 1], got {share!r}."
             )
         super().__init__(multi_avg_fn=self._average)
         self.share = share
@@ -63,7 +63,7 @@ class RunningWeightAverage(WeightAveraging):
         return step_idx % interval == 0
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the average to the network, also if a checkpoint had nothing left to train."""
+        """Copy the average to the network, even if the resumed run had no steps left."""
         if self._average_model is not None and int(self._average_model.n_averaged):
             self._copy_average_to_current(pl_module)
 
@@ -93,9 +93,9 @@ class CurriculumLog(Callback):
 
     Curves: ``curriculum_multiplier``, the scale of the gradient; ``curriculum_row_error`` and ``curriculum_column_error``,
     the largest relative deviations from equal mass; and the mean weight of each decile of genes by expression, 1 (lowest)
-    to 10, at the smallest and at the largest ratio: ``curriculum_weight_<ratio>_decile_<k>``. Averaged over all ratios the
-    weights of a gene are one, so that columns are recorded separately. ``deciles`` (n_vars,) are 0 to 9; None leaves the
-    curves by expression out.
+    to 10, at the smallest and at the largest ratio: ``curriculum_weight_<ratio>_decile_<k>``. A gene's weights average
+    to one over ratios, so each ratio is recorded separately. ``deciles`` (n_vars,) are 0 to 9; None omits the
+    expression curves.
     """
 
     def __init__(self, deciles: np.ndarray | None) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, per epoch and per step, and resumed by the same run only."""
+"""Checkpoints: atomic writing, saving within an epoch, resuming only with the settings of the original run."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ class StepCheckpoint(Callback):
 
 
 class ResumeState(Callback):
-    """Save with each checkpoint the ``settings`` of its run, set before training, and the global random generators.
+    """Save the run's ``settings``, set before training, and global RNG states with each checkpoint.
 
-    A single process that resumes restores the generators. Masks, ratios and orders do not need them: they are functions
+    RNG states are restored only in single-process runs. Masks, ratios and orders do not need them: they are functions
     of seed and step.
     """
 
@@ -121,8 +121,8 @@ def _set_random_state(state: dict[str, Any]) -> None:
 def run_settings(plan: MaskedTrainingPlan, datamodule: Any, *, n_processes: int) -> dict[str, str]:
     """Return the settings that a run must share with the run that it resumes.
 
-    If the data module has ``split``, ``cells`` and ``batch_size``, as that of cells does, they are included; 64 cells,
-    spread over all of them, are compared.
+    If the data module has ``split``, ``cells`` and ``batch_size``, as ``CellDataModule`` does, they are included; 64
+    cells, spread over all of them, are compared.
     """
     optimizer = ", ".join(f"{name}={value}" for name, value in plan.optimizer_kwargs.items())
     settings = {

@@ -38,7 +38,7 @@ Devices = int | list[int] | str
 class RankAverages(Callback):
     """Average over ranks, after each step, what gradients do not carry: running statistics and the loss that is shown.
 
-    Without :class:`torch.nn.SyncBatchNorm` each rank normalizes by its own share of the mini-batch. Its running
+    Without :class:`torch.nn.SyncBatchNorm` each rank normalizes by its own part of the mini-batch. Its running
     statistics are linear in those of the mini-batches, so averaging at each step gives the mean over ranks, at any
     moment: for validation, a weight average, a checkpoint, a saved model. At the end every rank takes the first one's
     curves, so that all hold the same history.
@@ -136,7 +136,7 @@ def data_parallel_options(
 
 
 def count_processes(trainer_kwargs: Mapping[str, Any]) -> int:
-    """Return the number of processes, each with a device and a share of every batch, that these arguments lead to."""
+    """Return the number of processes, each with a device and a part of every batch, that these arguments lead to."""
     chosen = {name: trainer_kwargs[name] for name in ("devices", "accelerator") if name in trainer_kwargs}
     options = data_parallel_options(**chosen, given=trainer_kwargs)
     n_devices = _count_devices(options["devices"], trainer_kwargs.get("accelerator", "auto"))

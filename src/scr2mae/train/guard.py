@@ -38,7 +38,7 @@ class NonFiniteError(RuntimeError):
     ----------
     positions
         Positions, in the data of the run, of the observations that cause it; of the whole mini-batch if no observation
-        does so alone; None if the loader does not know them.
+        does so alone; None if unavailable.
     """
 
     def __init__(self, message: str, positions: np.ndarray | None) -> None:
@@ -53,11 +53,12 @@ class StepGuard(Callback):
     normalization stay as before. The plan passes a non-finite loss, or non-finite running statistics, on to the
     gradient. Gradients are summed over ranks before they are checked, so that all ranks skip the same steps.
 
-    ``obs_names`` and ``unit`` name the observations in messages. Every ``check_every`` optimizer steps (by default each on
-    a CPU, else every sixteenth) the guard checks whether to stop. Off the CPU only that check waits for the device: a
-    fused optimizer receives the verdict as a tensor, as from ``torch.amp.GradScaler``. With such a scaler, which skips
-    the step itself, the steps in search of a scale are counted too. A gradient whose squares overflow counts as
-    non-finite, because Adam would keep the infinity. ``n_skipped`` is the number of steps skipped in this run.
+    ``obs_names`` and ``unit`` name the observations in messages. Every ``check_every`` optimizer steps (by default
+    each on a CPU, else every sixteenth) the guard checks whether to stop. Off the CPU only that check waits for the
+    device: a fused optimizer receives the result of the check as a tensor, as from ``torch.amp.GradScaler``. With such
+    a scaler, which skips the step itself, steps skipped while the scale adjusts also count. A gradient whose squares
+    overflow counts as non-finite, because Adam's second moment would remain infinite. ``n_skipped`` is the number of
+    steps skipped in this run.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class StepGuard(Callback):
 
     @staticmethod
     def _skip(trainer: pl.Trainer, optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
-        """Skip the next step of an optimizer if the verdict, which may still be on the device, is bad."""
+        """Skip the next step of an optimizer if the result of the check, which may still be on the device, is bad."""
         if getattr(trainer, "scaler", None) is not None:
             return
         if all(group.get("fused") for group in optimizer.param_groups):

@@ -12,18 +12,18 @@ _DECAYS = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """Factor of the learning rate at each optimizer step.
+    """Multiplier for the learning rate at each optimizer step.
 
-    It rises linearly to 1 during the warm-up, then stays 1 or falls to ``final`` at the end of the run.
+    It rises linearly to 1 during the warm-up, then stays at 1 or falls to ``final`` at the end of the run.
 
     Parameters
     ----------
     decay
         ``"constant"``, ``"linear"`` or ``"cosine"``.
     warmup
-        Length of the warm-up: steps (int) or a share of the run (float).
+        Length of the warm-up: steps (int) or a fraction of the run (float).
     final
-        Factor at the end of a decay, >= 0.
+        Multiplier at the end of a decay, >= 0.
     """
 
     decay: str = "constant"
@@ -35,13 +35,13 @@ class LearningRateSchedule:
             raise ValueError(f"decay must be one of {list(_DECAYS)}, got {self.decay!r}.")
         if not self.warmup >= 0 or (isinstance(self.warmup, float) and self.warmup > 1):
             raise ValueError(
-                f"warmup must be a number of steps (int >= 0) or a share of the run (float up to 1), got {self.warmup!r}."
+                f"warmup must be steps (int >= 0) or a fraction of the run (float up to 1), got {self.warmup!r}."
             )
         if not self.final >= 0:
             raise ValueError(f"final must be >= 0, got {self.final!r}.")
 
     def __call__(self, step: int, total_steps: int) -> float:
-        """Return the factor at ``step`` of ``total_steps``; positive from the first step on."""
+        """Return the multiplier at ``step`` of ``total_steps``; positive from the first step on."""
         warmup = self.warmup * total_steps if isinstance(self.warmup, float) else self.warmup
         if step < warmup:
             return min((step + 1) / warmup, 1.0)

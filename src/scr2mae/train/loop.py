@@ -155,9 +155,9 @@ def fit(
         Name of each observation by position, for messages; None for positions alone.
     accelerator, devices
         As in :class:`lightning.pytorch.Trainer`; with ``"auto"`` under torchrun, as many devices as it has started
-        processes. Several devices train in parallel, each on its share of every mini-batch.
+        processes. Several devices train in parallel, each on its part of every mini-batch.
     early_stopping
-        Stop when ``validation_loss`` no longer falls; ``early_stopping_patience=`` and the like set the details.
+        Stop when ``validation_loss`` stops improving; other ``early_stopping_*`` are passed to ``EarlyStopping``.
     resume
         Checkpoint, or ``checkpoint_dir`` of an earlier run, to continue. The result is that of an uninterrupted run.
     checkpoint_dir
@@ -167,10 +167,10 @@ def fit(
     steps_per_execution
         Mini-batches per Lightning iteration. More than one saves a small network most of the overhead of Lightning's
         loop, with the same result; checkpoints are then written, and callbacks called, after the last of them. None
-        chooses sixteen where nothing needs single mini-batches, else one.
+        uses 16, or 1 if something requires single mini-batches.
     about
-        Seed, data, arguments and split for the record of the run in ``module.runs_``; by default those that a checkpoint
-        is compared by.
+        Seed, data, arguments and split for the record of the run in ``module.runs_``; by default the settings
+        checked on resume.
     trainer_kwargs
         Further arguments of :class:`lightning.pytorch.Trainer`.
 
@@ -267,7 +267,7 @@ def fit(
 
 
 def _outcome(trainer: pl.Trainer, plan: MaskedTrainingPlan) -> dict[str, Any]:
-    """Return where a run was computed and how far it came."""
+    """Return where a run was computed and how far it got."""
     return {
         "device": trainer.strategy.root_device.type,
         "n_processes": trainer.world_size,

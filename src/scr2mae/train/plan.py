@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["VALIDATION_RATIOS", "MaskedModule", "MaskedTrainingPlan"]
 
 VALIDATION_RATIOS = (0.1, 0.3, 0.5)
-"""Shares masked in validation by every training scheme, so that their curves can be compared."""
+"""Fractions masked in validation by every training scheme, so that their curves can be compared."""
 
 _VALIDATION_SEED = 20_250_921
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -55,7 +55,7 @@ class MaskedModule(Protocol):
     """
 
     def training_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> _Loss:
-        """Mask a share of a mini-batch, as a pure function of seed and step, and score it."""
+        """Mask a fraction of a mini-batch, as a pure function of seed and step, and score it."""
         ...
 
 
@@ -69,19 +69,19 @@ class MaskedTrainingPlan(pl.LightningModule):
     ratio_schedule
         Masking ratio, called as ``(step, total_steps)``.
     seed
-        Seed of the masks, which depend on it and on the step alone.
+        Random seed for the masks, which depend only on it and on the step.
     lr, weight_decay, eps
         Learning rate, weight decay and epsilon of the optimizer.
     optimizer
-        ``"Adam"`` (the paper's, weight decay inside the gradient) or ``"AdamW"``.
+        ``"Adam"`` (the paper's, with weight decay added to the gradient, L2) or ``"AdamW"``.
     betas
         Decay rates of the optimizer's moments.
     learning_rate
-        Factor of ``lr`` at each optimizer step; None keeps it constant.
+        Multiplier for the learning rate at each optimizer step; None keeps it constant.
     averaging
-        Share of the run over which weights are averaged (:class:`RunningWeightAverage`); None keeps the last weights.
+        Fraction of the run over which to average weights (:class:`RunningWeightAverage`); None keeps the last weights.
     validation_ratios
-        Shares masked in validation.
+        Fractions masked in validation.
     gradient_schedule
         Scale of the curriculum's gradient, for a network with ``module.curriculum``; None for no curriculum.
     before
@@ -94,8 +94,8 @@ class MaskedTrainingPlan(pl.LightningModule):
     Notes
     -----
     The plan fills ``history`` without a logger: loss and ratio of every step, and per epoch the mean training loss and the
-    validation loss at each ratio and on average. A step with a non-finite loss, which is skipped, has that loss in its
-    curve and is left out of the mean.
+    validation loss at each ratio and on average. Non-finite losses of skipped steps appear in the per-step
+    curve but not in the epoch mean.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class MaskedTrainingPlan(pl.LightningModule):
 
     @property
     def last_loss(self) -> torch.Tensor:
-        """Loss of the last step, on its device; changes in place enter the history."""
+        """Loss of the last step, on its device; in-place changes are recorded in the history."""
         return self._steps[-1][2]
 
     def record(self, name: str, index: int, value: float) -> None:

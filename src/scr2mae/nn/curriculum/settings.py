@@ -17,7 +17,7 @@ __all__ = ["Curriculum", "GradientSchedule"]
 
 
 def _steps(value: float, total_steps: int) -> float:
-    """Convert a share of the run (a float in [0, 1]) or a number of steps (an int) to steps."""
+    """Convert a fraction of the run (a float in [0, 1]) or a number of steps (an int) to steps."""
     return value * total_steps if isinstance(value, float) else float(value)
 
 
@@ -25,7 +25,7 @@ def _steps(value: float, total_steps: int) -> float:
 class GradientSchedule:
     """Scale of the weight network's gradient at each step: 0 while frozen, then 1, then a linear fall to ``final``.
 
-    Times are steps (int) or shares of the run (float). Adam divides a gradient by its running size, so that the scale
+    Times are steps (int) or fractions of the run (float). Adam divides a gradient by its running size, so the scale
     acts through its sign, and through its size only while it changes.
 
     Parameters
@@ -39,7 +39,7 @@ class GradientSchedule:
 
     Notes
     -----
-    The paper's 5,000 and 30,000 to 120,000 steps are the default shares .02, .12 and .5 of its 243,000 steps on HLCA.
+    The paper's 5,000 and 30,000 to 120,000 steps are the defaults .02, .12 and .5 of its 243,000 steps on HLCA.
     """
 
     frozen: int | float = 0.02
@@ -52,17 +52,17 @@ class GradientSchedule:
             value = getattr(self, name)
             if isinstance(value, bool) or not isfinite(value):
                 raise ValueError(
-                    f"{name} must be a finite number of steps or a share of the run, got {value!r}."
+                    f"{name} must be a finite number of steps or a fraction of the run, got {value!r}."
                 )
             if not isinstance(value, Integral):
                 object.__setattr__(self, name, value := float(value))
             if value < 0:
                 raise ValueError(
-                    f"{name} must be >= 0, a number of steps or a share of the run; got {value!r}."
+                    f"{name} must be >= 0, a number of steps or a fraction of the run; got {value!r}."
                 )
             if isinstance(value, float) and value > 1:
                 raise ValueError(
-                    f"{name} as a share of the run must be <= 1, got {value!r}; pass steps as an int."
+                    f"{name} as a fraction of the run must be <= 1, got {value!r}; pass steps as an int."
                 )
         if not -1 <= self.final <= 1:
             raise ValueError(f"final must be between -1 and 1, got {self.final!r}.")
@@ -168,7 +168,7 @@ class Curriculum:
             A float (always the same column), a pair (``n_ratios`` evenly spaced values, one per column), or a
             :class:`~scr2mae.masking.DiscreteRatio` of ``n_ratios`` values.
         seed
-            Seed of the sequence of ratios.
+            Random seed for the sequence of ratios.
 
         Returns
         -------
