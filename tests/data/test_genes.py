@@ -87,7 +87,7 @@ def test_selected_genes_equal_dense_indexing_with_zeros_for_the_absent() -> None
         (
             9,
             0.1,
-            r"Too few shared genes: the query has 9 of the reference's 100 genes \(9%\), min_shared=0.1",
+            r"Too few shared genes: the query has 9 of the reference's 100 genes \(9%\), but min_shared=0.1",
         ),
         (79, 0.8, "Too few shared genes"),
     ],
