@@ -83,7 +83,7 @@ def row(
     sst2: dict[str, text.LabeledText],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Pretrain one network by one scheme, score it on held-out text, fine-tune a copy."""
+    """Pretrain one network by one scheme, score it on held-out text, finetune a copy."""
     start = time.process_time()
     masking = {}
     if scheme != NONE:
@@ -107,8 +107,8 @@ def row(
         sst2["train"],
         sst2["test"],
         seeds=(seed,),
-        max_epochs=options.fine_tune_epochs,
-        lr=options.fine_tune_lr,
+        max_epochs=options.finetune_epochs,
+        lr=options.finetune_lr,
         learning_rate=LearningRateSchedule("linear", warmup=0.06),
         length=64,
         accelerator="cpu",
@@ -190,8 +190,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--fine-tune-epochs", type=int, default=2)
-    parser.add_argument("--fine-tune-lr", type=float, default=1e-3)
+    parser.add_argument("--finetune-epochs", type=int, default=2)
+    parser.add_argument("--finetune-lr", type=float, default=1e-3)
     return parser.parse_args()
 
 

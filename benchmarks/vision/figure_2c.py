@@ -1,4 +1,4 @@
-"""Figure 2C for images: accuracy after fine-tuning over the masking ratio of pretraining, for two sizes of network.
+"""Figure 2C for images: accuracy after finetuning over the masking ratio of pretraining, for two sizes of network.
 
     python benchmarks/vision/figure_2c.py --data IMAGENET -o OUT --accelerator gpu --workers 8
 
@@ -35,7 +35,7 @@ def open_split(options: argparse.Namespace, split: str) -> Any:
 
 
 def measure(setting: dict[str, Any], train: Any, test: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Pretrain at one ratio, fine-tune, score."""
+    """Pretrain at one ratio, finetune, score."""
     start = time.perf_counter()
     n_channels, size, _ = train.batch(np.arange(1))["image"].shape[1:]
     torch.manual_seed(setting["seed"])
@@ -86,7 +86,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
             color=COLORS[preset],
             label=f"ViT-{preset}, best at {by.idxmax():g}",
         )
-    ax.set(xlabel="Share of patches hidden in pretraining", ylabel="Accuracy after fine-tuning (%)")
+    ax.set(xlabel="Share of patches hidden in pretraining", ylabel="Accuracy after finetuning (%)")
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     fig.savefig(path, dpi=150)

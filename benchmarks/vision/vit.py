@@ -1,4 +1,4 @@
-"""Masking schemes compared on a small ViT-MAE: linear probe, loss of hidden patches and, if asked for, fine-tuning.
+"""Masking schemes compared on a small ViT-MAE: linear probe, loss of hidden patches and, if asked for, finetuning.
 
     python benchmarks/vision/vit.py --data IMAGES -o OUT --epochs 40 --seeds 2
     python benchmarks/vision/vit.py --data IMAGES -o OUT --preset base --patch-size 16 --epochs 150 --finetune-epochs 100
@@ -90,7 +90,7 @@ def finetuned(
     options: argparse.Namespace,
     seed: int,
 ) -> float:
-    """Accuracy on test images after fine-tuning all weights, in percent."""
+    """Accuracy on test images after finetuning all weights, in percent."""
     n_classes = int(train.labels.max()) + 1
     torch.manual_seed(seed)
     classifier = vision.ViTMAEClassifier.from_network(network, n_classes)

@@ -73,7 +73,7 @@ def test_a_run_goes_on_from_its_checkpoints(folder, capsys, run):
     assert text.RobertaR2MAE.from_pretrained("out").mask_ratio == 0.3
 
 
-def test_losses_fine_tuning_and_ranks_are_tables(folder, capsys, rows, run):
+def test_losses_finetuning_and_ranks_are_tables(folder, capsys, rows, run):
     assert run("text loss model packed --ratios 0.15 0.4 --accelerator cpu") == 0
     table = list(csv.DictReader(capsys.readouterr().out.splitlines(), delimiter="\t"))
     assert [float(row["ratio"]) for row in table] == [0.15, 0.4]

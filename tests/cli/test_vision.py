@@ -54,7 +54,7 @@ def test_an_mlp_is_pretrained_probed_and_embeds(arrays, tmp_path, capsys, rows):
     assert "pass --force" in capsys.readouterr().err
 
 
-def test_a_vit_is_pretrained_on_files_resumed_fine_tuned_and_predicts(photos, tmp_path, capsys, rows):
+def test_a_vit_is_pretrained_on_files_resumed_finetuned_and_predicts(photos, tmp_path, capsys, rows):
     vit, run1, tuned = tmp_path / "vit", tmp_path / "run1", tmp_path / "tuned"
     sizes = ["--preset", "tiny", "--image-size", 16, "--patch-size", 8, "--workers", 2]
     common = [photos, *sizes, "--scheme", "dynamic", "--checkpoint-dir", run1, *SMALL]

@@ -245,7 +245,7 @@ def finetune(
     compute: opt.Compute = opt.Compute(),
     messages: opt.Messages = opt.Messages(),
 ) -> str:
-    r"""Fine-tune a model on a GLUE task, once per seed, and score it.
+    r"""Finetune a model on a GLUE task, once per seed, and score it.
 
     Examples
     --------

@@ -195,7 +195,7 @@ def finetune(
     reading: Reading = Reading(),
     training: Training = Training(),
 ) -> str:
-    r"""Fine-tune all weights of a pretrained ViT as a classifier, on one folder per class.
+    r"""Finetune all weights of a pretrained ViT as a classifier, on one folder per class.
 
     Examples
     --------
