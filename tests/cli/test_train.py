@@ -107,6 +107,21 @@ def test_options_of_training_reach_the_trainer(counts, monkeypatch):
     }
 
 
+def test_batches_are_aligned_unless_turned_off(counts, tiny):
+    train = ["train", "counts.h5ad", "-q", "--batch-key", "batch", *tiny]
+    assert main([*train, "-o", "aligned"]) == 0
+    assert main([*train, "-o", "raw", "--no-integration"]) == 0
+    aligned, raw = R2MAEModel.load("aligned"), R2MAEModel.load("raw")
+    assert raw.alignment_ is None
+    embed = ["embed", "counts.h5ad", "--model", "aligned", "-q", "--accelerator", "cpu"]
+    assert main([*embed, "-o", "aligned.h5ad"]) == 0
+    assert main([*embed, "-o", "raw.h5ad", "--no-integration"]) == 0
+    embedded = [anndata.read_h5ad(f"{name}.h5ad").obsm["X_r2mae"] for name in ("aligned", "raw")]
+    np.testing.assert_array_equal(embedded[0], aligned.get_latent_representation(counts))
+    np.testing.assert_array_equal(embedded[1], raw.get_latent_representation(counts))
+    assert np.abs(embedded[0] - embedded[1]).max() > 0
+
+
 def test_a_resumed_run_ends_where_a_whole_one_does(counts, tiny):
     once = [*tiny, "--quiet"]
     assert main(["train", "counts.h5ad", "-o", "whole", *once]) == 0

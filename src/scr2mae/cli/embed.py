@@ -36,6 +36,7 @@ def embed(
         Literal["32-true", "bf16-mixed", "auto"],
         opt.doc("Precision of the arithmetic; auto is bf16-mixed where the hardware supports it."),
     ] = "32-true",
+    no_integration: Annotated[bool, opt.doc("Embed without the alignment of batches.")] = False,
     accelerator: opt.Accelerator = "auto",
     messages: opt.Messages = opt.Messages(),
 ) -> str:
@@ -71,7 +72,13 @@ def embed(
         shape = adata.n_obs, trained.init_params_["n_latent"]
         new = _new_store if to_store else _new_file
         with new(adata, shape, source=input, output=output, key=key, force=force) as rows:
-            trained.get_latent_representation(adata, batch_size=batch_size, precision=precision, out=rows)
+            trained.get_latent_representation(
+                adata,
+                batch_size=batch_size,
+                precision=precision,
+                integrated=False if no_integration else None,
+                out=rows,
+            )
     finally:
         if adata.isbacked:
             adata.file.close()

@@ -79,6 +79,8 @@ class Training(opt.Epochs):
     """Split cell by cell even if donors are given."""
     early_stopping: bool = False
     """Stop when the validation loss stops improving."""
+    no_integration: bool = False
+    """Do not align the batches of --batch-key in the embedding."""
 
 
 def train(
@@ -122,9 +124,11 @@ def train(
     keys = opt.given(data, "no_check_counts")
     R2MAEModel.setup_anndata(adata, check_counts=not data.no_check_counts, **keys)
     model = R2MAEModel(adata, **opt.given(network))
-    arguments: dict[str, Any] = opt.given(training, "split_cells") | run.arguments
+    arguments: dict[str, Any] = opt.given(training, "split_cells", "no_integration") | run.arguments
     if training.split_cells:
         arguments["split_key"] = False
+    if training.no_integration:
+        arguments["integration"] = False
     try:
         model.train(**arguments)
     except KeyboardInterrupt:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from scr2mae.data import Cells, Split
     from scr2mae.masking import RatioSchedule
+    from scr2mae.model.alignment import Alignment
     from scr2mae.train.provenance import History
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class CellModel(BaseModelClass):
         self.history_: History | None = None
         self.runs_: list[dict[str, Any]] = []
         self.n_new_categories_: list[int] | None = None
+        self.alignment_: Alignment | None = None
         self.module = self.build_module()
         self._model_summary_string = (
             f"R2MAEModel with {n_hidden} hidden units, {n_latent} latent dimensions, "

@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS
 from scr2mae._utils.memory import check_array
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
-from scr2mae.model.base import CellModel
+from scr2mae.model.integration import IntegrationMixin
 from scr2mae.model.streaming import cell_indices, embed, n_rows, stream
 from scr2mae.nn.likelihood import log_mean_of_counts
 from scr2mae.nn.module import MEASURED_KEY
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scr2mae.nn.module import R2MAEModule
 
 
-class InferenceMixin(CellModel):
+class InferenceMixin(IntegrationMixin):
     """``get_latent_representation`` and the other outputs."""
 
     @torch.inference_mode()
@@ -36,6 +36,7 @@ class InferenceMixin(CellModel):
         indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
         *,
+        integrated: bool | None = None,
         precision: str | int | None = "32-true",
         out: Any = None,
     ) -> np.ndarray:
@@ -49,6 +50,9 @@ class InferenceMixin(CellModel):
             Indices of the cells to embed, or a boolean mask; None for all.
         batch_size
             Cells per mini-batch.
+        integrated
+            Whether batches are aligned (:meth:`integrate`); None if the model has an alignment, for the batches that it has
+            one of.
         precision
             ``"32-true"``, or ``"bf16-mixed"``: faster for wide networks on hardware with native bfloat16 support;
             differences stay within 3 % of each dimension's standard deviation. ``"auto"`` selects it on such hardware.
@@ -65,7 +69,7 @@ class InferenceMixin(CellModel):
         RuntimeError
             If the model is not trained.
         ValueError
-            If too few genes are shared, a batch is unknown, or ``out`` has the wrong shape.
+            If too few genes are shared, a batch is unknown or not aligned, or ``out`` has the wrong shape.
         MemoryError
             If the embedding does not fit in memory and ``out`` is not given.
         """
@@ -79,8 +83,10 @@ class InferenceMixin(CellModel):
             raise ValueError(
                 f"out must have shape {shape}, cells by latent dimensions; got {tuple(out.shape)}."
             )
+        codes = cells.categories if rows is None else cells.categories[rows]
+        alignment = self._alignment_for(integrated, codes)
         for filled, z in embed(self.module, cells, rows, batch_size, precision):
-            out[filled] = z.cpu().numpy()
+            out[filled] = (z if alignment is None else alignment.apply(z, codes[filled])).cpu().numpy()
         return out
 
     @torch.inference_mode()

@@ -130,6 +130,7 @@ class QueryMixin(CellModel):
         model.module = model.build_module()
         add_categories(reference.module, model.module)
         model.is_trained_ = reference.is_trained_
+        model.alignment_ = reference.alignment_
         model.runs_ = list(reference.runs_)
         return model
 

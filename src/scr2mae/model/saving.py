@@ -161,6 +161,8 @@ def to_state(model: CellModel) -> ModelState:
             UserWarning,
             stacklevel=3,
         )
+    if model.alignment_ is not None:
+        tensors |= {f"alignment.{name}": values for name, values in model.alignment_.to_state().items()}
     split, about_split = model.split_, None
     if split is not None:
         about_split = {"key": split.key, "groups": split.groups, "seed": split.seed, "sha256": split.sha256}
@@ -195,6 +197,12 @@ def from_state(cls: type[Model], state: ModelState, *, adata: AnnData | None, pl
     model.n_new_categories_ = document["n_new_categories"]
     model.module = model.build_module()
     model.module.load_state_dict(checked.weights)
+    if checked.alignment is not None and len(checked.alignment.center) != model.module.n_latent:
+        raise ValueError(
+            f"The alignment of batches in {place} is of {len(checked.alignment.center)} latent dimensions, the network "
+            f"has {model.module.n_latent}."
+        )
+    model.alignment_ = checked.alignment
     model.is_trained_, model.history_, model.runs_ = document["is_trained"], checked.history, checked.runs
     n_trained = n_obs(document)
     if checked.split is not None and adata is not None and adata.n_obs != n_trained:

@@ -12,6 +12,7 @@ from scvi.data import AnnDataManager
 from scr2mae._utils.model_folder import FolderFormat
 from scr2mae.data import CellSpec, Split, split_cells
 from scr2mae.masking import as_ratio_schedule, schedule_from_state
+from scr2mae.model.alignment import Alignment
 from scr2mae.nn.curriculum import Curriculum
 from scr2mae.train.provenance import History, history_from_state
 
@@ -52,6 +53,7 @@ class CheckedState:
     split: Split | None
     history: History
     runs: list[dict[str, Any]]
+    alignment: Alignment | None
 
 
 def check_state(
@@ -121,7 +123,14 @@ def _checked(
     runs = document.get("runs", [])  # folders of the first versions have none
     if not isinstance(runs, list) or any(not isinstance(run, dict) for run in runs):
         raise ValueError(f"The record of runs in {place} is damaged: it is not a list of runs.")
-    return CheckedState(weights, mask_ratio, curriculum, split, history_from_state(document["history"]), runs)
+    history = history_from_state(document["history"])
+    aligned = {
+        name.removeprefix("alignment."): t for name, t in tensors.items() if name.startswith("alignment.")
+    }
+    alignment = None  # folders of the first versions, and models without batches
+    if aligned:
+        alignment = Alignment.from_state(aligned, n_covariates=len(n_known))
+    return CheckedState(weights, mask_ratio, curriculum, split, history, runs, alignment)
 
 
 def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], place: str | Path) -> None:

@@ -11,7 +11,8 @@ from scr2mae._utils.compat import resolve_precision, torch_device
 from scr2mae.data import CellDataModule, Split, split_cells
 from scr2mae.data.backed import stays_on_disk
 from scr2mae.data.loaders import check_data_module
-from scr2mae.model.base import CellModel, check_integer
+from scr2mae.model.base import check_integer
+from scr2mae.model.integration import IntegrationMixin
 from scr2mae.model.provenance import describe_run
 from scr2mae.train import MaskedTrainingPlan, fit
 from scr2mae.train.callbacks import CurriculumLog, expression_deciles
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _AVERAGING = 0.1
 
 
-class TrainingMixin(CellModel):
+class TrainingMixin(IntegrationMixin):
     """``train`` and its parts."""
 
     def train(
@@ -47,9 +48,13 @@ class TrainingMixin(CellModel):
         plan_kwargs: dict[str, Any] | None = None,
         datasplitter_kwargs: dict[str, Any] | None = None,
         datamodule: LightningDataModule | None = None,
+        integration: bool = True,
         **trainer_kwargs: Any,
     ) -> None:
         """Train the model; a second call continues from the weights of the first.
+
+        If the data were set up with ``batch_key``, their batches are then aligned in the embedding (:meth:`integrate`). A
+        query model of :meth:`load_query_data` aligns its new batches and trains no weights unless ``max_epochs`` is given.
 
         Parameters
         ----------
@@ -94,6 +99,8 @@ class TrainingMixin(CellModel):
         datamodule
             Lightning data module that yields mini-batches under scvi-tools' keys, such as those of ``scvi.dataloaders``,
             instead of the model's data. Genes must be in the model's order, and batches must have the model's codes.
+        integration
+            Whether to align batches after training; not done for a ``datamodule``, whose cells the model does not have.
         trainer_kwargs
             Additional arguments of :class:`lightning.pytorch.Trainer`, such as ``logger``.
 
@@ -117,6 +124,9 @@ class TrainingMixin(CellModel):
             check_integer("max_epochs", max_epochs, smallest=1)
         seed = self.seed if seed is None else seed
         check_integer("seed", seed, smallest=0)
+        if integration and self.module.is_query and self.alignment_ is not None and max_epochs is None:
+            self.integrate(seed=seed)
+            return
         if checkpoint_dir is not None and Path(checkpoint_dir).is_file():
             raise NotADirectoryError(f"{checkpoint_dir} is a file; checkpoints go into a folder.")
         obs_names = None
@@ -146,6 +156,8 @@ class TrainingMixin(CellModel):
             "plan_kwargs": plan_kwargs,
             "datasplitter_kwargs": datasplitter_kwargs,
         }
+        if not self.module.is_query:
+            self.alignment_ = None
         about = describe_run(self, datamodule, seed=seed, resumed=resume is not None, train=arguments)
         try:
             self.trainer = fit(
@@ -167,6 +179,8 @@ class TrainingMixin(CellModel):
             )
         finally:
             self._finish(plan)
+        if integration and obs_names is not None and self._can_integrate():
+            self.integrate(seed=seed)
 
     def _split(self, split_key: str | bool | None, **kwargs: Any) -> Split:
         """Split the model's cells by ``split_key``: None means the registered donor, False means cells."""

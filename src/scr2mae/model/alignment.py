@@ -1,0 +1,200 @@
+"""Alignment of batches in the latent space: fitted without gradients, in closed form for a cell and its batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scr2mae.model.soft_clusters import TEMPERATURE, covariance, powers, solve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scr2mae.model.soft_clusters import Solution
+
+__all__ = ["N_CELLS", "Alignment", "fit_alignment", "sample_cells"]
+
+N_CELLS = 20_000
+"""Most cells of a fit; more change the moments of clusters little and take longer."""
+
+_N_CLUSTERS = 20  # fewer join cell types, more split them by batch
+_CELLS_PER_CLUSTER = 30  # of small data, so that each cluster has a mean
+_N_DRAWN = 300, 3000  # cells drawn as the reference of a new batch, as many as it has within these limits
+_SHARED = 0.4, 0.5  # overlap up to which a batch stays where it is, and from which it is aligned in full
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Displacement of each batch onto what the batches have in common.
+
+    A latent vector z of batch b is moved by ::
+
+        s_b [sum_k r_k (t_k - m_bk) + (A_b - I) (z - sum_k r_k m_bk)],   r_k ~ n_bk exp(2 cos(z, u_bk) / temperature)
+
+    with soft clusters k, their means m_bk in the batch and t_k over batches, the Gaussian optimal-transport map A_b from
+    the residual covariance of the batch to that of all, and the strength s_b. All vectors are relative to ``center``;
+    ``directions`` are u, ``log_masses`` log n, ``offsets`` s (t - A m), ``stretches`` the transposes of s (A - I).
+
+    A row is for the covariate codes in ``keys``, -1 for any. ``shared`` is the overlap of a batch's clusters with those of
+    the others. New batches are aligned with the Gaussian mixture of ``means``, ``masses`` and ``covariance``.
+    """
+
+    center: Tensor  # (n_latent,)
+    directions: Tensor  # (n_rows, n_clusters, n_latent)
+    log_masses: Tensor  # (n_rows, n_clusters)
+    offsets: Tensor  # (n_rows, n_clusters, n_latent)
+    stretches: Tensor  # (n_rows, n_latent, n_latent)
+    shared: Tensor  # (n_rows,)
+    strengths: Tensor  # (n_rows,)
+    keys: Tensor  # int64, (n_rows, n_covariates)
+    means: Tensor  # (n_clusters, n_latent)
+    masses: Tensor  # (n_clusters,)
+    covariance: Tensor  # (n_latent, n_latent)
+
+    def apply(self, z: Tensor, categories: np.ndarray) -> Tensor:
+        """Move latent vectors (n_obs, n_latent) of cells with the given codes (n_obs, n_covariates); unknown ones stay."""
+        moved = z.clone()
+        codes, inverse = np.unique(categories, axis=0, return_inverse=True)
+        for i, row in enumerate(self.rows(codes)):
+            if row is None:
+                continue
+            at = torch.from_numpy(np.flatnonzero(inverse.reshape(-1) == i)).to(z.device)
+            centered = z[at] - self.center
+            cosines = torch.nn.functional.normalize(centered, dim=1) @ self.directions[row].T
+            weights = (2 / TEMPERATURE * cosines + self.log_masses[row]).softmax(dim=1)
+            moved[at] = z[at] + weights @ self.offsets[row] + centered @ self.stretches[row]
+        return moved
+
+    def rows(self, codes: np.ndarray) -> list[int | None]:
+        """Return the row of each combination of covariate codes (n, n_covariates), None if there is none."""
+        known = {tuple(key): row for row, key in enumerate(self.keys.tolist())}
+        anything = (-1,) * (codes.shape[1] - 1)
+        return [known.get(tuple(code), known.get((code[0], *anything))) for code in codes.tolist()]
+
+    def extend(self, Z: np.ndarray, key: tuple[int, ...], *, seed: int = 0) -> Alignment:
+        """Add or replace the row of a new batch with latent vectors Z, aligned with a draw from the mixture.
+
+        The other rows do not change.
+        """
+        center, masses = self.center.double().numpy(), self.masses.double().numpy()
+        rng, n = np.random.default_rng(seed), int(np.clip(len(Z), *_N_DRAWN))
+        at = rng.choice(len(masses), n, p=masses / masses.sum())
+        noise = rng.standard_normal((n, len(center))) @ powers(self.covariance.double().numpy(), 0.5)[0]
+        reference = self.means.double().numpy()[at] + noise
+        both = np.concatenate([reference, Z[np.lexsort(Z.T)]]) - center
+        codes = np.repeat([0, 1], [n, len(Z)])
+        solution = solve(both, codes, n_clusters=len(self.means), anchored=True, seed=seed)
+        new = {name: values[1:] for name, values in _to_rows(solution, np.ones(2)).items()}
+        new["keys"] = torch.tensor([key])
+        kept = torch.tensor([tuple(known) != tuple(key) for known in self.keys.tolist()])
+        return replace(
+            self, **{name: torch.cat([getattr(self, name)[kept], values]) for name, values in new.items()}
+        )
+
+    def to(self, device: torch.device) -> Alignment:
+        """Return a copy on a device."""
+        return Alignment(**{name: values.to(device) for name, values in self.to_state().items()})
+
+    def to_state(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], *, n_covariates: int) -> Alignment:
+        """Make an alignment of tensors from a file; raise if they do not fit together."""
+        names = {field.name for field in fields(cls)}
+        if set(tensors) != names:
+            raise ValueError(f"The alignment of batches lacks or adds {sorted(set(tensors) ^ names)}.")
+        n_rows, n_clusters, n_latent = (len(tensors[name]) for name in ("keys", "masses", "center"))
+        shapes = {
+            "center": (n_latent,),
+            "directions": (n_rows, n_clusters, n_latent),
+            "log_masses": (n_rows, n_clusters),
+            "offsets": (n_rows, n_clusters, n_latent),
+            "stretches": (n_rows, n_latent, n_latent),
+            "shared": (n_rows,),
+            "strengths": (n_rows,),
+            "keys": (n_rows, n_covariates),
+            "means": (n_clusters, n_latent),
+            "masses": (n_clusters,),
+            "covariance": (n_latent, n_latent),
+        }
+        for name, shape in shapes.items():
+            values, dtype = tensors[name], torch.int64 if name == "keys" else torch.float32
+            if tuple(values.shape) != shape or values.dtype != dtype or not bool(values.isfinite().all()):
+                raise ValueError(
+                    f"The alignment of batches is damaged: {name} is {values.dtype} {tuple(values.shape)}, "
+                    f"expected finite {dtype} {shape}."
+                )
+        return cls(**tensors)
+
+
+def sample_cells(codes: np.ndarray, *, n_cells: int = N_CELLS, seed: int = 0) -> np.ndarray:
+    """Return sorted positions of at most ``n_cells`` cells: as many of each batch as it has, up to a common limit."""
+    sizes = np.sort(np.unique(codes, return_counts=True)[1])
+    limit, left = n_cells, n_cells
+    for i, size in enumerate(sizes):  # small batches leave their room to the others
+        limit = left // (len(sizes) - i)
+        if size > limit:
+            break
+        left -= size
+    else:
+        limit = int(sizes.max(initial=0))
+    order = np.random.default_rng(seed).permutation(len(codes))
+    rank = np.empty(len(codes), dtype=np.int64)  # of a cell in its batch
+    for code in np.unique(codes):
+        members = order[codes[order] == code]
+        rank[members] = np.arange(len(members))
+    return np.flatnonzero(rank < limit)
+
+
+def fit_alignment(
+    Z: np.ndarray, codes: np.ndarray, *, n_covariates: int = 1, guard: bool = True, seed: int = 0
+) -> Alignment:
+    """Fit latent vectors (n_obs, n_latent) of batches (n_obs,); neither the order of cells nor that of batches matters.
+
+    With ``guard``, a batch whose clusters overlap little with those of the others is moved less, or not at all.
+    """
+    Z, codes = np.asarray(Z, dtype=np.float64), np.asarray(codes)
+    if not len(Z) or not np.isfinite(Z).all():
+        raise ValueError(f"Wanted finite latent vectors of one cell or more, got shape {Z.shape}.")
+    order = np.lexsort(Z.T)
+    Z, (names, codes) = Z[order], np.unique(codes[order], return_inverse=True)
+    center = Z.mean(axis=0)
+    n_clusters = int(np.clip(len(Z) // _CELLS_PER_CLUSTER, 1, _N_CLUSTERS))
+    solution = solve(Z - center, codes, n_clusters=n_clusters, anchored=False, seed=seed)
+    low, high = _SHARED
+    strengths = np.clip((solution.shared - low) / (high - low), 0, 1) if guard else np.ones(len(names))
+    strengths = strengths * (len(names) > 1)  # one batch stays, to the bit
+    rows = _to_rows(solution, strengths)
+    aligned = Z - center + strengths[codes, None] * (solution.aligned - (Z - center))
+    masses = solution.weights.sum(axis=0)
+    means = solution.weights.T @ aligned / np.maximum(masses, 1e-9)[:, None]
+    keys = torch.full((len(names), n_covariates), -1)
+    keys[:, 0] = torch.from_numpy(names.astype(np.int64))
+    mixture = {
+        "center": center,
+        "means": means + center,
+        "masses": masses,
+        "covariance": covariance(aligned - solution.weights @ means),
+    }
+    return Alignment(
+        keys=keys, **rows, **{k: torch.from_numpy(v.astype(np.float32)) for k, v in mixture.items()}
+    )
+
+
+def _to_rows(solution: Solution, strengths: np.ndarray) -> dict[str, Tensor]:
+    """Return the tensors of an alignment that have a row for each batch."""
+    scale = strengths[:, None, None]
+    arrays = {
+        "directions": solution.directions,
+        "log_masses": np.log(solution.masses + 1e-3),
+        "offsets": scale * (solution.targets - solution.sources @ solution.maps.transpose(0, 2, 1)),
+        "stretches": scale * (solution.maps.transpose(0, 2, 1) - np.eye(solution.maps.shape[-1])),
+        "shared": solution.shared,
+        "strengths": strengths,
+    }
+    return {name: torch.from_numpy(values.astype(np.float32)) for name, values in arrays.items()}

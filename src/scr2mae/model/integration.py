@@ -1,0 +1,174 @@
+"""Integration of batches: when an alignment is fitted, on which cells, and what is said about it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scr2mae.model.alignment import Alignment, fit_alignment, sample_cells
+from scr2mae.model.base import CellModel
+from scr2mae.model.streaming import embed, n_rows
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scr2mae.data import Cells
+
+_SHOWN = 5
+
+
+class IntegrationMixin(CellModel):
+    """``integrate``, and which embeddings are aligned."""
+
+    def integrate(self, adata: AnnData | None = None, *, guard: bool = True, seed: int | None = None) -> None:
+        """Align the batches in the embedding; :meth:`train` does it if the data have a ``batch_key``.
+
+        Moves the latent vectors of each batch onto what the batches have in common: means of soft clusters, and the
+        covariance around them. No weights change, and the decoder uses the vectors as they were. A query model aligns its
+        new batches with the reference, whose cells do not move.
+
+        Parameters
+        ----------
+        adata
+            Cells of the batches; None for those that the model was trained on.
+        guard
+            Whether to leave batches in place that have few clusters in common with the others, and all batches if each of
+            them has a single label of the ``labels_key``. In both cases there is a warning.
+        seed
+            Seed of the sample of at most 20,000 cells and of the clusters; defaults to the model's seed.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If the data were set up without ``batch_key``, or a latent vector is not finite.
+        """
+        self._check_if_trained(warn=False, message="The model is not trained yet; call model.train() first.")
+        if not self.module.is_query and not self._can_integrate():
+            raise ValueError("The data were set up without batch_key, so there are no batches to align.")
+        seed = self.seed if seed is None else seed
+        cells = self._cells(adata, on_disk=True)  # each is read once
+        if self.module.is_query:
+            self._align_new_batches(cells, seed=seed)
+            return
+        is_own = adata is None or adata is self.adata
+        seen = np.arange(cells.n_obs) if self.split_ is None or not is_own else self.split_.train
+        batches = cells.categories[:, 0]
+        seen = seen[sample_cells(batches[seen], seed=seed)]
+        self.alignment_ = None
+        if guard and self._is_confounded(self.adata if adata is None else adata, batches):
+            return
+        self.alignment_ = fit_alignment(
+            self._raw_latent(cells, seen),
+            batches[seen],
+            n_covariates=cells.categories.shape[1],
+            guard=guard,
+            seed=seed,
+        )
+        self._warn_about_strangers()
+        # Batches without a training cell, such as held-out donors.
+        unseen = np.flatnonzero(~np.isin(batches, batches[seen]))
+        keys = np.full((len(unseen), cells.categories.shape[1]), -1)
+        keys[:, 0] = batches[unseen]
+        self._extend(cells, unseen, keys, seed=seed)
+
+    def _can_integrate(self) -> bool:
+        """Return whether there is something to align: batches, or for a query a reference that was aligned."""
+        if self.module.is_query:
+            return self.alignment_ is not None
+        return self.spec.categorical[0][0] is not None
+
+    def _align_new_batches(self, cells: Cells, *, seed: int) -> None:
+        """Align cells with a new category of any covariate, each combination of categories as a batch."""
+        if self.alignment_ is None:
+            raise ValueError(
+                "The reference has no alignment; call its integrate() before load_query_data, "
+                "or train the weights of new batches by train(max_epochs=...)."
+            )
+        sizes = np.array([len(categories) for _, categories in self.spec.categorical])
+        is_new = (cells.categories >= sizes - np.array(self.n_new_categories_)).any(axis=1)
+        at = np.flatnonzero(is_new)
+        self._extend(cells, at, cells.categories[at], seed=seed)
+
+    def _extend(self, cells: Cells, indices: np.ndarray, keys: np.ndarray, *, seed: int) -> None:
+        """Add a row for each different key of the given cells."""
+        for key in np.unique(keys, axis=0):
+            at = indices[(keys == key).all(axis=1)]
+            at = at[sample_cells(np.zeros(len(at)), seed=seed)]
+            alignment: Any = self.alignment_
+            self.alignment_ = alignment.extend(self._raw_latent(cells, at), tuple(key.tolist()), seed=seed)
+
+    @torch.inference_mode()
+    def _raw_latent(self, cells: Cells, indices: np.ndarray) -> np.ndarray:
+        z = [z.cpu().numpy() for _, z in embed(self.module, cells, indices, None, "32-true")]
+        return np.concatenate(z) if n_rows(cells, indices) else np.zeros((0, 1), dtype=np.float32)
+
+    def _alignment_for(self, integrated: bool | None, codes: np.ndarray) -> Alignment | None:
+        """Return the alignment for cells with the given covariate codes, or None for the raw latent vectors."""
+        if integrated is False or (integrated is None and self.alignment_ is None):
+            return None
+        if self.alignment_ is None:
+            raise ValueError(
+                "This model has no alignment of batches. Call model.integrate(), which needs data set up with "
+                "batch_key, or pass integrated=False."
+            )
+        unique = np.unique(codes, axis=0)
+        if integrated and None in (rows := self.alignment_.rows(unique)):
+            batch = self.spec.categorical[0][1][unique[rows.index(None)][0]]
+            raise ValueError(
+                f"Cells of batch {batch!r} have not been aligned. Call train() or integrate() of the model that "
+                "load_query_data returned, or pass integrated=False."
+            )
+        return self.alignment_.to(self.module.device)
+
+    def _is_confounded(self, adata: Any, batches: np.ndarray) -> bool:
+        """Warn of columns of which each batch has a single value; return whether the labels are such a column."""
+        labels_key = self.registry["setup_args"].get("labels_key")
+        batch_key = self.spec.categorical[0][0]
+        for key in [labels_key, *(key for key, _ in self.spec.categorical[1:])]:
+            if key is None or key == batch_key or key not in adata.obs:
+                continue
+            values = pd.Series(adata.obs[key].to_numpy()).groupby(batches).agg(["nunique", "first"])
+            if len(values) < 2 or (values["nunique"] > 1).any() or values["first"].nunique() < 2:
+                continue
+            names = [str(self.spec.categorical[0][1][code]) for code in values.index[:_SHOWN]]
+            shown = ", ".join(f"{name}: {value}" for name, value in zip(names, values["first"], strict=False))
+            about = f"Each of the {len(values)} batches has one value of obs[{key!r}] ({shown})"
+            if key == labels_key:
+                warnings.warn(
+                    f"{about}, so aligning the batches would remove what it stands for; they were not aligned. "
+                    "To align them nevertheless, call model.integrate(guard=False).",
+                    UserWarning,
+                    stacklevel=3,
+                )
+                return True
+            warnings.warn(
+                f"{about}, so its effect is removed with that of the batches; integrated=False embeds with it.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return False
+
+    def _warn_about_strangers(self) -> None:
+        """Warn of batches that have few clusters in common with the others."""
+        alignment: Any = self.alignment_
+        held = (alignment.strengths < 1).nonzero().squeeze(1)
+        if len(alignment.strengths) < 2 or not len(held):
+            return
+        names = self.spec.categorical[0][1]
+        shown = ", ".join(
+            f"{names[int(alignment.keys[i, 0])]} {alignment.shared[i]:.2f} (moved by {alignment.strengths[i]:.0%})"
+            for i in held[:_SHOWN]
+        )
+        warnings.warn(
+            f"{len(held)} of {len(alignment.strengths)} batches have few clusters in common with the others and were "
+            f"aligned in part or not at all; overlap, from 0 to 1: {shown}. If they have the same cell types, call "
+            "model.integrate(guard=False).",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,148 @@
+"""Soft clusters of batches in the latent space, and the displacement of batches onto their common means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.cluster import KMeans
+
+__all__ = ["TEMPERATURE", "Solution", "covariance", "powers", "solve"]
+
+TEMPERATURE = 0.1
+"""Of the weights of clusters, as in Harmony."""
+
+_N_ITER = 10  # further ones change scores by less than .001
+_PSEUDO_CELLS = 2  # per latent dimension: weight of the shared covariance in that of a batch
+_RIDGE = 0.02  # of the mean variance, so that covariances are invertible
+_NOVELTY = 0.3  # share of the reference in a cluster, relative to the new batch's, at which half is trusted
+_TINY = 1e-9
+
+
+@dataclass
+class Solution:
+    """Clusters of batches (arrays by batch, then cluster), and the weights and aligned vectors of cells."""
+
+    directions: np.ndarray
+    masses: np.ndarray
+    sources: np.ndarray  # m
+    targets: np.ndarray  # t
+    maps: np.ndarray  # A
+    shared: np.ndarray
+    weights: np.ndarray
+    aligned: np.ndarray
+
+
+def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, seed: int) -> Solution:
+    """Alternate between soft clusters of the aligned cells and the displacement of batches onto the clusters' means.
+
+    With ``anchored``, the first batch is a reference that does not move.
+    """
+    members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
+    sizes = np.array([len(at) for at in members])
+    centers = np.stack([Z[at].mean(axis=0) for at in members])
+    aligned = Z - centers[codes] + (centers[0] if anchored else 0)
+    start = KMeans(n_clusters, n_init=1, random_state=seed).fit(_unit(aligned))
+    directions, penalty = _unit(start.cluster_centers_), np.zeros((len(members), n_clusters))
+    maps = np.repeat(np.eye(Z.shape[1])[None], len(members), axis=0)
+    for iteration in range(_N_ITER):
+        unit = _unit(aligned)
+        for _ in range(2):
+            cosines = unit @ directions.T
+            for _ in range(
+                3
+            ):  # balance batches within clusters, as Harmony does; undamped it would oscillate
+                weights = softmax(2 / TEMPERATURE * cosines + penalty[codes], axis=1)
+                masses = np.stack([weights[at].sum(axis=0) for at in members])
+                expected = np.outer(sizes / sizes.sum(), masses.sum(axis=0))
+                penalty = (penalty + np.log((expected + 1) / (masses + 1))) / 2
+            directions = _unit(weights.T @ unit)
+        sums = np.stack([weights[at].T @ Z[at] for at in members])
+        sources, targets = (_anchored_means if anchored else _pooled_means)(masses, sums)
+        if iteration % 2:  # these take half of the time
+            maps = _transport_maps(Z, members, weights, sources, anchored=anchored)
+        aligned = _displace(Z, members, weights, sources, targets, maps)
+    shares = masses / sizes[:, None]
+    others = (masses.sum(axis=0) - masses) / np.maximum(sizes.sum() - sizes, 1)[:, None]
+    # Weights that need only the cell and its batch: directions and masses of the batch instead of the balance.
+    own = np.stack([_unit(weights[at].T @ _unit(Z[at]) + _TINY * directions) for at in members])
+    for at, u, mass in zip(members, own, masses, strict=True):
+        weights[at] = softmax(2 / TEMPERATURE * _unit(Z[at]) @ u.T + np.log(mass + 1e-3), axis=1)
+    maps = _transport_maps(Z, members, weights, sources, anchored=anchored)
+    aligned = _displace(Z, members, weights, sources, targets, maps)
+    shared = np.minimum(shares, others).sum(axis=1)
+    return Solution(own, masses, sources, targets, maps, shared, weights, aligned)
+
+
+def _pooled_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means of clusters by batch, with one pseudo-cell at that of all batches, and the latter for each batch."""
+    pooled = sums.sum(axis=0) / np.maximum(masses.sum(axis=0), _TINY)[:, None]
+    sources = (sums + pooled) / (masses + 1)[..., None]
+    return sources, np.broadcast_to(pooled, sums.shape)
+
+
+def _anchored_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means of clusters in reference and new batch, and where they go.
+
+    Clusters that are new move by the mean displacement of the shared ones, so that they stay apart.
+    """
+    own = sums / np.maximum(masses, 1e-6)[..., None]
+    common = masses[0] * masses[1] / (masses.sum(axis=0) + _TINY)
+    drift = common @ (own[0] - own[1]) / max(common.sum(), _TINY)
+    shares = masses / masses.sum(axis=1, keepdims=True)
+    known = (shares[0] / np.maximum(shares[1], _TINY)) ** 2
+    trust = (known / (known + _NOVELTY**2) * masses[0] / (masses[0] + 1))[:, None]
+    target = trust * own[0] + (1 - trust) * (own[1] + drift)
+    source = (sums[1] + target - drift) / (masses[1] + 1)[:, None]
+    return np.stack([own[0], source]), np.stack([own[0], target])
+
+
+def _transport_maps(
+    Z: np.ndarray, members: list[np.ndarray], weights: np.ndarray, sources: np.ndarray, *, anchored: bool
+) -> np.ndarray:
+    """Return the optimal-transport maps between Gaussians, from the residuals of each batch to those of all.
+
+    For covariances S and P that is ``S^-1/2 (S^1/2 P S^1/2)^1/2 S^-1/2`` (Knott and Smith 1984).
+    """
+    sizes = np.array([len(at) for at in members])
+    spreads = np.stack([covariance(Z[at] - weights[at] @ m) for at, m in zip(members, sources, strict=True)])
+    shared = spreads[0] if anchored else np.tensordot(sizes / sizes.sum(), spreads, 1)
+    n_latent = Z.shape[1]
+    ridge = _RIDGE * max(np.trace(shared) / n_latent, _TINY) * np.eye(n_latent)
+    maps = []
+    for size, spread in zip(sizes, spreads, strict=True):
+        n_pseudo = _PSEUDO_CELLS * n_latent
+        mine = (size * spread + n_pseudo * shared) / (size + n_pseudo) + ridge
+        root, inverse = powers(mine, 0.5, -0.5)
+        maps.append(inverse @ powers(root @ (shared + ridge) @ root, 0.5)[0] @ inverse)
+    return np.stack(maps)
+
+
+def _displace(
+    Z: np.ndarray,
+    members: list[np.ndarray],
+    weights: np.ndarray,
+    sources: np.ndarray,
+    targets: np.ndarray,
+    maps: np.ndarray,
+) -> np.ndarray:
+    moved = np.empty_like(Z)
+    for at, m, t, A in zip(members, sources, targets, maps, strict=True):
+        moved[at] = weights[at] @ t + (Z[at] - weights[at] @ m) @ A.T
+    return moved
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def covariance(residuals: np.ndarray) -> np.ndarray:
+    """Return the covariance of vectors with mean zero."""
+    return residuals.T @ residuals / max(len(residuals) - 1, 1)
+
+
+def powers(matrix: np.ndarray, *exponents: float) -> list[np.ndarray]:
+    """Return powers of a positive semi-definite matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    return [(vectors * np.maximum(values, 1e-10) ** exponent) @ vectors.T for exponent in exponents]

@@ -1,0 +1,179 @@
+"""Alignment of batches: what moves, what stays, and that only the cell and its batch decide."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scr2mae.model.alignment import Alignment, fit_alignment, sample_cells
+
+TYPES = 6.0 * np.random.default_rng(0).standard_normal((5, 8))
+
+
+def draw(n: int, types: list[int] | None = None, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return latent vectors of cells of the given types, and their types."""
+    rng = np.random.default_rng(seed)
+    types = list(range(5)) if types is None else types
+    label = np.array(types)[rng.integers(len(types), size=n)]
+    return TYPES[label] + rng.standard_normal((n, 8)), label
+
+
+def apply(alignment: Alignment, Z: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    return alignment.apply(torch.from_numpy(Z.astype(np.float32)), codes.reshape(len(Z), -1)).numpy()
+
+
+def two_batches(*, shift: float = 3.0, scale: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    Z, _ = draw(600)
+    return np.concatenate([Z, scale * Z + shift]), np.repeat([0, 1], 600)
+
+
+def test_one_batch_stays_to_the_bit():
+    Z = draw(300)[0].astype(np.float32)
+    np.testing.assert_array_equal(apply(fit_alignment(Z, np.zeros(300)), Z, np.zeros(300)), Z)
+
+
+def test_a_shifted_and_scaled_copy_lands_on_its_original():
+    Z, codes = two_batches()
+    aligned = apply(fit_alignment(Z, codes), Z, codes)
+    apart = np.linalg.norm(aligned[:600] - aligned[600:], axis=1)
+    spread = np.linalg.norm(aligned[:600] - aligned[:600].mean(axis=0), axis=1)
+    assert np.median(apart) < 0.1 * np.median(spread)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_neither_the_order_of_cells_nor_the_codes_of_batches_matter(seed):
+    (A, _), (B, _), (C, _) = draw(200), draw(150, seed=1), draw(90, seed=2)
+    Z, codes = np.concatenate([A, B + 2, 0.7 * C - 1]), np.repeat([0, 1, 2], [200, 150, 90])
+    expected = apply(fit_alignment(Z, codes), Z, codes)
+    rng = np.random.default_rng(seed)
+    order, names = rng.permutation(len(Z)), rng.permutation(3) + 4
+    renamed = names[codes[order]]
+    np.testing.assert_allclose(
+        apply(fit_alignment(Z[order], renamed), Z[order], renamed), expected[order], atol=1e-4
+    )
+
+
+def test_a_cell_moves_by_itself_and_its_batch_alone():
+    Z, codes = two_batches()
+    alignment = fit_alignment(Z, codes)
+    together = apply(alignment, Z, codes)
+    for i in (0, 599, 600, 1199):
+        np.testing.assert_allclose(
+            apply(alignment, Z[i : i + 1], codes[i : i + 1])[0], together[i], atol=1e-5
+        )
+    held_out, _ = draw(100, seed=5)
+    moved = apply(alignment, np.concatenate([held_out, 1.5 * held_out + 3]), np.repeat([0, 1], 100))
+    assert np.median(np.linalg.norm(moved[:100] - moved[100:], axis=1)) < 1.0  # 9 before
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 50])
+def test_a_tiny_batch_is_finite_and_leaves_the_others_in_place(n):
+    Z, codes = two_batches()
+    tiny, _ = draw(n, seed=7)
+    more, both = np.concatenate([Z, tiny - 4]), np.concatenate([codes, np.full(n, 2)])
+    before = apply(fit_alignment(Z, codes, guard=False), Z, codes)
+    after = apply(fit_alignment(more, both, guard=False), more, both)
+    assert np.isfinite(after).all()
+    moved = np.linalg.norm(after[:1200] - before, axis=1)
+    assert np.median(moved) < 0.1 * np.median(np.linalg.norm(before - before.mean(axis=0), axis=1))
+
+
+def test_a_cell_type_of_one_batch_stays_apart():
+    (A, a), (B, b) = draw(800, [0, 1, 2, 3]), draw(800, [0, 1, 2, 4], seed=1)
+    codes, label = np.repeat([0, 1], 800), np.concatenate([a, b])
+    aligned = apply(fit_alignment(np.concatenate([A, B + 2]), codes), np.concatenate([A, B + 2]), codes)
+    centers = np.stack([aligned[label == k].mean(axis=0) for k in range(5)])
+    nearest = np.linalg.norm(aligned[:, None] - centers, axis=2).argmin(axis=1)
+    assert (nearest == label).mean() > 0.95
+
+
+def test_batches_without_common_types_stay_unless_asked():
+    (A, _), (B, _) = draw(500, [0, 1]), draw(500, [2, 3, 4], seed=1)
+    Z, codes = np.concatenate([A, B]).astype(np.float32), np.repeat([0, 1], 500)
+    alignment = fit_alignment(Z, codes)
+    assert alignment.shared.max() < 0.4
+    np.testing.assert_array_equal(apply(alignment, Z, codes), Z)
+    assert np.abs(apply(fit_alignment(Z, codes, guard=False), Z, codes) - Z).max() > 1
+
+
+class TestExtend:
+    @pytest.fixture
+    def alignment(self):
+        return fit_alignment(*two_batches())
+
+    def test_a_new_batch_lands_on_the_reference(self, alignment):
+        Z, label = draw(400, seed=9)
+        moved = apply(alignment.extend(Z - 3, (2,)), Z - 3, np.full(400, 2))
+        reference, codes = two_batches()
+        aligned, types = apply(alignment, reference, codes), np.tile(draw(600)[1], 2)
+        centers = np.stack([aligned[types == k].mean(axis=0) for k in range(5)])
+        nearest = np.linalg.norm(moved[:, None] - centers, axis=2).argmin(axis=1)
+        assert (nearest == label).mean() > 0.95
+
+    def test_rows_of_the_reference_do_not_change(self, alignment):
+        extended = alignment.extend(draw(50)[0] - 3, (2,)).extend(draw(9)[0], (7,))
+        Z, codes = two_batches()
+        np.testing.assert_array_equal(apply(extended, Z, codes), apply(alignment, Z, codes))
+        assert extended.keys[:, 0].tolist() == [0, 1, 2, 7]
+
+    def test_a_second_fit_replaces_the_first(self, alignment):
+        Z = draw(50)[0]
+        again = alignment.extend(Z - 9, (2,)).extend(Z - 3, (2,))
+        for name, values in alignment.extend(Z - 3, (2,)).to_state().items():
+            torch.testing.assert_close(again.to_state()[name], values, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("n", [1, 5])
+    def test_a_few_cells_are_finite(self, alignment, n):
+        Z = draw(n)[0] - 3
+        assert np.isfinite(apply(alignment.extend(Z, (2,)), Z, np.full(n, 2))).all()
+
+    @pytest.mark.parametrize("seed", [11, 12, 13])
+    def test_a_new_type_stays_apart(self, alignment, seed):
+        Z, _ = draw(400, [0, 1, 2], seed=3)
+        new = 6 * np.random.default_rng(seed).standard_normal(8)
+        query = np.concatenate([Z, new + np.random.default_rng(4).standard_normal((150, 8))]) - 2
+        moved = apply(alignment.extend(query, (2,)), query, np.full(550, 2))
+        reference, codes = two_batches()
+        everything = np.concatenate([apply(alignment, reference, codes), moved])
+        is_new = np.arange(len(everything)) >= len(everything) - 150
+        distances = np.linalg.norm(everything[-150:, None] - everything, axis=2)
+        assert is_new[distances.argsort(axis=1)[:, 1:16]].mean() > 0.9
+
+
+def test_is_deterministic_and_survives_its_state():
+    Z, codes = two_batches()
+    first, second = fit_alignment(Z, codes, seed=3), fit_alignment(Z, codes, seed=3)
+    for name, values in first.to_state().items():
+        torch.testing.assert_close(second.to_state()[name], values, rtol=0, atol=0)
+    again = Alignment.from_state(first.to_state(), n_covariates=1)
+    np.testing.assert_array_equal(apply(again, Z, codes), apply(first, Z, codes))
+
+
+@pytest.mark.parametrize("name", ["center", "keys", "stretches", "offsets"])
+def test_a_damaged_state_is_refused(name):
+    state = fit_alignment(*two_batches()).to_state()
+    with pytest.raises(ValueError, match=r"damaged: (keys|offsets|stretches|center|directions)"):
+        Alignment.from_state({**state, name: state[name][:-1]}, n_covariates=1)
+    with pytest.raises(ValueError, match="lacks or adds"):
+        Alignment.from_state({k: v for k, v in state.items() if k != name}, n_covariates=1)
+    broken = state["offsets"].clone()
+    broken[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="damaged: offsets"):
+        Alignment.from_state({**state, "offsets": broken}, n_covariates=1)
+
+
+def test_vectors_that_are_not_finite_are_refused():
+    Z, codes = two_batches()
+    Z[3, 2] = np.nan
+    with pytest.raises(ValueError, match="finite latent vectors"):
+        fit_alignment(Z, codes)
+
+
+def test_a_sample_gives_small_batches_all_their_cells():
+    codes = np.repeat([0, 1, 2], [10, 300, 5000])
+    sample = sample_cells(codes, n_cells=210, seed=1)
+    assert np.bincount(codes[sample]).tolist() == [10, 100, 100]
+    np.testing.assert_array_equal(sample, np.unique(sample))
+    np.testing.assert_array_equal(sample_cells(codes), np.arange(5310))
