@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from scvi import REGISTRY_KEYS
 
 from scr2mae._utils.batches import BatchLoader, BatchSampler
 from scr2mae.data.backed import BackedCounts
 from scr2mae.data.device import DeviceCells, to_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from scr2mae.data.cells import Cells, CellSpec
     from scr2mae.data.splits import Split
@@ -28,6 +29,7 @@ __all__ = [
     "check_data_module",
     "collate_dense",
     "collate_sparse",
+    "first_cells",
 ]
 
 
@@ -180,6 +182,23 @@ class CellDataModule(pl.LightningDataModule):
             batch_size=max(self.batch_size, 2),
             on_device=self._place(),
         )
+
+
+def first_cells(datamodule: Any, n_obs: int, *, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield mini-batches of about ``n_obs`` training cells: a random sample, or the first ones of an external module."""
+    if isinstance(datamodule, CellDataModule):
+        train = datamodule.split.train
+        chosen = np.sort(np.random.default_rng(seed).permutation(train)[:n_obs])
+        yield from CellLoader(datamodule.cells, chosen, batch_size=1024)
+        return
+    if hasattr(datamodule, "setup"):
+        datamodule.setup("fit")
+    n_seen = 0
+    for tensors in datamodule.train_dataloader():
+        yield tensors
+        n_seen += len(tensors[REGISTRY_KEYS.X_KEY])
+        if n_seen >= n_obs:
+            return
 
 
 def check_data_module(datamodule: Any, spec: CellSpec) -> None:

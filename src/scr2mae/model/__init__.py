@@ -28,11 +28,16 @@ class R2MAEModel(TrainingMixin, InferenceMixin, QueryMixin, SavingMixin, HubMixi
     n_hidden
         Width of the hidden layers.
     n_latent
-        Width of the embedding.
+        Width of the embedding; by default 160, or 64 with ``encoder="mlp"``.
     n_layers
         Hidden layers of the encoder.
+    encoder
+        ``"linear+mlp"``: fixed principal components of the visible counts are the input of the hidden layers, and the
+        embedding has the leading components (50 of log-normalized counts, 50 of Pearson residuals, or fewer if
+        ``n_latent`` is below 160) beside what the layers add. ``"mlp"``: the paper's network, hidden layers on
+        ``log1p`` counts alone.
     n_layers_decoder
-        Hidden layers of the decoder.
+        Hidden layers of the decoder; by default 0 (a linear decoder), or 1 with ``encoder="mlp"``.
     mask_ratio
         Fraction of the genes masked at a step: a float (a plain masked autoencoder), a pair ``(low, high)`` from
         which it is drawn anew for every mini-batch (R²MAE), or a schedule of :mod:`scr2mae.masking`.
@@ -79,4 +84,5 @@ class R2MAEModel(TrainingMixin, InferenceMixin, QueryMixin, SavingMixin, HubMixi
         -------
         The model, not trained yet.
         """
-        return cls(adata, **{"n_hidden": 1000, "n_latent": 512, "n_layers": 2, **kwargs})
+        sizes = {"n_hidden": 1000, "n_latent": 512, "n_layers": 2, "n_layers_decoder": 1}
+        return cls(adata, **{"encoder": "mlp", **sizes, **kwargs})

@@ -13,7 +13,7 @@ from scr2mae.data import CellSpec, read_cells
 from scr2mae.data.setup import make_actual, register
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.nn.curriculum import Curriculum
-from scr2mae.nn.module import R2MAEModule
+from scr2mae.nn.module import ENCODERS, R2MAEModule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_DEFAULTS = {
+    "linear+mlp": {"n_latent": 160, "n_layers_decoder": 0},
+    "mlp": {"n_latent": 64, "n_layers_decoder": 1},
+}
+
 
 class CellModel(BaseModelClass):
     """Registered cells and a network that fits them."""
@@ -37,23 +42,27 @@ class CellModel(BaseModelClass):
         self,
         adata: AnnData | None = None,
         n_hidden: int = 256,
-        n_latent: int = 64,
+        n_latent: int | None = None,
         n_layers: int = 1,
         *,
-        n_layers_decoder: int = 1,
+        encoder: str = "linear+mlp",
+        n_layers_decoder: int | None = None,
         mask_ratio: float | Sequence[float] | RatioSchedule = (0.1, 0.5),
         curriculum: str | Curriculum | None = None,
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
+        if encoder not in ENCODERS:
+            raise ValueError(f"encoder must be one of {list(ENCODERS)}, got {encoder!r}.")
+        defaults = _DEFAULTS[encoder]
         sizes = {
             "n_hidden": n_hidden,
-            "n_latent": n_latent,
+            "n_latent": defaults["n_latent"] if n_latent is None else n_latent,
             "n_layers": n_layers,
-            "n_layers_decoder": n_layers_decoder,
+            "n_layers_decoder": defaults["n_layers_decoder"] if n_layers_decoder is None else n_layers_decoder,
         }
         for name, value in sizes.items():
-            check_integer(name, value, smallest=1)
+            check_integer(name, value, smallest=0 if name == "n_layers_decoder" else 1)
         check_integer("seed", seed, smallest=0)
         self.curriculum = Curriculum.named(curriculum)
         self.mask_ratio = mask_ratio
@@ -61,7 +70,8 @@ class CellModel(BaseModelClass):
         if adata is not None:
             self._ensure_registered(adata)
         super().__init__(adata, registry=registry)
-        self.init_params_ = {**{name: int(value) for name, value in sizes.items()}, "seed": int(seed)}
+        integers = {name: int(value) for name, value in sizes.items()}
+        self.init_params_: dict[str, Any] = {**integers, "encoder": encoder, "seed": int(seed)}
         self.split_: Split | None = None
         self.history_: History | None = None
         self.runs_: list[dict[str, Any]] = []
@@ -69,8 +79,8 @@ class CellModel(BaseModelClass):
         self.alignment_: Alignment | None = None
         self.module = self.build_module()
         self._model_summary_string = (
-            f"R2MAEModel with {n_hidden} hidden units, {n_latent} latent dimensions, "
-            f"{n_layers} + {n_layers_decoder} hidden layers, masking ratio {mask_ratio}."
+            f"R2MAEModel with encoder {encoder!r}, {n_hidden} hidden units, {integers['n_latent']} latent dimensions, "
+            f"{n_layers} + {integers['n_layers_decoder']} hidden layers, masking ratio {mask_ratio}."
         )
 
     @classmethod

@@ -74,7 +74,7 @@ class InferenceMixin(IntegrationMixin):
             If the embedding does not fit in memory and ``out`` is not given.
         """
         cells, rows = self._trained_cells(adata, indices)
-        shape = n_rows(cells, rows), self.module.to_latent.out_features
+        shape = n_rows(cells, rows), self.module.n_latent
         if out is None:
             advice = "pass out=, an array of zarr or HDF5 on disk, or embed some of the cells at a time by indices="
             check_array(shape, np.float32, "The embedding", advice=advice)

@@ -14,6 +14,7 @@ from scr2mae.data import CellSpec, Split, split_cells
 from scr2mae.masking import as_ratio_schedule, schedule_from_state
 from scr2mae.model.alignment import Alignment
 from scr2mae.nn.curriculum import Curriculum
+from scr2mae.nn.module import ENCODERS
 from scr2mae.train.provenance import History, history_from_state
 
 if TYPE_CHECKING:
@@ -89,9 +90,13 @@ def _checked(
     build: Callable[..., torch.nn.Module],
     place: str | Path,
 ) -> CheckedState:
-    registry, sizes, n_new = document["registry"], document["init_params"], document["n_new_categories"]
-    if set(sizes) != set(_SIZES) or any(type(size) is not int for size in sizes.values()):
-        raise ValueError(f"The widths of the network in {place} are damaged: got {sizes}.")
+    registry, n_new = document["registry"], document["n_new_categories"]
+    init_params = document["init_params"]
+    init_params.setdefault("encoder", "mlp")  # folders of the first versions have no other
+    sizes = {name: value for name, value in init_params.items() if name != "encoder"}
+    is_known = init_params["encoder"] in ENCODERS and set(sizes) == set(_SIZES)
+    if not is_known or any(type(size) is not int for size in sizes.values()):
+        raise ValueError(f"The widths of the network in {place} are damaged: got {init_params}.")
     spec = CellSpec.from_registry(registry)
     AnnDataManager._get_summary_stats_from_registry(registry)
     if unknown := set(registry["setup_args"]) - set(setup_arguments):
@@ -104,12 +109,13 @@ def _checked(
     curriculum = Curriculum.from_dict(document["curriculum"])
     weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
     n_layers = sizes["n_layers"] + sizes["n_layers_decoder"]
-    can_be = min(size for name, size in sizes.items() if name != "seed") >= 1 and n_layers <= len(tensors)
+    smallest = min(size for name, size in sizes.items() if name not in ("seed", "n_layers_decoder"))
+    can_be = smallest >= 1 and sizes["n_layers_decoder"] >= 0 and n_layers <= len(tensors)
     expected: dict[str, Tensor] = {}
     if can_be:
         try:
             with torch.device("meta"):  # takes no memory
-                network = build(spec, sizes, curriculum=curriculum, n_new_categories=n_new)
+                network = build(spec, init_params, curriculum=curriculum, n_new_categories=n_new)
             expected = network.state_dict()
         except (RuntimeError, ValueError):  # sizes beyond any address
             pass

@@ -91,8 +91,8 @@ def embed(
     n_obs, n_vars = cells.counts.shape
     is_sparse = module.device.type == "cpu" and cells.counts.nnz <= _SPARSE * n_obs * n_vars
     encode = _encode_sparse if is_sparse else _encode_dense
-    for rows, h in encode(module, cells, indices, batch_size, precision):
-        yield rows, module.to_latent(h.float())
+    for rows, z in encode(module, cells, indices, batch_size, precision):
+        yield rows, module.embedding(z)
 
 
 def _encode_dense(
@@ -100,10 +100,13 @@ def _encode_dense(
 ) -> Iterator[tuple[slice, Tensor]]:
     for rows, tensors in stream(module, cells, indices, batch_size, desc="Embedding"):
         inputs = module._get_inference_input(tensors)
+        if module.linear is not None:  # products with few columns, in float32
+            yield rows, module.inference(**inputs)["z"]
+            continue
         counts = inputs.pop("counts")
         with autocast(precision, module.device):
             h = module.encoder(counts.float().log1p(), **inputs)
-        yield rows, h
+        yield rows, module.to_latent(h.float())
 
 
 def _encode_sparse(
@@ -112,9 +115,13 @@ def _encode_sparse(
     with autocast(precision, module.device):
         is_reduced = torch.is_autocast_enabled(module.device.type)
         dtype = torch.get_autocast_dtype(module.device.type) if is_reduced else torch.float32
-    table = module.encoder.table(dtype)
+    table = None if module.linear is not None else module.encoder.table(dtype)
     for rows, tensors in stream(module, cells, indices, batch_size, collate_sparse, desc="Embedding"):
-        logged = SparseRows(tensors["columns"], tensors["starts"], tensors["values"].log1p())
+        counts = SparseRows(tensors["columns"], tensors["starts"], tensors["values"])
+        if table is None:
+            yield rows, module.embed_sparse(counts, tensors)
+            continue
+        logged = counts._replace(values=counts.values.log1p())
         with autocast(precision, module.device):
             h = module.encoder.forward_sparse(logged, table, **module._covariates(tensors))
-        yield rows, h
+        yield rows, module.to_latent(h.float())

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
 
 from scr2mae._utils.compat import resolve_precision, torch_device
 from scr2mae.data import CellDataModule, Split, split_cells
 from scr2mae.data.backed import stays_on_disk
-from scr2mae.data.loaders import check_data_module
+from scr2mae.data.loaders import check_data_module, first_cells
 from scr2mae.model.base import check_integer
 from scr2mae.model.integration import IntegrationMixin
 from scr2mae.model.provenance import describe_run
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 # Share of a run over which weights are averaged; measured in docs/benchmarks/.
 _AVERAGING = 0.1
+# Cells, and counts of all genes, in the sample from which the linear path is fitted: at most 400 MB.
+_START_CELLS, _START_COUNTS = 20_000, 100_000_000
 
 
 class TrainingMixin(IntegrationMixin):
@@ -143,6 +147,8 @@ class TrainingMixin(IntegrationMixin):
                 counts_on=counts_on,
             )
             obs_names = self.adata.obs_names
+        if self.module.needs_start:
+            self._start(datamodule, seed)
         plan = self._training_plan(seed, plan_kwargs or {})
         max_epochs = max_epochs or default_max_epochs(_n_obs_epoch(datamodule))
         arguments = {
@@ -208,6 +214,14 @@ class TrainingMixin(IntegrationMixin):
         if early_stopping and not len(split.validation):
             raise ValueError("early_stopping=True needs validation cells; lower train_size.")
         return datamodule
+
+    def _start(self, datamodule: Any, seed: int) -> None:
+        """Fit what does not learn, and start values, to a sample of the training cells."""
+        n_obs = min(_START_CELLS, max(_START_COUNTS // self.module.n_vars, 1000))
+        sample = list(first_cells(datamodule, n_obs, seed=seed))
+        counts = torch.cat([tensors[REGISTRY_KEYS.X_KEY].float() for tensors in sample])
+        log_library = torch.cat([self.module.log_library(tensors) for tensors in sample])
+        self.module.start_from(counts, log_library, seed=seed)
 
     def _training_plan(self, seed: int, plan_kwargs: dict[str, Any]) -> MaskedTrainingPlan:
         curriculum = None if self.module.is_query else self.curriculum

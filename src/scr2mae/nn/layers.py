@@ -10,7 +10,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CovariateLinear", "CovariateMLP", "SparseRows"]
+__all__ = ["CovariateLinear", "CovariateMLP", "CovariateShift", "SparseRows", "batch_norm"]
 
 
 class SparseRows(NamedTuple):
@@ -19,6 +19,11 @@ class SparseRows(NamedTuple):
     columns: Tensor  # (n_non_zeros,), int32 or int64
     starts: Tensor  # (n_obs,), of the same type: where each row begins in ``columns``
     values: Tensor  # (n_non_zeros,), float32
+
+    def lengths(self) -> Tensor:
+        """Return the number of non-zeros per row, int64, (n_obs,)."""
+        ends = torch.cat([self.starts[1:], self.starts.new_tensor([len(self.values)])])
+        return (ends - self.starts).long()
 
     def matmul(self, table: Tensor) -> Tensor:
         """Multiply by a (n_columns, n_out) matrix, float32 or bfloat16; float32, (n_obs, n_out)."""
@@ -44,14 +49,14 @@ class _CategoryTable(nn.Module):
         return nn.functional.embedding(codes, table)
 
 
-class CovariateLinear(nn.Module):
-    """Linear layer on ``[x, one-hot covariates, continuous covariates]``.
+class _Covariates(nn.Module):
+    """Contribution of covariates to a layer: a row per category, and a linear map of continuous ones.
 
     The one-hot product is a table look-up, so that adding a category changes no other number. ``n_categories`` has one
     entry per categorical covariate, ``n_new_categories`` how many of each, the last ones, a query has added.
     """
 
-    def __init__(
+    def _add_tables(
         self,
         n_in: int,
         n_out: int,
@@ -60,8 +65,6 @@ class CovariateLinear(nn.Module):
         n_new_categories: Sequence[int] | None = None,
         n_continuous: int = 0,
     ) -> None:
-        super().__init__()
-        self.linear = nn.Linear(n_in, n_out)
         n_new = n_new_categories or [0] * len(n_categories)
         scale = (n_in + sum(n_categories) + n_continuous) ** -0.5
         # A constant covariate adds nothing to the bias.
@@ -73,12 +76,6 @@ class CovariateLinear(nn.Module):
             }
         )
         self.continuous = nn.Linear(n_continuous, n_out, bias=False) if n_continuous else None
-
-    def forward(
-        self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
-    ) -> Tensor:
-        """Map ``x`` (n_obs, n_in), codes (n_obs, n_covariates), values (n_obs, n_continuous) to (n_obs, n_out)."""
-        return self.add_covariates(self.linear(x), categories, continuous)
 
     def add_covariates(
         self, h: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
@@ -95,6 +92,35 @@ class CovariateLinear(nn.Module):
         return h
 
 
+class CovariateLinear(_Covariates):
+    """Linear layer on ``[x, one-hot covariates, continuous covariates]``."""
+
+    def __init__(self, n_in: int, n_out: int, **covariates: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_in, n_out)
+        self._add_tables(n_in, n_out, **covariates)
+
+    def forward(
+        self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
+    ) -> Tensor:
+        """Map ``x`` (n_obs, n_in), codes (n_obs, n_covariates), values (n_obs, n_continuous) to (n_obs, n_out)."""
+        return self.add_covariates(self.linear(x), categories, continuous)
+
+
+class CovariateShift(_Covariates):
+    """Addition of covariates to the input: a linear decoder's way to read them."""
+
+    def __init__(self, n_features: int, **covariates: Any) -> None:
+        super().__init__()
+        self._add_tables(n_features, n_features, **covariates)
+
+    def forward(
+        self, x: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
+    ) -> Tensor:
+        """Shift ``x`` (n_obs, n_features) by codes (n_obs, n_covariates) and values (n_obs, n_continuous)."""
+        return self.add_covariates(x, categories, continuous)
+
+
 class CovariateMLP(nn.Module):
     """Hidden layers, each linear, batch-normalized and rectified; covariates enter the first.
 
@@ -104,9 +130,9 @@ class CovariateMLP(nn.Module):
     def __init__(self, n_in: int, n_hidden: int, n_layers: int, **covariates: Any) -> None:
         super().__init__()
         self.first = CovariateLinear(n_in, n_hidden, **covariates)
-        layers: list[nn.Module] = [_norm(n_hidden), nn.ReLU()]
+        layers: list[nn.Module] = [batch_norm(n_hidden), nn.ReLU()]
         for _ in range(n_layers - 1):
-            layers += [nn.Linear(n_hidden, n_hidden), _norm(n_hidden), nn.ReLU()]
+            layers += [nn.Linear(n_hidden, n_hidden), batch_norm(n_hidden), nn.ReLU()]
         self.rest = nn.Sequential(*layers)
 
     def forward(
@@ -127,10 +153,10 @@ class CovariateMLP(nn.Module):
         return self.first.linear.weight.detach().to(dtype).T.contiguous()
 
 
-def _norm(n_features: int) -> nn.BatchNorm1d:
+def batch_norm(n_features: int, *, affine: bool = True) -> nn.BatchNorm1d:
     """Batch normalization with scvi-tools' epsilon and PyTorch's momentum.
 
     At scvi-tools' momentum of 0.01 the running statistics, which embeddings use, lag a hundred steps behind the weights:
     a good part of the whole training on a thousand cells.
     """
-    return nn.BatchNorm1d(n_features, eps=1e-3, momentum=0.1)
+    return nn.BatchNorm1d(n_features, eps=1e-3, momentum=0.1, affine=affine)

@@ -1,0 +1,127 @@
+"""Fixed linear path of the encoder: principal components, and start values measured on the training cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.utils.extmath import randomized_svd
+from torch import Tensor, nn
+
+from scr2mae.nn.layers import SparseRows
+
+__all__ = ["LinearPath", "measure_counts"]
+
+_WEIGHTS = {"logged": 1.0, "residual": 0.5}  # measured on seven sets: residuals at full weight lose cell types
+_CLIP = 5.0  # residuals beyond five standard deviations come from single cells
+_THETA = 100.0  # overdispersion of the residuals, as in Lause et al. (2021)
+
+
+class LinearPath(nn.Module):
+    """Scores of a cell on principal components that are fitted once and do not learn.
+
+    With ``y = counts / library * median library``, frequencies ``f`` of the genes and ``m = f * median library``, the
+    two blocks are the leading components of ``log1p(y)`` and, at half the weight, of Pearson residuals
+    ``clip((y - m) / sqrt(m + m^2 / 100))``, shifted so that a count of zero is zero. Genes that are not visible count
+    as average, and scores are divided by the visible share of the genes, so that they keep their size.
+    """
+
+    spread = 3.0  # root mean square length of the first block's scores; suits the decoder's learning rate
+
+    def __init__(self, n_vars: int, n_components: int) -> None:
+        super().__init__()
+        self.n_components = min(n_components, n_vars)
+        self.register_buffer("frequencies", torch.full((n_vars,), 1.0 / n_vars))
+        self.register_buffer("median_library", torch.zeros(()))
+        for name in _WEIGHTS:
+            self.register_buffer(f"{name}_center", torch.zeros(n_vars))
+            self.register_buffer(f"{name}_axes", torch.zeros(n_vars, self.n_components))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether components have been fitted."""
+        return bool(self.median_library > 0)
+
+    def forward(self, counts: Tensor, log_library: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Map counts (n_obs, n_vars) and log libraries of all genes (n_obs, 1) to scores (n_obs, 2 * n_components)."""
+        with torch.autocast(counts.device.type, enabled=False):
+            y = counts.float() * self._factor(log_library)
+            scores = [
+                features @ axes + offset
+                for features, (axes, offset) in zip(
+                    self._features(y, slice(None)), self._tables(visible), strict=True
+                )
+            ]
+            return torch.cat(scores, dim=1)
+
+    def forward_sparse(self, rows: SparseRows, log_library: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Map rows of which only the non-zeros are given, as :meth:`forward` does."""
+        factor = self._factor(log_library).squeeze(1).repeat_interleave(rows.lengths())
+        features = self._features(rows.values * factor, rows.columns.long())
+        scores = [
+            SparseRows(rows.columns, rows.starts, values).matmul(axes) + offset
+            for values, (axes, offset) in zip(features, self._tables(visible), strict=True)
+        ]
+        return torch.cat(scores, dim=1)
+
+    def _factor(self, log_library: Tensor) -> Tensor:
+        return (-log_library.float()).exp() * self.median_library
+
+    def _features(self, y: Tensor, genes: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Transform normalized counts of the given genes; zero stays zero."""
+        mean = self.frequencies[genes] * self.median_library
+        scale = (mean + mean.square() / _THETA).rsqrt()
+        at_zero = (-mean * scale).clamp(min=-_CLIP)
+        return y.log1p(), ((y - mean) * scale).clamp(-_CLIP, _CLIP) - at_zero
+
+    def _tables(self, visible: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Return axes and offset per block, those of the visible genes scaled up to all genes."""
+        tables = []
+        for name in _WEIGHTS:
+            center, axes = getattr(self, f"{name}_center"), getattr(self, f"{name}_axes")
+            if visible is not None:
+                axes = axes * (visible / visible.float().mean()).unsqueeze(1)
+            tables.append((axes, -center @ axes))
+        return tables
+
+    def fit(self, counts: Tensor, library: Tensor, frequencies: Tensor, *, seed: int) -> None:
+        """Fit to counts (n_obs, n_vars) with libraries (n_obs, 1); deterministic for a seed."""
+        self.frequencies.copy_(frequencies)
+        self.median_library.copy_(library.median())
+        counts, library = counts.to(self.frequencies.device), library.to(self.frequencies.device)
+        for i, (name, weight) in enumerate(_WEIGHTS.items()):
+            features = self._features(counts * (self.median_library / library), slice(None))[i]
+            center = features.mean(dim=0)
+            axes = _components(features.sub_(center), self.n_components, seed=seed)
+            spread = (features @ axes).square().sum(dim=1).mean().sqrt().clamp(min=1e-6)
+            getattr(self, f"{name}_center").copy_(center)
+            getattr(self, f"{name}_axes").copy_(axes * (weight * self.spread / spread))
+
+
+def _components(centered: Tensor, n_components: int, *, seed: int) -> Tensor:
+    """Return the leading principal axes, shape (n_vars, n_components); zeros where the rank is lower."""
+    axes = torch.zeros(centered.shape[1], n_components)
+    n_found = min(n_components, centered.shape[0] - 1)
+    if n_found > 0 and bool(centered.any()):
+        *_, found = randomized_svd(centered.cpu().numpy(), n_found, n_iter=4, random_state=seed)
+        axes[:, :n_found] = torch.from_numpy(np.ascontiguousarray(found.T))
+    return axes.to(centered.device)
+
+
+def measure_counts(counts: Tensor, library: Tensor) -> tuple[Tensor, Tensor]:
+    """Return frequencies and dispersions theta of the genes, both of shape (n_vars,), as a start for training.
+
+    Half a cell with the mean non-zero count c is added to each gene's statistics. A gene that is rare but high where
+    it is found, as without unique molecular identifiers, so starts with a wide distribution: with the mean
+    ``m_g = library * f_g``, ``theta_g = sum m_g^2 / (sum (x_g - m_g)^2 + c^2 / 2 - sum m_g)``.
+    """
+    total = counts.sum(dtype=torch.float64)
+    mean_non_zero = (total / counts.count_nonzero().clamp(min=1)).clamp(min=1.0)
+    of_genes = counts.sum(dim=0, dtype=torch.float64) + 0.5 * mean_non_zero
+    frequencies = (of_genes / of_genes.sum()).float()
+    squares, excess = torch.zeros((2, counts.shape[1]), dtype=torch.float64)
+    for x, n in zip(counts.split(1024), library.split(1024), strict=True):
+        mean = n * frequencies
+        squares += mean.square().sum(dim=0, dtype=torch.float64)
+        excess += ((x - mean).square() - mean).sum(dim=0, dtype=torch.float64)
+    excess += 0.5 * mean_non_zero**2
+    return frequencies, (squares / excess.clamp(min=1e-8)).clamp(1e-4, 1e3).float()
