@@ -137,16 +137,22 @@ def train_tiny() -> Callable[..., Any]:
     return train
 
 
+@pytest.fixture(scope="session", params=["linear+mlp", "mlp"])
+def encoder(request: pytest.FixtureRequest) -> str:
+    """Encoder of the shared models; tests of them run with each."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def trained(train_tiny: Callable[..., Any]) -> Any:
+def trained(train_tiny: Callable[..., Any], encoder: str) -> Any:
     """A model trained on the simulation without covariates; read, never change it."""
-    return train_tiny(_simulate())
+    return train_tiny(_simulate(), model={"encoder": encoder})
 
 
 @pytest.fixture(scope="session")
-def reference(train_tiny: Callable[..., Any]) -> Any:
+def reference(train_tiny: Callable[..., Any], encoder: str) -> Any:
     """A model trained with two categorical covariates and one continuous; read, never change it."""
-    return train_tiny(_simulate(), setup=COVARIATES)
+    return train_tiny(_simulate(), setup=COVARIATES, model={"encoder": encoder})
 
 
 def _snapshot(adata: AnnData) -> tuple[Any, ...]:

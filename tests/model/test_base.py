@@ -73,7 +73,8 @@ def test_building_training_and_using_a_model_leaves_the_global_generators_alone(
 
 
 def test_layers_and_widths_are_those_asked_for(adata: AnnData) -> None:
-    module = R2MAEModel(adata, n_hidden=8, n_latent=3, n_layers=3, n_layers_decoder=2).module
+    sizes = {"n_hidden": 8, "n_latent": 3, "n_layers": 3, "n_layers_decoder": 2}
+    module = R2MAEModel(adata, encoder="mlp", **sizes).module
     shapes = {name: tuple(value.shape) for name, value in module.named_parameters() if value.ndim == 2}
     assert shapes == {
         "encoder.first.linear.weight": (8, 60),
@@ -86,6 +87,19 @@ def test_layers_and_widths_are_those_asked_for(adata: AnnData) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("n_latent", "n_deep", "n_shown"), [(None, 60, 50), (300, 200, 50), (64, 24, 20), (4, 2, 1), (2, 2, 0)]
+)
+def test_components_take_five_of_sixteen_dimensions_per_block(
+    n_latent: int | None, n_deep: int, n_shown: int, adata: AnnData
+) -> None:
+    module = R2MAEModel(adata, n_hidden=8, n_latent=n_latent).module
+    assert module.to_latent.weight.shape == (n_deep, 8)
+    assert module.n_shown == n_shown
+    assert module.to_logits.weight.shape == (60, module.n_latent) == (60, n_latent or 160)
+    assert module.encoder.first.linear.weight.shape == (8, 100)
+
+
 def test_the_paper_preset_has_the_paper_s_widths(adata: AnnData) -> None:
     model = R2MAEModel.paper(adata, seed=3)
     assert model.init_params_ == {
@@ -93,6 +107,7 @@ def test_the_paper_preset_has_the_paper_s_widths(adata: AnnData) -> None:
         "n_latent": 512,
         "n_layers": 2,
         "n_layers_decoder": 1,
+        "encoder": "mlp",
         "seed": 3,
     }
     assert model.module.to_latent.weight.shape == (512, 1000)

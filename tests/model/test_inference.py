@@ -25,12 +25,20 @@ def assert_equal_weights(first: R2MAEModel, second: R2MAEModel) -> None:
     torch.testing.assert_close(weights(first), weights(second), rtol=0, atol=0)
 
 
-def decoded(model: R2MAEModel, adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
+def latent(model: R2MAEModel, adata: AnnData, **inputs: Any) -> torch.Tensor:
+    """Latent vectors of an AnnData without covariates; ``inputs`` are those of the linear path."""
+    module, counts = model.module, torch.from_numpy(adata.X.toarray())
+    with torch.inference_mode():
+        if module.linear is None:
+            return module.to_latent(module.encoder(counts.log1p()))
+        return module.inference(counts, **inputs)["z"]
+
+
+def decoded(model: R2MAEModel, adata: AnnData, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the library and dispersions that the network says, float64, for an AnnData without covariates."""
     module = model.module
     with torch.inference_mode():
-        x = torch.from_numpy(np.log1p(adata.X.toarray()))
-        logits = module.to_logits(module.decoder(module.to_latent(module.encoder(x)))).double()
+        logits = module.to_logits(module.decoder(latent(model, adata, **inputs))).double()
         return logits.softmax(dim=1).numpy(), module.log_theta.double().exp().numpy()
 
 
@@ -50,8 +58,9 @@ def test_an_untrained_model_says_so(method: str, adata: AnnData) -> None:
 
 def test_the_embedding_is_the_encoder_s_output_for_whole_cells(trained: R2MAEModel) -> None:
     module, adata = trained.module, trained.adata
-    with torch.inference_mode():
-        expected = module.to_latent(module.encoder(torch.from_numpy(np.log1p(adata.X.toarray()))))
+    expected = latent(trained, adata)
+    if module.linear is not None:  # directions, of length sqrt(n_latent)
+        expected = 2 * expected / expected.norm(dim=1, keepdim=True)
     embedded = trained.get_latent_representation()
     assert embedded.dtype == np.float32
     assert embedded.shape == (120, 4)
@@ -164,7 +173,8 @@ def test_the_reconstruction_error_is_the_negative_binomial_s(
     panel = adata[:, :n_measured].copy()
     zeroed = adata.copy()
     zeroed.X = adata.X.multiply(np.arange(60) < n_measured).tocsr()
-    rho, theta = (values[..., :n_measured] for values in decoded(trained, zeroed))
+    measured = None if n_measured == 60 else torch.arange(60) < n_measured
+    rho, theta = (values[..., :n_measured] for values in decoded(trained, zeroed, measured=measured))
     counts = panel.X.toarray()
     mean = rho / rho.sum(axis=1, keepdims=True) * counts.sum(axis=1, keepdims=True)
     expected = -stats.nbinom.logpmf(counts, theta, theta / (theta + mean)).sum(axis=1)
@@ -184,7 +194,8 @@ def test_masked_reconstruction_scores_exactly_the_masked_genes(trained: R2MAEMod
         masked = draw_mask(60, ratio, seed=7, step=0).numpy()
         seen = adata[indices].copy()
         seen.X = seen.X.multiply(~masked).tocsr()
-        rho, theta = decoded(trained, seen)
+        log_library = torch.from_numpy(library).log()
+        rho, theta = decoded(trained, seen, log_library=log_library, mask=torch.from_numpy(masked))
         mean = library * rho
         nll = -stats.nbinom.logpmf(counts, theta, theta / (theta + mean))[:, masked]
         pearson = [
@@ -212,9 +223,10 @@ def test_masked_reconstruction_masks_only_measured_genes_of_a_panel(
     masked[:40] = draw_mask(40, 0.5, seed=3, step=0).numpy()
     seen = adata.copy()
     seen.X = adata.X.multiply((np.arange(60) < 40) & ~masked).tocsr()
-    rho, theta = decoded(trained, seen)
     counts = adata.X.toarray()
     library = counts[:, :40].sum(axis=1, keepdims=True)
+    inputs = {"mask": torch.from_numpy(masked), "measured": torch.arange(60) < 40}
+    rho, theta = decoded(trained, seen, log_library=torch.from_numpy(library).log(), **inputs)
     mean = library * rho / rho[:, :40].sum(axis=1, keepdims=True)
     expected = -stats.nbinom.logpmf(counts, theta, theta / (theta + mean))[:, masked].mean(axis=1)
     np.testing.assert_allclose(nll, expected, rtol=1e-4)

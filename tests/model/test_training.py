@@ -37,12 +37,17 @@ def donors(adata: AnnData, positions: np.ndarray) -> set[str]:
 
 
 def test_training_is_bitwise_repeatable_for_a_seed_and_differs_for_another(
-    simulate: Callable[..., AnnData], reference: R2MAEModel, covariates: dict[str, Any], train_tiny: Train
+    simulate: Callable[..., AnnData],
+    reference: R2MAEModel,
+    covariates: dict[str, Any],
+    train_tiny: Train,
+    encoder: str,
 ) -> None:
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002
-    assert_same_run(train_tiny(simulate(), setup=covariates), reference)
-    other = train_tiny(simulate(), setup=covariates, seed=1)
+    options = {"setup": covariates, "model": {"encoder": encoder}}
+    assert_same_run(train_tiny(simulate(), **options), reference)
+    other = train_tiny(simulate(), **options, seed=1)
     assert not torch.equal(other.module.log_theta, reference.module.log_theta)
 
 
@@ -99,8 +104,10 @@ def test_validation_masks_the_same_genes_at_every_epoch_and_for_every_scheme(ada
     assert len(set(np.concatenate(curves))) == 1
 
 
-def test_training_lowers_the_validation_loss(adata: AnnData, train_tiny: Train) -> None:
-    model = train_tiny(adata, max_epochs=6, plan_kwargs={"lr": 1e-2})
+def test_training_lowers_the_validation_loss(
+    simulate: Callable[..., AnnData], train_tiny: Train, encoder: str
+) -> None:
+    model = train_tiny(simulate(2000), model={"encoder": encoder}, max_epochs=6)
     curve = model.history_["validation_loss"]["validation_loss"]
     assert curve.iloc[-1] < curve.iloc[0] - 0.03
 
@@ -193,8 +200,10 @@ def test_cells_outside_the_training_side_do_not_change_the_weights(adata: AnnDat
     torch.testing.assert_close(first.module.state_dict(), second.module.state_dict(), rtol=0, atol=0)
 
 
-def test_a_user_defined_data_module_replaces_the_data(adata: AnnData, trained: R2MAEModel) -> None:
-    model = R2MAEModel(adata, n_hidden=16, n_latent=4)
+def test_a_user_defined_data_module_replaces_the_data(
+    adata: AnnData, trained: R2MAEModel, encoder: str
+) -> None:
+    model = R2MAEModel(adata, n_hidden=16, n_latent=4, encoder=encoder)
     own = CellDataModule(model._cells(None), split_cells(120), batch_size=32, seed=0)
     model.train(2, datamodule=own, accelerator="cpu", enable_progress_bar=False)
     assert_same_run(model, trained)

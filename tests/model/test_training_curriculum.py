@@ -160,7 +160,7 @@ def test_each_step_is_weighted_by_the_column_of_its_own_ratio(
 
 @pytest.mark.parametrize("column", [0, 7])
 def test_the_loss_is_the_mean_of_weight_times_negative_log_likelihood(adata: AnnData, column: int) -> None:
-    module = R2MAEModel(adata, n_hidden=8, n_latent=2, curriculum="cl").module
+    module = R2MAEModel(adata, n_hidden=8, n_latent=2, curriculum="cl", encoder="mlp").module
     assert module.curriculum is not None
     torch.nn.init.normal_(module.curriculum.to_ratios.weight, std=20.0)
     counts = torch.as_tensor(adata.X[:32].toarray(), dtype=torch.float32)

@@ -100,8 +100,8 @@ def _network_rows(document: Mapping[str, Any]) -> dict[str, str]:
         dict: lambda: ", ".join(f"{name} {value}" for name, value in ratio.items()),
     }
     rows = {
-        "Network": f"{sizes['n_layers']} encoder and {sizes['n_layers_decoder']} decoder layers of {sizes['n_hidden']} units, "
-        f"embedding of {sizes['n_latent']} dimensions",
+        "Network": f"{sizes['encoder']}, {sizes['n_layers']} encoder and {sizes['n_layers_decoder']} decoder layers of "
+        f"{sizes['n_hidden']} units, embedding of {sizes['n_latent']} dimensions",
         "Masking ratio": shown[type(ratio)]() if type(ratio) in shown else "a schedule defined by the owner",
     }
     if document["curriculum"] is not None:

@@ -104,6 +104,7 @@ def _components(centered: Tensor, n_components: int, *, seed: int) -> Tensor:
     if n_found > 0 and bool(centered.any()):
         *_, found = randomized_svd(centered.cpu().numpy(), n_found, n_iter=4, random_state=seed)
         axes[:, :n_found] = torch.from_numpy(np.ascontiguousarray(found.T))
+        axes[~centered.cpu().any(dim=0)] = 0.0  # constant genes, to the bit
     return axes.to(centered.device)
 
 

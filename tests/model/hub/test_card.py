@@ -30,7 +30,10 @@ def test_the_table_is_the_record_of_training(reference):
     assert table["Genes"] == "60 (gene0, gene1, gene2, gene3, gene4 ...)"
     assert table["Batch"] == "`batch`, 2 known"
     assert table["Further covariates"] == "`chemistry`, `age`"
-    assert table["Network"] == "1 encoder and 1 decoder layers of 16 units, embedding of 4 dimensions"
+    encoder, n_decoder = reference.init_params_["encoder"], reference.init_params_["n_layers_decoder"]
+    assert table["Network"] == (
+        f"{encoder}, 1 encoder and {n_decoder} decoder layers of 16 units, embedding of 4 dimensions"
+    )
     assert table["Masking ratio"] == "drawn from 0.1 to 0.5 for every mini-batch (R²MAE)"
     assert table["Epochs"] == "2"
     assert float(table["Validation loss"].split()[0]) == pytest.approx(last, abs=5e-5)
