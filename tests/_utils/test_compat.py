@@ -56,7 +56,7 @@ def test_a_precision_in_which_no_network_computes_is_refused(
 
 @pytest.fixture(scope="module")
 def fitted(simulate: object) -> R2MAEModel:
-    model = R2MAEModel(simulate(1000, 400), n_hidden=64, n_latent=8)
+    model = R2MAEModel(simulate(1000, 400), n_hidden=64, n_latent=8, encoder="mlp")
     model.train(
         6, batch_size=64, precision="32-true", accelerator="cpu", enable_progress_bar=False, train_size=0.9
     )
@@ -132,7 +132,7 @@ def test_multiplying_the_non_zeros_alone_gives_the_dense_embedding(
 
 def test_training_in_bfloat16_has_the_loss_curve_of_float32(simulate: object) -> None:
     def curve(precision: str) -> np.ndarray:
-        model = R2MAEModel(simulate(1000, 400), n_hidden=64, n_latent=8)
+        model = R2MAEModel(simulate(1000, 400), n_hidden=64, n_latent=8, encoder="mlp")
         model.train(
             6,
             batch_size=64,

@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 
 from scr2mae.nn.layers import SparseRows
-from scr2mae.nn.module import R2MAEModule
+from scr2mae.nn.linear_mlp import LinearMLPModule
 from scr2mae.nn.projection import LinearPath, measure_counts
 
 N_OBS, N_VARS, N_COMPONENTS = 200, 40, 6
@@ -139,10 +139,10 @@ def test_a_rare_gene_with_high_counts_starts_with_a_wide_distribution() -> None:
 
 
 @pytest.fixture
-def started(counts: torch.Tensor, library: torch.Tensor) -> Callable[..., R2MAEModule]:
-    def build(**kwargs: int) -> R2MAEModule:
+def started(counts: torch.Tensor, library: torch.Tensor) -> Callable[..., LinearMLPModule]:
+    def build(**kwargs: int) -> LinearMLPModule:
         torch.manual_seed(0)
-        module = R2MAEModule(N_VARS, n_hidden=16, n_latent=16, n_layers_decoder=0, encoder="linear+mlp", **kwargs)
+        module = LinearMLPModule(N_VARS, n_hidden=16, n_latent=16, n_layers_decoder=0, **kwargs)
         assert module.needs_start
         module.start_from(counts, library.log(), seed=0)
         return module.eval()
@@ -151,7 +151,7 @@ def started(counts: torch.Tensor, library: torch.Tensor) -> Callable[..., R2MAEM
 
 
 def test_the_network_starts_from_measured_frequencies_and_dispersions(
-    started: Callable[..., R2MAEModule], counts: torch.Tensor, library: torch.Tensor
+    started: Callable[..., LinearMLPModule], counts: torch.Tensor, library: torch.Tensor
 ) -> None:
     module = started()
     assert not module.needs_start
@@ -165,7 +165,7 @@ def test_the_network_starts_from_measured_frequencies_and_dispersions(
 
 
 def test_the_latent_vector_has_the_leading_scores_of_both_blocks(
-    started: Callable[..., R2MAEModule], counts: torch.Tensor, library: torch.Tensor
+    started: Callable[..., LinearMLPModule], counts: torch.Tensor, library: torch.Tensor
 ) -> None:
     module = started()
     scores = module.linear(counts, library.log())
@@ -177,10 +177,3 @@ def test_the_latent_vector_has_the_leading_scores_of_both_blocks(
     torch.testing.assert_close(z[:, 11:], scores[:, 40:45])
     torch.testing.assert_close(embedding.norm(dim=1), torch.full((N_OBS,), 4.0))
     torch.testing.assert_close(embedding * z.norm(dim=1, keepdim=True) / 4, z)
-
-
-def test_a_network_without_linear_path_refuses_to_start(counts: torch.Tensor, library: torch.Tensor) -> None:
-    module = R2MAEModule(N_VARS, n_hidden=8, n_latent=4)
-    assert not module.needs_start
-    with pytest.raises(ValueError, match="encoder='linear\\+mlp'"):
-        module.start_from(counts, library.log(), seed=0)

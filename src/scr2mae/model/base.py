@@ -13,7 +13,8 @@ from scr2mae.data import CellSpec, read_cells
 from scr2mae.data.setup import make_actual, register
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.nn.curriculum import Curriculum
-from scr2mae.nn.module import ENCODERS, R2MAEModule
+from scr2mae.nn.linear_mlp import LinearMLPModule
+from scr2mae.nn.module import R2MAEModule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from scr2mae.train.provenance import History
 
 logger = logging.getLogger(__name__)
+
+ENCODERS: dict[str, type[R2MAEModule]] = {"linear+mlp": LinearMLPModule, "mlp": R2MAEModule}
+"""Networks by the name of their encoder."""
 
 _DEFAULTS = {
     "linear+mlp": {"n_latent": 160, "n_layers_decoder": 0},
@@ -59,7 +63,9 @@ class CellModel(BaseModelClass):
             "n_hidden": n_hidden,
             "n_latent": defaults["n_latent"] if n_latent is None else n_latent,
             "n_layers": n_layers,
-            "n_layers_decoder": defaults["n_layers_decoder"] if n_layers_decoder is None else n_layers_decoder,
+            "n_layers_decoder": defaults["n_layers_decoder"]
+            if n_layers_decoder is None
+            else n_layers_decoder,
         }
         for name, value in sizes.items():
             check_integer(name, value, smallest=0 if name == "n_layers_decoder" else 1)
@@ -184,14 +190,14 @@ class CellModel(BaseModelClass):
         -------
         The network, in evaluation mode.
         """
-        return cls._module_cls(
+        return ENCODERS[init_params["encoder"]](
             len(spec.var_names),
             n_categories=[len(categories) for _, categories in spec.categorical],
             n_new_categories=n_new_categories,
             n_continuous=len(spec.continuous),
             use_size_factor=spec.size_factor_key is not None,
             curriculum=curriculum,
-            **{name: value for name, value in init_params.items() if name != "seed"},
+            **{name: value for name, value in init_params.items() if name not in ("encoder", "seed")},
         ).eval()
 
     def _ratio_schedule(self, seed: int) -> RatioSchedule:

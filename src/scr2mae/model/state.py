@@ -14,7 +14,6 @@ from scr2mae.data import CellSpec, Split, split_cells
 from scr2mae.masking import as_ratio_schedule, schedule_from_state
 from scr2mae.model.alignment import Alignment
 from scr2mae.nn.curriculum import Curriculum
-from scr2mae.nn.module import ENCODERS
 from scr2mae.train.provenance import History, history_from_state
 
 if TYPE_CHECKING:
@@ -92,11 +91,10 @@ def _checked(
 ) -> CheckedState:
     registry, n_new = document["registry"], document["n_new_categories"]
     init_params = document["init_params"]
-    init_params.setdefault("encoder", "mlp")  # folders of the first versions have no other
-    sizes = {name: value for name, value in init_params.items() if name != "encoder"}
-    is_known = init_params["encoder"] in ENCODERS and set(sizes) == set(_SIZES)
-    if not is_known or any(type(size) is not int for size in sizes.values()):
+    is_named = set(init_params) - {"encoder"} == set(_SIZES)
+    if not is_named or any(type(init_params[name]) is not int for name in _SIZES):
         raise ValueError(f"The widths of the network in {place} are damaged: got {init_params}.")
+    init_params.setdefault("encoder", "mlp")  # folders of the first versions have no other
     spec = CellSpec.from_registry(registry)
     AnnDataManager._get_summary_stats_from_registry(registry)
     if unknown := set(registry["setup_args"]) - set(setup_arguments):
@@ -108,6 +106,7 @@ def _checked(
         raise ValueError(f"{place} does not say whether the model was trained.")
     curriculum = Curriculum.from_dict(document["curriculum"])
     weights = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
+    sizes = {name: init_params[name] for name in _SIZES}
     n_layers = sizes["n_layers"] + sizes["n_layers_decoder"]
     smallest = min(size for name, size in sizes.items() if name not in ("seed", "n_layers_decoder"))
     can_be = smallest >= 1 and sizes["n_layers_decoder"] >= 0 and n_layers <= len(tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scr2mae._utils.progress import progress
 from scr2mae.data import CellLoader
 from scr2mae.data.loaders import collate_dense, collate_sparse
 from scr2mae.nn.layers import SparseRows
+from scr2mae.nn.linear_mlp import LinearMLPModule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +90,7 @@ def embed(
     ``precision`` is that of the layers before the last. The last is always float32, so that rounding errors are small
     relative to the spread of the embedding, not to its mean.
     """
+    autocast(precision, module.device)  # raises for a precision that no network computes in
     n_obs, n_vars = cells.counts.shape
     is_sparse = module.device.type == "cpu" and cells.counts.nnz <= _SPARSE * n_obs * n_vars
     encode = _encode_sparse if is_sparse else _encode_dense
@@ -100,7 +103,7 @@ def _encode_dense(
 ) -> Iterator[tuple[slice, Tensor]]:
     for rows, tensors in stream(module, cells, indices, batch_size, desc="Embedding"):
         inputs = module._get_inference_input(tensors)
-        if module.linear is not None:  # products with few columns, in float32
+        if isinstance(module, LinearMLPModule):  # products with few columns, in float32
             yield rows, module.inference(**inputs)["z"]
             continue
         counts = inputs.pop("counts")
@@ -112,16 +115,27 @@ def _encode_dense(
 def _encode_sparse(
     module: R2MAEModule, cells: Cells, indices: np.ndarray | None, batch_size: int | None, precision: Any
 ) -> Iterator[tuple[slice, Tensor]]:
+    if isinstance(module, LinearMLPModule):
+        encode = module.embed_sparse
+    else:
+        encode = partial(_embed_logged, module, _reduced_table(module, precision), precision)
+    for rows, tensors in stream(module, cells, indices, batch_size, collate_sparse, desc="Embedding"):
+        counts = SparseRows(tensors["columns"], tensors["starts"], tensors["values"])
+        yield rows, encode(counts, tensors)
+
+
+def _reduced_table(module: R2MAEModule, precision: Any) -> Tensor:
+    """Return the first layer's weights, rounded as autocast would."""
     with autocast(precision, module.device):
         is_reduced = torch.is_autocast_enabled(module.device.type)
         dtype = torch.get_autocast_dtype(module.device.type) if is_reduced else torch.float32
-    table = None if module.linear is not None else module.encoder.table(dtype)
-    for rows, tensors in stream(module, cells, indices, batch_size, collate_sparse, desc="Embedding"):
-        counts = SparseRows(tensors["columns"], tensors["starts"], tensors["values"])
-        if table is None:
-            yield rows, module.embed_sparse(counts, tensors)
-            continue
-        logged = counts._replace(values=counts.values.log1p())
-        with autocast(precision, module.device):
-            h = module.encoder.forward_sparse(logged, table, **module._covariates(tensors))
-        yield rows, module.to_latent(h.float())
+    return module.encoder.table(dtype)
+
+
+def _embed_logged(
+    module: R2MAEModule, table: Tensor, precision: Any, counts: SparseRows, tensors: dict[str, Tensor]
+) -> Tensor:
+    logged = counts._replace(values=counts.values.log1p())
+    with autocast(precision, module.device):
+        h = module.encoder.forward_sparse(logged, table, **module._covariates(tensors))
+    return module.to_latent(h.float())

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Share of a run over which weights are averaged; measured in docs/benchmarks/.
 _AVERAGING = 0.1
 # Cells, and counts of all genes, in the sample from which the linear path is fitted: at most 400 MB.
-_START_CELLS, _START_COUNTS = 20_000, 100_000_000
+_START_CELLS, _START_COUNTS = 10_000, 100_000_000
 
 
 class TrainingMixin(IntegrationMixin):
@@ -221,7 +221,8 @@ class TrainingMixin(IntegrationMixin):
         sample = list(first_cells(datamodule, n_obs, seed=seed))
         counts = torch.cat([tensors[REGISTRY_KEYS.X_KEY].float() for tensors in sample])
         log_library = torch.cat([self.module.log_library(tensors) for tensors in sample])
-        self.module.start_from(counts, log_library, seed=seed)
+        module: Any = self.module
+        module.start_from(counts, log_library, seed=seed)
 
     def _training_plan(self, seed: int, plan_kwargs: dict[str, Any]) -> MaskedTrainingPlan:
         curriculum = None if self.module.is_query else self.curriculum

@@ -11,36 +11,26 @@ from torch import Tensor, nn
 
 from scr2mae.masking import draw_mask
 from scr2mae.nn.curriculum import scale_gradient
-from scr2mae.nn.layers import CovariateMLP, CovariateShift, SparseRows, batch_norm
+from scr2mae.nn.layers import CovariateMLP, CovariateShift
 from scr2mae.nn.likelihood import log_mean_of_counts, nb_log_prob, shapes_are_free
-from scr2mae.nn.projection import LinearPath, measure_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from scr2mae.nn.curriculum import Curriculum
 
-__all__ = ["ENCODERS", "MEASURED_KEY", "R2MAEModule"]
+__all__ = ["MEASURED_KEY", "R2MAEModule"]
 
 MEASURED_KEY = "measured"
 """Optional entry of a mini-batch: boolean (n_vars,), False for genes that a panel lacks."""
-
-ENCODERS = ("linear+mlp", "mlp")
-"""Encoders of :class:`R2MAEModule`: with fixed principal components beside the network, or the network alone."""
-
-_N_COMPONENTS = 50  # principal components per block, scanpy's default
-_DEEP_WEIGHT = 0.5  # of the network's block; the leading block of components has weight 1
-_START_LR = 10.0  # learning rate of biases and dispersions, relative to that of the other weights
 
 
 class R2MAEModule(BaseModuleClass):
     """Masked autoencoder of counts (Dong et al. 2025, section 4 and appendix C).
 
-    Encoder ``"mlp"``, the paper's: ``log1p(masked counts)`` and covariates, hidden layers with batch normalization and
-    ReLU, a linear map to the latent space; deterministic. Encoder ``"linear+mlp"``: the visible counts are projected on
-    fixed principal components (:class:`scr2mae.nn.projection.LinearPath`), which are the hidden layers' input and, in
-    part, stand in the latent vector beside the network's output. Decoder: latent and covariates, hidden layers, a
-    softmax over genes times the library size of the unmasked cell; one dispersion per gene.
+    Encoder: ``log1p(masked counts)`` and covariates, hidden layers with batch normalization and ReLU, a linear map to
+    the latent space; deterministic. Decoder: latent and covariates, hidden layers, a softmax over genes times the
+    library size of the unmasked cell; one dispersion per gene.
 
     Parameters
     ----------
@@ -49,9 +39,7 @@ class R2MAEModule(BaseModuleClass):
     n_hidden, n_latent
         Width of the hidden layers and of the latent space.
     n_layers, n_layers_decoder
-        Number of hidden layers of encoder, >= 1, and decoder; 0 for a linear decoder.
-    encoder
-        One of :data:`ENCODERS`.
+        Number of hidden layers of the encoder, >= 1, and of the decoder; 0 for a linear decoder.
     n_categories
         Number of categories of the batch and of each further categorical covariate.
     n_new_categories
@@ -73,7 +61,6 @@ class R2MAEModule(BaseModuleClass):
         n_latent: int,
         n_layers: int = 2,
         n_layers_decoder: int = 1,
-        encoder: str = "mlp",
         n_categories: Sequence[int] = (),
         n_new_categories: Sequence[int] | None = None,
         n_continuous: int = 0,
@@ -89,19 +76,12 @@ class R2MAEModule(BaseModuleClass):
             "n_continuous": n_continuous,
         }
         self.n_latent = n_latent
-        self.linear = LinearPath(n_vars, _N_COMPONENTS) if encoder == "linear+mlp" else None
-        n_in, n_deep = n_vars, n_latent
-        if self.linear is not None:
-            # Of 160 dimensions, 50 for each block of components.
-            self.n_shown = min(self.linear.n_components, 5 * n_latent // 16)
-            n_in, n_deep = 2 * self.linear.n_components, n_latent - 2 * self.n_shown
-        self.encoder = CovariateMLP(n_in, n_hidden, n_layers, **covariates)
-        self.to_latent = nn.Linear(n_hidden, n_deep)
-        self.norm_deep = None if self.linear is None else batch_norm(n_deep, affine=False)
-        if n_layers_decoder:
-            self.decoder: nn.Module = CovariateMLP(n_latent, n_hidden, n_layers_decoder, **covariates)
-        else:
-            self.decoder = CovariateShift(n_latent, **covariates)
+        self._build_encoder(n_hidden, n_layers, **covariates)
+        self.decoder: nn.Module = (
+            CovariateMLP(n_latent, n_hidden, n_layers_decoder, **covariates)
+            if n_layers_decoder
+            else CovariateShift(n_latent, **covariates)
+        )
         self.to_logits = nn.Linear(n_hidden if n_layers_decoder else n_latent, n_vars)
         self.log_theta = nn.Parameter(torch.zeros(n_vars))
         self.curriculum = None if curriculum is None else curriculum.for_cells(n_vars)
@@ -109,6 +89,15 @@ class R2MAEModule(BaseModuleClass):
         if self.is_query:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.endswith(".new"))
+
+    def _build_encoder(self, n_hidden: int, n_layers: int, **covariates: Any) -> None:
+        self.encoder = CovariateMLP(self.n_vars, n_hidden, n_layers, **covariates)
+        self.to_latent = nn.Linear(n_hidden, self.n_latent)
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether the network takes start values from training cells and has none yet."""
+        return False
 
     def train(self, mode: bool = True) -> R2MAEModule:
         """Switch to training mode; a query keeps the running statistics of its reference."""
@@ -142,59 +131,8 @@ class R2MAEModule(BaseModuleClass):
             return tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].float().log()
         return tensors[REGISTRY_KEYS.X_KEY].float().sum(dim=1, keepdim=True).clamp(min=1.0).log()
 
-    @property
-    def needs_start(self) -> bool:
-        """Whether the network takes start values from the training cells (:meth:`start_from`) and lacks them."""
-        return self.linear is not None and not self.linear.is_fitted
-
-    @torch.no_grad()
-    def start_from(self, counts: Tensor, log_library: Tensor, *, seed: int) -> None:
-        """Fit the linear path, and start biases and dispersions at what was measured.
-
-        Parameters
-        ----------
-        counts
-            Raw counts of training cells, shape (n_obs, n_vars).
-        log_library
-            From :meth:`log_library`, shape (n_obs, 1).
-        seed
-            Seed of the singular value decomposition.
-        """
-        if self.linear is None:
-            raise ValueError("Only a network with encoder='linear+mlp' starts from measured values.")
-        library = log_library.exp()
-        frequencies, theta = measure_counts(counts, library)
-        self.linear.fit(counts, library, frequencies, seed=seed)
-        log_frequencies = frequencies.log()
-        self.to_logits.bias.copy_(log_frequencies - log_frequencies.mean())
-        self.log_theta.copy_(theta.log())
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the optimizer's groups; measured start values move ten times faster and do not decay.
-
-        Parameters
-        ----------
-        weight_decay
-            Weight decay of the run.
-
-        Returns
-        -------
-        One group, or two with ``encoder="linear+mlp"``.
-        """
-        if self.linear is None:
-            return [{"params": list(self.parameters())}]
-        measured = [self.to_logits.bias, self.log_theta]
-        others = [p for p in self.parameters() if all(p is not each for each in measured)]
-        return [
-            {"params": others},
-            {"params": measured, "lr_scale": _START_LR, "weight_decay": 0.0},
-        ]
-
     def _get_inference_input(self, tensors: dict[str, Tensor], **_: Any) -> dict[str, Any]:
-        inputs = {"counts": tensors[REGISTRY_KEYS.X_KEY], **self._covariates(tensors)}
-        if self.linear is not None:
-            inputs |= {"log_library": self.log_library(tensors), "measured": tensors.get(MEASURED_KEY)}
-        return inputs
+        return {"counts": tensors[REGISTRY_KEYS.X_KEY], **self._covariates(tensors)}
 
     def inference(
         self,
@@ -203,8 +141,6 @@ class R2MAEModule(BaseModuleClass):
         continuous: Tensor | None = None,
         *,
         mask: Tensor | None = None,
-        log_library: Tensor | None = None,
-        measured: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Embed cells; only the genes in ``mask`` are masked, in training mode too.
 
@@ -218,58 +154,29 @@ class R2MAEModule(BaseModuleClass):
             Continuous covariates, shape (n_obs, n_continuous).
         mask
             Boolean, shape (n_vars,); None masks no gene.
-        log_library
-            From :meth:`log_library`, shape (n_obs, 1); None for the total count. Read by ``encoder="linear+mlp"``.
-        measured
-            Boolean, shape (n_vars,), False for genes that a panel lacks. Read by ``encoder="linear+mlp"``.
 
         Returns
         -------
-        ``{"z": shape (n_obs, n_latent)}``, the decoder's input.
+        ``{"z": shape (n_obs, n_latent)}``.
         """
-        if self.linear is None:
-            x = counts.float().log1p()
-            if mask is not None:
-                x = x * ~mask
-            return {"z": self.to_latent(self.encoder(x, categories, continuous))}
-        if log_library is None:
-            log_library = counts.float().sum(dim=1, keepdim=True).clamp(min=1.0).log()
-        visible = measured if mask is None else ~mask if measured is None else measured & ~mask
-        scores = self.linear(counts, self._full_log_library(log_library, measured), visible)
-        return {"z": self.latent_of_scores(scores, categories, continuous)}
-
-    def _full_log_library(self, log_library: Tensor, measured: Tensor | None) -> Tensor:
-        """Return the library that a cell would have if a panel lacked no gene."""
-        if measured is None or self.use_size_factor:
-            return log_library
-        return log_library - (self.linear.frequencies * measured).sum().log()
-
-    def latent_of_scores(
-        self, scores: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
-    ) -> Tensor:
-        """Put the network's output and the leading scores of the linear path side by side, (n_obs, n_latent)."""
-        deep = self.to_latent(self.encoder(scores, categories, continuous))
-        deep = self.norm_deep(deep) * (self.linear.spread * _DEEP_WEIGHT * deep.shape[1] ** -0.5)
-        logged, residual = scores.chunk(2, dim=1)
-        return torch.cat([deep, logged[:, : self.n_shown], residual[:, : self.n_shown]], dim=1)
+        x = counts.float().log1p()
+        if mask is not None:
+            x = x * ~mask
+        return {"z": self.to_latent(self.encoder(x, categories, continuous))}
 
     def embedding(self, z: Tensor) -> Tensor:
-        """Return latent vectors as users get them: with ``encoder="linear+mlp"``, of length ``sqrt(n_latent)``.
+        """Return latent vectors as users get them.
 
-        The length of a cell's scores is mostly its depth; directions transfer better to other donors.
+        Parameters
+        ----------
+        z
+            From :meth:`inference`, shape (n_obs, n_latent).
+
+        Returns
+        -------
+        Same shape.
         """
-        return z if self.linear is None else nn.functional.normalize(z, dim=1) * self.n_latent**0.5
-
-    def embed_sparse(self, rows: SparseRows, tensors: dict[str, Tensor]) -> Tensor:
-        """Return latent vectors of cells of which only the non-zeros are given; for ``encoder="linear+mlp"``."""
-        row = torch.repeat_interleave(rows.lengths())
-        library = torch.zeros(len(rows.starts), device=row.device).index_add_(0, row, rows.values)
-        if self.use_size_factor:
-            library = tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].float().squeeze(1)
-        log_library = library.clamp(min=1.0).log().unsqueeze(1)
-        measured = tensors.get(MEASURED_KEY)
-        scores = self.linear.forward_sparse(rows, self._full_log_library(log_library, measured), measured)
-        return self.latent_of_scores(scores, **self._covariates(tensors))
+        return z
 
     def _get_generative_input(
         self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any], **_: Any

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
-from scr2mae.nn.layers import SparseRows
+if TYPE_CHECKING:
+    from scr2mae.nn.layers import SparseRows
 
 __all__ = ["LinearPath", "measure_counts"]
 
-_WEIGHTS = {"logged": 1.0, "residual": 0.5}  # measured on seven sets: residuals at full weight lose cell types
+_WEIGHTS = {
+    "logged": 1.0,
+    "residual": 0.5,
+}  # measured on seven sets: residuals at full weight lose cell types
 _CLIP = 5.0  # residuals beyond five standard deviations come from single cells
 _THETA = 100.0  # overdispersion of the residuals, as in Lause et al. (2021)
 
@@ -21,11 +27,13 @@ class LinearPath(nn.Module):
 
     With ``y = counts / library * median library``, frequencies ``f`` of the genes and ``m = f * median library``, the
     two blocks are the leading components of ``log1p(y)`` and, at half the weight, of Pearson residuals
-    ``clip((y - m) / sqrt(m + m^2 / 100))``, shifted so that a count of zero is zero. Genes that are not visible count
+    ``clip((y - m) / sqrt(m + m^2 / 100))``. Genes that are not visible count
     as average, and scores are divided by the visible share of the genes, so that they keep their size.
     """
 
     spread = 3.0  # root mean square length of the first block's scores; suits the decoder's learning rate
+    frequencies: Tensor
+    median_library: Tensor
 
     def __init__(self, n_vars: int, n_components: int) -> None:
         super().__init__()
@@ -43,45 +51,46 @@ class LinearPath(nn.Module):
 
     def forward(self, counts: Tensor, log_library: Tensor, visible: Tensor | None = None) -> Tensor:
         """Map counts (n_obs, n_vars) and log libraries of all genes (n_obs, 1) to scores (n_obs, 2 * n_components)."""
-        with torch.autocast(counts.device.type, enabled=False):
-            y = counts.float() * self._factor(log_library)
-            scores = [
-                features @ axes + offset
-                for features, (axes, offset) in zip(
-                    self._features(y, slice(None)), self._tables(visible), strict=True
-                )
-            ]
-            return torch.cat(scores, dim=1)
+        features = self._features(counts.float() * self._factor(log_library), slice(None))
+        scores = [
+            (x @ axes).float() - center @ axes
+            for x, (center, axes) in zip(features, self._blocks(visible), strict=True)
+        ]
+        return torch.cat(scores, dim=1)
 
     def forward_sparse(self, rows: SparseRows, log_library: Tensor, visible: Tensor | None = None) -> Tensor:
         """Map rows of which only the non-zeros are given, as :meth:`forward` does."""
         factor = self._factor(log_library).squeeze(1).repeat_interleave(rows.lengths())
-        features = self._features(rows.values * factor, rows.columns.long())
-        scores = [
-            SparseRows(rows.columns, rows.starts, values).matmul(axes) + offset
-            for values, (axes, offset) in zip(features, self._tables(visible), strict=True)
-        ]
+        genes = rows.columns.long()
+        features = self._features(rows.values * factor, genes)
+        scores = []
+        for x, zero, (center, axes) in zip(
+            features, self._at_zero(), self._blocks(visible), strict=True
+        ):  # what zeros add is the same for every cell
+            shifted = rows._replace(values=x - zero[genes])
+            scores.append(shifted.matmul(axes) - (center - zero) @ axes)
         return torch.cat(scores, dim=1)
 
     def _factor(self, log_library: Tensor) -> Tensor:
         return (-log_library.float()).exp() * self.median_library
 
     def _features(self, y: Tensor, genes: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Transform normalized counts of the given genes; zero stays zero."""
+        """Transform normalized counts of the given genes, which are overwritten."""
         mean = self.frequencies[genes] * self.median_library
         scale = (mean + mean.square() / _THETA).rsqrt()
-        at_zero = (-mean * scale).clamp(min=-_CLIP)
-        return y.log1p(), ((y - mean) * scale).clamp(-_CLIP, _CLIP) - at_zero
+        residual = (y * scale).sub_(mean * scale).clamp_(-_CLIP, _CLIP)
+        return y.log1p_(), residual
 
-    def _tables(self, visible: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """Return axes and offset per block, those of the visible genes scaled up to all genes."""
-        tables = []
-        for name in _WEIGHTS:
-            center, axes = getattr(self, f"{name}_center"), getattr(self, f"{name}_axes")
-            if visible is not None:
-                axes = axes * (visible / visible.float().mean()).unsqueeze(1)
-            tables.append((axes, -center @ axes))
-        return tables
+    def _at_zero(self) -> tuple[Tensor, Tensor]:
+        return self._features(torch.zeros_like(self.frequencies), slice(None))
+
+    def _blocks(self, visible: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Return center and axes per block; the axes of visible genes are scaled up to stand for all genes."""
+        blocks = [(getattr(self, f"{name}_center"), getattr(self, f"{name}_axes")) for name in _WEIGHTS]
+        if visible is None:
+            return blocks
+        scale = (visible / visible.float().mean()).unsqueeze(1)
+        return [(center, axes * scale) for center, axes in blocks]
 
     def fit(self, counts: Tensor, library: Tensor, frequencies: Tensor, *, seed: int) -> None:
         """Fit to counts (n_obs, n_vars) with libraries (n_obs, 1); deterministic for a seed."""

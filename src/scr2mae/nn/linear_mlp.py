@@ -1,0 +1,173 @@
+"""The default network: a fixed linear path beside the hidden layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from torch import Tensor, nn
+
+from scr2mae.nn.layers import CovariateMLP, SparseRows, batch_norm
+from scr2mae.nn.module import MEASURED_KEY, R2MAEModule
+from scr2mae.nn.projection import LinearPath, measure_counts
+
+__all__ = ["LinearMLPModule"]
+
+_N_COMPONENTS = 50  # principal components per block, scanpy's default
+_DEEP_WEIGHT = 0.5  # of the hidden layers' block; the leading block of components has weight 1
+_START_LR = 10.0  # learning rate of biases and dispersions, relative to that of the other weights
+
+
+class LinearMLPModule(R2MAEModule):
+    """Masked autoencoder whose encoder projects the visible counts on fixed principal components.
+
+    The scores (:class:`scr2mae.nn.projection.LinearPath`) are the input of the hidden layers, and the leading ones of
+    both blocks stand in the latent vector beside the hidden layers' batch-normalized output. Components, biases of the
+    decoder and dispersions start from what :meth:`start_from` measures on training cells.
+
+    Parameters
+    ----------
+    n_vars, n_hidden, n_latent, kwargs
+        As in :class:`scr2mae.nn.module.R2MAEModule`. Of ``n_latent`` dimensions, 5 in 16 hold scores of log-normalized
+        counts and as many scores of Pearson residuals, at most 50 each; the hidden layers fill the others.
+    """
+
+    def _build_encoder(self, n_hidden: int, n_layers: int, **covariates: Any) -> None:
+        self.linear = LinearPath(self.n_vars, _N_COMPONENTS)
+        self.n_shown = min(self.linear.n_components, 5 * self.n_latent // 16)
+        n_deep = self.n_latent - 2 * self.n_shown
+        self.encoder = CovariateMLP(2 * self.linear.n_components, n_hidden, n_layers, **covariates)
+        self.to_latent = nn.Linear(n_hidden, n_deep)
+        self.norm_deep = batch_norm(n_deep, affine=False)
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether :meth:`start_from` has not been called."""
+        return not self.linear.is_fitted
+
+    @torch.no_grad()
+    def start_from(self, counts: Tensor, log_library: Tensor, *, seed: int) -> None:
+        """Fit the linear path, and start biases and dispersions at what was measured.
+
+        Parameters
+        ----------
+        counts
+            Raw counts of training cells, shape (n_obs, n_vars).
+        log_library
+            From :meth:`log_library`, shape (n_obs, 1).
+        seed
+            Seed of the singular value decomposition.
+        """
+        library = log_library.exp()
+        frequencies, theta = measure_counts(counts, library)
+        self.linear.fit(counts, library, frequencies, seed=seed)
+        log_frequencies = frequencies.log()
+        self.to_logits.bias.copy_(log_frequencies - log_frequencies.mean())
+        self.log_theta.copy_(theta.log())
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return the optimizer's groups; measured start values move ten times faster and do not decay.
+
+        Parameters
+        ----------
+        weight_decay
+            Weight decay of the run.
+
+        Returns
+        -------
+        Two groups.
+        """
+        measured = [self.to_logits.bias, self.log_theta]
+        others = [p for p in self.parameters() if all(p is not each for each in measured)]
+        return [
+            {"params": others, "weight_decay": weight_decay},
+            {"params": measured, "weight_decay": 0.0, "lr_scale": _START_LR},
+        ]
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **_: Any) -> dict[str, Any]:
+        inputs = super()._get_inference_input(tensors)
+        return {**inputs, "log_library": self.log_library(tensors), "measured": tensors.get(MEASURED_KEY)}
+
+    def inference(
+        self,
+        counts: Tensor,
+        categories: Tensor | None = None,
+        continuous: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        log_library: Tensor | None = None,
+        measured: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Embed cells; only the genes in ``mask`` are masked, in training mode too.
+
+        Parameters
+        ----------
+        counts, categories, continuous, mask
+            As in :meth:`scr2mae.nn.module.R2MAEModule.inference`.
+        log_library
+            From :meth:`log_library`, shape (n_obs, 1); None for the total count.
+        measured
+            Boolean, shape (n_vars,), False for genes that a panel lacks; None if it lacks none.
+
+        Returns
+        -------
+        ``{"z": shape (n_obs, n_latent)}``, the decoder's input.
+        """
+        if log_library is None:
+            log_library = counts.float().sum(dim=1, keepdim=True).clamp(min=1.0).log()
+        visible = measured if mask is None else ~mask if measured is None else measured & ~mask
+        scores = self.linear(counts, self._full_log_library(log_library, measured), visible)
+        return {"z": self._latent(scores, categories, continuous)}
+
+    def embed_sparse(self, rows: SparseRows, tensors: dict[str, Tensor]) -> Tensor:
+        """Return latent vectors of cells of which only the non-zeros are given, shape (n_obs, n_latent).
+
+        Parameters
+        ----------
+        rows
+            Raw counts.
+        tensors
+            Their mini-batch, for covariates, size factors and measured genes.
+
+        Returns
+        -------
+        As ``z`` of :meth:`inference`.
+        """
+        cell = torch.repeat_interleave(rows.lengths())
+        total = torch.zeros(len(rows.starts), device=cell.device).index_add_(0, cell, rows.values)
+        counts = {**tensors, REGISTRY_KEYS.X_KEY: total.unsqueeze(1)}
+        measured = tensors.get(MEASURED_KEY)
+        log_library = self._full_log_library(self.log_library(counts), measured)
+        return self._latent(
+            self.linear.forward_sparse(rows, log_library, measured), **self._covariates(tensors)
+        )
+
+    def _full_log_library(self, log_library: Tensor, measured: Tensor | None) -> Tensor:
+        """Return the library that a cell would have if the panel lacked no gene."""
+        if measured is None or self.use_size_factor:
+            return log_library
+        return log_library - (self.linear.frequencies * measured).sum().log()
+
+    def _latent(self, scores: Tensor, categories: Tensor | None, continuous: Tensor | None) -> Tensor:
+        """Put the hidden layers' output and the leading scores side by side."""
+        deep = self.norm_deep(self.to_latent(self.encoder(scores, categories, continuous)))
+        scale = _DEEP_WEIGHT * self.linear.spread * deep.shape[1] ** -0.5
+        blocks = [block[:, : self.n_shown] for block in scores.chunk(2, dim=1)]
+        return torch.cat([scale * deep, *blocks], dim=1)
+
+    def embedding(self, z: Tensor) -> Tensor:
+        """Scale latent vectors to the length ``sqrt(n_latent)``.
+
+        The length of a cell's scores is mostly its depth; directions transfer better to other donors.
+
+        Parameters
+        ----------
+        z
+            From :meth:`inference`, shape (n_obs, n_latent).
+
+        Returns
+        -------
+        Same shape.
+        """
+        return nn.functional.normalize(z, dim=1) * self.n_latent**0.5
