@@ -126,7 +126,10 @@ def test_the_setup_can_be_looked_at(
     with pytest.raises(ValueError, match="Given AnnData not setup with R2MAEModel"):
         model.view_anndata_setup(AnnData(np.ones((2, 2))))
     repr(trained)  # scvi-tools prints it
-    assert f"R2MAEModel with encoder '{trained.init_params_['encoder']}', 16 hidden units" in capsys.readouterr().out
+    assert (
+        f"R2MAEModel with encoder '{trained.init_params_['encoder']}', 16 hidden units"
+        in capsys.readouterr().out
+    )
     assert trained.get_setup_arg("layer") is None
 
 

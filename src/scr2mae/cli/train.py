@@ -63,6 +63,8 @@ class Network(opt.Widths):
 
     n_layers: opt.PositiveInt | None = None
     """Number of hidden layers in the encoder."""
+    encoder: Literal["linear+mlp", "mlp"] | None = None
+    """linear+mlp: principal components beside the hidden layers, the default; mlp: the paper's network."""
     mask_ratio: opt.MaskRatio = (0.1, 0.5)
     seed: opt.Seed = 0
 
