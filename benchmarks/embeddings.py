@@ -1,184 +1,222 @@
-"""Linear probes of R²MAE, scVI, PCA and log-normalized expression on held-out donors.
+"""Embeddings of donors that pretraining has seen, or has not, against PCA, expression and scVI under the same probe.
 
-Pretraining sees all cells, as in the paper; only the probe's labels are held out. Every method is probed on the same
-donor splits, with and without feature scaling; R²MAE and scVI are trained from several seeds. Embeddings are stored in
-``OUT/embeddings``, so that the same command continues an interrupted run.
+    python benchmarks/embeddings.py --data DATA -o OUT [--sets csle gbm ...] [--methods ...] [--draws 2] [--seeds 3]
 
-    python benchmarks/embeddings.py --data DATA -o OUT
-
-DATA holds ``csle_pbmc_44donors.h5ad`` (lupus B and T cells; Nehar-Belaid et al. 2020), ``kang_pbmc_ctrl_12k.h5ad``
-(PBMC of 8 lupus patients, 1,287 genes; Kang et al. 2018) and ``kang_pbmc_ifnb_8donors.h5ad`` (a thousand control cells of the same
-study with 9,015 genes), raw counts in ``X``, donors in ``obs["donor"]``.
+``unseen``: each method is fitted to the training donors of a split, and a linear probe of cell type, condition or age is
+fitted to them and scored on the others. ``all``: the method is fitted to all cells, without labels, as in the paper.
+Every method is probed on the same splits; networks are trained from several seeds. ``--draws`` is the number of seeds of
+the donor splits, ``--first-draw`` the first of them. For networks, the masked likelihood on the unseen donors (30 % of
+the genes masked) is measured too. Results lie in ``OUT/scores``, one file per fit, so that the same command continues.
+``OUT/embeddings.md`` has the scores minus those of PCA at the median library, in points, with standard errors over
+splits; ``OUT/embeddings.png`` is the figure.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scvi
+import torch
 
 import scr2mae
 from common_setup import make_parser, silence
+from schemes import SET_LABELS, SETS, read
+from scr2mae.benchmark.methods import BASELINES
+from scr2mae.nn.linear_mlp import LinearMLPModule
 from scr2mae.pl import OKABE_ITO
 from scr2mae.probe import donor_splits, linear_probe
 
-SCORES = ("balanced_accuracy", "macro_f1")
-METHODS = ["R²MAE", "scVI", "PCA"]
-LABELS = {"csle": "cSLE", "kang": "Kang", "ifnb": "Kang, 9,015 genes"}
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-
-@dataclass(frozen=True)
-class Task:
-    """A data set with its prediction targets and number of training donors."""
-
-    file: str
-    targets: tuple[str, ...]
-    n_train_donors: int
-    condition: str | None = None
-
-
-TASKS = {
-    "csle": Task("csle_pbmc_44donors.h5ad", ("cell_type", "condition"), 22),
-    "kang": Task("kang_pbmc_ctrl_12k.h5ad", ("cell_type",), 2),
-    "ifnb": Task("kang_pbmc_ifnb_8donors.h5ad", ("cell_type",), 2, condition="ctrl"),
+REFERENCE = "pca"
+NETWORKS: dict[str, dict[str, Any]] = {
+    "R²MAE": {},
+    "R²MAE, mlp": {"encoder": "mlp"},
+    "linear encoder": {},
 }
+METHODS = ("R²MAE", "R²MAE, mlp", *BASELINES)
+SCORES = {"balanced_accuracy": "BA", "spearman": "BA", "macro_auroc": "AUROC"}
+RATIO = 0.3
 
 
-def read(task: Task, folder: Path) -> ad.AnnData:
-    """Read a data set; with a condition, only its labeled cells."""
-    adata = ad.read_h5ad(folder / task.file)
-    if task.condition is None:
-        return adata
-    labeled = adata.obs[list(task.targets)].notna().all(axis=1)
-    return adata[((adata.obs["condition"] == task.condition) & labeled).to_numpy()].copy()
+class LinearModule(LinearMLPModule):
+    """The default network without the hidden layers' block."""
+
+    def _latent(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        z = super()._latent(*args, **kwargs)
+        return torch.cat([0.0 * z[:, : -2 * self.n_shown], z[:, -2 * self.n_shown :]], dim=1)
 
 
-def log_normalize(adata: ad.AnnData) -> ad.AnnData:
-    """Return counts per 10,000 on the log scale."""
-    out = ad.AnnData(adata.X.copy(), obs=adata.obs, var=adata.var)
-    sc.pp.normalize_total(out, target_sum=1e4)
-    sc.pp.log1p(out)
-    return out
-
-
-def embed(method: str, seed: int, adata: ad.AnnData, options: argparse.Namespace) -> np.ndarray:
-    """Return the embedding of one method and training seed, shape (n_obs, n_dims)."""
+def embed(method: str, adata: ad.AnnData, seen: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+    """Fit a method to the cells in ``seen``; return the embedding of all cells, and the masked likelihood of the others."""
     quiet = {"enable_progress_bar": False, "accelerator": "cpu"}
-    if method == "PCA":
-        return sc.pp.pca(log_normalize(adata), n_comps=50, random_state=seed, copy=True).obsm["X_pca"]
-    if method == "log-normalized":
-        return log_normalize(adata).X.toarray()
-    if method.startswith("scVI"):
+    if method in BASELINES:
+        return BASELINES[method](adata.X, seen), np.nan
+    train = ad.AnnData(adata.X[seen], obs=adata.obs.iloc[seen][[]], var=adata.var[[]])
+    everything = ad.AnnData(adata.X, obs=adata.obs[[]], var=adata.var[[]])
+    if method.startswith("scVI"):  # "scVI-30": its number of latent dimensions
         scvi.settings.seed = seed
-        copy = adata.copy()
-        scvi.model.SCVI.setup_anndata(copy)
-        model = scvi.model.SCVI(copy)
-        _, _, epochs = method.partition("-")  # "scVI" trains for its default, "scVI-100" for 100 epochs
-        model.train(int(epochs) if epochs else None, **quiet)
-        return model.get_latent_representation()
-    model = scr2mae.R2MAEModel(adata.copy(), seed=seed, **options.model)
-    model.train(options.max_epochs, batch_size=options.batch_size, split_key=False, train_size=1.0, **quiet)
-    return model.get_latent_representation()
+        scvi.model.SCVI.setup_anndata(train)
+        peer = scvi.model.SCVI(train, n_latent=int(method.partition("-")[2]))
+        peer.train(**quiet)
+        return peer.get_latent_representation(everything), np.nan
+    model = scr2mae.R2MAEModel(train, seed=seed, **NETWORKS[method])
+    if method == "linear encoder":
+        model.module.__class__ = LinearModule
+    model.train(**quiet)
+    others = np.setdiff1d(np.arange(adata.n_obs), seen)
+    nll = np.nan
+    if len(others):
+        nll = float(model.get_masked_reconstruction(everything, others, ratios=(RATIO,))["nll"].iloc[0])
+    return model.get_latent_representation(everything), nll
 
 
-def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return mean scores by method and scaling, and differences from R²MAE over paired splits and seeds."""
-    rows = frame[(frame["level"] == "cell") & frame["metric"].isin(SCORES)]
-    score = rows.groupby(["data", "target", "method", "scale", "train_seed", "split"])["value"].mean()
-    by = score.groupby(["data", "target", "method", "scale"])
-    summary = pd.DataFrame({"mean": by.mean(), "sd": by.std()}).reset_index()
-    best = summary.loc[summary.groupby(["data", "target", "method"])["mean"].idxmax()]
-    result = []
-    for (data, target), group in best.groupby(["data", "target"]):
-        chosen = group.set_index("method")["scale"]
-        splits = {m: score.loc[data, target, m, s].groupby("split").mean() for m, s in chosen.items()}
-        for _, row in group.sort_values("mean", ascending=False).iterrows():
-            gap = splits["R²MAE"] - splits[row["method"]]
-            result.append({**row, "R²MAE minus it": gap.mean(), "se": gap.std() / np.sqrt(len(gap))})
-    return pd.DataFrame(result)
+def tasks(
+    name: str, options: argparse.Namespace
+) -> Iterator[tuple[ad.AnnData, dict[str, str], int, int, Any]]:
+    """Yield data, targets, draw, number of the split, and split."""
+    counts = SETS[name]
+    adata = read(replace(counts, n_obs=options.cells), options.data)
+    first = next(iter(counts.targets))
+    for draw in range(options.first_draw, options.first_draw + options.draws):
+        splits = donor_splits(
+            adata,
+            targets={first: counts.targets[first]},
+            donor_key="donor",
+            n_train_donors=counts.n_train_donors,
+            n_splits=options.splits,
+            seeds=(draw,),
+        )[first]
+        for number, split in enumerate(splits):
+            yield adata, counts.targets, draw, number, split
 
 
-def draw(frame: pd.DataFrame, best: pd.DataFrame, path: Path) -> None:
-    """Draw one panel per task: a line per donor split over the methods and their mean, in the better scaling of each."""
-    rows = frame[(frame["level"] == "cell") & frame["metric"].isin(SCORES)]
-    score = rows.groupby(["data", "target", "method", "scale", "split"])["value"].mean()
-    tasks = list(dict.fromkeys(zip(best["data"], best["target"], strict=True)))
+def run(name: str, options: argparse.Namespace) -> None:
+    """Fit and probe every method on one set."""
+    kept: dict[tuple[str, int], np.ndarray] = {}
+    folder = options.out / "scores"
+    folder.mkdir(parents=True, exist_ok=True)
+    for adata, targets, draw, number, split in tasks(name, options):
+        donors = adata.obs["donor"].astype(str)
+        training = np.flatnonzero(donors.isin([str(d) for d in split.train_donors]))
+        for mode in options.modes:
+            for method in options.methods:
+                for seed in range(1 if method in BASELINES else options.seeds):
+                    path = folder / f"{name}-{mode}-{method}-{seed}-{draw}-{number}.csv"
+                    if path.exists():
+                        continue
+                    nll = np.nan
+                    if mode == "unseen":
+                        z, nll = embed(method, adata, training, seed)
+                    else:
+                        if (method, seed) not in kept:
+                            kept[method, seed], _ = embed(method, adata, np.arange(adata.n_obs), seed)
+                        z = kept[method, seed]
+                    probed = ad.AnnData(obs=adata.obs, obsm={"z": z})
+                    frame = linear_probe(
+                        probed, use_rep="z", targets=targets, donor_key="donor",
+                        splits={target: [split] for target in targets}, n_bootstrap=0,
+                    )  # fmt: skip
+                    frame = frame[(frame["level"] == "cell") & frame["metric"].isin(SCORES)]
+                    frame = frame[["target", "metric", "value"]].assign(
+                        set=name, mode=mode, method=method, seed=seed, draw=draw, split=number, nll=nll
+                    )
+                    frame.to_csv(path, index=False)
+        print(f"{name}: split {number} of draw {draw}", flush=True)
+
+
+def collect(options: argparse.Namespace) -> pd.DataFrame:
+    """Read the scores of the chosen sets, methods, modes and draws."""
+    frame = pd.concat([pd.read_csv(path) for path in sorted((options.out / "scores").glob("*.csv"))])
+    draws = range(options.first_draw, options.first_draw + options.draws)
+    for column, chosen in {"set": options.sets, "mode": options.modes, "draw": list(draws)}.items():
+        frame = frame[frame[column].isin(chosen)]
+    return frame.assign(score=frame["metric"].map(SCORES))
+
+
+def table(frame: pd.DataFrame, mode: str, score: str) -> pd.DataFrame:
+    """Return points above the reference by method and task, their mean over tasks, and its standard error."""
+    rows = frame[(frame["mode"] == mode) & (frame["score"] == score)]
+    split = rows.groupby(["method", "set", "target", "draw", "split"])["value"].mean()
+    split = split.unstack("method")  # noqa: PD010
+    gaps = 100 * split.sub(split[REFERENCE], axis=0)
+    tasks_ = gaps.groupby(["set", "target"])
+    means, errors = tasks_.mean(), tasks_.sem()
+    columns = [f"{SET_LABELS[name]}, {target.replace('_', ' ')}" for name, target in means.index]
+    result = means.T.set_axis(columns, axis=1)
+    result["mean"] = means.mean()
+    result["s.e."] = (errors**2).sum().pow(0.5) / means.notna().sum()
+    result["worst"] = means.min()
+    order = [method for method in (*NETWORKS, *result.index) if method in result.index]
+    return result.loc[list(dict.fromkeys(order))].round(1)
+
+
+def likelihoods(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the masked negative log-likelihood per gene on unseen donors, in nats, by network and set."""
+    rows = frame[frame["nll"].notna()].drop_duplicates(["set", "method", "seed", "draw", "split"])
+    return rows.pivot_table("nll", "method", "set").rename(columns=SET_LABELS).round(4)
+
+
+def draw(frame: pd.DataFrame, options: argparse.Namespace) -> None:
+    """Draw points above the reference: a row per method, a dot per task, a diamond for their mean."""
+    panels = [(mode, score) for mode in options.modes for score in ("BA", "AUROC")]
     fig, axes = plt.subplots(
-        1, len(tasks), figsize=(2.6 * len(tasks), 3.2), layout="constrained", squeeze=False
+        1,
+        len(panels),
+        figsize=(3.1 * len(panels) + 1.5, 3.6),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
     )
-    for ax, (data, target) in zip(axes.flat, tasks, strict=True):
-        scales = best[(best["data"] == data) & (best["target"] == target)].set_index("method")["scale"]
-        names = [method for method in METHODS if method in scales.index]
-        splits = pd.DataFrame({m: score.loc[data, target, m, scales[m]] for m in names})
-        ax.plot(splits.T.to_numpy(), "o-", color="0.65", linewidth=1, markersize=3.5)
-        for i, method in enumerate(names):
-            ax.plot(i, splits[method].mean(), "D", color=OKABE_ITO[i], markersize=9, zorder=3)
-        ax.set_xticks(range(len(names)), names)
-        ax.margins(x=0.2)
-        ax.set_title(f"{LABELS[data]}\n{target.replace('_', ' ')}")
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("Score in held-out donors")
-    fig.savefig(path, dpi=150)
-
-
-def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
-    """Embed and probe one data set."""
-    task = TASKS[name]
-    adata = read(task, options.data)
-    keep = options.out / "embeddings"
-    keep.mkdir(parents=True, exist_ok=True)
-    targets = dict.fromkeys(task.targets, "classification")
-    splits = donor_splits(
-        adata, targets=targets, donor_key="donor", n_train_donors=task.n_train_donors, n_splits=options.splits
-    )
-    frames = []
-    for method in options.methods:
-        for seed in range(options.seeds if method.startswith(("R²MAE", "scVI")) else 1):
-            path = keep / f"{name}-{method}-{options.tag if method == 'R²MAE' else ''}{seed}.npy"
-            start = time.perf_counter()
-            if not path.exists():
-                np.save(path, embed(method, seed, adata, options))
-            seconds = time.perf_counter() - start
-            probed = ad.AnnData(obs=adata.obs, obsm={method: np.load(path).astype(np.float64)})
-            frame = linear_probe(
-                probed, use_rep=method, targets=targets, donor_key="donor", splits=splits, scale=(False, True), n_bootstrap=0,
+    for ax, (mode, score) in zip(axes.flat, panels, strict=True):
+        points = table(frame, mode, score).drop(index=REFERENCE)
+        tasks_ = points.drop(columns=["mean", "s.e.", "worst"])
+        for i, method in enumerate(points.index):
+            ax.plot(tasks_.loc[method], [i] * tasks_.shape[1], "o", color="0.65", markersize=4)
+            ax.errorbar(
+                points.loc[method, "mean"], i, xerr=points.loc[method, "s.e."], fmt="D", markersize=8,
+                color=OKABE_ITO[0 if method == "R²MAE" else 4],
             )  # fmt: skip
-            frames.append(frame.assign(data=name, train_seed=seed, seconds=seconds))
-            print(
-                f"{name} {method} seed {seed}: {seconds:.0f} s, probed in {time.perf_counter() - start - seconds:.0f} s",
-                flush=True,
-            )
-    return pd.concat(frames)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_xscale("symlog", linthresh=5)
+        ax.set_yticks(range(len(points)), points.index)
+        ax.set(title=f"{mode} donors, {score}" if mode == "unseen" else f"all cells, {score}")
+        ax.set_xlabel("points above PCA")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].invert_yaxis()
+    fig.savefig(options.out / "embeddings.png", dpi=150)
 
 
 def main() -> None:
-    """Run the benchmark and print its table."""
+    """Run the sets and summarize them."""
     parser = make_parser(__doc__, seeds=3)
-    parser.add_argument("--sets", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--modes", nargs="+", choices=("unseen", "all"), default=["unseen", "all"])
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--first-draw", type=int, default=0)
     parser.add_argument("--splits", type=int, default=5)
-    parser.add_argument("--max-epochs", type=int)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--n-hidden", type=int)
-    parser.add_argument("--n-latent", type=int)
-    parser.add_argument("--tag", default="", help="names embeddings of other settings")
+    parser.add_argument("--cells", type=int, default=3000, help="at most this many cells of a set")
     options = parser.parse_args()
-    options.model = {k: v for k in ("n_hidden", "n_latent") if (v := getattr(options, k)) is not None}
     silence()
-    frame = pd.concat([run(name, options) for name in options.sets])
-    frame.drop(columns=["note"]).to_csv(options.out / "embeddings.csv", index=False)
-    result = table(frame)
-    result.to_csv(options.out / "embeddings_table.csv", index=False)
-    draw(frame, result, options.out / "embeddings.png")
-    print(result.to_markdown(index=False, floatfmt=".3f"))
+    for name in options.sets:
+        run(name, options)
+    frame = collect(options)
+    parts = []
+    for mode in options.modes:
+        for score in ("BA", "AUROC"):
+            parts.append(f"**{mode}, {score}**\n\n{table(frame, mode, score).to_markdown()}\n")
+    parts.append(f"**masked likelihood**\n\n{likelihoods(frame).to_markdown()}\n")
+    (options.out / "embeddings.md").write_text("\n".join(parts))
+    draw(frame, options)
+    print("\n".join(parts))
 
 
 if __name__ == "__main__":

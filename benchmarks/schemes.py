@@ -15,6 +15,7 @@ from pathlib import Path
 
 import anndata as ad
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 import scr2mae
@@ -38,6 +39,7 @@ class Counts:
     n_top_genes: int | None = None
     baselines: tuple[str, ...] = ("pca", "scvi")
     where: dict[str, str] = field(default_factory=dict)
+    n_obs: int | None = None
 
 
 SETS = {
@@ -64,6 +66,14 @@ SETS = {
         max_epochs=20,
         baselines=("pca",),
     ),
+    "gbm": Counts("gbm_panobinostat_5donors_age.h5ad", {"condition": "classification"}, 2),
+    "tms": Counts(
+        "tms_liver_facs_age.h5ad",
+        {"age_group": "classification"},
+        5,
+        n_top_genes=2000,
+        where={"cell_type": "hepatocyte"},
+    ),
 }  # fmt: skip
 
 SET_LABELS = {
@@ -72,6 +82,8 @@ SET_LABELS = {
     "kang": "Kang, 12,000",
     "pig": "pig airway",
     "onek1k": "OneK1K",
+    "gbm": "glioblastoma",
+    "tms": "mouse liver",
     "mean": "mean",
 }
 
@@ -81,6 +93,9 @@ def read(counts: Counts, folder: Path) -> ad.AnnData:
     adata = ad.read_h5ad(folder / counts.file)
     for column, value in counts.where.items():
         adata = adata[(adata.obs[column] == value).to_numpy()].copy()
+    if counts.n_obs is not None and adata.n_obs > counts.n_obs:
+        chosen = np.random.default_rng(0).permutation(adata.n_obs)[: counts.n_obs]
+        adata = adata[np.sort(chosen)].copy()
     adata = select_genes(adata, counts.n_top_genes)
     if "age" in counts.targets:
         adata.obs["age"] = adata.obs["age"].astype(float)

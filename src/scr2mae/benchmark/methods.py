@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import scvi
 from anndata import AnnData
+from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 
 from scr2mae._schemes import SCHEME_NAMES, schemes
@@ -27,6 +28,9 @@ if hasattr(scvi.external, "JointEmbeddingSCVI"):
 LABELS = {
     "lognorm": "Log-normalized",
     "pca": "PCA",
+    "pca_1e4": "PCA, 10,000 counts",
+    "pca_residuals": "PCA of residuals",
+    "pca_ranks": "PCA of ranks",
     "scvi": "scVI",
     "scvi_joint": "JointEmbeddingSCVI",
     "mae": "MAE (25 %)",
@@ -87,11 +91,10 @@ def make_methods(names: Sequence[str] | None, adata: AnnData, options: Options) 
 
 def _built_in(options: Options) -> dict[str, Method]:
     masks: dict[str, Any] = {"ratios": options.ratios, "mask_seed": options.mask_seed}
-    fit_pca = partial(_fit_pca, n_pcs=options.n_pcs)
-    methods = [
-        Method("lognorm", _log_normalize_all, {}, learns=False, seeded=False, saw="nothing"),
-        Method("pca", fit_pca, {"n_pcs": options.n_pcs}, seeded=False),
-    ]
+    methods = [Method("lognorm", _log_normalize_all, {}, seeded=False)]
+    for kind in list(BASELINES)[1:]:
+        fit_pca = partial(_fit_pca, kind=kind, n_pcs=options.n_pcs)
+        methods.append(Method(kind, fit_pca, {"n_pcs": options.n_pcs}, seeded=False))
     settings = {"model": dict(options.scvi_model_kwargs), "train": dict(options.scvi_train_kwargs)} | masks
     for name, model_class in SCVI_CLASSES.items():
         methods.append(Method(name, partial(fit_scvi, model_class=model_class, options=options), settings))
@@ -107,24 +110,62 @@ def _given(adata: AnnData, key: str) -> Method:
 
 
 def _log_normalize_all(cells: Pretraining, _: int) -> Embedding:
-    return Embedding(_log_normalize(cells.cells.X))
+    return Embedding(_expression(cells.cells.X, cells.seen))
 
 
-def _log_normalize(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """Return counts per ten thousand on the log scale."""
-    library = np.asarray(counts.sum(axis=1)).ravel()
-    scaled = counts.copy()
-    scaled.data = np.log1p(scaled.data * np.repeat(TARGET_SUM / library, np.diff(counts.indptr)))
-    return scaled.astype(np.float32)
+def _fit_pca(cells: Pretraining, _: int, *, kind: str, n_pcs: int) -> Embedding:
+    return Embedding(BASELINES[kind](cells.cells.X, cells.seen, n_pcs=n_pcs))
 
 
-def _fit_pca(cells: Pretraining, _: int, *, n_pcs: int) -> Embedding:
-    expression = _log_normalize(cells.cells.X)
-    learned = expression[cells.seen]
-    n_components = min(n_pcs, *(n - 1 for n in learned.shape))
+def _normalize(counts: sp.csr_matrix, target_sum: float) -> sp.csr_matrix:
+    """Return log1p of counts scaled to a library size."""
+    library = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1.0)
+    scaled = counts.astype(np.float32)
+    scaled.data = np.log1p(scaled.data * np.repeat(target_sum / library, np.diff(counts.indptr)))
+    return scaled
+
+
+def _expression(counts: sp.csr_matrix, seen: np.ndarray) -> sp.csr_matrix:
+    """Return log-normalized counts at the median library of the cells in ``seen``, scanpy's default."""
+    return _normalize(counts, float(np.median(np.asarray(counts[seen].sum(axis=1)))))
+
+
+def _residuals(counts: sp.csr_matrix, seen: np.ndarray) -> np.ndarray:
+    """Return Pearson residuals (Lause et al. 2021) with the frequencies of the cells in ``seen``."""
+    frequencies = np.asarray(counts[seen].sum(axis=0)).ravel()
+    mean = np.asarray(counts.sum(axis=1)) * (frequencies / frequencies.sum())
+    residuals = (counts.toarray() - mean) / np.sqrt(mean + mean**2 / 100.0 + 1e-9)
+    return residuals.clip(-np.sqrt(len(seen)), np.sqrt(len(seen))).astype(np.float32)
+
+
+def _ranks(counts: sp.csr_matrix, _: np.ndarray) -> np.ndarray:
+    """Return the rank of each gene within its cell, ties averaged, between 0 and 1."""
+    return (rankdata(counts.toarray(), axis=1) / counts.shape[1]).astype(np.float32)
+
+
+def _pca(
+    transform: Callable[[sp.csr_matrix, np.ndarray], Any],
+    counts: sp.csr_matrix,
+    seen: np.ndarray,
+    *,
+    n_pcs: int = 50,
+) -> np.ndarray:
+    """Fit PCA to the cells in ``seen``, and project all."""
+    expression = transform(counts, seen)
+    learned = expression[seen]
     # The result is exact to rounding and needs no seed; only the start of the iteration is random.
-    model = PCA(n_components, svd_solver="arpack", random_state=0).fit(learned)
-    return Embedding(model.transform(expression).astype(np.float32))
+    model = PCA(min(n_pcs, *(n - 1 for n in learned.shape)), svd_solver="arpack", random_state=0)
+    return model.fit(learned).transform(expression).astype(np.float32)
+
+
+BASELINES: dict[str, Callable[..., Any]] = {
+    "lognorm": _expression,
+    "pca": partial(_pca, _expression),
+    "pca_1e4": partial(_pca, lambda counts, _: _normalize(counts, TARGET_SUM)),
+    "pca_residuals": partial(_pca, _residuals),
+    "pca_ranks": partial(_pca, _ranks),
+}
+"""Embeddings that do not learn by gradient, as functions of counts and the indices of the cells to fit to."""
 
 
 def _fit_scheme(cells: Pretraining, seed: int, *, name: str, options: Options) -> Embedding:
