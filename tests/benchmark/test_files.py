@@ -115,7 +115,7 @@ def test_the_report_has_a_table_per_scaling_and_says_what_pretraining_saw(finish
     cells_of = {
         line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if "|" in line
     }
-    assert cells_of["Log-normalized"] == "nothing"
+    assert cells_of["Log-normalized"] == "all cells"
     assert cells_of["PCA"] == "all cells"
     assert cells_of["X_mine"] == "not known"
     row = next(line for line in text.splitlines() if line.startswith("| PCA"))

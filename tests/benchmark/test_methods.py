@@ -10,7 +10,7 @@ import scvi
 import torch
 
 import scr2mae
-from scr2mae.benchmark.methods import LABELS, SCVI_CLASSES, make_methods
+from scr2mae.benchmark.methods import BASELINES, LABELS, SCVI_CLASSES, make_methods
 from scr2mae.benchmark.pretraining import Options
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
@@ -19,14 +19,44 @@ from scr2mae.metrics import masked_pearson
 def test_log_normalized_expression_and_components_are_those_of_scanpy(cells, fit_one):
     import scanpy as sc
 
+    for name, target_sum in (("pca", None), ("pca_1e4", 1e4)):
+        expected = cells.copy()
+        sc.pp.normalize_total(expected, target_sum=target_sum)
+        sc.pp.log1p(expected)
+        if name == "pca":
+            got, _ = fit_one(cells, "lognorm")
+            np.testing.assert_allclose(got.matrix.toarray(), expected.X.toarray(), rtol=1e-5)
+        sc.pp.pca(expected, n_comps=5)
+        got, _ = fit_one(cells, name)
+        np.testing.assert_allclose(np.abs(got.matrix), np.abs(expected.obsm["X_pca"]), rtol=1e-3, atol=1e-3)
+
+
+def test_components_of_residuals_are_those_of_scanpy(cells, fit_one):
+    import scanpy as sc
+
     expected = cells.copy()
-    sc.pp.normalize_total(expected, target_sum=1e4)
-    sc.pp.log1p(expected)
-    got, _ = fit_one(cells, "lognorm")
-    np.testing.assert_allclose(got.matrix.toarray(), expected.X.toarray(), rtol=1e-5)
+    sc.experimental.pp.normalize_pearson_residuals(expected)
     sc.pp.pca(expected, n_comps=5)
-    got, _ = fit_one(cells, "pca")
-    np.testing.assert_allclose(np.abs(got.matrix), np.abs(expected.obsm["X_pca"]), rtol=1e-3, atol=1e-3)
+    got, _ = fit_one(cells, "pca_residuals")
+    np.testing.assert_allclose(np.abs(got.matrix), np.abs(expected.obsm["X_pca"]), rtol=1e-2, atol=1e-2)
+
+
+def test_components_of_ranks_do_not_depend_on_depth(cells, fit_one):
+    doubled = cells.copy()
+    doubled.X = (doubled.X * 2).tocsr()
+    got, _ = fit_one(cells, "pca_ranks")
+    again, _ = fit_one(doubled, "pca_ranks")
+    np.testing.assert_allclose(again.matrix, got.matrix, atol=1e-5)
+
+
+def test_baselines_are_fitted_to_the_cells_that_pretraining_sees(cells):
+    seen = np.arange(0, cells.n_obs, 2)
+    changed = cells.copy()
+    changed.X = changed.X.multiply(1 + 3 * (np.arange(cells.n_obs) % 2)[:, None]).tocsr()
+    for name, embed in BASELINES.items():
+        first, second = embed(cells.X, seen), embed(changed.X, seen)
+        first, second = (x.toarray() if hasattr(x, "toarray") else x for x in (first, second))
+        np.testing.assert_allclose(first[seen], second[seen], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_a_scheme_is_the_model_of_its_name(cells, fit_one):
@@ -101,7 +131,7 @@ def test_ctrl_c_in_scvi_raises_keyboard_interrupt(cells, monkeypatch, fit_one):
 
 def test_all_methods_are_the_default(cells):
     names = [method.name for method in make_methods(None, cells, Options())]
-    assert names == ["lognorm", "pca", *SCVI_CLASSES, *scr2mae.schemes()]
+    assert names == [*BASELINES, *SCVI_CLASSES, *scr2mae.schemes()]
     assert set(names) <= set(LABELS)
 
 

@@ -26,7 +26,7 @@ class Methods:
     batch_key: opt.Name | None = None
     """Column of obs with the batch, used as input to the networks."""
     methods: opt.Names | None = None
-    """Any of lognorm, pca, scvi, scvi_joint, masking schemes (mae, r2mae, ...), and names in obsm; all methods by default."""
+    """Any of lognorm, pca, pca_1e4, pca_residuals, pca_ranks, scvi, scvi_joint, masking schemes (mae, r2mae, ...), and names in obsm; all methods by default."""
     seeds: opt.Seeds = (0, 1, 2)
     """Training seeds."""
     pretrain_on: Literal["all", "train"] = "all"

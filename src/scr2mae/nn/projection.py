@@ -27,8 +27,11 @@ class LinearPath(nn.Module):
 
     With ``y = counts / library * median library``, frequencies ``f`` of the genes and ``m = f * median library``, the
     two blocks are the leading components of ``log1p(y)`` and, at half the weight, of Pearson residuals
-    ``clip((y - m) / sqrt(m + m^2 / 100))``. Genes that are not visible count
-    as average, and scores are divided by the visible share of the genes, so that they keep their size.
+    ``clip((y - m) / sqrt(m + m^2 / 100))``.
+
+    If only some genes are visible, masked in training or measured by a panel, scores are their conditional mean given
+    those genes, under probabilistic principal components with axes W, variances L and the mean noise s per gene:
+    ``(W_v' W_v + s / L)^-1 (1 + s / L) W_v' x_v``, which is ``W' x`` if all are visible.
     """
 
     spread = 3.0  # root mean square length of the first block's scores; suits the decoder's learning rate
@@ -43,6 +46,7 @@ class LinearPath(nn.Module):
         for name in _WEIGHTS:
             self.register_buffer(f"{name}_center", torch.zeros(n_vars))
             self.register_buffer(f"{name}_axes", torch.zeros(n_vars, self.n_components))
+            self.register_buffer(f"{name}_noise", torch.ones(self.n_components))  # relative to the variances
 
     @property
     def is_fitted(self) -> bool:
@@ -85,12 +89,15 @@ class LinearPath(nn.Module):
         return self._features(torch.zeros_like(self.frequencies), slice(None))
 
     def _blocks(self, visible: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """Return center and axes per block; the axes of visible genes are scaled up to stand for all genes."""
-        blocks = [(getattr(self, f"{name}_center"), getattr(self, f"{name}_axes")) for name in _WEIGHTS]
-        if visible is None:
-            return blocks
-        scale = (visible / visible.float().mean()).unsqueeze(1)
-        return [(center, axes * scale) for center, axes in blocks]
+        """Return center and axes per block; with hidden genes, the axes of the conditional mean."""
+        blocks = []
+        for name in _WEIGHTS:
+            center, axes, noise = (getattr(self, f"{name}_{part}") for part in ("center", "axes", "noise"))
+            if visible is not None:
+                with torch.autocast(axes.device.type, enabled=False):
+                    axes = _conditional(axes, noise.diag(), visible)
+            blocks.append((center, axes))
+        return blocks
 
     def fit(self, counts: Tensor, library: Tensor, frequencies: Tensor, *, seed: int) -> None:
         """Fit to counts (n_obs, n_vars) with libraries (n_obs, 1); deterministic for a seed."""
@@ -101,9 +108,23 @@ class LinearPath(nn.Module):
             features = self._features(counts * (self.median_library / library), slice(None))[i]
             center = features.mean(dim=0)
             axes = _components(features.sub_(center), self.n_components, seed=seed)
-            spread = (features @ axes).square().sum(dim=1).mean().sqrt().clamp(min=1e-6)
+            variances = (features @ axes).square().mean(dim=0)
+            varies = features.any(dim=0).sum().clamp(min=1)
+            noise = (features.square().mean(dim=0).sum() - variances.sum()).clamp(min=1e-6) / varies
             getattr(self, f"{name}_center").copy_(center)
-            getattr(self, f"{name}_axes").copy_(axes * (weight * self.spread / spread))
+            getattr(self, f"{name}_axes").copy_(
+                axes * (weight * self.spread / variances.sum().sqrt().clamp(min=1e-6))
+            )
+            getattr(self, f"{name}_noise").copy_(noise / variances.clamp(min=1e-6 * variances.max() + 1e-9))
+
+
+def _conditional(axes: Tensor, noise: Tensor, visible: Tensor) -> Tensor:
+    """Return axes whose product with the visible genes is the conditional mean of the scores."""
+    seen = axes * visible.unsqueeze(1)
+    gram = seen.T @ seen / axes.square().sum(dim=0).max().clamp(min=1e-12)  # of axes of length one
+    # Without a check for singular matrices, for which a GPU's host would wait; the noise makes this one regular.
+    solved, _ = torch.linalg.solve_ex(gram + noise, torch.eye(len(noise), device=noise.device) + noise)
+    return seen @ solved
 
 
 def _components(centered: Tensor, n_components: int, *, seed: int) -> Tensor:
