@@ -2,7 +2,7 @@
 
     python benchmarks/defaults.py --data DATA -o OUT --sets csle kang
 
-Data and splits are those of ``embeddings.py``; the score is the mean of balanced accuracy and macro F1, with or
+Data and splits are those of ``schemes.py``; the score is the mean of balanced accuracy and macro F1, with or
 without feature scaling, whichever is better. Writes ``defaults.csv`` and ``defaults_table.csv``.
 """
 
@@ -18,12 +18,15 @@ import pandas as pd
 
 import scr2mae
 from common_setup import make_parser, silence
-from embeddings import SCORES, TASKS, read
+from schemes import SETS, read
 from scr2mae.model.training import default_max_epochs
 from scr2mae.probe import donor_splits, linear_probe
 
+SCORES = ("balanced_accuracy", "macro_f1")
+
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
+    "encoder mlp": {"model": {"encoder": "mlp"}},
     "hidden 128": {"model": {"n_hidden": 128}},
     "hidden 512": {"model": {"n_hidden": 512}},
     "latent 16": {"model": {"n_latent": 16}},
@@ -64,11 +67,15 @@ def embed(adata: ad.AnnData, seed: int, setting: dict[str, dict[str, Any]]) -> n
 
 def run(name: str, options: argparse.Namespace) -> pd.DataFrame:
     """Probe every setting and seed on one data set."""
-    task = TASKS[name]
-    adata = read(task, options.data)
-    targets = dict.fromkeys(task.targets, "classification")
+    counts = SETS[name]
+    adata = read(counts, options.data)
+    targets = {target: kind for target, kind in counts.targets.items() if kind == "classification"}
     splits = donor_splits(
-        adata, targets=targets, donor_key="donor", n_train_donors=task.n_train_donors, n_splits=options.splits
+        adata,
+        targets=targets,
+        donor_key="donor",
+        n_train_donors=counts.n_train_donors,
+        n_splits=options.splits,
     )
     frames = []
     for setting in options.settings:
@@ -106,7 +113,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     """Run the sweep and print its table."""
     parser = make_parser(__doc__, seeds=3)
-    parser.add_argument("--sets", nargs="+", choices=TASKS, default=["csle"])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=["csle"])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--splits", type=int, default=5)
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """All masking schemes on real counts with donors: probe scores, ranks, reconstruction of masked genes.
 
-    python benchmarks/schemes.py --data DATA -o OUT [--sets csle kang ...]
+    python benchmarks/schemes.py --data DATA -o OUT [--sets csle kang ...] [--encoder mlp]
 
 For each set, :func:`scr2mae.benchmark.run` writes the folder ``OUT/SET``; the same command continues an interrupted run.
 For all sets: ``ranks.csv`` (mean rank of each scheme among the schemes, by set), ``reconstruction.csv``
@@ -113,6 +113,7 @@ def run(name: str, options: argparse.Namespace) -> benchmark.Benchmark:
         seeds=range(options.seeds),
         n_splits=options.splits,
         n_train_donors=counts.n_train_donors,
+        model_kwargs={} if options.encoder is None else {"encoder": options.encoder},
         train_kwargs={} if counts.max_epochs is None else {"max_epochs": counts.max_epochs},
         accelerator="cpu",
         out=options.out / name,
@@ -162,6 +163,7 @@ def main() -> None:
     parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--encoder", choices=("linear+mlp", "mlp"), help="the default without")
     options = parser.parse_args()
     silence()
     results = {}

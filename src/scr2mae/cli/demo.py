@@ -115,12 +115,12 @@ def run_demo(*, seed: int = 0, **train_kwargs: Any) -> DemoResult:
 
 
 def log_normalized_pca(adata: AnnData, *, n_components: int = 50, seed: int = 0) -> np.ndarray:
-    """Return principal components of log-normalized counts (1e4 per cell), the usual embedding."""
+    """Return principal components of log-normalized counts (at the median library), scanpy's default embedding."""
     import numpy as np
     import scanpy as sc
 
     work = adata.copy()
-    sc.pp.normalize_total(work, target_sum=1e4)
+    sc.pp.normalize_total(work)
     sc.pp.log1p(work)
     sc.pp.pca(work, n_comps=min(n_components, *(n - 1 for n in work.shape)), random_state=seed)
     return np.asarray(work.obsm["X_pca"], dtype=np.float32)
