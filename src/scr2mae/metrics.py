@@ -19,6 +19,7 @@ __all__ = [
     "EffectiveRank",
     "balanced_accuracy",
     "batch_mixing",
+    "calibration_error",
     "effective_rank",
     "group_means",
     "knn_label_recovery",
@@ -126,6 +127,31 @@ def macro_auroc(y_true: ArrayLike, scores: ArrayLike, *, classes: ArrayLike) -> 
         return _undefined(f"Macro AUROC needs two classes in y_true; it holds {present.tolist()}.")
     column = {label: j for j, label in enumerate(classes.tolist())}
     return float(np.mean([roc_auc_score(y_true == c, scores[:, column[c]]) for c in present.tolist()]))
+
+
+def calibration_error(y_true: ArrayLike, probabilities: ArrayLike, *, n_bins: int = 10) -> float:
+    """Return the expected calibration error: how far confidence is from the share of correct predictions.
+
+    Parameters
+    ----------
+    y_true
+        Code of the class of each cell, a column of ``probabilities``, shape ``(n_obs,)``.
+    probabilities
+        Class probabilities, shape ``(n_obs, n_classes)``.
+    n_bins
+        Number of bins of equal width of the largest probability.
+
+    Returns
+    -------
+    Mean over cells of the difference, in their bin, between the mean probability of the predicted class and the share
+    of cells that have it; in [0, 1].
+    """
+    y_true, values = _column(y_true), _matrix(probabilities)
+    check_consistent_length(y_true, values)
+    confidence = values.max(axis=1)
+    gap = confidence - (values.argmax(axis=1) == y_true)
+    bins = np.ceil(confidence * n_bins)
+    return float(np.abs(np.bincount(bins.astype(int), weights=gap)).sum() / len(gap))
 
 
 def spearman(y_true: ArrayLike, y_pred: ArrayLike) -> float:

@@ -30,6 +30,7 @@ def test_embed_adds_the_embedding_and_keeps_all_else(counts, model_folder, train
     got = anndata.read_h5ad("deep/out.h5ad")
     expected = anndata.read_h5ad("counts.h5ad")
     expected.obsm["X_r2mae"] = trained.get_latent_representation(expected)
+    expected.uns["scr2mae"] = {"X_r2mae_model": trained.fingerprint}
     assert_equal(got, expected, exact=True)
 
 

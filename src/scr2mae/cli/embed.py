@@ -71,13 +71,11 @@ def embed(
         logger.info("Embedding %d cells of %s.", adata.n_obs, input)
         shape = adata.n_obs, trained.init_params_["n_latent"]
         new = _new_store if to_store else _new_file
-        with new(adata, shape, source=input, output=output, key=key, force=force) as rows:
+        integrated = False if no_integration else None
+        made_by = {f"{key}_model": trained.embedding_fingerprint(integrated=integrated)}
+        with new(adata, shape, source=input, output=output, key=key, force=force, made_by=made_by) as rows:
             trained.get_latent_representation(
-                adata,
-                batch_size=batch_size,
-                precision=precision,
-                integrated=False if no_integration else None,
-                out=rows,
+                adata, batch_size=batch_size, precision=precision, integrated=integrated, out=rows
             )
     finally:
         if adata.isbacked:
@@ -87,7 +85,14 @@ def embed(
 
 @contextmanager
 def _new_file(
-    adata: AnnData, shape: tuple[int, int], *, source: Path, output: Path, key: str, force: bool
+    adata: AnnData,
+    shape: tuple[int, int],
+    *,
+    source: Path,
+    output: Path,
+    key: str,
+    force: bool,
+    made_by: dict[str, str],
 ) -> Iterator[h5py.Dataset]:
     """Yield the rows of an embedding in a copy of the input; rename the copy once they are filled."""
     with replacing(output) as part:
@@ -95,13 +100,20 @@ def _new_file(
             shutil.copyfile(source, part)
         else:
             _write_cells(part, adata)
-        with _new_obsm(part, key, shape) as rows:
+        with _new_obsm(part, key, shape, made_by) as rows:
             yield rows
 
 
 @contextmanager
 def _new_store(
-    adata: AnnData, shape: tuple[int, int], *, source: Path, output: Path, key: str, force: bool
+    adata: AnnData,
+    shape: tuple[int, int],
+    *,
+    source: Path,
+    output: Path,
+    key: str,
+    force: bool,
+    made_by: dict[str, str],
 ) -> Iterator[Any]:
     """Yield the rows of an embedding in a new store; rename the store once they are filled."""
     import pandas as pd
@@ -114,7 +126,8 @@ def _new_store(
     with writer.work_folder(output) as folder:
         part = folder / "store.zarr"
         with writer.create_group(part) as group:
-            writer.write_tables(group, obs=adata.obs, var=pd.DataFrame(index=pd.Index([], dtype=str)), uns={})
+            var = pd.DataFrame(index=pd.Index([], dtype=str))
+            writer.write_tables(group, obs=adata.obs, var=var, uns={"scr2mae": made_by})
             rows = _append(group["obsm"], key, shape, chunks=(_CELLS_PER_CHUNK, shape[1]))
             yield rows
         writer.publish(part, output)
@@ -128,8 +141,13 @@ def _write_cells(path: Path, adata: AnnData) -> None:
 
 
 @contextmanager
-def _new_obsm(path: Path, key: str, shape: tuple[int, int]) -> Iterator[h5py.Dataset]:
-    """Create or replace an array of ``obsm`` in an AnnData file, and yield it to be filled row by row."""
+def _new_obsm(
+    path: Path, key: str, shape: tuple[int, int], made_by: dict[str, str]
+) -> Iterator[h5py.Dataset]:
+    """Create or replace an array of ``obsm`` in an AnnData file, and yield it to be filled row by row.
+
+    The fingerprint of the model goes to ``uns``, so that probes refuse embeddings of other models.
+    """
     import h5py
     from anndata.io import write_elem
 
@@ -142,6 +160,11 @@ def _new_obsm(path: Path, key: str, shape: tuple[int, int]) -> Iterator[h5py.Dat
                 "The input was written by an AnnData before 0.7, which cannot be added to; "
                 "read it and write it again with a newer one."
             )
+        for name in ("uns", "uns/scr2mae"):
+            if name not in file:
+                write_elem(file, name, {})
+        for name, fingerprint in made_by.items():
+            write_elem(file, f"uns/scr2mae/{name}", fingerprint)
         yield _append(group, key, shape, maxshape=shape, chunks=True)
 
 

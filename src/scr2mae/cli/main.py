@@ -17,6 +17,7 @@ from scr2mae.cli.benchmark import benchmark
 from scr2mae.cli.demo import demo
 from scr2mae.cli.embed import embed
 from scr2mae.cli.options import Messages, UsageError
+from scr2mae.cli.predict import predict
 from scr2mae.cli.prepare import prepare
 from scr2mae.cli.probe import probe
 from scr2mae.cli.process import messages_on_stderr
@@ -65,7 +66,7 @@ app = App(
     help_flags=_HELP_FLAGS,
     default_parameter=Parameter(negative=(), allow_repeating=True, show_default=_default_in_help),
 )
-_add(app, prepare, train, embed, probe, benchmark, demo)
+_add(app, prepare, train, embed, probe, predict, benchmark, demo)
 for position, domain in enumerate((dna, vision, text)):
     name = domain.__name__.rpartition(".")[2]
     group = App(name=name, help=domain.__doc__, help_epilogue="", group="Other domains", sort_key=position)

@@ -24,6 +24,7 @@ _TITLES = (
     "Methods",
     "Training",
     "Splits and probes",
+    "Kept probe",
     "Messages",
 )
 
@@ -81,7 +82,7 @@ def number(kind: type, is_valid: Callable[[Any], bool], wanted: str) -> Callable
 _positive_int = number(int, lambda value: value >= 1, "a whole number of at least 1")
 _non_negative_int = number(int, lambda value: value >= 0, "a whole number of at least 0")
 _positive_float = number(float, lambda value: 0 < value < float("inf"), "a number above 0")
-_fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def _path(text: str) -> Path:
@@ -125,8 +126,8 @@ PositiveInt = Annotated[int, one(_positive_int, "N")]
 PositiveInts = Annotated[tuple[int, ...], _several(_positive_int, "N")]
 NonNegativeInt = Annotated[int, one(_non_negative_int, "N")]
 PositiveFloat = Annotated[float, one(_positive_float, "NUMBER")]
-Fraction = Annotated[float, one(_fraction, "FRACTION")]
-Fractions = Annotated[tuple[float, ...], _several(_fraction, "FRACTION")]
+Fraction = Annotated[float, one(fraction, "FRACTION")]
+Fractions = Annotated[tuple[float, ...], _several(fraction, "FRACTION")]
 Seeds = Annotated[tuple[int, ...], _several(_non_negative_int, "N")]
 
 # With their texts, where these are the same in every command.
@@ -135,7 +136,7 @@ Seed = Annotated[NonNegativeInt, doc("Random seed.")]
 Layer = Annotated[Name, doc("Layer of raw counts; X by default.")]
 MaskRatio = Annotated[
     float | tuple[float, float],
-    _several(_fraction, "RATIO", _mask_ratio),
+    _several(fraction, "RATIO", _mask_ratio),
     doc("Fraction to mask: two numbers for a range (R²MAE), one for a fixed fraction."),
 ]
 Accelerator = Annotated[

@@ -12,6 +12,7 @@ from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,20 @@ class Splits:
     """Bootstrap resamples of test donors, for the intervals in the file."""
 
 
+@opt.options("Kept probe")
+class Kept:
+    """Arguments of ``fit_probe``."""
+
+    save: opt.InPath | None = None
+    """Folder for a probe fitted to all donors, in place of scores of splits; takes one embedding and one target."""
+    model: opt.InPath | None = None
+    """Folder of the model that made the embedding; makes it from the counts if the file lacks it."""
+    calibration: Literal["sigmoid", "isotonic", "none"] = "sigmoid"
+    """Curves from logits to probabilities, fitted to predictions for held-out donors."""
+    reject: Annotated[float | None, opt.one(opt.fraction, "FRACTION")] = None
+    """Share of known cells that may be called unknown; none is by default."""
+
+
 def probe(
     input: Annotated[opt.InPath, opt.doc("AnnData with embeddings (.h5ad).")],
     /,
@@ -66,12 +81,14 @@ def probe(
     seed: Annotated[opt.NonNegativeInt, opt.doc("Random seed for the splits.")] = 0,
     scale: Scale = "no",
     splits: Splits = Splits(),
+    kept: Kept = Kept(),
     messages: opt.Messages = opt.Messages(),
 ) -> str:
     r"""Score embeddings by linear probes on held-out donors.
 
     Fit linear models to embeddings of some donors and score them on the others: balanced accuracy, macro F1 and
-    macro AUROC for classes, Spearman's correlation for numbers, by cell and by donor.
+    macro AUROC for classes, Spearman's correlation for numbers, by cell and by donor. With --save, fit a probe to
+    all donors, score it on donors held out, and keep it for `scr2mae predict`.
 
     Examples
     --------
@@ -81,11 +98,19 @@ def probe(
         --target disease:classification --target age:regression -o scores.csv
     scr2mae probe embedded.h5ad --use-rep X_r2mae --donor-key donor \
         --target age:regression --n-train-donors 8 --scale both
+    scr2mae probe embedded.h5ad --use-rep X_r2mae --donor-key donor \
+        --target disease:classification --save probe/
     """
     kinds: dict[str, Any] = kinds_of(targets)
+    if kept.save is None and kept != Kept():
+        raise opt.UsageError("--model, --calibration and --reject belong to a probe that is kept; add --save")
+    if kept.save is not None and (len(use_rep) > 1 or len(kinds) > 1 or scale == "both"):
+        raise opt.UsageError("--save takes one embedding, one target and one scaling")
     check_input_file(input)
     if output is not None:
         check_output(output, force=force)
+    if kept.save is not None:
+        check_output(kept.save, folder=True, force=force)
     with loading():
         from scr2mae.probe import linear_probe
 
@@ -94,6 +119,20 @@ def probe(
         if any(name not in adata.obsm for name in use_rep):
             adata = adata.to_memory()
         logger.info("Probing %d cells of %s.", adata.n_obs, input)
+        if kept.save is not None:
+            options: dict[str, Any] = {
+                "seed": seed,
+                "scale": scale == "yes",
+                "n_bootstrap": splits.n_bootstrap,
+            }
+            options |= {"sample_key": splits.sample_key, "cell_level": splits.cell_level}
+            frame = _keep(
+                adata, kept, use_rep[0], *kinds.items(), donor_key=donor_key, force=force, **options
+            )
+            if output is not None:
+                with replacing(output) as part:
+                    frame.to_csv(part, index=False)
+            return frame.to_csv(sep="\t", index=False, float_format="%.4f", na_rep="nan")
         frame = linear_probe(
             adata,
             use_rep=use_rep,
@@ -110,6 +149,32 @@ def probe(
         with replacing(output) as part:
             frame.to_csv(part, index=False)
     return _summary(frame)
+
+
+def _keep(
+    adata: AnnData, kept: Kept, use_rep: str, target: tuple[str, Any], *, force: bool, **options: Any
+) -> pd.DataFrame:
+    """Fit and save a probe; return its scores on held-out donors."""
+    from scr2mae.probe import fit_probe
+
+    model = None
+    if kept.model is not None:
+        from scr2mae.model import R2MAEModel
+
+        model = R2MAEModel.load(kept.model)
+    fitted = fit_probe(
+        adata,
+        use_rep=use_rep,
+        target=target[0],
+        kind=target[1],
+        model=model,
+        calibration=None if kept.calibration == "none" else kept.calibration,
+        reject=kept.reject,
+        **options,
+    )
+    assert kept.save is not None
+    fitted.save(kept.save, overwrite=force)
+    return fitted.scores
 
 
 def kinds_of(targets: Sequence[str]) -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scr2mae.model.attribution import AttributionMixin
 from scr2mae.model.hub import HubMixin
-from scr2mae.model.inference import InferenceMixin
 from scr2mae.model.query import QueryMixin
 from scr2mae.model.saving import SavingMixin
 from scr2mae.model.training import TrainingMixin
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["R2MAEModel"]
 
 
-class R2MAEModel(TrainingMixin, InferenceMixin, QueryMixin, SavingMixin, HubMixin):
+class R2MAEModel(TrainingMixin, AttributionMixin, QueryMixin, SavingMixin, HubMixin):
     """Masked autoencoder of single-cell counts whose masking ratio is redrawn for every mini-batch.
 
     Parameters

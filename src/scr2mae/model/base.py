@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,9 @@ _DEFAULTS = {
     "linear+mlp": {"n_latent": 160, "n_layers_decoder": 0},
     "mlp": {"n_latent": 64, "n_layers_decoder": 1},
 }
+
+_NOT_ENCODER = ("decoder.", "to_logits.", "log_theta", "curriculum.")
+_ALIGNED_TO = ("center", "means", "masses", "covariance")  # the same for batches that a query adds
 
 
 class CellModel(BaseModelClass):
@@ -214,6 +218,31 @@ class CellModel(BaseModelClass):
     def spec(self) -> CellSpec:
         """Genes and columns of an AnnData that the model reads."""
         return CellSpec.from_registry(self.registry)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of genes, encoder and alignment, equal for models with equal embeddings.
+
+        A query model has the fingerprint of its reference: rows of covariates and of aligned batches are left out.
+        """
+        return self.embedding_fingerprint()
+
+    def embedding_fingerprint(self, *, integrated: bool | None = None) -> str:
+        """Return the fingerprint of the embedding with or without the alignment of batches.
+
+        Parameters
+        ----------
+        integrated
+            As in :meth:`get_latent_representation`.
+        """
+        digest = hashlib.sha256("\n".join(self.spec.var_names).encode())
+        parts = {name: value for name, value in self.module.state_dict().items() if ".tables." not in name}
+        parts = {name: value for name, value in parts.items() if not name.startswith(_NOT_ENCODER)}
+        if self.alignment_ is not None and integrated is not False:
+            parts |= {f"alignment.{name}": getattr(self.alignment_, name) for name in _ALIGNED_TO}
+        for name, value in sorted(parts.items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def _cells(self, adata: AnnData | None, *, on_disk: bool = False) -> Cells:
         """Read the model's own data, or new data by gene name without registering them."""

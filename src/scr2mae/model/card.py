@@ -41,7 +41,7 @@ must not change.
 |---|---|
 {table}
 
-## Data
+{probes}## Data
 
 Which cells these were, where they come from and under which terms: to be written by the owner of this repository.
 
@@ -59,13 +59,45 @@ positions of the split). Neither can hold code, and counts are not included.
 """
 
 
-def model_card(state: ModelState, *, repo: str, revision: str, versions: Mapping[str, str]) -> str:
-    """Return a model card in Markdown, without its YAML header; ``versions`` are those of libraries, by name."""
+_PROBE = """\
+## Probe `{name}`
+
+```python
+probe = scr2mae.probe.Probe.from_hub({repo!r}, {name!r}, revision={revision!r}, model=model)
+calls = probe.predict_donors(adata, donor_key)  # or probe.predict(adata), per cell
+```
+
+| | |
+|---|---|
+{table}
+
+"""
+
+
+def model_card(
+    state: ModelState,
+    *,
+    repo: str,
+    revision: str,
+    versions: Mapping[str, str],
+    probes: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
+    """Return a model card in Markdown, without its YAML header.
+
+    ``versions`` are those of libraries, by name; ``probes`` describe the probes that are uploaded with the model.
+    """
     document = state.document
     rows = {**_data_rows(document), **_network_rows(document), **_training_rows(state)}
     rows["Versions"] = ", ".join(f"{library} {version}" for library, version in versions.items())
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    return _TEXT.format(name=repo.rpartition("/")[2], repo=repo, revision=revision, table=table)
+    place = {"repo": repo, "revision": revision}
+    sections = [
+        _PROBE.format(name=name, table=_table(about), **place) for name, about in (probes or {}).items()
+    ]
+    return _TEXT.format(name=repo.rpartition("/")[2], table=_table(rows), probes="".join(sections), **place)
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
 
 
 def _cell(value: str) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 
 from scr2mae._utils.compat import torch_device
 from scr2mae._utils.files import atomic_write
-from scr2mae._utils.model_folder import read_folder, read_index, weights_file, write_folder
+from scr2mae._utils.model_folder import FolderFormat, read_folder, read_index, weights_file, write_folder
 from scr2mae._utils.optional import require
 from scr2mae.masking import schedule_to_state
 from scr2mae.model.base import CellModel
@@ -25,13 +26,14 @@ from scr2mae.model.saving import from_state, to_state
 from scr2mae.model.state import FORMAT, ModelState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
     from anndata import AnnData
 
 _WEIGHTS = "weights-*.safetensors"
 _CARD = "README.md"
+_PROBES = "probes"
 _MAIN = "main"
 _UNAUTHORIZED = (401, 403)
 
@@ -49,6 +51,7 @@ class HubMixin(CellModel):
         license: str | None = None,
         group_names: bool = False,
         card: bool = True,
+        probes: Mapping[str, Any] | None = None,
         token: str | bool | None = None,
     ) -> str:
         """Upload the trained model to the Hugging Face hub in one commit, with a card that describes its training.
@@ -70,6 +73,9 @@ class HubMixin(CellModel):
             of other covariates' categories are always uploaded, since the model needs them.
         card
             Whether to write ``README.md``; False keeps the existing one.
+        probes
+            Kept probes (:class:`scr2mae.probe.Probe`) of this model to upload with it and to describe in the card, by a
+            name of letters, digits, ``-`` and ``_``. Names of their donors are uploaded only with ``group_names``.
         token
             Access token; if None, use the one of ``hf auth login``.
 
@@ -84,7 +90,7 @@ class HubMixin(CellModel):
         RuntimeError
             If the model is not trained.
         ValueError
-            If ``repo`` is not the name of a repository.
+            If ``repo`` is not the name of a repository, or a probe has another model or no plain name.
         PermissionError
             If the token does not allow writing.
         ConnectionError
@@ -93,27 +99,34 @@ class HubMixin(CellModel):
         hub = require("huggingface_hub", extra="hub")
         if not self.is_trained_:
             raise RuntimeError("The model is not trained yet; call model.train() first.")
-        branch = revision or _MAIN
+        branch, kept = revision or _MAIN, dict(probes or {})
+        for name, probe in kept.items():
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"Wanted a name of letters, digits, '-' and '_' for a probe, got {name!r}.")
+            probe.features.check_model(self)
         with tempfile.TemporaryDirectory() as folder, _readable_errors(repo, branch):
             state = to_state(self)
             if state.document["split"] is not None and not group_names:
                 anonymous = {**state.document["split"], "groups": {}}
                 state = replace(state, document={**state.document, "split": anonymous})
             write_folder(folder, FORMAT, state.tensors, state.document)
+            for name, probe in kept.items():
+                probe.save(Path(folder) / _PROBES / name, donor_names=group_names)
             api = hub.HfApi(token=token, library_name="scr2mae", library_version=version("scr2mae"))
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             if branch != _MAIN:
                 api.create_branch(repo, branch=branch, exist_ok=True)
             if card:
-                text = _card(hub, state, repo=repo, branch=branch, license=license)
+                about = {name: probe.summary() for name, probe in kept.items()}
+                text = _card(hub, state, repo=repo, branch=branch, license=license, probes=about)
                 (Path(folder) / _CARD).write_text(text, encoding="utf-8")
             commit = api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
                 revision=branch,
                 commit_message=commit_message,
-                allow_patterns=[FORMAT.index, _WEIGHTS, _CARD],
-                delete_patterns=[_WEIGHTS],
+                allow_patterns=[FORMAT.index, _WEIGHTS, _CARD, f"{_PROBES}/*"],
+                delete_patterns=[_WEIGHTS, *(f"{_PROBES}/{name}/{_WEIGHTS}" for name in kept)],
             )
         return str(commit.oid)
 
@@ -166,8 +179,7 @@ class HubMixin(CellModel):
             genes of ``adata`` are not the model's.
         """
         branch, place = revision or _MAIN, torch_device(accelerator, device)
-        with _readable_errors(repo, branch):
-            folder = _download(repo, branch, token=token)
+        folder = download(repo, branch, FORMAT, token=token)
         tensors, document, _ = read_folder(folder, FORMAT, follow_links=True)
         model = from_state(cls, ModelState(tensors, document), adata=adata, place=repo)
         model.to_device(place)
@@ -275,22 +287,42 @@ def _readable_errors(repo: str, revision: str) -> Iterator[None]:
         ) from error
 
 
-def _card(hub: Any, state: ModelState, *, repo: str, branch: str, license: str | None) -> str:
+def _card(
+    hub: Any,
+    state: ModelState,
+    *,
+    repo: str,
+    branch: str,
+    license: str | None,
+    probes: Mapping[str, Mapping[str, str]],
+) -> str:
     header = hub.ModelCardData(
         license=license, library_name="scr2mae", tags=TAGS, model_name=repo.rpartition("/")[2]
     )
     versions = {name: version(name) for name in ("scr2mae", "scvi-tools", "torch", "anndata")}
-    body = model_card(state, repo=repo, revision=branch, versions=versions)
+    body = model_card(state, repo=repo, revision=branch, versions=versions, probes=probes)
     return f"---\n{header.to_yaml()}\n---\n\n{body}"
 
 
-def _download(repo: str, revision: str, *, token: str | bool | None) -> Path:
-    """Download only the two files of a model into the cache; return their folder."""
-    hub = require("huggingface_hub", extra="hub")
-    options = {"token": token, "library_name": "scr2mae", "library_version": version("scr2mae")}
-    folder = Path(hub.hf_hub_download(repo, FORMAT.index, revision=revision, **options)).parent
-    document = read_index(folder, FORMAT, follow_links=True)
-    name = weights_file(document, place=f"{FORMAT.index} of {repo}")
-    # The folder is named by its commit, so that the weights are of the same commit, whatever is pushed in between.
-    hub.hf_hub_download(repo, name, revision=folder.name, **options)
+def download(
+    repo: str,
+    revision: str | None,
+    form: FolderFormat,
+    *,
+    subfolder: str | None = None,
+    token: str | bool | None,
+) -> Path:
+    """Download only the two files of a model or probe into the cache; return their folder."""
+    branch = revision or _MAIN
+    with _readable_errors(repo, branch):
+        hub = require("huggingface_hub", extra="hub")
+        options = {"token": token, "library_name": "scr2mae", "library_version": version("scr2mae")}
+        options["subfolder"] = subfolder
+        folder = Path(hub.hf_hub_download(repo, form.index, revision=branch, **options)).parent
+        document = read_index(folder, form, follow_links=True)
+        name = weights_file(document, place=f"{form.index} of {repo}")
+        # The snapshot is named by its commit, so that the weights are of the same commit, whatever is pushed in between.
+        depth = 0 if subfolder is None else len(Path(subfolder).parts)
+        commit = [folder, *folder.parents][depth].name
+        hub.hf_hub_download(repo, name, revision=commit, **options)
     return folder

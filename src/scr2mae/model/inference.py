@@ -175,27 +175,37 @@ class InferenceMixin(IntegrationMixin):
         adata: AnnData | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
-    ) -> dict[str, float]:
+        *,
+        return_mean: bool = True,
+    ) -> dict[str, Any]:
         """Compute the mean negative log-likelihood of a cell's measured counts, in nats, with nothing masked.
 
         Parameters
         ----------
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
+        return_mean
+            Whether to average over cells.
 
         Returns
         -------
-        ``{"reconstruction_loss": mean over cells of the sum over genes}``, as scvi-tools reports it.
+        ``{"reconstruction_loss": mean over cells of the sum over genes}``, as scvi-tools reports it. Without the mean,
+        one sum per cell, shape ``(n_obs,)``, ``library_size`` of the same shape, and ``n_missing``, the number of
+        the model's genes that were not measured.
         """
         cells, rows = self._trained_cells(adata, indices)
-        errors = np.empty(n_rows(cells, rows))
+        errors, library = np.empty((2, n_rows(cells, rows)))
         for filled, tensors in stream(self.module, cells, rows, batch_size, desc="Scoring"):
             _, generated = self.module(tensors, compute_loss=False)
             nll = self.module.element_nll(tensors, generated["logits"])
             measured = tensors.get(MEASURED_KEY)
             nll = nll if measured is None else nll[:, measured]
             errors[filled] = nll.double().sum(dim=1).cpu().numpy()
-        return {"reconstruction_loss": float(errors.mean())}
+            library[filled] = self.module.log_library(tensors).exp().squeeze(1).cpu().numpy()
+        if return_mean:
+            return {"reconstruction_loss": float(errors.mean())}
+        n_missing = 0 if cells.measured is None else int((~cells.measured).sum())
+        return {"reconstruction_loss": errors, "library_size": library, "n_missing": n_missing}
 
     def get_masked_reconstruction(
         self,

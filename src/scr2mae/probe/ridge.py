@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from functools import reduce
+from itertools import combinations
 from operator import add, sub
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -193,3 +194,56 @@ def _squared_error(X: Any, Y: Float, coef: Float, intercept: Float) -> Float:
     flat = coef.transpose(1, 0, 2).reshape(n_features, -1)
     predicted = np.asarray(X @ flat).reshape(len(Y), n_alphas, n_targets) + intercept
     return np.square(predicted - Y[:, None, :]).mean(axis=0)
+
+
+class UnitMoments:
+    """Sums over cells with which many labelings of units (donors, samples) are predicted for held-out folds of units.
+
+    ``units`` are codes of the cells' units, ``fold_of_unit`` the fold that holds each unit out. A labeling enters only
+    through sums over units, so that thousands of them cost little more than one.
+    """
+
+    def __init__(self, X: Float, units: NDArray[np.intp], fold_of_unit: NDArray[np.intp]) -> None:
+        X = np.asarray(X, dtype=np.float64)
+        X = X - X.mean(axis=0)
+        n_units = len(fold_of_unit)
+        self.n_cells = np.bincount(units, minlength=n_units).astype(np.float64)
+        self.sums = np.zeros((n_units, X.shape[1]))
+        np.add.at(self.sums, units, X)
+        self.folds = [np.flatnonzero(fold_of_unit == fold) for fold in np.unique(fold_of_unit)]
+        self.grams = [X[rows].T @ X[rows] for rows in (np.isin(units, fold) for fold in self.folds)]
+
+    def held_out(self, Y: Float, alphas: Float) -> Float:
+        """Predict each column of labels, shape ``(n_units, n_labelings)``, by ridge regression without the unit's fold.
+
+        Each labeling chooses its penalty across the other folds. Predictions are relative to the mean label of their
+        training cells, which is lower the higher the label of the unit is, and would rank held-out units backwards.
+        """
+        moments = [self._of_fold(f, Y) for f in range(len(self.folds))]
+        total = reduce(_Moments.plus, moments)
+        squares = [self.n_cells[fold] @ Y[fold] ** 2 for fold in self.folds]
+        errors = np.zeros((len(moments), len(alphas), Y.shape[1]))  # by the fold that is held out
+        for f, g in combinations(range(len(moments)), 2):
+            solution = _solve(total.minus(moments[f]).minus(moments[g]), alphas)
+            errors[f] += _summed_error(moments[g], squares[g], *solution) / moments[g].n_obs
+            errors[g] += _summed_error(moments[f], squares[f], *solution) / moments[f].n_obs
+        predicted = np.empty_like(Y, dtype=np.float64)
+        for f, fold in enumerate(self.folds):
+            train = total.minus(moments[f])
+            coef = _solve(train, alphas)[0][errors[f].argmin(axis=0), :, np.arange(Y.shape[1])].T
+            means = self.sums[fold] / self.n_cells[fold, None] - train.sum_x / train.n_obs
+            predicted[fold] = means @ coef
+        return predicted
+
+    def _of_fold(self, f: int, Y: Float) -> _Moments:
+        fold = self.folds[f]
+        n, sums = self.n_cells[fold], self.sums[fold]
+        return _Moments(int(n.sum()), sums.sum(axis=0), n @ Y[fold], self.grams[f], sums.T @ Y[fold])
+
+
+def _summed_error(moments: _Moments, squares: Float, coef: Float, intercept: Float) -> Float:
+    """Return the summed squared error for each penalty and target from moments alone."""
+    shifted = moments.sum_x @ coef  # (n_alphas, n_targets)
+    error = squares - 2 * intercept * moments.sum_y + moments.n_obs * intercept**2 + 2 * intercept * shifted
+    quadratic = (coef * (moments.gram @ coef)).sum(axis=1)
+    return error - 2 * (coef * moments.cross).sum(axis=1) + quadratic

@@ -37,7 +37,7 @@ def check_no_donor_leak(train_donors: Iterable[Any], test_donors: Iterable[Any])
     train, test = {str(d) for d in train_donors}, {str(d) for d in test_donors}
     if shared := sorted(train & test):
         raise ValueError(
-            f"{len(shared)} donor(s) on both sides of the split: {_shorten(shared)}; put all cells of a donor on "
+            f"{len(shared)} donor(s) on both sides of the split: {shorten(shared)}; put all cells of a donor on "
             "one side."
         )
     if not train or not test:
@@ -101,8 +101,8 @@ class DonorSplit:
         if not len(train) or not len(test):
             raise ValueError(
                 f"The split matches {len(train)} training and {len(test)} test cells; its donors are "
-                f"{_shorten(self.train_donors)} and {_shorten(self.test_donors)}, the data's "
-                f"{_shorten(sorted(set(names)))}."
+                f"{shorten(self.train_donors)} and {shorten(self.test_donors)}, the data's "
+                f"{shorten(sorted(set(names)))}."
             )
         return train, test
 
@@ -218,7 +218,7 @@ def donor_split(
     )
     for side, absent in (("training", split.absent_train), ("test", split.absent_test)):
         if absent:
-            logger.warning("No %s donor has the class(es) %s.", side, _shorten(absent))
+            logger.warning("No %s donor has the class(es) %s.", side, shorten(absent))
     return split
 
 
@@ -284,7 +284,8 @@ def _n_absent(carries: NDArray[np.bool_], train: NDArray[np.bool_]) -> int:
     return int((~carries[train].any(axis=0)).sum() + (~carries[~train].any(axis=0)).sum())
 
 
-def _shorten(names: Iterable[Any], limit: int = 10) -> str:
+def shorten(names: Iterable[Any], limit: int = 10) -> str:
+    """Return the first names as text, with the number of the others."""
     names = list(names)
     tail = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(str, names[:limit])) + tail

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.preprocessing import StandardScaler
 
 from scr2mae.metrics import group_means
 from scr2mae.probe.inputs import Rows, Target, cap_cells
-from scr2mae.probe.logistic import LogisticProbe
-from scr2mae.probe.ridge import RidgeProbe
+from scr2mae.probe.linear import fit_estimator
 from scr2mae.probe.scores import donor_interval, score_classes, score_numbers, undefined
 from scr2mae.probe.splits import DonorSplit
 
@@ -128,11 +126,10 @@ def _seed(split: DonorSplit) -> int:
 
 def _fit_predict(X: Any, task: ProbeTask, scaled: bool) -> tuple[Any, NDArray[np.float64]]:
     target, train, test = task.target, task.train, task.test
-    X_train, X_test = X[target.rows[train]], X[target.rows[test]]
-    if scaled:
-        # The intercept is free, so centering changes nothing; without it, sparse features stay sparse.
-        scaler = StandardScaler(with_mean=False).fit(X_train)
-        X_train, X_test = scaler.transform(X_train), scaler.transform(X_test)
-    model: Any = LogisticProbe() if task.classify else RidgeProbe()
-    model.fit(X_train, target.y[train], groups=target.donors[train])
+    X_test = X[target.rows[test]]
+    model, scaler = fit_estimator(
+        X[target.rows[train]], target.y[train], target.donors[train], target.kind, scaled
+    )
+    if scaler is not None:
+        X_test = scaler.transform(X_test)
     return model, model.predict_proba(X_test) if task.classify else model.predict(X_test)

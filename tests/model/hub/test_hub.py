@@ -14,6 +14,7 @@ from scr2mae._utils.model_folder import read_folder
 from scr2mae._utils.optional import require
 from scr2mae._utils.optional import require as require_of_extra
 from scr2mae.model.state import FORMAT
+from scr2mae.probe import Probe, fit_probe
 
 pytest.importorskip("huggingface_hub")
 
@@ -117,6 +118,34 @@ def test_names_of_donors_stay_at_home_unless_asked_for(fake_hub, with_donors):
     with_donors.push_to_hub(REPO, group_names=True)
     document = json.loads(fake_hub.repositories[REPO].tree("main")[1]["model.json"])
     assert document["split"]["groups"] == with_donors.split_.groups
+
+
+def test_a_probe_goes_up_with_its_model_and_comes_down(fake_hub, with_donors, adata, train_tiny, simulate):
+    probe = fit_probe(
+        adata, model=with_donors, target="cell_type", kind="classification", donor_key="donor", n_bootstrap=0
+    )
+    with_donors.push_to_hub(REPO, probes={"types": probe})
+    _, files = fake_hub.repositories[REPO].tree("main")
+    assert not any(b"donor0" in content for content in files.values())
+    card = files["README.md"].decode()
+    assert "## Probe `types`" in card
+    assert "| Target | `cell_type`, classification |" in card
+    assert "Probe.from_hub('ann/blood', 'types', revision='main', model=model)" in card
+    fake_hub.requests.clear()
+    again = Probe.from_hub(REPO, "types", model=R2MAEModel.from_hub(REPO, accelerator="cpu"))
+    assert again.predict(adata)["probability"].equals(
+        probe.predict(adata.copy(), donor_key="chemistry")["probability"]
+    )
+    with_donors.push_to_hub(REPO, probes={"types": probe})
+    weights = [name for name in fake_hub.repositories[REPO].tree("main")[1] if name.startswith("probes/")]
+    assert len(weights) == 2
+    with pytest.raises(FileNotFoundError):
+        Probe.from_hub(REPO, "other")
+    with pytest.raises(ValueError, match="Wanted a name of letters"):
+        with_donors.push_to_hub(REPO, probes={"../types": probe})
+    other = train_tiny(simulate(), model={"seed": 3})
+    with pytest.raises(ValueError, match="belongs to another model"):
+        other.push_to_hub(REPO, probes={"types": probe})
 
 
 def test_a_pickle_beside_the_model_is_not_downloaded(fake_hub, trained, tmp_path, cache):
@@ -255,7 +284,7 @@ def test_links_are_followed_only_when_asked_for(trained, tmp_path):
 
 
 def test_the_methods_name_their_arguments():
-    options = {"private", "revision", "commit_message", "license", "group_names", "card", "token"}
+    options = {"private", "revision", "commit_message", "license", "group_names", "card", "probes", "token"}
     assert set(inspect.signature(R2MAEModel.push_to_hub).parameters) == {"self", "repo", *options}
     options = {"revision", "adata", "accelerator", "device", "token"}
     assert set(inspect.signature(R2MAEModel.from_hub).parameters) == {"repo", *options}

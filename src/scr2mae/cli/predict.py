@@ -1,0 +1,110 @@
+"""``scr2mae predict``: a copy of a file of cells, with the predictions of a kept probe in it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import TYPE_CHECKING, Annotated
+
+from scr2mae.cli import options as opt
+from scr2mae.cli.files import check_exists, check_input_file, check_output, read_anndata, replacing
+from scr2mae.cli.process import loading, results
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+
+def predict(
+    input: Annotated[opt.InPath, opt.doc("AnnData with raw counts or the probe's embedding (.h5ad).")],
+    /,
+    *,
+    probe: Annotated[opt.InPath, opt.doc("Folder of the probe, from `scr2mae probe --save`.")],
+    output: Annotated[opt.OutPath, opt.doc("File to write: the input with the predictions in obs (.h5ad).")],
+    model: Annotated[
+        opt.InPath | None,
+        opt.doc("Folder of the model that embeds the counts; else the embedding in the file."),
+    ] = None,
+    donor_key: Annotated[
+        opt.Name | None, opt.doc("Column of obs with the donors; also predicts each of them.")
+    ] = None,
+    sample_key: Annotated[opt.Name | None, opt.doc("Column of obs with the samples of the donors.")] = None,
+    donors: Annotated[opt.OutPath | None, opt.doc("File for the predictions of donors (.csv).")] = None,
+    confidence: Annotated[opt.Fraction, opt.doc("Coverage of the intervals of donors.")] = 0.9,
+    key: Annotated[
+        opt.ObsmKey | None, opt.doc("Column for the predictions; by default TARGET_predicted.")
+    ] = None,
+    force: opt.Force = False,
+    accelerator: opt.Accelerator = "auto",
+    messages: opt.Messages = opt.Messages(),
+) -> str:
+    r"""Predict cells and donors with a probe that was kept.
+
+    Copy an AnnData file and add class or value, probability and margin of each cell to obs. With --donor-key, print
+    a table of donors. A probe refuses the embedding of another model than its own.
+
+    Examples
+    --------
+    scr2mae predict new.h5ad --model model/ --probe probe/ -o predicted.h5ad
+    scr2mae predict new.h5ad --model model/ --probe probe/ -o predicted.h5ad \
+        --donor-key donor --donors donors.csv
+    """
+    if donors is not None and donor_key is None:
+        raise opt.UsageError("--donors needs --donor-key")
+    check_input_file(input)
+    check_exists(probe, model)
+    check_output(output, force=force)
+    if donors is not None:
+        check_output(donors, force=force)
+    with loading():
+        from scr2mae.probe import Probe
+
+    trained = None
+    if model is not None:
+        from scr2mae.model import R2MAEModel
+
+        trained = R2MAEModel.load(model, accelerator=accelerator)
+    kept = Probe.load(probe, model=trained)
+    adata = read_anndata(input, backed="r")
+    try:
+        if trained is None and kept.features.use_rep not in adata.obsm:
+            adata = adata.to_memory()
+        key = key or f"{kept.target}_predicted"
+        if key in adata.obs and not force:
+            raise FileExistsError(
+                f"{input} has {key!r} in obs already; choose another --key or pass --force."
+            )
+        logger.info("Predicting %s for %d cells of %s.", kept.target, adata.n_obs, input)
+        cells = kept.predict(adata, model=trained, donor_key=donor_key, key_added=key)
+        table = None
+        if donor_key is not None and not kept.is_cell_level:
+            table = kept.predict_donors(
+                adata, donor_key, sample_key=sample_key, model=trained, confidence=confidence
+            )
+        obs = adata.obs
+    finally:
+        if adata.isbacked:
+            adata.file.close()
+    _write(input, output, obs)
+    if table is None:
+        n_unknown = int(cells["unknown"].sum()) if "unknown" in cells else 0
+        return results(output=output, key=key, cells=len(cells), unknown=n_unknown)
+    if donors is not None:
+        with replacing(donors) as part:
+            table.to_csv(part)
+    return table.to_csv(sep="\t", float_format="%.4f", na_rep="nan")
+
+
+def _write(source: Path, output: Path, obs: pd.DataFrame) -> None:
+    """Copy a file with all that is in it, and replace its table of cells."""
+    import h5py
+    from anndata.io import write_elem
+
+    with replacing(output) as part:
+        shutil.copyfile(source, part)
+        with h5py.File(part, "r+") as file:
+            del file["obs"]
+            write_elem(file, "obs", obs)

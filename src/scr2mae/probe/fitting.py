@@ -1,0 +1,252 @@
+"""Fit a probe to all donors, and score the same procedure on donors held out."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from scr2mae.metrics import group_means
+from scr2mae.probe.calibration import Calibration, Method, cross_calibrate, fit_calibration, reliability
+from scr2mae.probe.designs import covariate_features, design_table, level_folds
+from scr2mae.probe.features import Embedder, fitted_features, reconstruction
+from scr2mae.probe.folds import make_folds
+from scr2mae.probe.inputs import Kind, Target, as_text, obs_column, read_target
+from scr2mae.probe.kept import Probe
+from scr2mae.probe.linear import HeldOut, fit_map, hold_out, log_odds
+from scr2mae.probe.rejection import fit_rejection
+from scr2mae.probe.scorecard import score_table, unit_table
+
+logger = logging.getLogger(__name__)
+Float = NDArray[np.float64]
+
+
+def fit_probe(
+    adata: AnnData,
+    *,
+    use_rep: str = "X_r2mae",
+    target: str,
+    kind: Kind,
+    donor_key: str,
+    sample_key: str | None = None,
+    cell_level: Sequence[str] = ("cell_type",),
+    model: Embedder | None = None,
+    calibration: Method | None = "sigmoid",
+    reject: float | None = None,
+    scale: bool = False,
+    design_keys: Sequence[str] = (),
+    holdout_key: str | None = None,
+    cv: int = 5,
+    n_bootstrap: int = 500,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Probe:
+    """Fit a linear probe to all donors, to be kept and applied to new ones.
+
+    Parameters
+    ----------
+    adata
+        Cells with the embedding, or with raw counts if ``model`` is given.
+    use_rep
+        Representation: a key of ``obsm``, "X" or a layer. With a model, an embedding that is not stored is computed.
+    target
+        Column of ``adata.obs`` to predict. Cells without a label are left out.
+    kind
+        "classification" or "regression".
+    donor_key
+        Column of ``adata.obs`` with donor IDs; folds hold out whole donors.
+    sample_key
+        Column of ``adata.obs`` with sample IDs, the unit of donor-level scores if donors have several samples.
+    cell_level
+        Targets that belong to the cell rather than to its donor.
+    model
+        Trained model whose embedding this is. The probe keeps its fingerprint, refuses embeddings of other models, and
+        can predict counts.
+    calibration
+        "sigmoid" or "isotonic" curves fitted to predictions for held-out donors; None for the probabilities of the
+        logistic model.
+    reject
+        Share of cells of a known kind that may be called unknown, such as 0.05; cells farther from the reference are
+        rejected. With a model, by their reconstruction error too. None rejects no cell.
+    scale
+        Whether to divide each feature by its standard deviation over the cells.
+    design_keys
+        Columns that may go with the target, such as batch, sex and study: they are compared with it over donors, with a
+        warning if one determines it, and a probe of these columns alone is scored beside that of the embedding.
+    holdout_key
+        Column, such as batch or study, of which whole levels are held out for another row of scores.
+    cv
+        Number of folds of donors, for scores, calibration and rejection; each chooses its penalty across its own donors.
+    n_bootstrap
+        Number of bootstrap resamples of donors for the intervals of the scores.
+    confidence
+        Coverage of these intervals.
+    seed
+        Random seed of the bootstrap.
+
+    Returns
+    -------
+    The fitted probe, with its scores on donors held out in ``scores``.
+
+    Raises
+    ------
+    KeyError
+        If a column or representation is missing.
+    ValueError
+        If there are fewer than three donors, a class has a single donor, the labels do not suit the kind, or the
+        features are not finite or not those of the model.
+
+    Notes
+    -----
+    Scores are nested: penalty and calibration of a prediction come from other donors than the one it is for. The penalty
+    scales the logits, and folds may choose different ones; their logits are brought to a common scale before curves are
+    fitted to them.
+
+    Examples
+    --------
+    >>> import scr2mae
+    >>> from scr2mae.probe import fit_probe
+    >>> adata = scr2mae.datasets.simulate_donors(n_donors=12, n_cells_per_donor=20, n_genes=50, disease_effect=2.0)
+    >>> adata.layers["log"] = adata.X.log1p()
+    >>> new = adata[adata.obs["donor"] == "donor00"].copy()
+    >>> known = adata[adata.obs["donor"] != "donor00"].copy()
+    >>> probe = fit_probe(known, use_rep="log", target="disease", kind="classification", donor_key="donor")
+    >>> call = probe.predict_donors(new).iloc[0]
+    >>> bool(call["prediction"] == new.obs["disease"].iloc[0])
+    True
+    """
+    described = read_target(
+        adata.obs, target, kind, donor_key=donor_key, sample_key=sample_key, cell_level=cell_level
+    )
+    check_donors(described)
+    X_all, features = fitted_features(adata, use_rep, model)
+    X = X_all[described.rows]
+    classify = kind == "classification"
+    classes, codes = np.unique(described.y, return_inverse=True) if classify else (None, None)
+    options: dict[str, Any] = {"kind": kind, "classes": classes, "scaled": scale}
+    folds = make_folds(cv, X, codes, described.donors)
+    linear = fit_map(X, described.y, described.donors, **options)
+    held_out = hold_out(X, described.y, described.donors, folds, like=linear, **options)
+    if not held_out.maps:
+        raise ValueError(
+            f"No fold leaves two donors and two values of {target!r} to fit to; add donors to score the probe."
+        )
+    curves, predicted, before = _calibrate(held_out, codes, calibration)
+    truth = described.y if codes is None else codes
+    settings: dict[str, Any] = {"n_bootstrap": n_bootstrap, "confidence": confidence, "seed": seed}
+    scores = score_table("embedding", described, truth, predicted, raw=before, **settings)
+    tables = [scores]
+    design = None
+    if design_keys:
+        columns: dict[str, Any] = {"columns": design_keys, "sample_key": sample_key}
+        design = design_table(adata, target=target, kind=kind, donor_key=donor_key, **columns)
+        Z = covariate_features(adata.obs.iloc[described.rows], design_keys)
+        alone = hold_out(Z, described.y, described.donors, folds, **options)
+        tables.append(score_table("covariates", described, truth, _plain(alone, classify), **settings))
+    if holdout_key is not None:
+        levels = as_text(obs_column(adata.obs.iloc[described.rows], holdout_key), repr(holdout_key))
+        apart = level_folds(levels, described.donors)
+        other = hold_out(X, described.y, described.donors, apart, like=linear, **options)
+        name = f"embedding, {holdout_key} held out"
+        tables.append(score_table(name, described, truth, _plain(other, classify), **settings))
+    scores = pd.concat(tables, ignore_index=True)
+    rejection = None
+    if reject is not None:
+        errors = depth = None
+        if model is not None:
+            errors, depth = reconstruction(model, adata)
+        rows = described.rows
+        rejection, share = fit_rejection(
+            X,
+            np.zeros(len(truth), dtype=np.intp) if codes is None else codes,
+            described.donors,
+            folds,
+            rate=reject,
+            errors=None if errors is None else errors[rows],
+            depth=None if depth is None else depth[rows],
+        )
+        row = {"method": "embedding", "level": "cell", "unit": "donor", "metric": "unknown_rate"}
+        n_donors = len(np.unique(described.donors))
+        scores = pd.concat(
+            [scores, pd.DataFrame([row | {"value": share, "n_units": n_donors, "note": ""}])],
+            ignore_index=True,
+        )
+    return Probe(
+        target=target,
+        kind=kind,
+        features=features,
+        donor_key=donor_key,
+        donors=tuple(np.unique(described.donors).tolist()),
+        is_cell_level=target in cell_level,
+        linear=linear,
+        fold_maps=held_out.maps,
+        classes=classes,
+        value_range=None if classify else (float(described.y.min()), float(described.y.max())),
+        calibration=curves,
+        rejection=rejection,
+        scores=scores,
+        held_out=unit_table(described, predicted, classes),
+        reliability=None if codes is None else _reliability(described, codes, predicted, before),
+        design=design,
+        model=model,
+    )
+
+
+def check_donors(target: Target) -> None:
+    """Raise unless there are three donors, and two of each class."""
+    if (n_donors := len(np.unique(target.donors))) < 3:
+        raise ValueError(
+            f"Fitting a probe needs three donors with a {target.name!r}, two to fit and one to score, got {n_donors}."
+        )
+    if target.kind == "classification":
+        n_of = pd.Series(target.donors).groupby(target.y).nunique()
+        if len(single := n_of[n_of < 2]):
+            raise ValueError(
+                f"Each class needs two donors, so that one can be held out; {single.index.tolist()} of {target.name!r} "
+                "have one. Add donors, or merge or drop these classes."
+            )
+
+
+def _calibrate(
+    held_out: HeldOut, codes: NDArray[np.intp] | None, method: Method | None
+) -> tuple[Calibration | None, Float, Float | None]:
+    """Return the curves, and held-out predictions after and before calibration."""
+    if codes is None:
+        return None, held_out.outputs, None
+    tested = held_out.fold >= 0
+    before = np.asarray(softmax(held_out.plain, axis=1))
+    if method is None:
+        return None, before, None
+    curves = fit_calibration(log_odds(held_out.outputs[tested]), codes[tested], method)
+    if len(held_out.maps) < 2:
+        logger.warning("Only one fold could be fitted, so that the calibration cannot be scored.")
+        return curves, before, None
+    return curves, cross_calibrate(held_out, codes, method), before
+
+
+def _plain(found: HeldOut, classify: bool) -> Float:
+    """Return held-out probabilities without calibration, or numbers."""
+    return np.asarray(softmax(found.outputs, axis=1)) if classify else found.outputs
+
+
+def _reliability(
+    target: Target, codes: NDArray[np.intp], predicted: Float, before: Float | None
+) -> pd.DataFrame:
+    """Return the reliability of cells and units, before and after calibration."""
+    kept = ~np.isnan(predicted[:, 0])
+    versions: Iterable[tuple[str, Float | None]] = (("before", before), ("after", predicted))
+    tables = []
+    for name, values in versions:
+        if values is None:
+            continue
+        tables.append(reliability(codes[kept], values[kept]).assign(level="cell", calibration=name))
+        if target.unit is not None:
+            units = target.units[kept]
+            first = np.unique(units, return_index=True)[1]
+            means = group_means(values[kept], units)[1]
+            tables.append(reliability(codes[kept][first], means).assign(level="donor", calibration=name))
+    return pd.concat(tables, ignore_index=True)

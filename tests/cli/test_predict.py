@@ -1,0 +1,144 @@
+"""``scr2mae probe --save`` and ``scr2mae predict``: one probe from the shell, applied to new donors."""
+
+import io
+import re
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from scr2mae import R2MAEModel, datasets
+from scr2mae.probe import Probe, fit_probe
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "using_probes.md"
+
+
+@pytest.fixture(scope="module")
+def donors():
+    return datasets.simulate_donors(
+        n_donors=12, n_cells_per_donor=15, n_genes=40, n_cell_types=2, disease_effect=1.5, effect_fraction=0.4
+    )
+
+
+@pytest.fixture(scope="module")
+def model(donors, train_tiny):
+    known = donors[donors.obs["donor"].cat.codes < 9].copy()
+    return train_tiny(known, max_epochs=10)
+
+
+@pytest.fixture
+def place(folder, donors, model):
+    """Counts of donors to fit to and of new ones, and the model, in the working folder."""
+    known = (donors.obs["donor"].cat.codes < 9).to_numpy()
+    donors[known].copy().write_h5ad("reference.h5ad")
+    new = donors[~known].copy()
+    new.obs["donor"] = new.obs["donor"].cat.remove_unused_categories()
+    new.write_h5ad("new.h5ad")
+    model.save("model")
+    return folder
+
+
+def test_the_three_commands_of_the_guide_give_what_python_gives(place, run, capsys):
+    text = GUIDE.read_text(encoding="utf-8")
+    block = re.search(r"```console\n(\$ scr2mae embed .*?)```", text, re.S)[1].replace("\\\n", "")
+    lines = [line.removeprefix("$ scr2mae ").strip() for line in block.splitlines() if line.startswith("$")]
+    assert [line.split()[0] for line in lines] == ["embed", "probe", "predict"]
+    for line in lines:
+        assert run(f"{line} -q") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    trained = R2MAEModel.load("model")
+    reference = ad.read_h5ad("reference.h5ad")
+    fitted = fit_probe(reference, model=trained, target="disease", kind="classification", donor_key="donor")
+    new = ad.read_h5ad("new.h5ad")
+    predicted = ad.read_h5ad("predicted.h5ad")
+    cells = fitted.predict(new)
+    np.testing.assert_allclose(
+        predicted.obs["disease_predicted_probability"], cells["probability"], rtol=1e-4
+    )
+    assert (predicted.obs["disease_predicted"].astype(str) == cells["prediction"].astype(str)).all()
+    table = pd.read_csv(io.StringIO(out[out.index("donor\tprediction") :]), sep="\t", index_col=0)
+    expected = fitted.predict_donors(new)
+    assert (table["prediction"] == expected["prediction"]).all()
+    np.testing.assert_allclose(table["probability"], expected["probability"], atol=1e-3)
+    # The rest of the file is as it was.
+    np.testing.assert_array_equal(predicted.X.toarray(), new.X.toarray())
+    pd.testing.assert_frame_equal(predicted.obs[list(new.obs)], new.obs)
+
+
+SAVE = "probe reference.h5ad --use-rep X_r2mae --model model --target disease:classification --donor-key donor --save probe -q"
+
+
+def test_a_probe_is_saved_with_the_scores_that_are_printed(place, run, capsys):
+    assert run(f"{SAVE} --reject 0.1 --calibration isotonic --n-bootstrap 5 -o scores.csv --scale yes") == 0
+    printed = pd.read_csv(io.StringIO(capsys.readouterr().out), sep="\t")
+    probe = Probe.load("probe")
+    assert probe.calibration.method == "isotonic"
+    assert probe.rejection.rate == 0.1
+    assert probe.features.fingerprint == R2MAEModel.load("model").fingerprint
+    np.testing.assert_allclose(printed["value"], probe.scores["value"].astype(float), atol=1e-4)
+    np.testing.assert_allclose(pd.read_csv("scores.csv")["value"], probe.scores["value"].astype(float))
+
+
+def test_predict_takes_a_file_of_donors_and_a_column(place, run, rows, capsys):
+    assert run(SAVE) == 0
+    assert run("predict new.h5ad --model model --probe probe -o out.h5ad --key call -q") == 0
+    capsys.readouterr()
+    assert run("predict new.h5ad --model model --probe probe -o out.h5ad --key call --force -q") == 0
+    assert rows() == {"output": "out.h5ad", "key": "call", "cells": "45", "unknown": "0"}
+    line = (
+        "predict new.h5ad --model model --probe probe -o out2.h5ad --donor-key donor --donors donors.csv -q"
+    )
+    assert run(line) == 0
+    table = pd.read_csv("donors.csv", index_col=0)
+    assert len(table) == 3
+    assert {"prediction", "probability", "low", "high", "n_cells"} <= set(table)
+
+
+def test_an_embedding_of_another_model_is_refused(place, run, capsys, donors, train_tiny):
+    train_tiny(donors.copy(), max_epochs=1, model={"seed": 5}).save("other")
+    assert run(SAVE) == 0
+    assert run("predict new.h5ad --model other --probe probe -o out.h5ad -q") == 1
+    assert "The probe belongs to another model" in capsys.readouterr().err
+    assert run("embed new.h5ad --model other -o embedded.h5ad -q") == 0
+    assert run("predict embedded.h5ad --probe probe -o out.h5ad -q") == 1
+    assert "was made by another model" in capsys.readouterr().err
+    assert not Path("out.h5ad").exists()
+    assert run("embed new.h5ad --model model -o embedded.h5ad --force -q") == 0
+    assert run("predict embedded.h5ad --probe probe -o out.h5ad -q") == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("predict new.h5ad --probe none -o out.h5ad", 1, "No file or folder none."),
+        ("predict new.h5ad --probe model -o out.h5ad", 1, "not a scr2mae probe folder"),
+        ("predict new.h5ad --probe probe -o out.h5ad", 1, "No 'X_r2mae' in adata.obsm or adata.layers"),
+        ("predict new.h5ad --probe probe --model model -o new.h5ad", 1, "new.h5ad exists"),
+        ("predict new.h5ad --probe probe --model model -o out.h5ad --key age", 1, "has 'age' in obs already"),
+        ("predict new.h5ad --probe probe -o out.h5ad --donors d.csv", 2, "--donors needs --donor-key"),
+        (
+            "predict new.h5ad --probe probe --model model -o out.h5ad --donor-key who",
+            1,
+            "No 'who' in adata.obs",
+        ),
+        (SAVE, 1, "probe exists and is not empty"),
+        (
+            SAVE.replace("--save probe", "--save p2") + " --target age:regression",
+            2,
+            "--save takes one embedding",
+        ),
+        (SAVE.replace("--save probe", ""), 2, "add --save"),
+    ],
+)
+def test_what_cannot_be_done_leaves_nothing(line, code, message, place, run, capsys, files):
+    assert run(SAVE) == 0
+    before = files()
+    capsys.readouterr()
+    assert run(f"{line} -q") == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert files() == before
