@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from scvi import REGISTRY_KEYS
 
 from scr2mae.model.inference import InferenceMixin
 from scr2mae.model.streaming import n_rows, stream
-from scr2mae.nn.module import MEASURED_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ class AttributionMixin(InferenceMixin):
         adata, indices
             As in :meth:`get_latent_representation`.
         n_steps
-            Number of points on the way from the mean profile to the cell.
+            Number of points on the way from the mean profile, at the depth of the cell, to the cell.
         batch_size
             Cells per mini-batch.
 
@@ -61,7 +61,7 @@ class AttributionMixin(InferenceMixin):
         -------
         ``attributions``, shape ``(n_groups, n_directions, n_vars)``, and ``expression``, the mean ``log1p`` counts of each
         group, shape ``(n_groups, n_vars)``. The attributions of a cell sum to the change of its embedding along the
-        direction from the mean profile, with the covariates of the cell.
+        direction from the mean profile, with the depth and the covariates of the cell.
 
         Raises
         ------
@@ -71,7 +71,8 @@ class AttributionMixin(InferenceMixin):
         Notes
         -----
         Sundararajan et al. (2017), on a straight line in ``log1p`` counts, with the midpoint rule; exact where the encoder
-        is linear in them. Genes that a panel lacks contribute nothing.
+        is linear in them. The mean profile is that of the shares of the library, so that depth has no part in it. Genes
+        that a panel lacks contribute nothing.
         """
         cells, rows = self._trained_cells(adata, indices)
         weights = torch.as_tensor(np.asarray(directions), dtype=torch.float32, device=self.module.device)
@@ -89,17 +90,18 @@ class AttributionMixin(InferenceMixin):
         n_groups = int(codes.max()) + 1
         expression = torch.zeros(n_groups, n_vars, dtype=torch.float64, device=self.module.device)
         size = torch.bincount(codes, minlength=n_groups).double()
+        profile = torch.zeros(n_vars, dtype=torch.float64, device=self.module.device)
         for filled, tensors in stream(self.module, cells, rows, **options):
-            logged = self.module._get_inference_input(tensors)["counts"].double().log1p()
-            expression.index_add_(0, codes[filled], logged)
-        baseline = (expression.sum(dim=0) / n_obs).float()
+            counts = tensors[REGISTRY_KEYS.X_KEY].double()
+            expression.index_add_(0, codes[filled], counts.log1p())
+            profile += (counts / self.module.log_library(tensors).exp()).sum(dim=0) / n_obs
         total = torch.zeros(
             n_groups, weights.shape[1], n_vars, dtype=torch.float64, device=self.module.device
         )
         for filled, tensors in stream(self.module, cells, rows, **options):
             inputs = self.module._get_inference_input(tensors)
             x = inputs.pop("counts").float().log1p()
-            start = baseline if tensors.get(MEASURED_KEY) is None else baseline * tensors[MEASURED_KEY]
+            start = (profile.float() * self.module.log_library(tensors).exp()).log1p()
             align = None if alignment is None else partial(alignment.apply, categories=categories[filled])
             slopes = _mean_gradients(self.module, start, x - start, inputs, weights, n_steps, align)
             total.index_add_(0, codes[filled], (slopes * (x - start)).transpose(0, 1).double())
