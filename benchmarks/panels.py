@@ -113,7 +113,7 @@ def run(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
             "PCA": lambda s, t=train: fit_pca(t, s),
         }
         everything = np.arange(adata.n_vars)
-        for method in METHODS:
+        for method in options.methods:
             if method == "scVI" and "scvi" not in counts.baselines:
                 continue
             embed = fits[method](seed)
@@ -162,6 +162,7 @@ def main() -> None:
     """Run the sets, write the table and the figure."""
     parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["csle", "ifnb", "kang"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--scvi-epochs", type=int, help="scvi-tools' default without")
     options = parser.parse_args()
     silence()
