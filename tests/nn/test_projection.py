@@ -105,6 +105,15 @@ def test_scores_of_visible_genes_are_their_conditional_mean(
         np.testing.assert_allclose(block, expected, atol=5e-3)
 
 
+def test_scores_are_float32_under_autocast(
+    path: LinearPath, counts: torch.Tensor, library: torch.Tensor
+) -> None:
+    for visible in (None, torch.arange(N_VARS) % 2 == 0):
+        expected = path(counts, library.log(), visible)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(path(counts, library.log(), visible), expected, rtol=0, atol=0)
+
+
 def test_the_fit_depends_on_the_seed_alone(
     path: LinearPath, counts: torch.Tensor, library: torch.Tensor
 ) -> None:

@@ -55,12 +55,12 @@ class LinearPath(nn.Module):
 
     def forward(self, counts: Tensor, log_library: Tensor, visible: Tensor | None = None) -> Tensor:
         """Map counts (n_obs, n_vars) and log libraries of all genes (n_obs, 1) to scores (n_obs, 2 * n_components)."""
-        features = self._features(counts.float() * self._factor(log_library), slice(None))
-        scores = [
-            (x @ axes).float() - center @ axes
-            for x, (center, axes) in zip(features, self._blocks(visible), strict=True)
-        ]
-        return torch.cat(scores, dim=1)
+        # Scores are small differences of large sums, which half precision would round away.
+        with torch.autocast(counts.device.type, enabled=False):
+            features = self._features(counts.float() * self._factor(log_library), slice(None))
+            blocks = self._blocks(visible)
+            scores = [x @ axes - center @ axes for x, (center, axes) in zip(features, blocks, strict=True)]
+            return torch.cat(scores, dim=1)
 
     def forward_sparse(self, rows: SparseRows, log_library: Tensor, visible: Tensor | None = None) -> Tensor:
         """Map rows of which only the non-zeros are given, as :meth:`forward` does."""
@@ -94,8 +94,7 @@ class LinearPath(nn.Module):
         for name in _WEIGHTS:
             center, axes, noise = (getattr(self, f"{name}_{part}") for part in ("center", "axes", "noise"))
             if visible is not None:
-                with torch.autocast(axes.device.type, enabled=False):
-                    axes = _conditional(axes, noise.diag(), visible)
+                axes = _conditional(axes, noise.diag(), visible)
             blocks.append((center, axes))
         return blocks
 
