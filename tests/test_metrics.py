@@ -179,3 +179,51 @@ class TestBatchMixing:
         pytest.importorskip("scib_metrics")
         with pytest.raises(ValueError, match="two batches"):
             metrics.batch_mixing(rng.normal(size=(200, 2)), np.zeros(200))
+
+
+class TestIntegrationScores:
+    @pytest.fixture
+    def cells(self, rng):
+        label, batch = np.arange(400) % 4, np.arange(400) // 4 % 2
+        return 8.0 * np.eye(4)[label] + rng.normal(size=(400, 4)), batch, label
+
+    def test_without_scib_metrics_says_what_to_install(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "scib_metrics", None)
+        with pytest.raises(ImportError, match=r"pip install 'scr2mae\[metrics\]'"):
+            metrics.integration_scores(np.zeros((4, 2)), [0, 1, 0, 1], list("aabb"))
+
+    def test_summaries_are_those_of_the_paper_of_scib(self, cells):
+        pytest.importorskip("scib_metrics")
+        scores = metrics.integration_scores(*cells)
+        assert list(scores)[-3:] == ["bio_conservation", "batch_correction", "total"]
+        bio, batch = list(scores.values())[:5], list(scores.values())[5:9]
+        assert scores["bio_conservation"] == pytest.approx(np.mean(bio))
+        assert scores["batch_correction"] == pytest.approx(np.mean(batch))
+        assert scores["total"] == pytest.approx(0.6 * np.mean(bio) + 0.4 * np.mean(batch))
+
+    def test_a_batch_effect_lowers_mixing_alone(self, cells):
+        pytest.importorskip("scib_metrics")
+        X, batch, label = cells
+        mixed = metrics.integration_scores(X, batch, label)
+        apart = metrics.integration_scores(X + 3.0 * batch[:, None], batch, label)
+        assert apart["batch_correction"] < mixed["batch_correction"] - 0.2
+        assert apart["clisi"] == pytest.approx(mixed["clisi"], abs=0.05)
+        mixing = metrics.batch_mixing(X + 3.0 * batch[:, None], batch)
+        assert apart["ilisi"] == pytest.approx(mixing, abs=1e-5)
+
+    def test_cells_without_a_label_are_left_out(self, cells):
+        pytest.importorskip("scib_metrics")
+        X, batch, label = cells
+        some = label.astype(object)
+        some[:40] = None
+        assert metrics.integration_scores(X, batch, some) == metrics.integration_scores(
+            X[40:], batch[40:], label[40:]
+        )
+
+    def test_refuses_batches_without_a_common_label(self, cells):
+        pytest.importorskip("scib_metrics")
+        X, batch, label = cells
+        with pytest.raises(ValueError, match="batches share no label"):
+            metrics.integration_scores(X, label % 2, label)
+        with pytest.raises(ValueError, match="more than 90 cells"):
+            metrics.integration_scores(X[:50], batch[:50], label[:50])

@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import f1_score, recall_score, roc_auc_score
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
-from scr2mae._utils.optional import require
+from scr2mae._utils.scib import batch_mixing, integration_scores
 from scr2mae._utils.spectrum import EffectiveRank, effective_rank
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "calibration_error",
     "effective_rank",
     "group_means",
+    "integration_scores",
     "knn_label_recovery",
     "macro_auroc",
     "macro_f1",
@@ -344,39 +345,3 @@ def knn_label_recovery(
         model = KNeighborsClassifier(n_neighbors=n_neighbors).fit(X[~inside], codes[~inside])
         predicted[inside] = model.predict(X[inside])
     return balanced_accuracy(codes, predicted)
-
-
-def batch_mixing(X: ArrayLike, batch: ArrayLike, *, n_neighbors: int = 90) -> float:
-    """Return the integration LISI of scib-metrics: how well batches mix among a cell's neighbors.
-
-    Parameters
-    ----------
-    X
-        Embedding, shape ``(n_obs, n_latent)``.
-    batch
-        Batch of each cell, shape ``(n_obs,)``.
-    n_neighbors
-        Number of neighbors per cell, below ``n_obs``; the perplexity is a third of it.
-
-    Returns
-    -------
-    Score from 0 (separate) to 1 (mixed as evenly as the batch sizes allow).
-
-    Raises
-    ------
-    ImportError
-        If scib-metrics is not installed.
-    ValueError
-        If there are fewer than two batches or too few cells.
-    """
-    scib_metrics = require("scib_metrics", extra="metrics")
-    neighbors_module = require("scib_metrics.nearest_neighbors", extra="metrics")
-    X, codes = _matrix(X), np.unique(_column(batch), return_inverse=True)[1]
-    check_consistent_length(X, codes)
-    if codes.max() < 1 or len(X) <= n_neighbors:
-        raise ValueError(
-            f"Wanted two batches and more than {n_neighbors} cells, got {codes.max() + 1} and {len(X)}."
-        )
-    distances, indices = NearestNeighbors(n_neighbors=n_neighbors).fit(X).kneighbors(X)
-    neighbors = neighbors_module.NeighborsResults(indices=indices, distances=distances)
-    return float(scib_metrics.ilisi_knn(neighbors, codes, perplexity=n_neighbors // 3))

@@ -20,7 +20,9 @@ def draw(n: int, types: list[int] | None = None, *, seed: int = 0) -> tuple[np.n
 
 
 def apply(alignment: Alignment, Z: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    return alignment.apply(torch.from_numpy(Z.astype(np.float32)), codes.reshape(len(Z), -1)).numpy()
+    return alignment.apply(
+        torch.from_numpy(Z.astype(np.float32)), np.column_stack([codes, np.zeros(len(Z))]).astype(int)
+    ).numpy()
 
 
 def two_batches(*, shift: float = 3.0, scale: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +107,7 @@ class TestExtend:
 
     def test_a_new_batch_lands_on_the_reference(self, alignment):
         Z, label = draw(400, seed=9)
-        moved = apply(alignment.extend(Z - 3, (2,)), Z - 3, np.full(400, 2))
+        moved = apply(alignment.extend(Z - 3, (2, 0)), Z - 3, np.full(400, 2))
         reference, codes = two_batches()
         aligned, types = apply(alignment, reference, codes), np.tile(draw(600)[1], 2)
         centers = np.stack([aligned[types == k].mean(axis=0) for k in range(5)])
@@ -113,28 +115,28 @@ class TestExtend:
         assert (nearest == label).mean() > 0.95
 
     def test_rows_of_the_reference_do_not_change(self, alignment):
-        extended = alignment.extend(draw(50)[0] - 3, (2,)).extend(draw(9)[0], (7,))
+        extended = alignment.extend(draw(50)[0] - 3, (2, 0)).extend(draw(9)[0], (7, 0))
         Z, codes = two_batches()
         np.testing.assert_array_equal(apply(extended, Z, codes), apply(alignment, Z, codes))
         assert extended.keys[:, 0].tolist() == [0, 1, 2, 7]
 
     def test_a_second_fit_replaces_the_first(self, alignment):
         Z = draw(50)[0]
-        again = alignment.extend(Z - 9, (2,)).extend(Z - 3, (2,))
-        for name, values in alignment.extend(Z - 3, (2,)).to_state().items():
+        again = alignment.extend(Z - 9, (2, 0)).extend(Z - 3, (2, 0))
+        for name, values in alignment.extend(Z - 3, (2, 0)).to_state().items():
             torch.testing.assert_close(again.to_state()[name], values, rtol=0, atol=0)
 
     @pytest.mark.parametrize("n", [1, 5])
     def test_a_few_cells_are_finite(self, alignment, n):
         Z = draw(n)[0] - 3
-        assert np.isfinite(apply(alignment.extend(Z, (2,)), Z, np.full(n, 2))).all()
+        assert np.isfinite(apply(alignment.extend(Z, (2, 0)), Z, np.full(n, 2))).all()
 
     @pytest.mark.parametrize("seed", [11, 12, 13])
     def test_a_new_type_stays_apart(self, alignment, seed):
         Z, _ = draw(400, [0, 1, 2], seed=3)
         new = 6 * np.random.default_rng(seed).standard_normal(8)
         query = np.concatenate([Z, new + np.random.default_rng(4).standard_normal((150, 8))]) - 2
-        moved = apply(alignment.extend(query, (2,)), query, np.full(550, 2))
+        moved = apply(alignment.extend(query, (2, 0)), query, np.full(550, 2))
         reference, codes = two_batches()
         everything = np.concatenate([apply(alignment, reference, codes), moved])
         is_new = np.arange(len(everything)) >= len(everything) - 150

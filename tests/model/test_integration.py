@@ -261,3 +261,21 @@ class TestQuery:
             new.integrate()
         new.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
         assert new.alignment_ is None
+
+    def test_a_panel_is_aligned_with_the_reference_on_its_genes(
+        self, cells: AnnData, model: R2MAEModel, query: AnnData
+    ) -> None:
+        panel = R2MAEModel.prepare_query_anndata(query[:120, 10:50].copy(), model, inplace=False)
+        new = R2MAEModel.load_query_data(panel, model, accelerator="cpu")
+        expected, on_panel = model.get_latent_representation(cells), cells[:, 10:50].copy()
+        new.train()
+        on_full = new.get_latent_representation(integrated=True)
+        raw = new.get_latent_representation(on_panel, integrated=False)
+        np.testing.assert_array_equal(new.get_latent_representation(on_panel), raw)
+        with pytest.raises(ValueError, match=r"batch 'b0' have not been aligned on these genes"):
+            new.get_latent_representation(on_panel, integrated=True)
+        new.integrate(on_panel)
+        np.testing.assert_array_equal(new.get_latent_representation(cells), expected)
+        host = new.get_latent_representation(on_panel, integrated=True)
+        assert gap(host, cells.obs["batch"]) < gap(raw, cells.obs["batch"])
+        assert np.abs(new.get_latent_representation(integrated=True) - on_full).max() > 0.01

@@ -23,6 +23,7 @@ N_CELLS = 20_000
 _N_CLUSTERS = 20  # fewer join cell types, more split them by batch
 _CELLS_PER_CLUSTER = 30  # of small data, so that each cluster has a mean
 _N_DRAWN = 300, 3000  # cells drawn as the reference of a new batch, as many as it has within these limits
+_MIXTURE = "means", "masses", "covariance"
 _SHARED = 0.4, 0.5  # overlap up to which a batch stays where it is, and from which it is aligned in full
 
 
@@ -38,60 +39,66 @@ class Alignment:
     the residual covariance of the batch to that of all, and the strength s_b. All vectors are relative to ``center``;
     ``directions`` are u, ``log_masses`` log n, ``offsets`` s (t - A m), ``stretches`` the transposes of s (A - I).
 
-    A row is for the covariate codes in ``keys``, -1 for any. ``shared`` is the overlap of a batch's clusters with those of
+    A row is for the codes of covariates and measured genes in ``keys``, -1 for any covariate. ``shared`` is the overlap of a batch's clusters with those of
     the others. New batches are aligned with the Gaussian mixture of ``means``, ``masses`` and ``covariance``.
     """
 
-    center: Tensor  # (n_latent,)
+    center: Tensor  # (n_rows, n_latent)
     directions: Tensor  # (n_rows, n_clusters, n_latent)
     log_masses: Tensor  # (n_rows, n_clusters)
     offsets: Tensor  # (n_rows, n_clusters, n_latent)
     stretches: Tensor  # (n_rows, n_latent, n_latent)
     shared: Tensor  # (n_rows,)
     strengths: Tensor  # (n_rows,)
-    keys: Tensor  # int64, (n_rows, n_covariates)
+    keys: Tensor  # int64, (n_rows, n_covariates + 1)
     means: Tensor  # (n_clusters, n_latent)
     masses: Tensor  # (n_clusters,)
     covariance: Tensor  # (n_latent, n_latent)
 
-    def apply(self, z: Tensor, categories: np.ndarray) -> Tensor:
-        """Move latent vectors (n_obs, n_latent) of cells with the given codes (n_obs, n_covariates); unknown ones stay."""
+    def apply(self, z: Tensor, keys: np.ndarray) -> Tensor:
+        """Move latent vectors (n_obs, n_latent) of cells with the given keys (n_obs, n_covariates + 1); unknown ones stay."""
         moved = z.clone()
-        codes, inverse = np.unique(categories, axis=0, return_inverse=True)
-        for i, row in enumerate(self.rows(codes)):
+        unique, inverse = np.unique(keys, axis=0, return_inverse=True)
+        for i, row in enumerate(self.rows(unique)):
             if row is None:
                 continue
             at = torch.from_numpy(np.flatnonzero(inverse.reshape(-1) == i)).to(z.device)
-            centered = z[at] - self.center
+            centered = z[at] - self.center[row]
             cosines = torch.nn.functional.normalize(centered, dim=1) @ self.directions[row].T
             weights = (2 / TEMPERATURE * cosines + self.log_masses[row]).softmax(dim=1)
             moved[at] = z[at] + weights @ self.offsets[row] + centered @ self.stretches[row]
         return moved
 
-    def rows(self, codes: np.ndarray) -> list[int | None]:
-        """Return the row of each combination of covariate codes (n, n_covariates), None if there is none."""
+    def rows(self, keys: np.ndarray) -> list[int | None]:
+        """Return the row of each key (n, n_covariates + 1), None if there is none."""
         known = {tuple(key): row for row, key in enumerate(self.keys.tolist())}
-        anything = (-1,) * (codes.shape[1] - 1)
-        return [known.get(tuple(code), known.get((code[0], *anything))) for code in codes.tolist()]
+        anything = (-1,) * (keys.shape[1] - 2)
+        return [known.get(tuple(key), known.get((key[0], *anything, key[-1]))) for key in keys.tolist()]
 
     def extend(self, Z: np.ndarray, key: tuple[int, ...], *, seed: int = 0) -> Alignment:
         """Add or replace the row of a new batch with latent vectors Z, aligned with a draw from the mixture.
 
         The other rows do not change.
         """
-        center, masses = self.center.double().numpy(), self.masses.double().numpy()
+        masses, means = self.masses.double().numpy(), self.means.double().numpy()
+        center = masses @ means / masses.sum()
         rng, n = np.random.default_rng(seed), int(np.clip(len(Z), *_N_DRAWN))
         at = rng.choice(len(masses), n, p=masses / masses.sum())
         noise = rng.standard_normal((n, len(center))) @ powers(self.covariance.double().numpy(), 0.5)[0]
-        reference = self.means.double().numpy()[at] + noise
+        reference = means[at] + noise
         both = np.concatenate([reference, Z[np.lexsort(Z.T)]]) - center
         codes = np.repeat([0, 1], [n, len(Z)])
         solution = solve(both, codes, n_clusters=len(self.means), anchored=True, seed=seed)
-        new = {name: values[1:] for name, values in _to_rows(solution, np.ones(2)).items()}
-        new["keys"] = torch.tensor([key])
-        kept = torch.tensor([tuple(known) != tuple(key) for known in self.keys.tolist()])
+        new = {name: values[1:] for name, values in _to_rows(solution, center, np.ones(2)).items()}
+        return self.join(replace(self, keys=torch.tensor([key]), **new))
+
+    def join(self, other: Alignment) -> Alignment:
+        """Add the rows of another alignment, in place of those with the same keys; the mixture stays."""
+        theirs = other.keys.tolist()
+        kept = torch.tensor([key not in theirs for key in self.keys.tolist()])
+        names = [field.name for field in fields(self) if field.name not in _MIXTURE]
         return replace(
-            self, **{name: torch.cat([getattr(self, name)[kept], values]) for name, values in new.items()}
+            self, **{name: torch.cat([getattr(self, name)[kept], getattr(other, name)]) for name in names}
         )
 
     def to(self, device: torch.device) -> Alignment:
@@ -108,16 +115,16 @@ class Alignment:
         names = {field.name for field in fields(cls)}
         if set(tensors) != names:
             raise ValueError(f"The alignment of batches lacks or adds {sorted(set(tensors) ^ names)}.")
-        n_rows, n_clusters, n_latent = (len(tensors[name]) for name in ("keys", "masses", "center"))
+        n_rows, n_clusters, n_latent = (len(tensors[name]) for name in ("keys", "masses", "covariance"))
         shapes = {
-            "center": (n_latent,),
+            "center": (n_rows, n_latent),
             "directions": (n_rows, n_clusters, n_latent),
             "log_masses": (n_rows, n_clusters),
             "offsets": (n_rows, n_clusters, n_latent),
             "stretches": (n_rows, n_latent, n_latent),
             "shared": (n_rows,),
             "strengths": (n_rows,),
-            "keys": (n_rows, n_covariates),
+            "keys": (n_rows, n_covariates + 1),
             "means": (n_clusters, n_latent),
             "masses": (n_clusters,),
             "covariance": (n_latent, n_latent),
@@ -152,11 +159,19 @@ def sample_cells(codes: np.ndarray, *, n_cells: int = N_CELLS, seed: int = 0) ->
 
 
 def fit_alignment(
-    Z: np.ndarray, codes: np.ndarray, *, n_covariates: int = 1, guard: bool = True, seed: int = 0
+    Z: np.ndarray,
+    codes: np.ndarray,
+    *,
+    n_covariates: int = 1,
+    genes: int = 0,
+    n_clusters: int | None = None,
+    guard: bool = True,
+    seed: int = 0,
 ) -> Alignment:
     """Fit latent vectors (n_obs, n_latent) of batches (n_obs,); neither the order of cells nor that of batches matters.
 
-    With ``guard``, a batch whose clusters overlap little with those of the others is moved less, or not at all.
+    ``genes`` is the code of the measured genes, for the keys. With ``guard``, a batch whose clusters overlap little with
+    those of the others is moved less, or not at all.
     """
     Z, codes = np.asarray(Z, dtype=np.float64), np.asarray(codes)
     if not len(Z) or not np.isfinite(Z).all():
@@ -164,19 +179,18 @@ def fit_alignment(
     order = np.lexsort(Z.T)
     Z, (names, codes) = Z[order], np.unique(codes[order], return_inverse=True)
     center = Z.mean(axis=0)
-    n_clusters = int(np.clip(len(Z) // _CELLS_PER_CLUSTER, 1, _N_CLUSTERS))
+    n_clusters = n_clusters or int(np.clip(len(Z) // _CELLS_PER_CLUSTER, 1, _N_CLUSTERS))
     solution = solve(Z - center, codes, n_clusters=n_clusters, anchored=False, seed=seed)
     low, high = _SHARED
     strengths = np.clip((solution.shared - low) / (high - low), 0, 1) if guard else np.ones(len(names))
     strengths = strengths * (len(names) > 1)  # one batch stays, to the bit
-    rows = _to_rows(solution, strengths)
+    rows = _to_rows(solution, center, strengths)
     aligned = Z - center + strengths[codes, None] * (solution.aligned - (Z - center))
     masses = solution.weights.sum(axis=0)
     means = solution.weights.T @ aligned / np.maximum(masses, 1e-9)[:, None]
-    keys = torch.full((len(names), n_covariates), -1)
-    keys[:, 0] = torch.from_numpy(names.astype(np.int64))
+    keys = torch.full((len(names), n_covariates + 1), -1)
+    keys[:, 0], keys[:, -1] = torch.from_numpy(names.astype(np.int64)), genes
     mixture = {
-        "center": center,
         "means": means + center,
         "masses": masses,
         "covariance": covariance(aligned - solution.weights @ means),
@@ -186,10 +200,11 @@ def fit_alignment(
     )
 
 
-def _to_rows(solution: Solution, strengths: np.ndarray) -> dict[str, Tensor]:
+def _to_rows(solution: Solution, center: np.ndarray, strengths: np.ndarray) -> dict[str, Tensor]:
     """Return the tensors of an alignment that have a row for each batch."""
     scale = strengths[:, None, None]
     arrays = {
+        "center": np.broadcast_to(center, (len(strengths), len(center))),
         "directions": solution.directions,
         "log_masses": np.log(solution.masses + 1e-3),
         "offsets": scale * (solution.targets - solution.sources @ solution.maps.transpose(0, 2, 1)),

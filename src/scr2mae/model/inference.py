@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS
 from scr2mae._utils.memory import check_array
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
-from scr2mae.model.integration import IntegrationMixin
+from scr2mae.model.integration import IntegrationMixin, keys_of
 from scr2mae.model.streaming import cell_indices, embed, n_rows, stream
 from scr2mae.nn.likelihood import log_mean_of_counts
 from scr2mae.nn.module import MEASURED_KEY
@@ -51,8 +51,8 @@ class InferenceMixin(IntegrationMixin):
         batch_size
             Cells per mini-batch.
         integrated
-            Whether batches are aligned (:meth:`integrate`); None if the model has an alignment, for the batches that it has
-            one of.
+            Whether batches are aligned (:meth:`integrate`); with None, those are that the model has an alignment of, on the
+            genes of ``adata``.
         precision
             ``"32-true"``, or ``"bf16-mixed"``: faster for wide networks on hardware with native bfloat16 support;
             differences stay within 3 % of each dimension's standard deviation. ``"auto"`` selects it on such hardware.
@@ -83,10 +83,10 @@ class InferenceMixin(IntegrationMixin):
             raise ValueError(
                 f"out must have shape {shape}, cells by latent dimensions; got {tuple(out.shape)}."
             )
-        codes = cells.categories if rows is None else cells.categories[rows]
-        alignment = self._alignment_for(integrated, codes)
+        keys = keys_of(cells, slice(None) if rows is None else rows)
+        alignment = self._alignment_for(integrated, keys)
         for filled, z in embed(self.module, cells, rows, batch_size, precision):
-            out[filled] = (z if alignment is None else alignment.apply(z, codes[filled])).cpu().numpy()
+            out[filled] = (z if alignment is None else alignment.apply(z, keys[filled])).cpu().numpy()
         return out
 
     @torch.inference_mode()

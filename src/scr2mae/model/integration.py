@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,8 @@ class IntegrationMixin(CellModel):
         Parameters
         ----------
         adata
-            Cells of the batches; None for those that the model was trained on.
+            Cells of known batches; None for those that the model was trained on. Cells with fewer genes are aligned apart:
+            pass the reference's cells on the genes of a panel to embed these genes aligned.
         guard
             Whether to leave batches in place that have few clusters in common with the others, and all batches if each of
             them has a single label of the ``labels_key``. In both cases there is a warning.
@@ -49,33 +51,67 @@ class IntegrationMixin(CellModel):
             If the data were set up without ``batch_key``, or a latent vector is not finite.
         """
         self._check_if_trained(warn=False, message="The model is not trained yet; call model.train() first.")
-        if not self.module.is_query and not self._can_integrate():
+        is_query = self.module.is_query
+        if not is_query and not self._can_integrate():
             raise ValueError("The data were set up without batch_key, so there are no batches to align.")
         seed = self.seed if seed is None else seed
+        alignment = self.alignment_
+        if not is_query or adata is not None:
+            alignment = self._align_known_batches(adata, guard=guard, seed=seed)
+        if is_query and alignment is None:
+            raise ValueError(
+                "The reference has no alignment; call its integrate() before load_query_data, "
+                "or train the weights of new batches by train(max_epochs=...)."
+            )
+        if is_query:
+            alignment = self._align_new_batches(alignment, seed=seed)  # type: ignore[arg-type]
+        if adata is None or self.alignment_ is None or alignment is None:
+            self.alignment_ = alignment
+        else:
+            self.alignment_ = self.alignment_.join(alignment)
+
+    def _align_known_batches(self, adata: AnnData | None, *, guard: bool, seed: int) -> Alignment | None:
+        """Fit an alignment; None if the batch determines the labels."""
         cells = self._cells(adata, on_disk=True)  # each is read once
-        if self.module.is_query:
-            self._align_new_batches(cells, seed=seed)
-            return
         is_own = adata is None or adata is self.adata
         seen = np.arange(cells.n_obs) if self.split_ is None or not is_own else self.split_.train
         batches = cells.categories[:, 0]
         seen = seen[sample_cells(batches[seen], seed=seed)]
-        self.alignment_ = None
         if guard and self._is_confounded(self.adata if adata is None else adata, batches):
-            return
-        self.alignment_ = fit_alignment(
+            return None
+        alignment = fit_alignment(
             self._raw_latent(cells, seen),
             batches[seen],
             n_covariates=cells.categories.shape[1],
+            genes=gene_code(cells.measured),
+            n_clusters=None if adata is None or self.alignment_ is None else len(self.alignment_.means),
             guard=guard,
             seed=seed,
         )
-        self._warn_about_strangers()
+        self._warn_about_strangers(alignment)
         # Batches without a training cell, such as held-out donors.
         unseen = np.flatnonzero(~np.isin(batches, batches[seen]))
-        keys = np.full((len(unseen), cells.categories.shape[1]), -1)
-        keys[:, 0] = batches[unseen]
-        self._extend(cells, unseen, keys, seed=seed)
+        keys = np.full((len(unseen), cells.categories.shape[1] + 1), -1)
+        keys[:, 0], keys[:, -1] = batches[unseen], gene_code(cells.measured)
+        return self._extend(alignment, cells, unseen, keys, seed=seed)
+
+    def _align_new_batches(self, alignment: Alignment, *, seed: int) -> Alignment:
+        """Align the query's cells with a new category of any covariate, each combination of categories as a batch."""
+        cells = self._cells(None, on_disk=True)
+        sizes = np.array([len(categories) for _, categories in self.spec.categorical])
+        is_new = (cells.categories >= sizes - np.array(self.n_new_categories_)).any(axis=1)
+        at = np.flatnonzero(is_new)
+        return self._extend(alignment, cells, at, keys_of(cells, at), seed=seed)
+
+    def _extend(
+        self, alignment: Alignment, cells: Cells, indices: np.ndarray, keys: np.ndarray, *, seed: int
+    ) -> Alignment:
+        """Add a row for each different key of the given cells."""
+        for key in np.unique(keys, axis=0):
+            at = indices[(keys == key).all(axis=1)]
+            at = at[sample_cells(np.zeros(len(at)), seed=seed)]
+            alignment = alignment.extend(self._raw_latent(cells, at), tuple(key.tolist()), seed=seed)
+        return alignment
 
     def _can_integrate(self) -> bool:
         """Return whether there is something to align: batches, or for a query a reference that was aligned."""
@@ -83,33 +119,13 @@ class IntegrationMixin(CellModel):
             return self.alignment_ is not None
         return self.spec.categorical[0][0] is not None
 
-    def _align_new_batches(self, cells: Cells, *, seed: int) -> None:
-        """Align cells with a new category of any covariate, each combination of categories as a batch."""
-        if self.alignment_ is None:
-            raise ValueError(
-                "The reference has no alignment; call its integrate() before load_query_data, "
-                "or train the weights of new batches by train(max_epochs=...)."
-            )
-        sizes = np.array([len(categories) for _, categories in self.spec.categorical])
-        is_new = (cells.categories >= sizes - np.array(self.n_new_categories_)).any(axis=1)
-        at = np.flatnonzero(is_new)
-        self._extend(cells, at, cells.categories[at], seed=seed)
-
-    def _extend(self, cells: Cells, indices: np.ndarray, keys: np.ndarray, *, seed: int) -> None:
-        """Add a row for each different key of the given cells."""
-        for key in np.unique(keys, axis=0):
-            at = indices[(keys == key).all(axis=1)]
-            at = at[sample_cells(np.zeros(len(at)), seed=seed)]
-            alignment: Any = self.alignment_
-            self.alignment_ = alignment.extend(self._raw_latent(cells, at), tuple(key.tolist()), seed=seed)
-
     @torch.inference_mode()
     def _raw_latent(self, cells: Cells, indices: np.ndarray) -> np.ndarray:
         z = [z.cpu().numpy() for _, z in embed(self.module, cells, indices, None, "32-true")]
         return np.concatenate(z) if n_rows(cells, indices) else np.zeros((0, 1), dtype=np.float32)
 
-    def _alignment_for(self, integrated: bool | None, codes: np.ndarray) -> Alignment | None:
-        """Return the alignment for cells with the given covariate codes, or None for the raw latent vectors."""
+    def _alignment_for(self, integrated: bool | None, keys: np.ndarray) -> Alignment | None:
+        """Return the alignment for cells with the given keys, or None for the raw latent vectors."""
         if integrated is False or (integrated is None and self.alignment_ is None):
             return None
         if self.alignment_ is None:
@@ -117,12 +133,13 @@ class IntegrationMixin(CellModel):
                 "This model has no alignment of batches. Call model.integrate(), which needs data set up with "
                 "batch_key, or pass integrated=False."
             )
-        unique = np.unique(codes, axis=0)
+        unique = np.unique(keys, axis=0)
         if integrated and None in (rows := self.alignment_.rows(unique)):
-            batch = self.spec.categorical[0][1][unique[rows.index(None)][0]]
+            code, genes = unique[rows.index(None)][[0, -1]]
             raise ValueError(
-                f"Cells of batch {batch!r} have not been aligned. Call train() or integrate() of the model that "
-                "load_query_data returned, or pass integrated=False."
+                f"Cells of batch {self.spec.categorical[0][1][code]!r} have not been aligned"
+                f"{'' if genes == 0 else ' on these genes'}. Call train() of the model that load_query_data returned, "
+                "integrate() with cells of the reference on the same genes, or pass integrated=False."
             )
         return self.alignment_.to(self.module.device)
 
@@ -144,19 +161,18 @@ class IntegrationMixin(CellModel):
                     f"{about}, so aligning the batches would remove what it stands for; they were not aligned. "
                     "To align them nevertheless, call model.integrate(guard=False).",
                     UserWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
                 return True
             warnings.warn(
                 f"{about}, so its effect is removed with that of the batches; integrated=False embeds with it.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return False
 
-    def _warn_about_strangers(self) -> None:
+    def _warn_about_strangers(self, alignment: Alignment) -> None:
         """Warn of batches that have few clusters in common with the others."""
-        alignment: Any = self.alignment_
         held = (alignment.strengths < 1).nonzero().squeeze(1)
         if len(alignment.strengths) < 2 or not len(held):
             return
@@ -170,5 +186,16 @@ class IntegrationMixin(CellModel):
             f"aligned in part or not at all; overlap, from 0 to 1: {shown}. If they have the same cell types, call "
             "model.integrate(guard=False).",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def keys_of(cells: Cells, indices: np.ndarray | slice) -> np.ndarray:
+    """Return codes of covariates and measured genes, (n_obs, n_covariates + 1), as in the keys of an alignment."""
+    codes = cells.categories[indices]
+    return np.column_stack([codes, np.full(len(codes), gene_code(cells.measured))])
+
+
+def gene_code(measured: np.ndarray | None) -> int:
+    """Return a number for a set of measured genes; 0 for all."""
+    return 0 if measured is None else crc32(np.packbits(measured).tobytes())

@@ -197,9 +197,9 @@ def from_state(cls: type[Model], state: ModelState, *, adata: AnnData | None, pl
     model.n_new_categories_ = document["n_new_categories"]
     model.module = model.build_module()
     model.module.load_state_dict(checked.weights)
-    if checked.alignment is not None and len(checked.alignment.center) != model.module.n_latent:
+    if checked.alignment is not None and len(checked.alignment.covariance) != model.module.n_latent:
         raise ValueError(
-            f"The alignment of batches in {place} is of {len(checked.alignment.center)} latent dimensions, the network "
+            f"The alignment of batches in {place} is of {len(checked.alignment.covariance)} latent dimensions, the network "
             f"has {model.module.n_latent}."
         )
     model.alignment_ = checked.alignment
