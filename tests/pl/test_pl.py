@@ -340,3 +340,19 @@ def test_a_trained_curriculum_can_be_drawn_from_its_model(adata, ax):
     model.train(2, enable_progress_bar=False, accelerator="cpu")
     assert pl.curriculum_weights(model, ax=ax).images[0].get_array().shape == (adata.n_vars, 10)
     assert len(pl.curriculum_history(model).lines) >= 10
+
+
+def test_integration_scores_are_circles_and_bars_with_the_best_total_on_top(ax):
+    table = pd.DataFrame(
+        {"nmi": [0.5, 0.7], "ilisi": [0.9, 0.2], "total": [0.6, 0.8]}, index=["PCA", "Harmony"]
+    )
+    assert pl.integration_scores(table, ax=ax) is ax
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["Harmony", "PCA"]
+    assert [text.get_text() for text in ax.texts] == ["0.70", "0.50", "0.20", "0.90", "0.80", "0.60"]
+    assert [round(bar.get_width(), 2) for bar in ax.patches] == [0.72, 0.54]
+    assert len(ax.collections) == 4
+
+
+def test_integration_scores_without_a_total_are_refused(ax):
+    with pytest.raises(ValueError, match="scores with 'total'"):
+        pl.integration_scores(pd.DataFrame({"nmi": [1.0]}), ax=ax)

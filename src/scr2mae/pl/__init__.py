@@ -8,7 +8,7 @@ from scr2mae.pl.axes import OKABE_ITO
 from scr2mae.pl.curriculum import curriculum_history, curriculum_weights
 from scr2mae.pl.embeddings import embedding
 from scr2mae.pl.probes import calibration, donor_predictions, probe_genes
-from scr2mae.pl.tables import benchmark_reconstruction, benchmark_scores
+from scr2mae.pl.tables import benchmark_reconstruction, benchmark_scores, integration_scores
 from scr2mae.pl.training import reconstruction, training_curves
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "curriculum_weights",
     "donor_predictions",
     "embedding",
+    "integration_scores",
     "probe_genes",
     "reconstruction",
     "training_curves",

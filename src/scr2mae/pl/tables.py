@@ -88,3 +88,47 @@ def benchmark_reconstruction(table: pd.DataFrame, *, ax: Axes | None = None) -> 
     despine(ax)
     frameless_legend(ax, outside=True)
     return ax
+
+
+def integration_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the scores of integrated embeddings as scib-metrics does: circles for scores, bars for their summaries.
+
+    Parameters
+    ----------
+    table
+        Methods by the scores of :func:`scr2mae.metrics.integration_scores`.
+    ax
+        Axes to draw on.
+
+    Returns
+    -------
+    The Axes, best total on top.
+
+    Raises
+    ------
+    ValueError
+        If the table has no row or lacks the total.
+    """
+    if not len(table) or "total" not in table:
+        raise ValueError(
+            f"Expected methods by scores with 'total', got {len(table)} rows and {list(table.columns)}."
+        )
+    table = table.sort_values("total", ascending=False)
+    ax = make_axes(ax, width=1.5 + 0.75 * table.shape[1], height=1.6 + 0.4 * len(table))
+    for column, name in enumerate(table):
+        is_summary = name in ("bio_conservation", "batch_correction", "total")
+        span = max(float(table[name].max() - table[name].min()), 1e-9)
+        for row, value in enumerate(table[name]):
+            shade = 0.15 + 0.6 * float(value - table[name].min()) / span
+            if is_summary:
+                ax.barh(row, 0.9 * value, height=0.7, left=column - 0.45, color="C0", alpha=shade)
+            else:
+                ax.scatter(column, row, s=420, color="C2", alpha=shade, linewidths=0)
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize="small")
+    ax.set_xticks(range(table.shape[1]), [str(name).replace("_", "\n") for name in table])
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set(xlim=(-0.6, table.shape[1] - 0.4), ylim=(len(table) - 0.4, -0.6))
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
