@@ -178,6 +178,7 @@ def _fit_scheme(cells: Pretraining, seed: int, *, name: str, options: Options) -
     defaults: dict[str, Any] = {
         "accelerator": options.accelerator,
         "split_key": False,
+        "integration": False,  # as in the paper
         "enable_progress_bar": False,
         "datasplitter_kwargs": {"external_indexing": cells.external_indexing},
     }

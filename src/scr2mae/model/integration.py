@@ -133,14 +133,16 @@ class IntegrationMixin(CellModel):
                 "This model has no alignment of batches. Call model.integrate(), which needs data set up with "
                 "batch_key, or pass integrated=False."
             )
-        unique = np.unique(keys, axis=0)
-        if integrated and None in (rows := self.alignment_.rows(unique)):
-            code, genes = unique[rows.index(None)][[0, -1]]
-            raise ValueError(
-                f"Cells of batch {self.spec.categorical[0][1][code]!r} have not been aligned"
-                f"{'' if genes == 0 else ' on these genes'}. Call train() of the model that load_query_data returned, "
-                "integrate() with cells of the reference on the same genes, or pass integrated=False."
-            )
+        if integrated:
+            unique = np.unique(keys, axis=0)
+            rows = self.alignment_.rows(unique)
+            if None in rows:
+                code, genes = unique[rows.index(None)][[0, -1]]
+                raise ValueError(
+                    f"Cells of batch {self.spec.categorical[0][1][code]!r} have not been aligned"
+                    f"{'' if genes == 0 else ' on these genes'}. Call train() of the model that load_query_data "
+                    "returned, integrate() with cells of the reference on the same genes, or pass integrated=False."
+                )
         return self.alignment_.to(self.module.device)
 
     def _is_confounded(self, adata: Any, batches: np.ndarray) -> bool:
