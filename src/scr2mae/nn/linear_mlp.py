@@ -22,15 +22,20 @@ _START_LR = 10.0  # learning rate of biases and dispersions, relative to that of
 class LinearMLPModule(R2MAEModule):
     """Masked autoencoder whose encoder projects the visible counts on fixed principal components.
 
-    The scores (:class:`scr2mae.nn.projection.LinearPath`) are the input of the hidden layers, and the leading ones of
+    The scores are the input of the hidden layers, and the leading ones of
     both blocks stand in the latent vector beside the hidden layers' batch-normalized output. Components, biases of the
     decoder and dispersions start from what :meth:`start_from` measures on training cells.
 
-    Parameters
+    Of ``n_latent`` dimensions, 5 in 16 hold scores of log-normalized counts and as many scores of Pearson residuals, at
+    most 50 each; the hidden layers fill the others. The arguments are those of
+    :class:`scr2mae.nn.module.R2MAEModule`.
+
+    Attributes
     ----------
-    n_vars, n_hidden, n_latent, kwargs
-        As in :class:`scr2mae.nn.module.R2MAEModule`. Of ``n_latent`` dimensions, 5 in 16 hold scores of log-normalized
-        counts and as many scores of Pearson residuals, at most 50 each; the hidden layers fill the others.
+    linear
+        Fixed projection on the components of both blocks; its buffers are saved with the weights.
+    n_shown
+        Number of components per block in the latent vector.
     """
 
     def _build_encoder(self, n_hidden: int, n_layers: int, **covariates: Any) -> None:
