@@ -10,6 +10,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scr2mae.model.inference import InferenceMixin
+from scr2mae.model.integration import keys_of
 from scr2mae.model.streaming import n_rows, stream
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ class AttributionMixin(InferenceMixin):
                 f"Wanted directions of shape ({n_latent}, n_directions), {n_obs} groups and n_steps >= 1, got "
                 f"{tuple(weights.shape)}, {tuple(codes.shape)} and {n_steps}."
             )
-        categories = cells.categories if rows is None else cells.categories[rows]
-        alignment = self._alignment_for(None, categories)
+        keys = keys_of(cells, slice(None) if rows is None else rows)
+        alignment = self._alignment_for(None, keys)
         options: dict[str, Any] = {"batch_size": batch_size or _BATCH_SIZE, "desc": "Attributing"}
         n_groups = int(codes.max()) + 1
         expression = torch.zeros(n_groups, n_vars, dtype=torch.float64, device=self.module.device)
@@ -102,7 +103,7 @@ class AttributionMixin(InferenceMixin):
             inputs = self.module._get_inference_input(tensors)
             x = inputs.pop("counts").float().log1p()
             start = (profile.float() * self.module.log_library(tensors).exp()).log1p()
-            align = None if alignment is None else partial(alignment.apply, categories=categories[filled])
+            align = None if alignment is None else partial(alignment.apply, keys=keys[filled])
             slopes = _mean_gradients(self.module, start, x - start, inputs, weights, n_steps, align)
             total.index_add_(0, codes[filled], (slopes * (x - start)).transpose(0, 1).double())
         divisor = size.clamp(min=1)
