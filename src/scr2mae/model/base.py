@@ -38,7 +38,7 @@ _DEFAULTS = {
 }
 
 _NOT_ENCODER = ("decoder.", "to_logits.", "log_theta", "curriculum.")
-_ALIGNED_TO = ("center", "means", "masses", "covariance")  # the same for batches that a query adds
+_ALIGNED_TO = ("means", "masses", "covariance")  # the same for batches that a query adds
 
 
 class CellModel(BaseModelClass):
