@@ -1,0 +1,219 @@
+"""Integration of batches: R²MAE with and without its alignment, PCA, Harmony and scVI, by the scores of scib-metrics.
+
+    python benchmarks/integration.py --data DATA -o OUT [--sets kang studies] [--methods pca r2mae] [--seeds 3]
+
+Sets: control and stimulated cells of Kang et al.; 1,500 cells each of Zheng et al. and of the controls of Kang et al., with
+coarse cell types; simulated donors in two batches with effects of .15, .30 and .50; ``disjoint``, the controls of Kang et
+al. with T and NK cells as one batch and all others as the other, where nothing should move; and ``unseen``, the second
+study aligned with a model of the first, by the mixing within shared types, the transfer of labels, and how many neighbors of
+new types are of the same type. Needs scib-metrics, and harmonypy for Harmony. Writes ``integration.csv``, with seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+import scr2mae
+from common_setup import make_parser, select_genes, silence
+
+N_GENES = 2000
+COARSE = {
+    "CD14+ Monocytes": "monocyte",
+    "FCGR3A+ Monocytes": "monocyte",
+    "CD14+ Monocyte": "monocyte",
+    "B cells": "B",
+    "CD19+ B": "B",
+    "NK cells": "NK",
+    "CD56+ NK": "NK",
+    "CD34+": "CD34+",
+    "Dendritic cells": None,
+    "Megakaryocytes": None,
+}
+"""Names of cell types that both studies use; all others are T cells, and rare ones are not scored."""
+
+
+def kang(data: Path) -> ad.AnnData:
+    """Return control and stimulated cells; two thirds have a label."""
+    adata = ad.read_h5ad(data / "kang_pbmc_ifnb_8donors.h5ad")
+    adata.obs["batch"], adata.obs["label"] = adata.obs["condition"].astype(str), adata.obs["cell_type"]
+    return select_genes(adata, N_GENES)
+
+
+def studies(data: Path) -> ad.AnnData:
+    """Return 1,500 cells of each of two studies, on their common genes."""
+    rng, parts = np.random.default_rng(0), {}
+    for name, file in (("zheng", "pbmc_facs_zheng"), ("kang", "kang_pbmc_ctrl_12k")):
+        cells = ad.read_h5ad(data / f"{file}.h5ad")
+        parts[name] = cells[np.sort(rng.choice(cells.n_obs, 1500, replace=False))].copy()
+    adata = ad.concat(parts, label="batch", index_unique="_")
+    adata.obs["label"] = [COARSE.get(name, "T") for name in adata.obs["cell_type"].astype(str)]
+    return select_genes(adata, N_GENES)
+
+
+def disjoint(data: Path) -> ad.AnnData:
+    """Return 3,000 control cells, split into batches by cell type."""
+    adata = ad.read_h5ad(data / "kang_pbmc_ctrl_12k.h5ad")
+    adata = adata[np.sort(np.random.default_rng(0).choice(adata.n_obs, 3000, replace=False))].copy()
+    adata.obs["label"] = adata.obs["cell_type"].astype(str)
+    lymphoid = adata.obs["label"].isin(["CD4 T cells", "CD8 T cells", "NK cells"])
+    adata.obs["batch"] = np.where(lymphoid, "T and NK", "others")
+    return adata
+
+
+def simulated(effect: float) -> Callable[[Path], ad.AnnData]:
+    """Return a function that simulates donors in two batches."""
+
+    def simulate(_: Path) -> ad.AnnData:
+        adata = scr2mae.datasets.simulate_donors(batch_effect=effect)
+        adata.obs["label"] = adata.obs["cell_type"].astype(str)
+        return adata
+
+    return simulate
+
+
+SETS: dict[str, Callable[[Path], ad.AnnData]] = {
+    "kang": kang,
+    "studies": studies,
+    **{f"simulated {effect:.2f}": simulated(effect) for effect in (0.15, 0.3, 0.5)},
+    "disjoint": disjoint,
+}
+
+
+def principal_components(adata: ad.AnnData) -> np.ndarray:
+    """Return fifty components of log-normalized expression."""
+    logged = sc.pp.log1p(sc.pp.normalize_total(adata, target_sum=1e4, copy=True), copy=True)
+    return sc.pp.pca(logged, 50, copy=True).obsm["X_pca"]
+
+
+def pca(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield PCA; it has no seed."""
+    if seed == 0:
+        yield "PCA", principal_components(adata)
+
+
+def harmony(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield Harmony on PCA, with its defaults."""
+    import harmonypy
+
+    components = principal_components(adata)
+    corrected = harmonypy.run_harmony(components, adata.obs, "batch", random_state=seed, verbose=False).Z_corr
+    yield "Harmony", corrected if corrected.shape == components.shape else corrected.T
+
+
+def scvi(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield scVI with 30 dimensions and two layers, the settings of its authors for integration."""
+    import scvi as package
+
+    package.settings.seed = seed
+    package.model.SCVI.setup_anndata(adata, batch_key="batch")
+    model = package.model.SCVI(adata, n_latent=30, n_layers=2, gene_likelihood="nb")
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    yield "scVI", model.get_latent_representation()
+
+
+def r2mae(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield R²MAE with its defaults, without and with the alignment."""
+    model = fit(adata, seed)
+    yield "R²MAE, not aligned", model.get_latent_representation(integrated=False)
+    yield "R²MAE", model.get_latent_representation()
+
+
+METHODS = {"pca": pca, "harmony": harmony, "scvi": scvi, "r2mae": r2mae}
+
+
+def fit(adata: ad.AnnData, seed: int) -> scr2mae.R2MAEModel:
+    """Train R²MAE with its defaults."""
+    scr2mae.R2MAEModel.setup_anndata(adata, batch_key="batch")
+    model = scr2mae.R2MAEModel(adata, seed=seed)
+    model.train(enable_progress_bar=False, accelerator="cpu")
+    return model
+
+
+def score(Z: np.ndarray, obs: pd.DataFrame) -> dict[str, float]:
+    """Return the scores of scib-metrics where batches share a label, and the recovery of labels by neighbors."""
+    known = obs["label"].notna().to_numpy()
+    scores = {"knn": scr2mae.metrics.knn_label_recovery(Z[known], obs["label"][known].astype(str))}
+    if obs[known].groupby("label", observed=True)["batch"].nunique().max() > 1:
+        scores |= scr2mae.metrics.integration_scores(Z, obs["batch"], obs["label"])
+    return scores
+
+
+def unseen(data: Path, seed: int) -> Iterator[dict[str, object]]:
+    """Yield scores of each study as a new batch of a model of the other, before and after it is aligned."""
+    both = studies(data)
+    for query_name in ("zheng", "kang"):
+        is_query = (both.obs["batch"] == query_name).to_numpy()
+        reference, query = both[~is_query].copy(), both[is_query].copy()
+        for part in (reference, query):
+            part.obs["batch"] = part.obs["batch"].astype(str)
+        model = fit(reference, seed)
+        start = time.perf_counter()
+        new = scr2mae.R2MAEModel.load_query_data(query, model, accelerator="cpu")
+        new.train()
+        seconds = time.perf_counter() - start
+        for method, integrated in (("R²MAE, not aligned", False), ("R²MAE", True)):
+            host = model.get_latent_representation()
+            guest = new.get_latent_representation(integrated=integrated)
+            scores = score_query(host, guest, reference.obs["label"], query.obs["label"])
+            yield {
+                "set": f"unseen {query_name}",
+                "method": method,
+                "seed": seed,
+                "seconds": seconds,
+                **scores,
+            }
+
+
+def score_query(host: np.ndarray, guest: np.ndarray, known: pd.Series, truth: pd.Series) -> dict[str, float]:
+    """Return mixing among 15 neighbors (1 for one data set) and transfer for shared types, purity for new ones."""
+    shared = truth.isin(known.dropna()).to_numpy()
+    labeled = known.notna().to_numpy()
+    guess = KNeighborsClassifier(15).fit(host[labeled], known[labeled]).predict(guest[shared])
+    everyone = np.concatenate([host, guest])
+    nearest = NearestNeighbors(n_neighbors=16).fit(everyone).kneighbors(guest, return_distance=False)[:, 1:]
+    share = (nearest[shared] < len(host)).mean() / (len(host) / (len(everyone) - 1))
+    scores = {"mixing": share, "transfer": float((guess == truth[shared].to_numpy()).mean())}
+    if (new := ~shared & truth.notna().to_numpy()).any():
+        names = np.concatenate([known.to_numpy(dtype=object), truth.to_numpy(dtype=object)])
+        scores["purity of new types"] = float((names[nearest[new]] == truth[new].to_numpy()[:, None]).mean())
+    return scores
+
+
+def main() -> None:
+    """Score all methods on all sets, and print the means."""
+    parser = make_parser(__doc__, seeds=3)
+    parser.add_argument("--sets", nargs="+", choices=[*SETS, "unseen"], default=[*SETS, "unseen"])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    arguments = parser.parse_args()
+    silence()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, object]] = []
+    for name in arguments.sets:
+        for seed in range(arguments.seeds):
+            if name == "unseen":
+                rows += unseen(arguments.data, seed)
+                continue
+            adata = SETS[name](arguments.data)
+            for method in arguments.methods:
+                start = time.perf_counter()
+                embedded = list(METHODS[method](adata.copy(), seed))
+                seconds = time.perf_counter() - start
+                for label, Z in embedded:
+                    rows.append({"set": name, "method": label, "seed": seed, "seconds": seconds})
+                    rows[-1] |= score(np.asarray(Z), adata.obs)
+            pd.DataFrame(rows).to_csv(arguments.out / "integration.csv", index=False)
+        pd.DataFrame(rows).to_csv(arguments.out / "integration.csv", index=False)
+    table = pd.DataFrame(rows).drop(columns="seed").groupby(["set", "method"], sort=False).mean()
+    print(table.round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
