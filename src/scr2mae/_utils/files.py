@@ -12,15 +12,17 @@ import os
 import re
 import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 __all__ = [
+    "DATA_FILE",
     "RUN_FILE",
     "RUN_SCHEMA_VERSION",
+    "as_path",
     "atomic_write",
     "cannot_write",
     "clear_errors",
@@ -38,6 +40,7 @@ RUN_SCHEMA_VERSION = 1
 
 # A name that starts with a dot and has "part" as a word: unfinished models, embeddings, checkpoints, results, stores.
 _LEFTOVER = re.compile(r"\..+\.part(\..*)?")
+DATA_FILE = re.compile(r"adata-[0-9a-f]{32}\.h5ad")
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{64}\.safetensors")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _OF_THE_DISK = (
@@ -47,6 +50,11 @@ _OF_THE_DISK = (
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
+def as_path(place: str | os.PathLike[str]) -> Path:
+    """Return a path that a user has given, with ``~`` and ``~name`` as the home folder."""
+    return Path(place).expanduser()
+
+
 def is_leftover(path: Path) -> bool:
     """Return whether this is an unfinished file or folder, of a killed writer or of one still at work."""
     return _LEFTOVER.fullmatch(path.name) is not None
@@ -54,7 +62,11 @@ def is_leftover(path: Path) -> bool:
 
 def is_free(folder: Path) -> bool:
     """Return whether a folder contains only what killed writers have left, weights without an index included."""
-    return all(is_leftover(item) or _WEIGHTS.fullmatch(item.name) for item in folder.iterdir())
+    unfinished = (_WEIGHTS, DATA_FILE)
+    return all(
+        is_leftover(item) or any(name.fullmatch(item.name) for name in unfinished)
+        for item in folder.iterdir()
+    )
 
 
 def _errno(error: BaseException) -> int | None:

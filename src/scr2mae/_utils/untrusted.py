@@ -27,6 +27,7 @@ __all__ = [
     "is_indptr",
     "is_inside",
     "load_tensors",
+    "parse_json",
     "read_json",
     "tensors_of",
 ]
@@ -74,8 +75,19 @@ def read_json(
     """
     if (size := path.stat().st_size) > largest:
         raise ValueError(f"{path} has {size} bytes, more than any model needs; it was not read.")
+    return parse_json(path.read_bytes(), path=path, may_be_nan=may_be_nan, object_hook=object_hook)
+
+
+def parse_json(
+    content: bytes,
+    *,
+    path: Path,
+    may_be_nan: Collection[str] = (),
+    object_hook: Callable[[dict[str, Any]], Any] | None = None,
+) -> Any:
+    """Parse the bytes of a file as :func:`read_json` does; ``path`` is named in errors."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), object_hook=object_hook)
+        document = json.loads(content.decode("utf-8"), object_hook=object_hook)
         checked = document
         if isinstance(document, dict):
             checked = {key: value for key, value in document.items() if key not in may_be_nan}

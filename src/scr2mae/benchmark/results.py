@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scr2mae._utils.files import atomic_write
+from scr2mae._utils.files import as_path, atomic_write
 from scr2mae.benchmark.table import (
     Columns,
     headings,
@@ -185,7 +185,7 @@ class Benchmark:
         -------
         The paths written.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         texts = {"results.csv": self.results.to_csv(index=False), "table.md": self.to_markdown()}
         for name, text in texts.items():
             with atomic_write(folder / name) as part:

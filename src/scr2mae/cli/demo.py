@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from scr2mae._utils.files import as_path
 from scr2mae.cli import options as opt
 from scr2mae.cli.files import check_output
 from scr2mae.cli.process import loading
@@ -161,7 +162,7 @@ def save_demo(result: DemoResult, folder: str | Path, *, force: bool = False) ->
 
     The UMAP is added to the ``adata`` of the result. With ``force`` other files in the folder are left alone.
     """
-    folder = Path(folder).resolve()
+    folder = as_path(folder).resolve()
     if not force and folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty; choose another folder or pass force=True.")
     staged = folder.with_name(f".{folder.name}.{os.getpid()}.part")

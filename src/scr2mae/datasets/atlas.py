@@ -13,6 +13,7 @@ import pooch
 import requests
 from anndata import AnnData
 
+from scr2mae._utils.files import as_path
 from scr2mae.data.preprocess import preprocess
 from scr2mae.datasets.download import TIMEOUT, fetch
 
@@ -164,7 +165,7 @@ def load_atlas(
     """
     if path is None:
         path = _download(atlas, cache_dir, url=url, sha256=sha256, size=size, progressbar=progressbar)
-    elif not Path(path).is_file():
+    elif not (path := as_path(path)).is_file():
         raise FileNotFoundError(f"No file at {path}; leave path out to download {atlas.name}.")
     adata = anndata.read_h5ad(path, backed="r")
     missing = [column for column in atlas.obs_columns if column not in adata.obs]
@@ -192,7 +193,7 @@ def _download(
     size: int | None,
     progressbar: bool,
 ) -> Path:
-    folder = Path(cache_dir if cache_dir is not None else pooch.os_cache("scr2mae")).expanduser()
+    folder = as_path(cache_dir if cache_dir is not None else pooch.os_cache("scr2mae"))
     if url is None:
         cached = max(folder.glob(f"{atlas.name}-*.h5ad"), key=lambda file: file.stat().st_mtime, default=None)
         if cached is not None and _is_wanted(cached, sha256, size):

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import pooch
 import requests
 
+from scr2mae._utils.files import as_path
 from scr2mae._utils.progress import progress
 
 if sys.platform != "win32":
@@ -84,7 +85,7 @@ def fetch(
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise ValueError(f"sha256 must be 64 hexadecimal digits, got {sha256!r}.")
     filename = _checked_filename(filename if filename is not None else PurePosixPath(urlsplit(url).path).name)
-    folder = Path(folder if folder is not None else pooch.os_cache("scr2mae")).expanduser().resolve()
+    folder = as_path(folder if folder is not None else pooch.os_cache("scr2mae")).resolve()
     target = folder / filename
     if retries < 0:
         raise ValueError(f"retries must not be negative, got {retries}.")

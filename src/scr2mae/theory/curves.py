@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scr2mae._utils.files import as_path
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import ArrayLike, NDArray
 
 _INTERCEPT = (0.15, 0.30)  # ratios of the line extrapolated to zero
@@ -103,7 +106,7 @@ def read_accuracies(path: str | Path) -> dict[str, tuple[NDArray[np.float64], ND
         If a column is missing or the file has no rows.
     """
     points: dict[str, list[tuple[float, float]]] = {}
-    with Path(path).open(newline="", encoding="utf-8") as handle:
+    with as_path(path).open(newline="", encoding="utf-8") as handle:
         reader = csv.DictReader(handle)
         missing = {"task", "ratio", "accuracy"} - set(reader.fieldnames or ())
         if missing:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from scr2mae._utils.files import atomic_write
+from scr2mae._utils.files import as_path, atomic_write
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -38,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, str(path), storage_options)
             return
-        with atomic_write(Path(path)) as part, part.open("wb") as file:
+        with atomic_write(as_path(path)) as part, part.open("wb") as file:
             torch.save(checkpoint, file)
 
 
@@ -49,7 +49,7 @@ class StepCheckpoint(Callback):
     """
 
     def __init__(self, folder: str | Path, every: int) -> None:
-        self.path, self.every = Path(folder) / "last.ckpt", every
+        self.path, self.every = as_path(folder) / "last.ckpt", every
         self._before = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -167,7 +167,7 @@ def find_checkpoint(
     ``resume`` is the file or a folder with ``last.ckpt``. Raises ValueError if it is damaged, from another model or run, or
     has more epochs than this run.
     """
-    path = Path(resume)
+    path = as_path(resume)
     path = path / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scr2mae._utils.files import as_path
 from scr2mae._utils.optional import require
 from scr2mae._utils.untrusted import check_codecs
 from scr2mae.extra.dna.alphabet import encode, reverse_complement
@@ -184,7 +185,7 @@ class GenomeMSA:
             If the path is not a Zarr group of arrays.
         """
         zarr = require("zarr", extra="dna")
-        path = Path(path)
+        path = as_path(path)
         if not path.exists():
             raise FileNotFoundError(f"No alignment at {path}.")
         try:
@@ -220,9 +221,9 @@ class GenomeMSA:
             If the path exists.
         """
         zarr = require("zarr", extra="dna")
-        if Path(path).exists():
+        if as_path(path).exists():
             raise FileExistsError(f"{path} exists; choose another path.")
-        group = zarr.open_group(Path(path), mode="w", zarr_format=zarr_format)
+        group = zarr.open_group(as_path(path), mode="w", zarr_format=zarr_format)
         if self.species is not None:
             group.attrs["species"] = list(self.species)
         for chrom, source in self._arrays.items():

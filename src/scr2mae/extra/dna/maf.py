@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scr2mae._utils.files import as_path
 from scr2mae.extra.dna.alphabet import reverse_complement
 from scr2mae.extra.dna.chromosomes import match_chrom
 from scr2mae.extra.dna.files import open_text
@@ -143,7 +144,7 @@ def read_maf(
     chroms: Iterable[str] | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, int], list[str]]:
     """Read the arrays, starts and column names for :meth:`GenomeMSA.from_maf`."""
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No MAF file {path}.")
     wanted = None if chroms is None else [str(chrom) for chrom in chroms]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from scr2mae._utils.files import as_path
 from scr2mae.extra.dna.chromosomes import find_chrom
 from scr2mae.extra.dna.files import file_type, open_text
 
@@ -207,7 +208,7 @@ def open_track(path: str | Path, *, chrom: str | None = None, start: int = 0) ->
     ValueError
         If the file is damaged or of another type, or ``chrom`` is missing for ``.npy``.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No track {path}.")
     suffix = file_type(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scr2mae._utils.files import as_path
 from scr2mae.extra.dna.alphabet import BASES
 from scr2mae.extra.dna.chromosomes import match_chrom
 from scr2mae.extra.dna.files import file_type, open_text, raise_if_damaged
@@ -122,7 +123,7 @@ def read_variants(path: str | Path) -> pd.DataFrame:
     ValueError
         If the file is damaged, of another type or empty, lacks columns, or contains invalid positions or labels.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No variants at {path}.")
     suffix = file_type(path)

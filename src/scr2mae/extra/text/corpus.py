@@ -6,6 +6,7 @@ import gzip
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scr2mae._utils.files import as_path
 from scr2mae.extra.text.hub import load_dataset
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def read_documents(paths: str | Path | Iterable[str | Path], *, unit: str = "par
     """
     if unit not in _UNITS:
         raise ValueError(f"unit must be one of {list(_UNITS)}, got {unit!r}.")
-    files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    files = [as_path(paths)] if isinstance(paths, (str, Path)) else [as_path(path) for path in paths]
     for path in files:
         if not path.is_file():
             raise FileNotFoundError(f"No text file {path}.")

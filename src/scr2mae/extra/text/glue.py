@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scr2mae._utils.files import as_path
 from scr2mae.extra.text.hub import load_dataset
 from scr2mae.extra.text.sentences import LabeledText
 
@@ -86,7 +87,7 @@ def read_task(path: str | Path, *, task: str = "sst2") -> LabeledText:
     ValueError
         If the file is empty or a label is unknown.
     """
-    layout, file = _task(task), Path(path)
+    layout, file = _task(task), as_path(path)
     if not file.is_file():
         raise FileNotFoundError(f"No table {file}.")
     rows = _rows(file)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scr2mae._utils.files import as_path
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class TokenBlocks:
         ValueError
             If it is damaged, or its tokenizer was replaced.
         """
-        folder = Path(dir_path)
+        folder = as_path(dir_path)
         if not (folder / _ABOUT).is_file():
             raise FileNotFoundError(f"{folder} contains no packed text; write some with pack(..., out=...).")
         try:
@@ -174,7 +175,7 @@ def pack(
     if out is None:
         arrays = [piece.astype(dtype) for piece in pieces]
         return TokenBlocks(np.concatenate([np.empty((0, length), dtype=dtype), *arrays]), tokenizer)
-    return _write(pieces, tokenizer, length=length, dtype=dtype, folder=Path(out))
+    return _write(pieces, tokenizer, length=length, dtype=dtype, folder=as_path(out))
 
 
 def _at_most(pieces: Iterator[np.ndarray], max_blocks: int | None) -> Iterator[np.ndarray]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 from torch import Tensor, nn
 
+from scr2mae._utils.files import as_path
 from scr2mae._utils.model_folder import FolderFormat, read_folder, write_folder
 from scr2mae._utils.untrusted import read_json, tensors_of
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
@@ -138,7 +139,7 @@ class TextNetwork(nn.Module):
         ValueError
             If a file is damaged or of another class, or tokenizer and network do not fit.
         """
-        place = Path(folder)
+        place = as_path(folder)
         tensors, state, files = read_folder(place, _FORMAT, follow_links=True)
         # Folders of the first version contain masked language models only, without a class.
         if (name := state.get("class", "RobertaR2MAE")) != cls.__name__:

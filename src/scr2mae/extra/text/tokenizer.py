@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scr2mae._utils.files import as_path
 from scr2mae._utils.optional import require
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ class BytePairTokenizer:
         ValueError
             If the file is damaged or lacks a special token.
         """
-        file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        path = as_path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise FileNotFoundError(f"No tokenizer at {file}; give a tokenizer.json or a folder with one.")
         try:
@@ -139,7 +141,7 @@ class BytePairTokenizer:
         path
             File to write.
         """
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        as_path(path).write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
         """Return the content of the file that :meth:`save` writes."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from scr2mae._utils.files import as_path
 from scr2mae._utils.optional import require
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class ImageFolder(ImageFiles):
         n_channels: int = 3,
         classes: Sequence[str] | None = None,
     ) -> None:
-        root = Path(folder)
+        root = as_path(folder)
         if not root.is_dir():
             raise FileNotFoundError(f"No folder {root}.")
         paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scr2mae._utils.files import as_path
 from scr2mae._utils.untrusted import check_size
 from scr2mae.extra.vision.datasets import ImageArray, ImageFiles, ImageFolder
 
@@ -53,7 +54,7 @@ class CelebA(ImageFiles):
     def __init__(self, folder: str | Path, split: str = "train", *, size: int = 64) -> None:
         if split not in _CELEBA_SPLITS:
             raise ValueError(f"split must be one of {list(_CELEBA_SPLITS)}, got {split!r}.")
-        root = Path(folder)
+        root = as_path(folder)
         for name in ("img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"):
             if not (root / name).exists():
                 raise FileNotFoundError(
@@ -102,7 +103,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     ValueError
         If the file is in another format or its length is not what it states.
     """
-    with Path(path).open("rb") as file:
+    with as_path(path).open("rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream: Any = gzip.GzipFile(fileobj=file) if is_packed else file
@@ -156,7 +157,7 @@ def read_mnist(folder: str | Path, split: str = "train") -> ImageArray:
         raise ValueError(f"split must be one of {list(_MNIST_PREFIX)}, got {split!r}.")
     prefix = _MNIST_PREFIX[split]
     return ImageArray(
-        *(_find_idx(Path(folder), f"{prefix}-{what}") for what in ("images-idx3", "labels-idx1"))
+        *(_find_idx(as_path(folder), f"{prefix}-{what}") for what in ("images-idx3", "labels-idx1"))
     )
 
 
@@ -181,7 +182,7 @@ def image_splits(path: str | Path) -> list[str]:
     FileNotFoundError
         If nothing is there.
     """
-    place = Path(path)
+    place = as_path(path)
     if not place.exists():
         raise FileNotFoundError(f"No file or folder {place}.")
     if place.suffix == ".npz":
@@ -220,7 +221,7 @@ def open_images(path: str | Path, *, split: str | None = None, **options: Any) -
     ValueError
         If images are split otherwise, or damaged.
     """
-    place, splits = Path(path), image_splits(path)
+    place, splits = as_path(path), image_splits(path)
     if split is None and splits:
         raise ValueError(f"{place} has the splits {splits}; choose one by split=.")
     if split is not None and split not in splits:

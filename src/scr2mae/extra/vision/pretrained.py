@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from scr2mae._utils.files import as_path
 from scr2mae._utils.model_folder import read_index
 from scr2mae._utils.untrusted import read_json
 from scr2mae.extra.vision.classifier import ViTMAEClassifier
@@ -40,7 +41,7 @@ def from_pretrained(folder: str | Path) -> Any:
     ValueError
         If it is damaged, of an unknown class, or from a newer version.
     """
-    config = Path(folder) / "config.json"
+    config = as_path(folder) / "config.json"
     document = read_json(config) if config.is_file() else None
     if isinstance(document, dict) and document.get("model_type") == "vit_mae":
         return R2ViTMAE.from_pretrained(folder)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from scr2mae._utils.files import as_path
 from scr2mae._utils.model_folder import FolderFormat, write_folder
 from scr2mae._utils.optional import require
 from scr2mae._utils.untrusted import load_tensors
@@ -280,10 +281,14 @@ class R2ViTMAE(nn.Module):
             If there is no checkpoint in safetensors.
         """
         transformers = require("transformers", extra="vision")
+        place = as_path(folder)
         with _no_progress_bars():
             # Without safetensors transformers would load a pickle; no code other than ViT-MAE's is run.
             mae = transformers.ViTMAEForPreTraining.from_pretrained(
-                folder, use_safetensors=True, local_files_only=Path(folder).is_dir(), trust_remote_code=False
+                place if place.is_dir() else folder,
+                use_safetensors=True,
+                local_files_only=place.is_dir(),
+                trust_remote_code=False,
             )
         network = cls(mae.config)
         network.mae.load_state_dict(mae.state_dict())
