@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ import torch
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["autocast", "resolve_precision", "torch_device"]
+__all__ = ["autocast", "check_device", "resolve_precision", "single_thread_after_fork", "torch_device"]
 
 _TYPES = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_PROCESS = os.getpid()
 _SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -38,6 +40,29 @@ def torch_device(accelerator: str, device: int | str) -> torch.device:
         return torch.device(device)
     index = 0 if isinstance(device, str) else device
     return torch.device(kind, index) if kind == "cuda" else torch.device(kind)
+
+
+def check_device(device: torch.device | int | str) -> torch.device:
+    """Return a device by its name or number; raise if this machine lacks it."""
+    found = torch.device(device)
+    if found.type in ("cuda", "mps"):
+        torch_device(found.type, "auto")
+        if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"There is no device {found}; this machine has {torch.cuda.device_count()} GPUs."
+            )
+    return found
+
+
+def single_thread_after_fork() -> None:
+    """Compute on one thread in a process forked from the one that imported this package.
+
+    A fork copies the state of the threads of OpenMP but not the threads; waiting for them would never end.
+    """
+    global _PROCESS
+    if os.getpid() != _PROCESS:
+        torch.set_num_threads(1)
+        _PROCESS = os.getpid()
 
 
 def _has_mps() -> bool:

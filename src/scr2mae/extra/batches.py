@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from scr2mae._utils.batches import BatchLoader
+from scr2mae._utils.compat import single_thread_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,6 +124,7 @@ class BatchDataModule(pl.LightningDataModule):
 @contextmanager
 def _evaluating(network: nn.Module, device: str | torch.device | None = None) -> Iterator[torch.device]:
     """Switch to evaluation mode without gradients and yield the device; restore the mode afterwards."""
+    single_thread_after_fork()
     if device is not None:
         network.to(device)
     was_training = network.training
