@@ -12,7 +12,8 @@ from scr2mae.benchmark.tasks import as_tasks
 
 def atlas(obs, n_vars=5, seed=0):
     counts = np.random.default_rng(seed).poisson(3, size=(len(obs), n_vars)).astype(np.float32) + 1
-    return AnnData(counts, obs=obs.set_axis([f"cell{i}" for i in range(len(obs))]))
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(counts.shape[1])])
+    return AnnData(counts, obs=obs.set_axis([f"cell{i}" for i in range(len(obs))]), var=var)
 
 
 @pytest.fixture

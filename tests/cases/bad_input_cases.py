@@ -228,7 +228,7 @@ TRAIN = [
         ("half an epoch", TypeError, "max_epochs must be an integer, got 0.5", {"max_epochs": 0.5}),
         ("share above one", ValueError, "train_size must lie in (0, 1]", {"train_size": 1.5}),
         ("shares above one", ValueError, "must not exceed 1", {"train_size": 0.9, "validation_size": 0.3}),
-        ("split by nothing", KeyError, "No 'x' in adata.obs to split by", {"split_key": "x"}),
+        ("split by nothing", KeyError, "No 'x' in adata.obs; choose one of", {"split_key": "x"}),
         ("split by true", ValueError, "split_key takes a column", {"split_key": True}),
         ("batch of one", ValueError, "batch_size must be at least 2, got 1", {"batch_size": 1}),
         ("seed negative", ValueError, "seed must be at least 0", {"seed": -3}),

@@ -34,6 +34,7 @@ def test_embed_adds_the_embedding_and_keeps_all_else(counts, model_folder, train
     assert_equal(got, expected, exact=True)
 
 
+@pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
 def test_embed_takes_other_genes_in_another_order(counts, model_folder, trained):
     query = counts[:50, np.random.default_rng(0).permutation(60)[:45]].copy()
     query.write_h5ad("query.h5ad")

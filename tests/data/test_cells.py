@@ -69,7 +69,7 @@ def test_reading_does_not_copy_the_counts(spec: CellSpec, adata: AnnData) -> Non
         ),
         ("age", None, KeyError, "No 'age' in adata.obs"),
         ("age", ["old"] * 120, ValueError, "must be numeric, got (object|str)"),
-        ("age", [np.inf] * 120, ValueError, "missing or infinite"),
+        ("age", [np.inf] * 120, ValueError, "must be finite"),
     ],
 )
 def test_a_column_that_cannot_be_read_is_refused(

@@ -1,6 +1,7 @@
 """Genes matched by name, and counts in their order."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
@@ -94,11 +95,21 @@ def test_selected_genes_equal_dense_indexing_with_zeros_for_the_absent() -> None
 )
 def test_too_small_an_overlap_is_refused(n_shared: int, min_shared: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_overlap(n_shared, 100, min_shared=min_shared)
+        check(n_shared, min_shared=min_shared)
 
 
-def test_an_overlap_below_half_warns_and_one_above_does_not() -> None:
-    with pytest.warns(UserWarning, match=r"Few shared genes: .* 49 of .* 100 genes \(49%\)"):
-        check_overlap(49, 100, min_shared=0.1)
-    check_overlap(50, 100, min_shared=0.1)
-    check_overlap(100, 100, min_shared=1.0)
+def check(n_shared: int, *, min_shared: float) -> None:
+    """Check a query that has the first genes of a reference of 100."""
+    names = np.array([f"gene{i}" for i in range(100)])
+    check_overlap(
+        pd.DataFrame(index=names[:n_shared]), names, np.arange(100) < n_shared, min_shared=min_shared
+    )
+
+
+def test_an_overlap_below_95_percent_warns_and_one_above_does_not() -> None:
+    with pytest.warns(
+        UserWarning, match=r"Few shared genes: .* 94 of .* 100 genes \(94%\).*\['gene94', 'gene95'"
+    ):
+        check(94, min_shared=0.1)
+    check(95, min_shared=0.1)
+    check(100, min_shared=1.0)

@@ -22,6 +22,11 @@ from scr2mae.cli import main
 from scr2mae.data import open_store
 from scr2mae.data.prepare import pipeline, writer
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* occur in several files:UserWarning"),  # as parts of one data set do
+    pytest.mark.filterwarnings("ignore:.* cells occur more than once:UserWarning"),
+]
+
 QUIET = {"progressbar": False}
 
 

@@ -162,7 +162,8 @@ def test_the_message_about_counts_names_the_layers_and_raw_that_exist(adata: Ann
     adata.raw = adata.copy()
     adata = _log_normalize(adata)
     with pytest.raises(
-        ValueError, match=r"here there are layers\['counts'\], adata\.raw\. It looks normalized"
+        ValueError,
+        match=r"layers\['counts'\], adata\.raw; whole numbers are in layers\['counts'\] and adata\.raw \(use_raw=True, ",
     ):
         R2MAEModel.setup_anndata(adata)
 

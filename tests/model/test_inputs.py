@@ -13,6 +13,8 @@ from anndata import AnnData
 
 from scr2mae import R2MAEModel
 
+pytestmark = pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+
 
 def _with_explicit_zeros(X: sp.csr_matrix) -> sp.csr_matrix:
     full = sp.csr_matrix(np.ones(X.shape, dtype=X.dtype))

@@ -268,7 +268,7 @@ def test_early_stopping_without_validation_cells_is_refused(adata: AnnData, trai
         (
             {"split_key": "nothere"},
             KeyError,
-            r"No 'nothere' in adata.obs to split by; choose one of \['donor'",
+            r"No 'nothere' in adata\.obs; choose one of \['donor'",
         ),
         ({"split_key": True}, ValueError, "takes a column of adata.obs, None"),
         ({"plan_kwargs": {"lr": -1.0}}, ValueError, "lr and eps must be positive"),

@@ -18,6 +18,8 @@ from scr2mae.masking import FixedRatio
 from scr2mae.train import MaskedTrainingPlan, NonFiniteError, fit
 from scr2mae.train.guard import MAX_SKIPPED_IN_A_ROW, StepGuard
 
+pytestmark = pytest.mark.filterwarnings("ignore:Gene names are row numbers:UserWarning")
+
 QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, "precision": "32-true"}
 TEN_TIMES_THE_DEFAULT = {"plan_kwargs": {"lr": 1e-2}}
 
@@ -57,13 +59,14 @@ def test_hard_counts_and_ten_times_the_learning_rate_stay_finite(kind: str) -> N
 
 
 def extreme(adata: AnnData, cells: Any) -> R2MAEModel:
-    """A model of cells some of which have a covariate at the end of float32's range."""
+    """A model of cells some of which have a covariate at the end of float32's range, and which does not standardize it."""
     adata.obs["age"] = adata.obs["age"].astype(np.float32)
     adata.obs.loc[cells, "age"] = np.float32(3e38)
     R2MAEModel.setup_anndata(adata, continuous_covariate_keys=["age"])
     model = R2MAEModel(adata, n_hidden=16, n_latent=4)
     counts = torch.from_numpy(adata.X.toarray())
     model.module.start_from(counts, counts.sum(dim=1, keepdim=True).log(), seed=0)
+    model.module.standardize_covariates = lambda values: None
     return model
 
 
@@ -120,8 +123,18 @@ def test_twenty_bad_steps_stop_training_and_name_the_cells(adata: AnnData) -> No
     assert model.history["skipped_steps"]["skipped_steps"].sum() == MAX_SKIPPED_IN_A_ROW
     after = model.module.state_dict()
     assert all(torch.equal(after[k], before[k]) for k in before if not k.endswith("num_batches_tracked"))
+    with pytest.raises(RuntimeError, match="not trained yet"):
+        model.get_latent_representation()
+
+
+def test_a_short_run_of_which_every_step_was_skipped_does_not_end_as_trained(adata: AnnData) -> None:
+    model = extreme(adata, adata.obs_names)
+    with pytest.raises(NonFiniteError, match=r"All 8 steps had a loss or gradient that is not finite"):
+        model.train(2, train_size=1.0, **QUICK)
+    assert not model.is_trained
     adata.obs["age"] = np.float32(0.5)
-    assert np.isfinite(model.get_latent_representation(adata)).all()
+    model.train(1, train_size=1.0, **QUICK)
+    assert model.is_trained
 
 
 class Fragile(torch.nn.Module):

@@ -22,7 +22,9 @@ import safetensors.torch
 import torch
 
 from scr2mae._utils.files import (
+    DATA_FILE,
     RUN_FILE,
+    as_path,
     cannot_write,
     clear_errors,
     exchange,
@@ -33,15 +35,23 @@ from scr2mae._utils.files import (
     sync_folder,
     write_durably,
 )
-from scr2mae._utils.untrusted import LARGEST_JSON, check_size, is_inside, read_json, tensors_of
+from scr2mae._utils.untrusted import (
+    LARGEST_JSON,
+    check_size,
+    is_inside,
+    parse_json,
+    read_json,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
 __all__ = ["FolderFormat", "ModelFolder", "read_folder", "read_index", "weights_file", "write_folder"]
 
+_MAY_BE_NAN = ("history", "runs")  # curves may have gaps, and arguments no bounds
 _PLAIN_WEIGHTS = "model.safetensors"
 _WEIGHTS = re.compile(r"weights-([0-9a-f]{64})\.safetensors")
 _DTYPE = re.compile(r"object|[<>|=]?[biuf][1248]")
@@ -79,15 +89,18 @@ def write_folder(
     files: Mapping[str, bytes] | None = None,
     runs: Sequence[dict[str, Any]] | None = None,
     overwrite: bool = False,
+    check: Callable[[ModelFolder], object] | None = None,
+    data: str | None = None,
 ) -> None:
     """Write a model folder; a kill at any moment leaves the old model or the new one.
 
     ``document`` (JSON, arrays allowed) becomes the index; ``files`` needs a format with a fixed name of the weights; ``runs`` goes to
-    ``run.json``, None removes that file. Concurrent saves are serialized by a lock; of processes that train together, only rank 0 writes.
+    ``run.json``, None removes that file. What is to be written is first read as from a folder, then passed to ``check``; if either
+    raises, nothing is replaced. ``data`` names a file of cells that is in the folder already and belongs to this model. Concurrent saves are serialized by a lock; of processes that train together, only rank 0 writes.
     """
     if _rank():
         return
-    folder = Path(dir_path)
+    folder = as_path(dir_path)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; a model is saved as a folder. Choose another path.")
     if not overwrite:
@@ -100,17 +113,36 @@ def write_folder(
     name = form.weights or f"weights-{digest}.safetensors"
     contents = {name: weights, **(files or {})}
     contents[form.index] = _index(form, document, weights={"file": name, "sha256": digest}, files=files)
+    try:
+        read_back = _read_back(folder, form, contents)
+        if check is not None:
+            check(read_back)
+    except ValueError as error:
+        raise ValueError(
+            f"Nothing was written to {folder}, since it could not be read again: {error}"
+        ) from error
     if runs is not None:
         contents[RUN_FILE] = run_document(runs, weights=digest)
     if form.weights is None:
-        _write_into(folder, form, contents, overwrite=overwrite)
+        _write_into(folder, form, contents, overwrite=overwrite, data=data)
     else:
         _replace_whole(folder, form, contents, overwrite=overwrite)
 
 
+def _read_back(folder: Path, form: FolderFormat, contents: Mapping[str, bytes]) -> ModelFolder:
+    """Return what a reader of these files will find; raise if it would refuse them."""
+    document = parse_json(
+        contents[form.index], path=folder / form.index, may_be_nan=_MAY_BE_NAN, object_hook=_decode
+    )
+    document = _checked_index(document, folder, form)
+    name = weights_file(document, place=folder)
+    tensors = tensors_of(contents[name], path=folder / name)
+    return ModelFolder(tensors, document, {each: contents[each] for each in document.get("files", {})})
+
+
 def read_index(dir_path: str | Path, form: FolderFormat, *, follow_links: bool = False) -> dict[str, Any]:
     """Read and check the index of a model folder; ``follow_links`` allows links out of it, as in the hub's cache."""
-    folder = Path(dir_path)
+    folder = as_path(dir_path)
     path = folder / form.index
     if not folder.is_dir():
         raise FileNotFoundError(f"No model folder at {folder}.")
@@ -121,8 +153,13 @@ def read_index(dir_path: str | Path, form: FolderFormat, *, follow_links: bool =
         )
     if not (follow_links or is_inside(path, folder)):
         raise ValueError(f"{path} is a link out of its folder; refusing to follow it.")
-    # Curves may have gaps, and arguments no bounds.
-    document = read_json(path, may_be_nan=("history", "runs"), object_hook=_decode)
+    document = read_json(path, may_be_nan=_MAY_BE_NAN, object_hook=_decode)
+    return _checked_index(document, folder, form)
+
+
+def _checked_index(document: Any, folder: Path, form: FolderFormat) -> dict[str, Any]:
+    """Return a parsed index; raise unless it is that of this kind of folder."""
+    path = folder / form.index
     stated = document.get("format") if isinstance(document, dict) else None
     is_legacy = stated is None and isinstance(document, dict) and form.legacy_key in document
     if stated != form.name and not is_legacy:
@@ -157,7 +194,7 @@ def weights_file(document: Mapping[str, Any], *, place: str | Path) -> str:
 
 def read_folder(dir_path: str | Path, form: FolderFormat, *, follow_links: bool = False) -> ModelFolder:
     """Read a model folder and verify its hashes; nothing is unpickled. Folders of earlier versions may have none."""
-    folder = Path(dir_path)
+    folder = as_path(dir_path)
     document = read_index(folder, form, follow_links=follow_links)
     while True:
         try:
@@ -237,7 +274,9 @@ def _index(
     return text
 
 
-def _write_into(folder: Path, form: FolderFormat, contents: dict[str, bytes], *, overwrite: bool) -> None:
+def _write_into(
+    folder: Path, form: FolderFormat, contents: dict[str, bytes], *, overwrite: bool, data: str | None
+) -> None:
     """Add weights named by their hash to a folder, then rename the index that makes them the current ones."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +288,7 @@ def _write_into(folder: Path, form: FolderFormat, contents: dict[str, bytes], *,
         write_durably({folder / name: content for name, content in contents.items()})
         sync_folder(folder)
         for item in _own_items(folder, form):
-            if item.name not in contents:
+            if item.name not in contents and item.name != data:
                 item.unlink(missing_ok=True)
 
 
@@ -259,7 +298,8 @@ def _own_items(folder: Path, form: FolderFormat) -> Iterator[Path]:
     parts = (*(f".{name}." for name in names), ".weights-")
     for item in folder.iterdir():
         is_part = is_leftover(item) and item.name.startswith(parts)
-        if item.name in names or is_part or _WEIGHTS.fullmatch(item.name):
+        is_content = _WEIGHTS.fullmatch(item.name) or DATA_FILE.fullmatch(item.name)
+        if item.name in names or is_part or is_content:
             yield item
 
 

@@ -14,9 +14,13 @@ from scr2mae.benchmark.cache import digest
 from scr2mae.benchmark.pretraining import BATCH, Pretraining
 from scr2mae.benchmark.tasks import Task
 from scr2mae.data import split_cells
+from scr2mae.data.columns import find_column, key_name, warn_about_missing_text
+from scr2mae.data.containers import check_anndata
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
+from scr2mae.data.donors import Fingerprints
+from scr2mae.data.genes import warn_about_genes
 from scr2mae.probe import DonorSplit
-from scr2mae.probe.inputs import as_text, cap_cells, obs_column, read_donors, read_target
+from scr2mae.probe.inputs import as_text, cap_cells, read_donors, read_target
 from scr2mae.probe.splits import draw_splits
 from scr2mae.probe.task import make_task
 
@@ -72,7 +76,7 @@ def make_design(
     adata: AnnData,
     tasks: tuple[Task, ...],
     *,
-    donor_key: str,
+    donor_key: str | Sequence[str],
     sample_key: str | None = None,
     batch_key: str | None = None,
     layer: str | None = None,
@@ -84,11 +88,13 @@ def make_design(
     seed: int = 0,
 ) -> Design:
     """Read the inputs of a benchmark and check them before anything expensive starts."""
+    check_anndata(adata)
     donors = read_donors(adata.obs, donor_key)
     columns = {task.name: _labels(adata.obs, task, donors, max_cells_per_donor, seed) for task in tasks}
-    own = {donor_key: donors}
+    donor_name = key_name(donor_key)
+    own = {donor_name: donors}
     if sample_key is not None:
-        own[sample_key] = obs_column(adata.obs, sample_key).astype(object).to_numpy()
+        own[sample_key] = find_column(adata.obs, sample_key).astype(object).to_numpy()
     if clash := sorted(own.keys() & columns.keys()):
         raise ValueError(f"{clash} names both a task and the donors or samples; rename the task.")
     obs = pd.DataFrame(columns | own, index=adata.obs_names)
@@ -96,8 +102,8 @@ def make_design(
         cells=_read_cells(adata, layer, batch_key),
         obs=obs,
         tasks=tasks,
-        splits=_shared_splits(obs, tasks, donor_key, n_train_donors, n_splits, seed),
-        donor_key=donor_key,
+        splits=_shared_splits(obs, tasks, donor_name, n_train_donors, n_splits, seed),
+        donor_key=donor_name,
         sample_key=sample_key,
         has_batch=batch_key is not None,
         pretrain_on=pretrain_on,
@@ -124,15 +130,20 @@ def _labels(obs: pd.DataFrame, task: Task, donors: np.ndarray, max_cells: int | 
 
 def _read_cells(adata: AnnData, layer: str | None, batch_key: str | None) -> AnnData:
     check_genes(adata)
+    warn_about_genes(adata.var)
     counts = as_csr(get_counts(adata, layer))
     check_counts(counts, adata, layer)
+    prints = Fingerprints(*counts.shape)
+    prints.add(0, counts)
+    prints.warn(adata.obs_names)
     if n_empty := int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum()):
         raise ValueError(
             f"{n_empty} cell(s) have no counts; drop them, for example with scanpy.pp.filter_cells."
         )
     batch = np.full(adata.n_obs, "all")
     if batch_key is not None:
-        batch = as_text(obs_column(adata.obs, batch_key), repr(batch_key))
+        warn_about_missing_text(find_column(adata.obs, batch_key), batch_key)
+        batch = as_text(find_column(adata.obs, batch_key), repr(batch_key))
     obs = pd.DataFrame({BATCH: batch.astype(object)}, index=adata.obs_names)
     return AnnData(X=sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=adata.var_names))
 

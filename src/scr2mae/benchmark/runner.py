@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from anndata import AnnData
 
+from scr2mae._utils.files import as_path
 from scr2mae.benchmark.cache import Store
 from scr2mae.benchmark.design import PretrainOn, make_design
 from scr2mae.benchmark.environment import versions
@@ -23,7 +24,7 @@ def run(
     adata: AnnData,
     *,
     targets: Mapping[str, Kind] | Sequence[Task],
-    donor_key: str,
+    donor_key: str | Sequence[str],
     methods: Sequence[str] | None = None,
     batch_key: str | None = None,
     layer: str | None = None,
@@ -148,7 +149,7 @@ def run(
     about = {
         "n_obs": design.cells.n_obs,
         "n_vars": design.cells.n_vars,
-        "n_donors": int(design.obs[donor_key].nunique()),
+        "n_donors": int(design.obs[design.donor_key].nunique()),
         "pretrain_on": pretrain_on,
         "seeds": [int(seed) for seed in seeds],
         "probing": asdict(probing),
@@ -157,8 +158,8 @@ def run(
         "splits": [split.to_manifest() for split in design.splits],
     }
     if out is not None:
-        write_about(Path(out), about)
-    store = Store(None if out is None else Path(out))
+        write_about(as_path(out), about)
+    store = Store(None if out is None else as_path(out))
     records = run_fits(design, chosen, seeds, probing, store, enable_progress_bar)
     names = [method.name for method in chosen]
     benchmark = Benchmark(

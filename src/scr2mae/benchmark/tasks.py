@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scr2mae.probe.inputs import Kind, obs_column
+from scr2mae.data.columns import find_column
+from scr2mae.probe.inputs import Kind
 
 Score = tuple[str, str]
 
@@ -98,7 +99,7 @@ def _column_task(column: str, kind: Kind, cell_level: bool) -> Task:
 
 
 def _column(name: str) -> Callable[[pd.DataFrame], pd.Series]:
-    return lambda obs: obs_column(obs, name)
+    return lambda obs: find_column(obs, name)
 
 
 # The reference donors of SEA-AD are young and have no diagnosis.
@@ -108,22 +109,22 @@ _ALZHEIMER_SPECIFIC = "SEAAD"
 
 
 def _without_reference(obs: pd.DataFrame, labels: pd.Series) -> pd.Series:
-    return labels.astype(object).where(obs_column(obs, "ADNC").astype(object) != _REFERENCE)
+    return labels.astype(object).where(find_column(obs, "ADNC").astype(object) != _REFERENCE)
 
 
 def _sea_ad_status(obs: pd.DataFrame) -> pd.Series:
-    return _without_reference(obs, obs_column(obs, "ADNC"))
+    return _without_reference(obs, find_column(obs, "ADNC"))
 
 
 def _sea_ad_cell_state(obs: pd.DataFrame) -> pd.Series:
-    classes = obs_column(obs, "Subclass").astype(object)
-    states = obs_column(obs, "Supertype").astype(object)
+    classes = find_column(obs, "Subclass").astype(object)
+    states = find_column(obs, "Supertype").astype(object)
     specific = states.str.endswith(_ALZHEIMER_SPECIFIC, na=False).astype(bool)
     return _without_reference(obs, states.where(classes.isin(classes[specific].unique())))
 
 
 def _sea_ad_age(obs: pd.DataFrame) -> pd.Series:
-    stages = obs_column(obs, "development_stage").astype(object)
+    stages = find_column(obs, "development_stage").astype(object)
     years = stages.astype("string").str.extract(_EXACT_AGE, expand=False)
     return _without_reference(obs, pd.to_numeric(years).astype(float))
 

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae.cli import options as opt
-from scr2mae.cli.files import check_input_file, check_output, read_anndata
+from scr2mae.cli.files import check_input_file, check_output
 from scr2mae.cli.probe import SCALINGS, DonorKey, Scale, Splits, Targets, kinds_of
 from scr2mae.cli.process import loading
 
@@ -79,8 +79,9 @@ def benchmark(
     check_output(output, folder=True, force=force or (output / _MARKER).is_file())
     with loading():
         from scr2mae import benchmark as api
+        from scr2mae.data.store import read_file
 
-    adata = read_anndata(input)
+    adata = read_file(input)
     logger.info("Read %d cells and %d genes from %s.", adata.n_obs, adata.n_vars, input)
     try:
         result = api.run(

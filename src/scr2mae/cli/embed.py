@@ -59,10 +59,11 @@ def embed(
         check_free(output, folder=False, force=force)
     check_writable(output.parent)
     with loading():
+        from scr2mae.data.counts import RAW_LAYER
         from scr2mae.model import R2MAEModel
 
     trained = R2MAEModel.load(model, accelerator=accelerator)
-    adata = open_counts(input)
+    adata = open_counts(input, use_raw=trained.spec.layer == RAW_LAYER)
     try:
         if key in adata.obsm and not force:
             raise FileExistsError(
@@ -96,7 +97,7 @@ def _new_file(
 ) -> Iterator[h5py.Dataset]:
     """Yield the rows of an embedding in a copy of the input; rename the copy once they are filled."""
     with replacing(output) as part:
-        if source.is_file():  # with all that is in it, as it was encoded
+        if source.is_file() and adata.isbacked:  # with all that is in it, as it was encoded
             shutil.copyfile(source, part)
         else:
             _write_cells(part, adata)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from scr2mae._utils.files import atomic_write, is_free
 
@@ -22,10 +22,19 @@ def check_exists(*places: Path | None) -> None:
             raise FileNotFoundError(f"No file or folder {place}.")
 
 
+def _check_format(path: Path) -> None:
+    """Raise for files and folders of cells in another format, with the line that converts them."""
+    from scr2mae.data.formats import not_anndata
+
+    if path.exists() and (advice := not_anndata(path)):
+        raise ValueError(advice)
+
+
 def check_input_file(path: Path) -> None:
     """Raise unless this is an HDF5 file."""
     import h5py
 
+    _check_format(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected an .h5ad file.")
     if not path.is_file():
@@ -38,6 +47,7 @@ def check_input_file(path: Path) -> None:
 
 def check_counts(path: Path) -> None:
     """Raise unless this is an HDF5 file or a zarr store."""
+    _check_format(path)
     if not path.is_dir():
         check_input_file(path)
     elif not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
@@ -46,33 +56,11 @@ def check_counts(path: Path) -> None:
         )
 
 
-def open_counts(path: Path) -> AnnData:
-    """Open a file or a store of cells and leave the counts on disk."""
-    if not path.is_dir():
-        return read_anndata(path, backed="r")
-    from scr2mae.data import open_store
+def open_counts(path: Path, *, use_raw: bool = False) -> AnnData:
+    """Open a file or a store of cells and leave the counts on disk; ``use_raw`` attaches ``raw`` of a store."""
+    from scr2mae.data.store import open_store, read_file
 
-    return open_store(path)
-
-
-def read_anndata(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
-    """Read a file of cells; ``backed="r"`` leaves the counts on disk."""
-    import h5py
-    from anndata import read_h5ad
-
-    from scr2mae._utils.untrusted import UnsafeFileError, check_store
-
-    try:
-        with h5py.File(path) as file:
-            check_store(file, path=path, left_on_disk=() if backed is None else ("X", "raw/X"))
-        return read_h5ad(path, backed=backed)
-    except (MemoryError, UnsafeFileError):
-        raise
-    except Exception as error:
-        # Where the reader fails decides which exception a damaged or foreign file raises.
-        raise ValueError(
-            f"{path} is damaged or not an AnnData file ({error}); expected one written by write_h5ad."
-        ) from error
+    return open_store(path, use_raw=use_raw) if path.is_dir() else read_file(path, backed="r")
 
 
 def check_output(path: Path, *, folder: bool = False, force: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from cyclopts import Group, Parameter
 
+from scr2mae._utils.files import as_path
 from scr2mae.cli.files import check_free, check_output, check_writable
 
 T = TypeVar("T")
@@ -88,7 +89,7 @@ fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 def _path(text: str) -> Path:
     if not text:
         raise ValueError("the path is empty; give the path of a file or folder")
-    return Path(text)
+    return as_path(text)
 
 
 def _devices(text: str) -> int | list[int] | str:
@@ -121,6 +122,10 @@ InPaths = Annotated[tuple[Path, ...], _several(_path, "PATH")]
 OutPath = Annotated[Path, one(_path, "PATH"), Parameter(alias="-o")]
 Name = Annotated[str, Parameter(metavar="NAME")]
 Names = Annotated[tuple[str, ...], _several(str, "NAME")]
+Key = Annotated[
+    str | tuple[str, ...],
+    _several(str, "NAME", lambda names: names[0] if len(names) == 1 else tuple(names)),
+]
 ObsmKey = Annotated[str, one(_obsm_key, "NAME")]
 PositiveInt = Annotated[int, one(_positive_int, "N")]
 PositiveInts = Annotated[tuple[int, ...], _several(_positive_int, "N")]

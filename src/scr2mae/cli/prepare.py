@@ -30,6 +30,10 @@ def prepare(
     file_key: Annotated[
         opt.Name, opt.doc("Column of obs that records each cell's source file; '' for none.")
     ] = "file",
+    prefix: Annotated[
+        opt.Names,
+        opt.doc("Columns of obs, such as the donor, whose values get the name of their file in front."),
+    ] = (),
     seed: Annotated[opt.NonNegativeInt, opt.doc("Random seed for the shuffle.")] = 0,
     memory_limit: Annotated[float, opt.one(_gigabytes, "GB"), opt.doc("Memory for buffers, in GB.")] = 0.25,
     messages: opt.Messages = opt.Messages(),
@@ -59,6 +63,7 @@ def prepare(
         min_genes=min_genes,
         join=join,
         file_key=file_key or None,
+        prefix=prefix,
         seed=seed,
         memory_limit=memory_limit * 1e9,
         overwrite=force,

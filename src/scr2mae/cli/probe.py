@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae.cli import options as opt
-from scr2mae.cli.files import check_input_file, check_output, read_anndata, replacing
+from scr2mae.cli.files import check_input_file, check_output, replacing
 from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ SCALINGS = {"no": [False], "yes": [True], "both": [False, True]}
 _KINDS = ("classification", "regression")
 _SUMMARIZED_BY = ["method", "target", "metric", "level", "scale"]
 
-DonorKey = Annotated[opt.Name, opt.doc("Column of obs with donor IDs; donors are held out.")]
+DonorKey = Annotated[
+    opt.Key,
+    opt.doc("Column of obs with donor IDs, or several that together name a donor; donors are held out."),
+]
 Scale = Annotated[
     Literal["no", "yes", "both"],
     opt.doc("Divide features by their standard deviation over the training cells."),
@@ -112,9 +115,10 @@ def probe(
     if kept.save is not None:
         check_output(kept.save, folder=True, force=force)
     with loading():
+        from scr2mae.data.store import read_file
         from scr2mae.probe import linear_probe
 
-    adata = read_anndata(input, backed="r")
+    adata = read_file(input, backed="r")
     try:
         if any(name not in adata.obsm for name in use_rep):
             adata = adata.to_memory()

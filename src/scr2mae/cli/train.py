@@ -37,12 +37,14 @@ class Data:
     """Arguments of ``R2MAEModel.setup_anndata``."""
 
     layer: opt.Layer | None = None
+    use_raw: bool = False
+    """Take the counts from raw, as in files of CELLxGENE."""
     batch_key: opt.Name | None = None
     """Column of obs with the batch, used as input to the network."""
     labels_key: opt.Name | None = None
     """Column of obs with cell types; stored but not used as input."""
-    donor_key: opt.Name | None = None
-    """Column of obs with donor IDs; a donor is either in training or in validation."""
+    donor_key: opt.Key | None = None
+    """Column of obs with donor IDs, or several that together name a donor; a donor is either in training or in validation."""
     size_factor_key: opt.Name | None = None
     """Column that replaces the total count."""
     categorical_covariate_keys: Annotated[opt.Names | None, Parameter(name="--categorical-covariate-key")] = (
@@ -75,7 +77,7 @@ class Training(opt.Epochs):
 
     train_size: opt.Fraction = 0.9
     """Fraction of cells to train on; the rest are used for validation."""
-    split_key: opt.Name | None = None
+    split_key: opt.Key | None = None
     """Column whose groups stay together; the donor by default, if given."""
     split_cells: bool = False
     """Split cell by cell even if donors are given."""
@@ -121,7 +123,7 @@ def train(
     if not is_first_process():
         logging.getLogger("scr2mae").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
-    adata = open_counts(input)
+    adata = open_counts(input, use_raw=data.use_raw)
     logger.info("Read %d cells and %d genes from %s.", adata.n_obs, adata.n_vars, input)
     keys = opt.given(data, "no_check_counts")
     R2MAEModel.setup_anndata(adata, check_counts=not data.no_check_counts, **keys)

@@ -12,6 +12,8 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from scr2mae.data.backed import BackedCounts, is_streamable
+from scr2mae.data.columns import check_new_categories, check_positive, find_column, read_numbers
+from scr2mae.data.containers import check_anndata
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts, take_rows
 from scr2mae.data.genes import align_genes, check_overlap, select_genes
 
@@ -216,6 +218,7 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_di
     ValueError
         If the counts are not raw counts, too few genes are shared, or a covariate is missing or unseen.
     """
+    check_anndata(adata)
     check_genes(adata)
     gene_indices, measured = _match_genes(adata, spec, min_shared=min_shared)
     stored = get_counts(adata, spec.layer)
@@ -228,13 +231,12 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_di
         counts = counts if gene_indices is None else select_genes(counts, gene_indices)
     size_factor = None
     if spec.size_factor_key is not None:
-        size_factor = _read_numbers(adata, spec.size_factor_key)
-        if (size_factor <= 0).any():
-            raise ValueError(f"adata.obs[{spec.size_factor_key!r}] must be positive.")
+        size_factor = _numbers(adata, spec.size_factor_key, "size_factor_key")
+        check_positive(size_factor, spec.size_factor_key)
     elif not isinstance(counts, BackedCounts):
         _warn_about_empty_cells(counts)
     codes = [_encode_categories(adata, key, categories) for key, categories in spec.categorical]
-    continuous = [_read_numbers(adata, key) for key in spec.continuous]
+    continuous = [_numbers(adata, key, "continuous_covariate_keys") for key in spec.continuous]
     return Cells(
         counts=counts,
         measured=measured,
@@ -256,25 +258,22 @@ def _match_genes(
     if is_same and measured.all():
         return None, None
     if not is_same:
-        check_overlap(int(measured.sum()), len(measured), min_shared=min_shared)
+        check_overlap(adata.var, spec.var_names, measured, min_shared=min_shared)
     return np.where(measured, indices, -1), None if measured.all() else measured
 
 
-def _read_column(adata: AnnData, key: str) -> pd.Series:
-    if key not in adata.obs:
-        raise KeyError(f"No {key!r} in adata.obs; choose one of {list(adata.obs)}.")
-    return adata.obs[key]
+def _numbers(adata: AnnData, key: str, argument: str) -> np.ndarray:
+    return read_numbers(find_column(adata.obs, key), key, argument)
 
 
 def _encode_categories(adata: AnnData, key: str | None, categories: np.ndarray) -> np.ndarray:
     """Return the codes of a column in the reference's categories, int64, shape (n_obs,); zeros without a column."""
     if key is None:
         return np.zeros(adata.n_obs, dtype=np.int64)
-    column = _read_column(adata, key)
-    if column.isna().any():
-        raise ValueError(
-            f"adata.obs[{key!r}] has {int(column.isna().sum())} missing values; fill them or drop those cells."
-        )
+    column = find_column(adata.obs, key)
+    if n_missing := int(column.isna().sum()):
+        raise ValueError(f"adata.obs[{key!r}] has {n_missing} missing values; fill them or drop those cells.")
+    check_new_categories(column, key, categories)
     codes = pd.Index(categories).get_indexer(pd.Index(column.to_numpy()))
     if (codes < 0).any():
         unseen = pd.unique(column.to_numpy()[codes < 0]).tolist()
@@ -283,20 +282,6 @@ def _encode_categories(adata: AnnData, key: str | None, categories: np.ndarray) 
             f"{categories.tolist()[:20]}. Use R2MAEModel.load_query_data to learn new batches."
         )
     return codes.astype(np.int64)
-
-
-def _read_numbers(adata: AnnData, key: str) -> np.ndarray:
-    """Read a numeric column; float32, shape (n_obs,)."""
-    column = _read_column(adata, key)
-    try:
-        values = column.to_numpy(dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"adata.obs[{key!r}] must be numeric, got {column.dtype}.") from error
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"adata.obs[{key!r}] contains missing or infinite values; fill them or drop those cells."
-        )
-    return values
 
 
 def _warn_about_empty_cells(counts: sparse.csr_matrix) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
@@ -16,16 +17,24 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = [
+    "RAW_LAYER",
     "as_csr",
     "check_counts",
     "check_genes",
     "find_invalid_count",
     "get_counts",
     "layer_names",
+    "place_of",
+    "raw_counts",
     "take_rows",
+    "warn_about_binary",
 ]
 
+RAW_LAYER = "scr2mae_raw"
+"""Layer of models that read ``adata.raw``; setup makes it, and it shares memory with ``raw`` if the genes are the same."""
+
 _BLOCK = 1 << 24
+_ROWS_LOOKED_AT = 100
 
 
 def layer_names(adata: AnnData) -> list[str]:
@@ -38,12 +47,68 @@ def get_counts(adata: AnnData, layer: str | None) -> Any:
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"Expected cells and genes, got an empty AnnData ({adata.n_obs} x {adata.n_vars}).")
     if layer is not None:
+        if layer == RAW_LAYER and layer not in adata.layers:
+            return raw_counts(adata)
         if layer not in adata.layers:
             raise KeyError(f"No {layer!r} in adata.layers; choose one of {layer_names(adata)} or layer=None.")
         return adata.layers[layer]
     if adata.X is None:
         raise ValueError(f"adata.X is None; name the layer of raw counts, one of {layer_names(adata)}.")
     return adata.X
+
+
+def raw_counts(adata: AnnData) -> Any:
+    """Return ``adata.raw.X`` with the genes of ``adata``; it is not copied if these are all of its genes."""
+    if adata.raw is None:
+        raise ValueError(
+            f"use_raw=True, but adata.raw is None; counts are elsewhere: X, or one of {layer_names(adata)}."
+        )
+    columns = adata.raw.var_names.get_indexer(adata.var_names)
+    if (columns < 0).any():
+        absent = adata.var_names[columns < 0][:5].tolist()
+        raise ValueError(f"adata.raw lacks {int((columns < 0).sum())} genes of adata, such as {absent}.")
+    matrix: Any = adata.raw.X
+    if np.array_equal(columns, np.arange(matrix.shape[1])):
+        return matrix
+    matrix = matrix.to_memory() if isinstance(matrix, (CSRDataset, CSCDataset)) else matrix
+    return matrix[:, columns] if sparse.issparse(matrix) else np.asarray(matrix)[:, columns]
+
+
+def place_of(layer: str | None) -> str:
+    """Return the name of a matrix in messages."""
+    if layer == RAW_LAYER:
+        return "adata.raw.X"
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def _holds_counts(matrix: Any) -> bool:
+    """Return whether the first cells of a matrix have non-negative whole numbers, not all of them 0 or 1."""
+    block = matrix[:_ROWS_LOOKED_AT]
+    values = np.asarray(block.data if sparse.issparse(block) else block)
+    with np.errstate(invalid="ignore"):
+        return bool(
+            values.size and (values >= 0).all() and (values == np.floor(values)).all() and values.max() > 1
+        )
+
+
+def _counts_elsewhere(adata: AnnData, layer: str | None) -> str:
+    """Return where other matrices are, and which of them look like counts."""
+    places = {
+        f"layers[{name!r}]": adata.layers[name]
+        for name in layer_names(adata)
+        if name not in (layer, RAW_LAYER)
+    }
+    if layer is not None and adata.X is not None:
+        places["adata.X"] = adata.X
+    if adata.raw is not None and layer != RAW_LAYER:
+        places["adata.raw"] = adata.raw.X
+    if not places:
+        return "this AnnData has neither layers nor raw"
+    whole = [name for name, matrix in places.items() if _holds_counts(matrix)]
+    found = f"whole numbers are in {' and '.join(whole)}" if whole else "none of them holds whole numbers"
+    if "adata.raw" in whole:
+        found += " (use_raw=True, or --use-raw)"
+    return f"here there are {', '.join(places)}; {found}"
 
 
 def as_csr(matrix: Any) -> sparse.csr_matrix:
@@ -60,6 +125,10 @@ def as_csr(matrix: Any) -> sparse.csr_matrix:
             for i in range(0, matrix.shape[0], n_rows)
         ]
         return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
+    if type(matrix).__module__.partition(".")[0] == "dask":
+        raise TypeError(
+            "The counts are a dask array; load them: adata.X = adata.X.compute(), or use scr2mae.data.open_store."
+        )
     raise TypeError(
         f"Expected counts as a NumPy array, a SciPy sparse matrix or a backed one, got {type(matrix).__name__}."
     )
@@ -95,6 +164,16 @@ def check_genes(adata: AnnData) -> None:
         )
     if adata.n_vars < 2:
         raise ValueError(f"Expected at least two genes, one to mask and one to keep; got {adata.n_vars}.")
+
+
+def warn_about_binary(largest: float, layer: str | None) -> None:
+    """Warn if no count is above one."""
+    if largest == 1:
+        warnings.warn(
+            f"All counts in {place_of(layer)} are 0 or 1: detected or not, instead of how often. Pass the counts themselves.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 class InvalidCount(NamedTuple):
@@ -141,14 +220,10 @@ def check_counts(
         return
     cell = adata.obs_names[found.row if rows is None else rows[found.row]]
     gene = adata.var_names[found.column]
-    place = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    look = [f"layers[{name!r}]" for name in layer_names(adata) if name != layer]
-    look += ["adata.raw"] if adata.raw is not None else []
-    hint = f"here there are {', '.join(look)}" if look else "this AnnData has neither layers nor raw"
     note = ""
     if found.reason == "fractional":
         note = " It looks normalized or log-transformed; pass check_counts=False for estimated counts (soupX, CellBender)."
     raise ValueError(
-        f"Expected raw counts in {place}, got {found.value:g} ({found.reason}) at cell {cell!r}, gene {gene!r}. "
-        f"Raw counts are usually in adata.layers['counts'] (layer='counts') or adata.raw; {hint}.{note}"
+        f"Expected raw counts in {place_of(layer)}, got {found.value:g} ({found.reason}) at cell {cell!r}, gene {gene!r}. "
+        f"Raw counts are usually in adata.layers['counts'] (layer='counts') or adata.raw; {_counts_elsewhere(adata, layer)}.{note}"
     )

@@ -14,10 +14,17 @@ from scipy import sparse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["align_genes", "check_overlap", "select_genes"]
+__all__ = ["align_genes", "check_overlap", "select_genes", "warn_about_genes"]
 
 logger = logging.getLogger(__name__)
 
+_USUAL = 0.95  # share of the reference's genes of which fewer are worth a warning
+_SPELLINGS = (
+    ("case", r"$^", ""),
+    ("'.', '-' and '_'", r"[._-]", "-"),
+    ("a version or suffix at the end", r"[.-]\d+$", ""),
+    ("a genome at the start", r"^(GRCh3[78]|hg19|hg38|GRCm3[89]|mm10)_+", ""),
+)
 _ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
 
 
@@ -75,19 +82,88 @@ def select_genes(counts: sparse.csr_matrix, indices: np.ndarray) -> sparse.csr_m
     return selected
 
 
-def check_overlap(n_shared: int, n_vars: int, *, min_shared: float) -> None:
-    """Raise if a query shares too few genes with the reference; warn below half."""
+def check_overlap(var: pd.DataFrame, reference: np.ndarray, found: np.ndarray, *, min_shared: float) -> None:
+    """Raise if a query shares too few genes with the reference; warn below 95 %, with the likely cause.
+
+    ``var`` is the table of the query's genes and ``found`` says which genes of the reference it has.
+    """
+    n_shared, n_vars = int(found.sum()), len(reference)
     report = f"the query has {n_shared} of the reference's {n_vars} genes ({n_shared / n_vars:.0%})"
+    if n_shared == n_vars:
+        return
+    cause = _cause(var, reference, n_shared)
     if n_shared == 0:
-        raise ValueError(
-            f"No shared genes: {report}. Compare adata.var_names with the reference's "
+        cause = cause or (
+            f"Compare adata.var_names, such as {var.index[:3].tolist()}, with the reference's, {reference[:3].tolist()} "
             "(symbols against Ensembl ids?)."
         )
+        raise ValueError(f"No shared genes: {report}. {cause}")
     if n_shared < 2 or n_shared < min_shared * n_vars:
-        raise ValueError(f"Too few shared genes: {report}, but min_shared={min_shared:g} requires more.")
-    if n_shared < 0.5 * n_vars:
-        warnings.warn(
-            f"Few shared genes: {report}; absent genes are treated as masked.", UserWarning, stacklevel=3
+        raise ValueError(
+            f"Too few shared genes: {report}, but min_shared={min_shared:g} requires more. {cause}"
         )
-    elif n_shared < n_vars:
+    if n_shared < _USUAL * n_vars:
+        absent = reference[~found]
+        warnings.warn(
+            f"Few shared genes: {report}; absent genes are treated as masked, such as {absent[:5].tolist()}. {cause}",
+            UserWarning,
+            stacklevel=3,
+        )
+    else:
         logger.info("Gene overlap: %s; absent genes are treated as masked.", report)
+
+
+def _cause(var: pd.DataFrame, reference: np.ndarray, n_shared: int) -> str:
+    """Return how more genes would match: by another column of names, or by names spelled alike."""
+    wanted = set(map(str, reference))
+    n_equal = len(wanted & set(map(str, var.index)))
+    best, advice = max(n_shared, n_equal) + len(reference) // 100, ""
+    for column in var.columns:
+        values = var[column]
+        if values.dtype != object and not isinstance(values.dtype, (pd.CategoricalDtype, pd.StringDtype)):
+            continue
+        if (n_found := len(wanted & set(values.astype(str)))) > best:
+            best = n_found
+            advice = (
+                f"var[{column!r}] matches {n_found} of {len(reference)}: "
+                f"adata.var_names = adata.var[{column!r}].astype(str)."
+            )
+    names = var.index.astype(str)
+    for what, pattern, by in _SPELLINGS:
+        ours = {re.sub(pattern, by, name).casefold(): name for name in names}
+        theirs = {re.sub(pattern, by, name).casefold(): name for name in wanted}
+        shared = ours.keys() & theirs.keys()
+        if len(shared) > best:
+            best = len(shared)
+            example = next((name for name in sorted(shared) if ours[name] != theirs[name]), min(shared))
+            advice = (
+                f"But for {what}, {len(shared)} of {len(reference)} match, such as {ours[example]!r} and "
+                f"{theirs[example]!r}; rename adata.var_names."
+            )
+    return advice
+
+
+def warn_about_genes(var: pd.DataFrame) -> None:
+    """Warn about names that are row numbers, and about features of several types."""
+    names = var.index
+    if (
+        len(names)
+        and str(names[0]) == "0"
+        and names.astype(str).equals(pd.RangeIndex(len(names)).astype(str))
+    ):
+        warnings.warn(
+            f"Gene names are row numbers, '0' to '{len(names) - 1}', which match those of any other file by position; set "
+            f"adata.var_names (columns of var: {list(var.columns)}).",
+            UserWarning,
+            stacklevel=3,
+        )
+    types = var.get("feature_types")
+    counts = {} if not isinstance(types, pd.Series) else {k: n for k, n in types.value_counts().items() if n}
+    if len(counts) > 1:
+        shown = ", ".join(f"{n} {kind!r}" for kind, n in counts.items())
+        warnings.warn(
+            f"var['feature_types'] has {shown}; all are trained as genes. Keep one type: "
+            "adata[:, adata.var['feature_types'] == 'Gene Expression'].copy().",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -15,16 +15,43 @@ from scvi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
+from scvi.model.base import BaseModelClass
 
 from scr2mae.data.backed import BackedCounts, is_streamable
-from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
+from scr2mae.data.cells import CellSpec
+from scr2mae.data.columns import (
+    as_keys,
+    check_categories,
+    check_new_categories,
+    check_positive,
+    find_column,
+    key_name,
+    read_numbers,
+    warn_about_missing_text,
+)
+from scr2mae.data.containers import check_anndata
+from scr2mae.data.counts import (
+    RAW_LAYER,
+    as_csr,
+    check_counts,
+    check_genes,
+    get_counts,
+    raw_counts,
+    warn_about_binary,
+)
+from scr2mae.data.genes import warn_about_genes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from anndata import AnnData
 
-__all__ = ["make_actual", "register"]
+__all__ = ["check_foreign_setup", "is_current", "make_actual", "register"]
+
+_CATEGORICAL = ("batch_key", "categorical_covariate_keys")
+_SEVERAL = ("categorical_covariate_keys", "continuous_covariate_keys")
+_FIELDS = ("layer", "batch_key", "labels_key", "size_factor_key", *_SEVERAL)
+_NUMERIC = ("continuous_covariate_keys", "size_factor_key")
 
 logger = logging.getLogger(__name__)
 
@@ -36,37 +63,83 @@ def make_actual(adata: AnnData) -> None:
         adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
 
 
-def _check_columns(adata: AnnData, keys: Sequence[str | None]) -> None:
-    for key in keys:
-        if key is not None and key not in adata.obs:
-            raise KeyError(f"No {key!r} in adata.obs; choose one of {list(adata.obs)}.")
+def is_current(manager: AnnDataManager, adata: AnnData) -> bool:
+    """Return whether cells and genes are those of the setup; a filter in place may have removed some since."""
+    fields = manager.registry["field_registries"][REGISTRY_KEYS.X_KEY]
+    genes = np.asarray(fields["state_registry"]["column_names"]).astype(str)
+    n_obs = fields["summary_stats"]["n_cells"]
+    return n_obs == adata.n_obs and np.array_equal(genes, adata.var_names.to_numpy().astype(str))
 
 
-def _check_covariates(
-    adata: AnnData, categorical: Sequence[str], continuous: Sequence[str], size_factor: str | None
-) -> None:
-    numeric = [*continuous, *([] if size_factor is None else [size_factor])]
-    for key in [*categorical, *numeric]:
-        if n_missing := int(adata.obs[key].isna().sum()):
+def check_foreign_setup(adata: AnnData, cls: type[BaseModelClass]) -> None:
+    """Raise if an AnnData was set up for another class, or in another session, with a batch that would be lost."""
+    uuid = adata.uns.get("_scvi_uuid")
+    for other in _subclasses(BaseModelClass):
+        manager = getattr(other, "_setup_adata_manager_store", {}).get(uuid)
+        if manager is None:
+            continue
+        given = manager.registry["setup_args"]
+        known = {name: value for name, value in given.items() if value and name in _FIELDS}
+        if known:
+            call = ", ".join(f"{name}={value!r}" for name, value in known.items())
             raise ValueError(
-                f"adata.obs[{key!r}] has {n_missing} missing values (NaN); fill them or drop those cells."
+                f"This AnnData was set up by {other.__name__}.setup_anndata({call}), which {cls.__name__} does not read; call "
+                f"{cls.__name__}.setup_anndata(adata, {call})."
             )
-    for key in numeric:
-        if adata.obs[key].dtype.kind not in "fiub":
-            raise ValueError(f"adata.obs[{key!r}] must be numeric, got {adata.obs[key].dtype}.")
-        if not np.isfinite(adata.obs[key].to_numpy(dtype=np.float64)).all():
-            raise ValueError(f"adata.obs[{key!r}] must be finite; correct it or drop those cells.")
-    if size_factor is not None and (adata.obs[size_factor] <= 0).any():
-        raise ValueError(f"adata.obs[{size_factor!r}] must be positive.")
+        return
+    if uuid is not None and "_scvi_batch" in adata.obs and adata.obs["_scvi_batch"].nunique() > 1:
+        raise ValueError(
+            "This AnnData was set up in another session with a batch, in obs['_scvi_batch'], but not which column that was; "
+            f"call {cls.__name__}.setup_anndata(adata, batch_key=...), or delete that column."
+        )
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    children: list[type] = cls.__subclasses__()
+    for child in children:
+        yield child
+        yield from _subclasses(child)
+
+
+def _check_obs(adata: AnnData, arguments: dict[str, Any], *, is_new: bool) -> None:
+    """Check the columns that a setup names; labels and donors only of a first one, for they are no input."""
+    for argument in ("batch_key", "labels_key", "size_factor_key"):
+        if not isinstance(arguments[argument], (str, type(None))):
+            raise TypeError(f"{argument} takes the name of one column, got {arguments[argument]!r}.")
+    for argument in _CATEGORICAL:
+        for key in as_keys(arguments[argument], argument):
+            check_categories(find_column(adata.obs, key), key, argument)
+    for argument in _NUMERIC:
+        for key in as_keys(arguments[argument], argument):
+            values = read_numbers(find_column(adata.obs, key), key, argument)
+            if argument == "size_factor_key":
+                check_positive(values, key)
+    for argument in ("labels_key", "donor_key") if is_new else ():
+        if arguments[argument] is not None:
+            column = find_column(adata.obs, arguments[argument])
+            warn_about_missing_text(column, key_name(arguments[argument]))
 
 
 def _check_all_counts(counts: Any, adata: AnnData, layer: str | None, *, integers: bool) -> None:
     """Raise unless all values are counts; those on disk are read once, block by block."""
     if not is_streamable(counts):
-        check_counts(as_csr(counts), adata, layer, integers=integers)
+        checked = as_csr(counts)
+        check_counts(checked, adata, layer, integers=integers)
+        warn_about_binary(checked.data.max(initial=0), layer)
         return
-    for _ in BackedCounts(counts, adata, layer, integers=integers).blocks():
-        pass
+    blocks = BackedCounts(counts, adata, layer, integers=integers).blocks()
+    warn_about_binary(max((block.data.max(initial=0) for block in blocks), default=0), layer)
+
+
+def _layer(arguments: dict[str, Any]) -> str | None:
+    """Return the layer of the counts, for ``use_raw`` one that this setup makes."""
+    if arguments.pop("use_raw", False):
+        if arguments["layer"] not in (None, RAW_LAYER):
+            raise ValueError(
+                f"use_raw=True and layer={arguments['layer']!r} name two matrices; give one of them."
+            )
+        arguments["layer"] = RAW_LAYER
+    return arguments["layer"]
 
 
 def register(
@@ -84,23 +157,32 @@ def register(
     columns, can be transferred.
     """
     arguments = setup_method_args["setup_args"]
-    layer, batch_key = arguments["layer"], arguments["batch_key"]
-    categorical = list(arguments["categorical_covariate_keys"] or [])
-    continuous = list(arguments["continuous_covariate_keys"] or [])
+    for argument in _SEVERAL:
+        arguments[argument] = as_keys(arguments[argument], argument) or None
+    if arguments["donor_key"] is not None and not isinstance(arguments["donor_key"], str):
+        arguments["donor_key"] = as_keys(arguments["donor_key"], "donor_key")
+    layer, batch_key = _layer(arguments), arguments["batch_key"]
+    categorical, continuous = (arguments[argument] for argument in _SEVERAL)
     size_factor = arguments["size_factor_key"]
+    check_anndata(adata)
     make_actual(adata)
     check_genes(adata)
-    counts = get_counts(adata, layer)
-    bookkeeping = [arguments["labels_key"], arguments["donor_key"]] if source_registry is None else []
-    _check_columns(adata, [batch_key, *categorical, *continuous, size_factor, *bookkeeping])
-    _check_covariates(adata, [*([batch_key] if batch_key else []), *categorical], continuous, size_factor)
+    warn_about_genes(adata.var)
+    counts = raw_counts(adata) if layer == RAW_LAYER else get_counts(adata, layer)
+    _check_obs(adata, arguments, is_new=source_registry is None)
+    if source_registry is not None:
+        for key, known in CellSpec.from_registry(source_registry).categorical:
+            if key is not None:
+                check_new_categories(find_column(adata.obs, key), key, known)
     _check_all_counts(counts, adata, layer, integers=arguments["check_counts"])
+    if layer == RAW_LAYER:
+        adata.layers[RAW_LAYER] = counts
     fields: list[Any] = [
         # is_count_data=True would run a check of scvi-tools that fails on sparse arrays; counts are checked above.
         LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
         CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-        CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical or None),
-        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous or None),
+        CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical),
+        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous),
         NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor, required=False),
     ]
     manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)

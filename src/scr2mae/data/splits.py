@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scr2mae.data.donors import warn_about_donors
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -103,6 +105,7 @@ def _by_group(codes: np.ndarray, train_size: float, validation_size: float, seed
 
 def _group_codes(groups: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Return codes and names of the groups; None, with a warning, if there are too few to split."""
+    warn_about_donors(groups, key)
     if groups.isna().any():
         warnings.warn(
             f"adata.obs[{key!r}] has {int(groups.isna().sum())} missing values; those cells are kept together, as one group.",

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import pandas as pd
 import zarr
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from anndata.io import read_elem, sparse_dataset
 
+from scr2mae._utils.files import as_path
 from scr2mae._utils.untrusted import UnsafeFileError, check_store
+from scr2mae.data.formats import hdf5_kind, not_anndata
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-__all__ = ["check_by_cell", "is_zarr_folder", "open_group", "open_matrix", "open_store", "read_frame"]
+__all__ = [
+    "check_by_cell",
+    "is_zarr_folder",
+    "open_group",
+    "open_matrix",
+    "open_store",
+    "read_file",
+    "read_frame",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +41,11 @@ def is_zarr_folder(path: Path) -> bool:
 
 def open_group(path: str | os.PathLike[str]) -> Any:
     """Open an ``.h5ad`` file or a ``.zarr`` folder for reading, after validation of its content."""
-    path = Path(path)
+    path = as_path(path)
     if not path.exists():
         raise FileNotFoundError(f"No file or folder {path}; expected an .h5ad file or a .zarr folder.")
+    if advice := not_anndata(path):
+        raise ValueError(advice)
     if path.is_dir():
         group = _open_folder(path)
     elif h5py.is_hdf5(path):
@@ -40,6 +53,11 @@ def open_group(path: str | os.PathLike[str]) -> Any:
     else:
         raise ValueError(f"{path} is not an HDF5 file; expected an AnnData, an .h5ad file or a .zarr folder.")
     try:
+        if isinstance(group, h5py.File) and hdf5_kind(group) == "10x":
+            raise ValueError(
+                f"{path} is a file of Cell Ranger, stored by gene; convert it once: "
+                f"scanpy.read_10x_h5({str(path)!r}).write_h5ad('counts.h5ad')."
+            )
         _check_content(group, path)
     except BaseException:
         if isinstance(group, h5py.File):
@@ -96,7 +114,53 @@ def check_by_cell(matrix: Any, what: str) -> None:
         )
 
 
-def open_store(path: str | os.PathLike[str], *, obsm_keys: Sequence[str] = ()) -> AnnData:
+def read_file(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
+    """Read a file after validation of its content; ``backed="r"`` leaves the counts of an ``.h5ad`` file on disk.
+
+    Files of Cell Ranger and the modality "rna" of a MuData are read into memory.
+    """
+    if advice := not_anndata(path):
+        raise ValueError(advice)
+    try:
+        with h5py.File(path) as file:
+            kind = hdf5_kind(file)
+            is_left = backed is not None and kind == "anndata"
+            check_store(file, path=path, left_on_disk=("X", "raw/X") if is_left else ())
+            if kind == "h5mu":
+                return read_elem(file["mod/rna"])
+        if kind == "10x":
+            return _read_10x(path)
+        return read_h5ad(path, backed=backed)
+    except (MemoryError, UnsafeFileError):
+        raise
+    except Exception as error:
+        # Where the reader fails decides which exception a damaged or foreign file raises.
+        raise ValueError(
+            f"{path} is damaged or not an AnnData file ({error}); expected one written by write_h5ad."
+        ) from error
+
+
+def _kind_of(path: Path) -> str | None:
+    if not h5py.is_hdf5(path):
+        return None
+    with h5py.File(path, mode="r") as file:
+        return hdf5_kind(file)
+
+
+def _read_10x(path: Path) -> AnnData:
+    """Read an HDF5 file of Cell Ranger, cells by all features, with unique names."""
+    import scanpy as sc
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Variable names are not unique")
+        adata = sc.read_10x_h5(path, gex_only=False)
+    adata.var_names_make_unique()
+    return adata
+
+
+def open_store(
+    path: str | os.PathLike[str], *, obsm_keys: Sequence[str] = (), use_raw: bool = False
+) -> AnnData:
     """Open cells on disk without reading their counts.
 
     Parameters
@@ -105,11 +169,12 @@ def open_store(path: str | os.PathLike[str], *, obsm_keys: Sequence[str] = ()) -
         An ``.h5ad`` file or a ``.zarr`` folder, such as :func:`scr2mae.datasets.prepare` writes.
     obsm_keys
         Arrays of ``obsm`` to read into memory; none by default, since they may be large.
+    use_raw
+        Whether to attach ``raw``, with its matrix on disk.
 
     Returns
     -------
-    AnnData with ``X`` and the layers on disk, ``obs``, ``var`` and ``uns`` in memory, and neither ``raw`` nor
-    pairwise arrays. ``X`` is a ``anndata.abc.CSRDataset``, or the array of h5py or zarr if the counts are
+    AnnData with ``X`` and the layers on disk, ``obs``, ``var`` and ``uns`` in memory, and no pairwise arrays. ``X`` is a ``anndata.abc.CSRDataset``, or the array of h5py or zarr if the counts are
     stored dense. ``adata[rows]`` reads only those rows; an h5ad file stays open as long as the object exists.
 
     Raises
@@ -122,7 +187,9 @@ def open_store(path: str | os.PathLike[str], *, obsm_keys: Sequence[str] = ()) -
         If it is not an AnnData, has no ``X`` and no layer, or stores ``X`` by gene (CSC), so that rows cannot
         be read without reading all.
     """
-    path = Path(path)
+    path = as_path(path)
+    if path.is_file() and _kind_of(path) in ("10x", "h5mu"):
+        return read_file(path)
     group = open_group(path)
     obs, var = (read_frame(group, name, path=path) for name in ("obs", "var"))
     X = open_matrix(group["X"]) if "X" in group and not _is_null(group["X"]) else None
@@ -140,7 +207,16 @@ def open_store(path: str | os.PathLike[str], *, obsm_keys: Sequence[str] = ()) -
         uns=read_elem(group["uns"]) if "uns" in group else {},
         obsm={key: read_elem(group["obsm"][key]) for key in obsm_keys},
         layers=layers,
+        raw=_open_raw(group, path) if use_raw else None,
     )
+
+
+def _open_raw(group: Any, path: Path) -> dict[str, Any]:
+    if "raw" not in group or "X" not in group["raw"]:
+        raise ValueError(f"{path} has no raw; name the layer with the counts, or leave out use_raw.")
+    X = open_matrix(group["raw/X"])
+    check_by_cell(X, f"raw.X of {path}")
+    return {"X": X, "var": read_frame(group["raw"], "var", path=path)}
 
 
 def _is_null(element: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scr2mae.model.attribution import AttributionMixin
 from scr2mae.model.hub import HubMixin
+from scr2mae.model.predictive import PredictiveMixin
 from scr2mae.model.query import QueryMixin
 from scr2mae.model.saving import SavingMixin
 from scr2mae.model.training import TrainingMixin
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["R2MAEModel"]
 
 
-class R2MAEModel(TrainingMixin, AttributionMixin, QueryMixin, SavingMixin, HubMixin):
+class R2MAEModel(TrainingMixin, AttributionMixin, PredictiveMixin, QueryMixin, SavingMixin, HubMixin):
     """Masked autoencoder of single-cell counts whose masking ratio is redrawn for every mini-batch.
 
     Parameters
@@ -45,7 +46,8 @@ class R2MAEModel(TrainingMixin, AttributionMixin, QueryMixin, SavingMixin, HubMi
         Learned loss weights: ``"cl"`` (from easy to hard), ``"cl_k0"`` (easy throughout), settings
         (:class:`scr2mae.nn.curriculum.Curriculum`), or None.
     seed
-        Seed for weight initialization, masking and shuffling. Global random state is not modified.
+        Seed for weight initialization, masking and shuffling; None for ``scvi.settings.seed`` or, without that, 0. Global
+        random state is not modified.
     registry
         Registry of a saved model, for a model without data; :meth:`load` passes it.
 

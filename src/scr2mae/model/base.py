@@ -8,11 +8,15 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
+from scvi import settings
 from scvi.model.base import BaseModelClass
 
+from scr2mae._utils.compat import check_device, single_thread_after_fork
 from scr2mae.data import CellSpec, read_cells
-from scr2mae.data.setup import make_actual, register
+from scr2mae.data.containers import check_anndata
+from scr2mae.data.setup import check_foreign_setup, is_current, make_actual, register
 from scr2mae.masking import as_ratio_schedule
+from scr2mae.model.scvi_words import missing_method, understands_scvi
 from scr2mae.nn.curriculum import Curriculum
 from scr2mae.nn.linear_mlp import LinearMLPModule
 from scr2mae.nn.module import R2MAEModule
@@ -46,23 +50,26 @@ class CellModel(BaseModelClass):
 
     _module_cls = R2MAEModule
 
+    @understands_scvi
     def __init__(
         self,
         adata: AnnData | None = None,
+        *,
         n_hidden: int = 256,
         n_latent: int | None = None,
         n_layers: int = 1,
-        *,
         encoder: str = "linear+mlp",
         n_layers_decoder: int | None = None,
         mask_ratio: float | Sequence[float] | RatioSchedule = (0.1, 0.5),
         curriculum: str | Curriculum | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         registry: dict[str, Any] | None = None,
     ) -> None:
         if encoder not in ENCODERS:
             raise ValueError(f"encoder must be one of {list(ENCODERS)}, got {encoder!r}.")
         defaults = _DEFAULTS[encoder]
+        if seed is None:
+            seed = settings.seed or 0
         sizes = {
             "n_hidden": n_hidden,
             "n_latent": defaults["n_latent"] if n_latent is None else n_latent,
@@ -79,6 +86,11 @@ class CellModel(BaseModelClass):
         self._ratio_schedule(seed)
         if adata is not None:
             self._ensure_registered(adata)
+        if registry is not None and "check_counts" not in registry.get("setup_args", {}):
+            raise ValueError(
+                f"registry= is of {registry.get('model_name')}, set up by another class; pass adata=, or the registry of a "
+                f"{type(self).__name__}."
+            )
         super().__init__(adata, registry=registry)
         integers = {name: int(value) for name, value in sizes.items()}
         self.init_params_: dict[str, Any] = {**integers, "encoder": encoder, "seed": int(seed)}
@@ -94,17 +106,20 @@ class CellModel(BaseModelClass):
         )
 
     @classmethod
+    @understands_scvi
     def setup_anndata(  # type: ignore[override]
         cls,
         adata: AnnData,
         layer: str | None = None,
         batch_key: str | None = None,
         labels_key: str | None = None,
-        donor_key: str | None = None,
+        *,
+        donor_key: str | Sequence[str] | None = None,
         size_factor_key: str | None = None,
-        categorical_covariate_keys: list[str] | None = None,
-        continuous_covariate_keys: list[str] | None = None,
+        categorical_covariate_keys: str | Sequence[str] | None = None,
+        continuous_covariate_keys: str | Sequence[str] | None = None,
         check_counts: bool = True,
+        use_raw: bool = False,
         **kwargs: Any,
     ) -> None:
         """Register the raw counts and the covariates.
@@ -118,13 +133,17 @@ class CellModel(BaseModelClass):
         batch_key
             Column of ``obs`` with the batch, an input of encoder and decoder.
         labels_key, donor_key
-            Columns with cell type and donor, for splits and probes; never inputs of the network.
+            Columns with cell type and donor, for splits and probes; never inputs of the network. Several columns together
+            name a donor: ``["study", "donor"]``.
         size_factor_key
             Column with the library size; if None, the total count is used.
         categorical_covariate_keys, continuous_covariate_keys
-            Additional inputs to the network; continuous ones are not standardized.
+            Additional inputs to the network; continuous ones are standardized over the training cells.
         check_counts
             Whether to raise an error if counts are not integers.
+        use_raw
+            Whether to take the counts from ``adata.raw``, as in files of CELLxGENE; they are put into
+            ``layers["scr2mae_raw"]``, and read from ``raw`` of new data.
         kwargs
             ``source_registry``, the registry of a model to transfer from, and ``extend_categories``, whether to add
             categories that this registry lacks instead of raising an error.
@@ -139,13 +158,21 @@ class CellModel(BaseModelClass):
         arguments = cls._get_setup_method_args(**locals())
         cls.register_manager(register(adata, arguments, **kwargs))
 
+    def __getattr__(self, name: str) -> Any:
+        """Raise for what does not exist; methods of scvi-tools are explained."""
+        known = missing_method(name)
+        raise AttributeError(known or f"{type(self).__name__!r} object has no attribute {name!r}")
+
     @classmethod
     def _ensure_registered(cls, adata: AnnData) -> None:
         """Register an AnnData that was not set up, or that is a copy or subset of one that was."""
+        check_anndata(adata)
         make_actual(adata)
         manager = cls._setup_adata_manager_store.get(adata.uns.get("_scvi_uuid"))
-        if manager is not None and manager.adata is adata:
+        if manager is not None and manager.adata is adata and is_current(manager, adata):
             return
+        if manager is None:
+            check_foreign_setup(adata, cls)
         adata.uns.pop("_scvi_uuid", None)
         if manager is None:
             logger.info(
@@ -154,7 +181,7 @@ class CellModel(BaseModelClass):
             )
             cls.setup_anndata(adata)
         else:
-            logger.info("AnnData is a copy or subset of one that was set up; setting it up alike.")
+            logger.info("AnnData is a copy or subset, or was changed after its setup; setting it up alike.")
             cls.setup_anndata(adata, **manager.registry["setup_args"])
 
     def build_module(self) -> R2MAEModule:
@@ -204,6 +231,21 @@ class CellModel(BaseModelClass):
             **{name: value for name, value in init_params.items() if name not in ("encoder", "seed")},
         ).eval()
 
+    def to_device(self, device: torch.device | int | str) -> None:
+        """Move the network to a device.
+
+        Parameters
+        ----------
+        device
+            Such as ``"cpu"`` or ``"cuda:0"``; a number is that of a GPU.
+
+        Raises
+        ------
+        ValueError
+            If this machine lacks it.
+        """
+        self.module.to(check_device(device))
+
     def _ratio_schedule(self, seed: int) -> RatioSchedule:
         if self.curriculum is None:
             return as_ratio_schedule(self.mask_ratio, seed=seed)
@@ -246,6 +288,7 @@ class CellModel(BaseModelClass):
 
     def _cells(self, adata: AnnData | None, *, on_disk: bool = False) -> Cells:
         """Read the model's own data, or new data by gene name without registering them."""
+        single_thread_after_fork()
         if adata is None and self.adata is None:
             raise ValueError("This model was loaded without data; pass adata=.")
         return read_cells(self.adata if adata is None else adata, self.spec, on_disk=on_disk)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scr2mae._utils.compat import torch_device
-from scr2mae._utils.files import atomic_write
-from scr2mae._utils.model_folder import FolderFormat, read_folder, read_index, weights_file, write_folder
+from scr2mae._utils.files import as_path, atomic_write
+from scr2mae._utils.model_folder import FolderFormat, read_folder, read_index, weights_file
 from scr2mae._utils.optional import require
 from scr2mae.masking import schedule_to_state
 from scr2mae.model.base import CellModel
 from scr2mae.model.card import TAGS, model_card
-from scr2mae.model.saving import from_state, to_state
+from scr2mae.model.saving import from_state, to_state, write_state
 from scr2mae.model.state import FORMAT, ModelState
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class HubMixin(CellModel):
             if state.document["split"] is not None and not group_names:
                 anonymous = {**state.document["split"], "groups": {}}
                 state = replace(state, document={**state.document, "split": anonymous})
-            write_folder(folder, FORMAT, state.tensors, state.document)
+            write_state(type(self), folder, state)
             for name, probe in kept.items():
                 probe.save(Path(folder) / _PROBES / name, donor_names=group_names)
             api = hub.HfApi(token=token, library_name="scr2mae", library_version=version("scr2mae"))
@@ -217,7 +217,7 @@ class HubMixin(CellModel):
             raise ValueError(
                 f"mask_ratio={self.mask_ratio!r} is not a schedule of scr2mae.masking; set model.mask_ratio to one, a float or a pair."
             )
-        path = Path(dir_path) / "model.pt"
+        path = as_path(dir_path) / "model.pt"
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} already exists; choose another folder or pass overwrite=True.")
         # Other programs cannot read the last two, and the loader does without them.
@@ -226,6 +226,7 @@ class HubMixin(CellModel):
             for name, value in vars(self).items()
             if name.endswith("_") and name not in ("split_", "n_new_categories_")
         }
+        public["history_"] = None if self.history_ is None else dict(self.history_)
         arguments = {**self.init_params_, "mask_ratio": self.mask_ratio, "curriculum": self.curriculum}
         layout = {
             "model_state_dict": {name: t.detach().cpu() for name, t in self.module.state_dict().items()},
@@ -276,6 +277,14 @@ def _readable_errors(repo: str, revision: str) -> Iterator[None]:
                 f"The hub refused access to {repo}; pass token= with the right to it, or run 'hf auth login'."
             ) from error
         raise
+    except errors.LocalTokenNotFoundError as error:
+        raise PermissionError(
+            "The hub needs a token to write; run 'hf auth login' with a token that may write, or pass token=."
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise ConnectionError(
+            f"huggingface_hub is in offline mode (HF_HUB_OFFLINE), so {repo} cannot be reached; unset it, or load a folder."
+        ) from error
     except http_error as error:
         raise ConnectionError(f"The hub could not be reached: {error}") from error
     except RuntimeError as error:

@@ -13,12 +13,13 @@ from scr2mae._utils.memory import check_array
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
 from scr2mae.model.integration import IntegrationMixin, keys_of
-from scr2mae.model.streaming import cell_indices, embed, n_rows, stream
+from scr2mae.model.scvi_words import understands_scvi
+from scr2mae.model.streaming import cell_indices, embed, loader_batches, n_rows, stream
 from scr2mae.nn.likelihood import log_mean_of_counts
 from scr2mae.nn.module import MEASURED_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from anndata import AnnData
 
@@ -26,19 +27,24 @@ if TYPE_CHECKING:
     from scr2mae.nn.module import R2MAEModule
 
 
+_NOT_TRAINED = "The model is not trained yet; call model.train() first."
+
+
 class InferenceMixin(IntegrationMixin):
     """``get_latent_representation`` and the other outputs."""
 
+    @understands_scvi
     @torch.inference_mode()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
-        batch_size: int | None = None,
         *,
         integrated: bool | None = None,
+        batch_size: int | None = None,
         precision: str | int | None = "32-true",
         out: Any = None,
+        dataloader: Iterable[dict[str, Any]] | None = None,
     ) -> np.ndarray:
         """Embed cells; nothing is masked, and each embedding depends only on that cell.
 
@@ -59,6 +65,8 @@ class InferenceMixin(IntegrationMixin):
         out
             Zarr, HDF5 or NumPy array of shape ``(n_obs, n_latent)`` to which the embedding is written in slices; if
             None, a new array is allocated.
+        dataloader
+            Mini-batches under scvi-tools' keys, in the model's genes and codes, instead of an AnnData.
 
         Returns
         -------
@@ -73,6 +81,10 @@ class InferenceMixin(IntegrationMixin):
         MemoryError
             If the embedding does not fit in memory and ``out`` is not given.
         """
+        if dataloader is not None:
+            batches = self._given_batches(dataloader, adata, indices, batch_size, out)
+            embedded = [self._embedded(tensors, integrated) for tensors in batches]
+            return np.concatenate(embedded)
         cells, rows = self._trained_cells(adata, indices)
         shape = n_rows(cells, rows), self.module.n_latent
         if out is None:
@@ -89,27 +101,37 @@ class InferenceMixin(IntegrationMixin):
             out[filled] = (z if alignment is None else alignment.apply(z, keys[filled])).cpu().numpy()
         return out
 
+    def _embedded(self, tensors: dict[str, Any], integrated: bool | None) -> np.ndarray:
+        """Return the embedding of a mini-batch."""
+        inputs = self.module._get_inference_input(tensors)
+        z, codes = self.module.inference(**inputs)["z"].float(), inputs["categories"].cpu().numpy()
+        alignment = self._alignment_for(integrated, codes)
+        return (z if alignment is None else alignment.apply(z, codes)).cpu().numpy()
+
+    @understands_scvi
     @torch.inference_mode()
     def get_normalized_expression(
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
         transform_batch: str | int | Sequence[str | int] | None = None,
-        gene_list: Sequence[str] | None = None,
+        gene_list: str | Sequence[str] | None = None,
         library_size: float | str = 1.0,
+        *,
         batch_size: int | None = None,
         return_numpy: bool = False,
+        dataloader: Iterable[dict[str, Any]] | None = None,
     ) -> pd.DataFrame | np.ndarray:
         """Return decoded expression for all reference genes, whether measured in the cell or not.
 
         Parameters
         ----------
-        adata, indices, batch_size
+        adata, indices, batch_size, dataloader
             As in :meth:`get_latent_representation`.
         transform_batch
             Batch to decode all cells as; results are averaged over several batches. None for each cell's own.
         gene_list
-            Genes to return; None for all.
+            Genes to return, or one of them; None for all.
         library_size
             Sum of a cell's values over all genes, or ``"observed"`` (``"latent"``, the scvi-tools name, is also
             accepted) for the cell's own depth: measured genes then sum to its library size, and imputed genes are added
@@ -138,30 +160,20 @@ class InferenceMixin(IntegrationMixin):
                 f"library_size must be a number above 0, 'observed' or 'latent', got {library_size!r}."
             )
         spec = self.spec
-        genes, batches = _gene_indices(spec, gene_list), _batch_codes(spec, transform_batch)
+        genes, batches = gene_indices(spec, gene_list), batch_codes(spec, transform_batch)
+        scale = None if is_observed else float(library_size)
+        options: dict[str, Any] = {"genes": genes, "batches": batches, "scale": scale}
+        if dataloader is not None:
+            given = self._given_batches(dataloader, adata, indices, batch_size)
+            values = np.concatenate([self._decode(tensors, **options) for tensors in given])
+            return values if return_numpy else pd.DataFrame(values, columns=spec.var_names[genes])
         cells, rows = self._trained_cells(adata, indices)
         shape = n_rows(cells, rows), len(genes)
         advice = "name some of the genes by gene_list=, or decode some of the cells at a time by indices="
         check_array(shape, np.float32, "The decoded expression", advice=advice)
         values = np.empty(shape, dtype=np.float32)
-        module, columns = self.module, torch.as_tensor(genes, device=self.module.device)
-        for filled, tensors in stream(module, cells, rows, batch_size, desc="Decoding"):
-            z = module.inference(**module._get_inference_input(tensors))["z"]
-            total: Any = 0.0
-            for code in batches:
-                decoded_as = dict(tensors)
-                if code is not None:
-                    own = tensors[REGISTRY_KEYS.BATCH_KEY]
-                    decoded_as[REGISTRY_KEYS.BATCH_KEY] = torch.full_like(own, code)
-                logits = module.generative(**module._get_generative_input(decoded_as, {"z": z}))["logits"]
-                rho = logits.float().softmax(dim=-1)
-                scale: Any = 1.0 if is_observed else float(library_size)
-                if is_observed:
-                    measured = tensors.get(MEASURED_KEY)
-                    seen = rho if measured is None else rho[:, measured]
-                    scale = module.log_library(tensors).exp() / seen.sum(dim=1, keepdim=True)
-                total = total + rho[:, columns] * scale
-            values[filled] = (total / len(batches)).cpu().numpy()
+        for filled, tensors in stream(self.module, cells, rows, batch_size, desc="Decoding"):
+            values[filled] = self._decode(tensors, **options)
         if return_numpy:
             return values
         names = (self.adata if adata is None else adata).obs_names
@@ -169,20 +181,43 @@ class InferenceMixin(IntegrationMixin):
             values, index=names if rows is None else names[rows], columns=spec.var_names[genes]
         )
 
+    def _decode(
+        self, tensors: dict[str, Any], *, genes: np.ndarray, batches: list[int | None], scale: float | None
+    ) -> np.ndarray:
+        """Decode a mini-batch, averaged over batches; values of a cell sum to ``scale``, or None to its own depth."""
+        module, columns = self.module, torch.as_tensor(genes, device=self.module.device)
+        z = module.inference(**module._get_inference_input(tensors))["z"]
+        total: Any = 0.0
+        for code in batches:
+            decoded_as = dict(tensors)
+            if code is not None:
+                own = tensors[REGISTRY_KEYS.BATCH_KEY]
+                decoded_as[REGISTRY_KEYS.BATCH_KEY] = torch.full_like(own, code)
+            logits = module.generative(**module._get_generative_input(decoded_as, {"z": z}))["logits"]
+            rho = logits.float().softmax(dim=-1)
+            factor: Any = scale
+            if factor is None:
+                measured = tensors.get(MEASURED_KEY)
+                seen = rho if measured is None else rho[:, measured]
+                factor = module.log_library(tensors).exp() / seen.sum(dim=1, keepdim=True)
+            total = total + rho[:, columns] * factor
+        return (total / len(batches)).cpu().numpy()
+
+    @understands_scvi
     @torch.inference_mode()
     def get_reconstruction_error(
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
-        *,
+        dataloader: Iterable[dict[str, Any]] | None = None,
         return_mean: bool = True,
     ) -> dict[str, Any]:
         """Compute the mean negative log-likelihood of a cell's measured counts, in nats, with nothing masked.
 
         Parameters
         ----------
-        adata, indices, batch_size
+        adata, indices, batch_size, dataloader
             As in :meth:`get_latent_representation`.
         return_mean
             Whether to average over cells.
@@ -193,19 +228,28 @@ class InferenceMixin(IntegrationMixin):
         one sum per cell, shape ``(n_obs,)``, ``library_size`` of the same shape, and ``n_missing``, the number of
         the model's genes that were not measured.
         """
-        cells, rows = self._trained_cells(adata, indices)
-        errors, library = np.empty((2, n_rows(cells, rows)))
-        for filled, tensors in stream(self.module, cells, rows, batch_size, desc="Scoring"):
-            _, generated = self.module(tensors, compute_loss=False)
-            nll = self.module.element_nll(tensors, generated["logits"])
-            measured = tensors.get(MEASURED_KEY)
-            nll = nll if measured is None else nll[:, measured]
-            errors[filled] = nll.double().sum(dim=1).cpu().numpy()
-            library[filled] = self.module.log_library(tensors).exp().squeeze(1).cpu().numpy()
+        n_missing = 0
+        if dataloader is not None:
+            given = self._given_batches(dataloader, adata, indices, batch_size)
+            errors, library = np.concatenate([self._errors(tensors) for tensors in given], axis=1)
+        else:
+            cells, rows = self._trained_cells(adata, indices)
+            n_missing = 0 if cells.measured is None else int((~cells.measured).sum())
+            errors, library = np.empty((2, n_rows(cells, rows)))
+            for filled, tensors in stream(self.module, cells, rows, batch_size, desc="Scoring"):
+                errors[filled], library[filled] = self._errors(tensors)
         if return_mean:
             return {"reconstruction_loss": float(errors.mean())}
-        n_missing = 0 if cells.measured is None else int((~cells.measured).sum())
         return {"reconstruction_loss": errors, "library_size": library, "n_missing": n_missing}
+
+    def _errors(self, tensors: dict[str, Any]) -> np.ndarray:
+        """Return the negative log-likelihood and the library size of each cell of a mini-batch, shape (2, n_obs)."""
+        _, generated = self.module(tensors, compute_loss=False)
+        nll = self.module.element_nll(tensors, generated["logits"])
+        measured = tensors.get(MEASURED_KEY)
+        nll = nll if measured is None else nll[:, measured]
+        library = self.module.log_library(tensors).exp().squeeze(1)
+        return np.stack([nll.double().sum(dim=1).cpu().numpy(), library.double().cpu().numpy()])
 
     def get_masked_reconstruction(
         self,
@@ -277,8 +321,20 @@ class InferenceMixin(IntegrationMixin):
         values = getattr(schedule, "values", range(self.curriculum.n_ratios))
         return pd.DataFrame(mean, index=self.spec.var_names, columns=pd.Index(values, name="ratio"))
 
+    def _given_batches(
+        self, dataloader: Iterable[dict[str, Any]], adata: Any, indices: Any, batch_size: Any, out: Any = None
+    ) -> Iterator[dict[str, Any]]:
+        """Check the mini-batches of a caller against the model and yield them on its device."""
+        if any(each is not None for each in (adata, indices, batch_size, out)):
+            raise ValueError(
+                "dataloader= has its own cells and batches; leave out adata, indices, batch_size and out."
+            )
+        self._check_if_trained(warn=False, message=_NOT_TRAINED)
+        self.module.eval()
+        return loader_batches(self.module, dataloader, self.spec)
+
     def _trained_cells(self, adata: AnnData | None, indices: Any) -> tuple[Cells, np.ndarray | None]:
-        self._check_if_trained(warn=False, message="The model is not trained yet; call model.train() first.")
+        self._check_if_trained(warn=False, message=_NOT_TRAINED)
         self.module.eval()
         cells = self._cells(adata, on_disk=True)  # each is read once
         return cells, cell_indices(indices, cells.n_obs)
@@ -321,11 +377,12 @@ def masked_scores(
     return pearson, nll
 
 
-def _gene_indices(spec: CellSpec, gene_list: Sequence[str] | None) -> np.ndarray:
+def gene_indices(spec: CellSpec, gene_list: str | Sequence[str] | None) -> np.ndarray:
     """Return the indices of genes; None means all."""
     names = pd.Index(spec.var_names)
     if gene_list is None:
         return np.arange(len(names))
+    gene_list = [gene_list] if isinstance(gene_list, str) else list(gene_list)
     found = names.get_indexer(pd.Index(list(gene_list)))
     if (found < 0).any():
         absent = [gene for gene, at in zip(gene_list, found, strict=True) if at < 0]
@@ -335,7 +392,7 @@ def _gene_indices(spec: CellSpec, gene_list: Sequence[str] | None) -> np.ndarray
     return found
 
 
-def _batch_codes(spec: CellSpec, transform_batch: Any) -> list[int | None]:
+def batch_codes(spec: CellSpec, transform_batch: Any) -> list[int | None]:
     """Return the codes of batches; None stands for a cell's own."""
     if transform_batch is None:
         return [None]

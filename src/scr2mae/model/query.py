@@ -12,10 +12,12 @@ from anndata import AnnData
 from scr2mae._utils.compat import torch_device
 from scr2mae._utils.model_folder import read_index
 from scr2mae.data import MEASURED_COLUMN, align_genes
-from scr2mae.data.counts import as_csr, check_genes, layer_names
+from scr2mae.data.containers import check_anndata
+from scr2mae.data.counts import RAW_LAYER, as_csr, check_genes, layer_names, raw_counts
 from scr2mae.data.genes import check_overlap, select_genes
 from scr2mae.data.setup import make_actual
 from scr2mae.model.base import CellModel
+from scr2mae.model.scvi_words import understands_scvi
 from scr2mae.model.state import FORMAT
 
 if TYPE_CHECKING:
@@ -65,13 +67,14 @@ class QueryMixin(CellModel):
         genes = _reference_genes(reference_model)
         if return_reference_var_names:
             return pd.Index(genes)
-        aligned = _aligned(adata, genes, min_shared=min_shared)
+        aligned = _aligned(adata, genes, layer=_reference_layer(reference_model), min_shared=min_shared)
         if not inplace:
             return aligned
         adata._init_as_actual(aligned)
         return None
 
     @classmethod
+    @understands_scvi
     def load_query_data(
         cls,
         adata: AnnData,
@@ -109,6 +112,7 @@ class QueryMixin(CellModel):
     @classmethod
     def _with_new_categories(cls, adata: AnnData, reference: CellModel) -> Self:
         """Register new data and copy a reference with room for their categories; only new rows are trainable."""
+        check_anndata(adata)
         spec = reference.spec
         if not np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names):
             raise ValueError(
@@ -135,14 +139,23 @@ class QueryMixin(CellModel):
         return model
 
 
+def _registry(reference: CellModel | str | Path) -> dict[str, Any]:
+    return getattr(reference, "registry", None) or read_index(reference, FORMAT)["registry"]  # type: ignore[arg-type]
+
+
+def _reference_layer(reference: CellModel | str | Path) -> str | None:
+    return _registry(reference)["setup_args"]["layer"]
+
+
 def _reference_genes(reference: CellModel | str | Path) -> np.ndarray:
     """Return the gene names of a model or model folder, shape (n_vars,)."""
-    registry = getattr(reference, "registry", None) or read_index(reference, FORMAT)["registry"]  # type: ignore[arg-type]
+    registry = _registry(reference)
     return np.asarray(registry["field_registries"]["X"]["state_registry"]["column_names"]).astype(str)
 
 
-def _aligned(adata: AnnData, genes: np.ndarray, *, min_shared: float) -> AnnData:
+def _aligned(adata: AnnData, genes: np.ndarray, *, layer: str | None, min_shared: float) -> AnnData:
     """Return a copy with the reference's genes in its order, missing ones as empty sparse columns."""
+    check_anndata(adata)
     check_genes(adata)
     position = align_genes(adata.var_names, genes)
     measured = position >= 0
@@ -150,7 +163,7 @@ def _aligned(adata: AnnData, genes: np.ndarray, *, min_shared: float) -> AnnData
         measured &= adata.var[MEASURED_COLUMN].to_numpy(dtype=bool)[position]
         position = np.where(measured, position, -1)
     n_shared = int(measured.sum())
-    check_overlap(n_shared, len(genes), min_shared=min_shared)
+    check_overlap(adata.var, genes, measured, min_shared=min_shared)
     found = adata.var.iloc[position[measured]].set_axis(genes[measured])
     # Plain booleans would become a column of mixed type, which cannot be written to a file.
     booleans = {name: "boolean" for name, dtype in found.dtypes.items() if pd.api.types.is_bool_dtype(dtype)}
@@ -158,6 +171,9 @@ def _aligned(adata: AnnData, genes: np.ndarray, *, min_shared: float) -> AnnData
         pd.Index(genes, name=adata.var_names.name)
     )
     var[MEASURED_COLUMN] = measured
+    layers = {name: adata.layers[name] for name in layer_names(adata)}
+    if layer == RAW_LAYER:
+        layers.setdefault(RAW_LAYER, raw_counts(adata))
     report = {"n_reference_genes": len(genes), "n_shared_genes": n_shared, "n_query_genes": adata.n_vars}
     return AnnData(
         X=None if adata.X is None else select_genes(as_csr(adata.X), position),
@@ -169,7 +185,7 @@ def _aligned(adata: AnnData, genes: np.ndarray, *, min_shared: float) -> AnnData
             **{k: v for k, v in adata.uns.items() if k not in _SCVI_UNS},
             "scr2mae": {**adata.uns.get("scr2mae", {}), "gene_overlap": report},
         },
-        layers={name: select_genes(as_csr(adata.layers[name]), position) for name in layer_names(adata)},
+        layers={name: select_genes(as_csr(matrix), position) for name, matrix in layers.items()},
         raw=adata.raw.to_adata() if adata.raw is not None else None,
     )
 

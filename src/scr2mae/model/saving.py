@@ -6,28 +6,40 @@ import logging
 import warnings
 from dataclasses import asdict
 from inspect import signature
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import torch
+from anndata import AnnData
 from scvi.data import AnnDataManager
 
 from scr2mae._utils.compat import torch_device
+from scr2mae._utils.files import DATA_FILE, as_path, atomic_write, is_free
 from scr2mae._utils.model_folder import read_folder, read_index, write_folder
 from scr2mae.data import CellSpec, read_cells
+from scr2mae.data.containers import check_anndata
 from scr2mae.data.setup import make_actual
+from scr2mae.data.store import read_file
 from scr2mae.masking import schedule_to_state
 from scr2mae.model.base import CellModel
-from scr2mae.model.state import FORMAT, SIDES, ModelState, check_state, n_obs
+from scr2mae.model.scvi_words import understands_scvi
+from scr2mae.model.state import (
+    FORMAT,
+    SIDES,
+    CheckedState,
+    ModelState,
+    check_state,
+    n_obs,
+    own_entries,
+)
 from scr2mae.train.provenance import history_to_state
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from anndata import AnnData
-
-__all__ = ["SavingMixin", "from_state", "to_state"]
+__all__ = ["SavingMixin", "from_state", "to_state", "write_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +49,9 @@ Model = TypeVar("Model", bound=CellModel)
 class SavingMixin(CellModel):
     """``save``, ``load`` and what scvi-tools expects beside them."""
 
+    @understands_scvi
     def save(  # type: ignore[override]
-        self, dir_path: str | Path, *, overwrite: bool = False
+        self, dir_path: str | Path, *, overwrite: bool = False, save_anndata: bool = False
     ) -> None:
         """Save the model as a folder of safetensors and JSON. Of processes that train together, only the first writes.
 
@@ -48,6 +61,8 @@ class SavingMixin(CellModel):
             Folder to make.
         overwrite
             Whether to replace a model in an existing folder; at any moment it contains the complete old or new one.
+        save_anndata
+            Whether to save the model's data too, which :meth:`load` then reads.
 
         Raises
         ------
@@ -55,17 +70,37 @@ class SavingMixin(CellModel):
             If the folder is not empty and ``overwrite`` is False.
         OSError
             If the disk is full or read-only; a model that was there is unchanged.
+        ValueError
+            If there are no data in memory to save, or the model could not be loaded again; nothing is replaced then.
         """
         state = to_state(self)
-        write_folder(
-            dir_path, FORMAT, state.tensors, state.document, runs=state.document["runs"], overwrite=overwrite
-        )
+        if not save_anndata:
+            write_state(type(self), dir_path, state, overwrite=overwrite)
+            return
+        if self.adata is None or self.adata.isbacked:
+            where = "without data" if self.adata is None else "on data that are on disk already"
+            raise ValueError(
+                f"save_anndata=True, but this model was made {where}; pass them to load(adata=)."
+            )
+        folder = as_path(dir_path)
+        if not overwrite and folder.is_dir() and not is_free(folder):
+            raise FileExistsError(f"{folder} already exists and is not empty; pass overwrite=True.")
+        path = folder / f"adata-{uuid4().hex}.h5ad"
+        try:
+            with atomic_write(path) as part:
+                self.adata.write_h5ad(part)
+            state.document["data"] = path.name
+            write_state(type(self), dir_path, state, overwrite=overwrite)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
     @classmethod
+    @understands_scvi
     def load(  # type: ignore[override]
         cls,
         dir_path: str | Path,
-        adata: AnnData | None = None,
+        adata: AnnData | Literal[False] | None = None,
         accelerator: str = "auto",
         device: int | str = "auto",
     ) -> Self:
@@ -76,7 +111,8 @@ class SavingMixin(CellModel):
         dir_path
             Its folder.
         adata
-            Data to attach, with the genes of the model; None for a model without data of its own.
+            Data to attach, with the genes of the model. None for those that were saved with the model, if any; False
+            for a model without data of its own.
         accelerator, device
             Device of the model.
 
@@ -90,10 +126,17 @@ class SavingMixin(CellModel):
             If there is no model.
         ValueError
             If the folder is damaged or not an scr2mae model, or the genes of ``adata`` are not the model's.
+        TypeError
+            If ``adata`` is not an AnnData, or comes first.
         """
+        if isinstance(dir_path, AnnData):
+            raise TypeError("load takes the folder first: load(dir_path, adata).")
         place = torch_device(accelerator, device)
         tensors, document, _ = read_folder(dir_path, FORMAT)
-        model = from_state(cls, ModelState(tensors, document), adata=adata, place=dir_path)
+        if adata is None and document.get("data") is not None:
+            adata = _saved_data(as_path(dir_path), document["data"])
+        attached = None if adata is False else adata
+        model = from_state(cls, ModelState(tensors, document), adata=attached, place=dir_path)
         model.to_device(place)
         return model
 
@@ -150,6 +193,13 @@ class SavingMixin(CellModel):
         )
 
 
+def _saved_data(folder: Path, name: Any) -> AnnData:
+    """Read the data that were saved with a model."""
+    if not isinstance(name, str) or not DATA_FILE.fullmatch(name) or not (folder / name).is_file():
+        raise ValueError(f"{folder} lacks its data, {name!r}; restore the folder, or load(adata=False).")
+    return read_file(folder / name)
+
+
 def to_state(model: CellModel) -> ModelState:
     """Return the state of a model; warn if its masking schedule cannot be saved."""
     tensors = {f"module.{name}": value for name, value in model.module.state_dict().items()}
@@ -177,9 +227,30 @@ def to_state(model: CellModel) -> ModelState:
         "split": about_split,
         "history": history_to_state(model.history_),
         "runs": model.runs_,
-        "registry": model.registry,
+        "registry": own_entries(model.registry),
     }
     return ModelState(tensors, document)
+
+
+def write_state(
+    cls: type[CellModel], dir_path: str | Path, state: ModelState, *, overwrite: bool = False
+) -> None:
+    """Write a state as a model folder, once it is known that :func:`from_state` will accept it."""
+    write_folder(
+        dir_path,
+        FORMAT,
+        state.tensors,
+        state.document,
+        runs=state.document["runs"],
+        overwrite=overwrite,
+        data=state.document.get("data"),
+        check=lambda folder: _checked(cls, ModelState(folder.tensors, folder.document), dir_path),
+    )
+
+
+def _checked(cls: type[CellModel], state: ModelState, place: str | Path) -> CheckedState:
+    setup_arguments = set(signature(cls.setup_anndata).parameters) - {"adata", "kwargs"}
+    return check_state(state, setup_arguments=setup_arguments, build=cls.module_for, place=place)
 
 
 def from_state(cls: type[Model], state: ModelState, *, adata: AnnData | None, place: str | Path) -> Model:
@@ -187,9 +258,8 @@ def from_state(cls: type[Model], state: ModelState, *, adata: AnnData | None, pl
     document = state.document
     if document["model"] != cls.__name__:
         raise ValueError(f"{place} contains a {document['model']}, not a {cls.__name__}.")
-    setup_arguments = set(signature(cls.setup_anndata).parameters) - {"adata", "kwargs"}
-    checked = check_state(state, setup_arguments=setup_arguments, build=cls.module_for, place=place)
-    registry = document["registry"]
+    checked = _checked(cls, state, place)
+    registry = own_entries(document["registry"])
     if adata is not None:
         _attach(cls, adata, registry)
     model = cls(adata, registry=None if adata is not None else registry, **document["init_params"])
@@ -214,6 +284,7 @@ def from_state(cls: type[Model], state: ModelState, *, adata: AnnData | None, pl
 
 def _attach(cls: type[CellModel], adata: AnnData, registry: dict[str, Any]) -> None:
     """Register data with the setup of a saved model; the genes must be the same, in the same order."""
+    check_anndata(adata)
     make_actual(adata)
     spec = CellSpec.from_registry(registry)
     names = adata.var_names.to_numpy().astype(str)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["FORMAT", "SIDES", "CheckedState", "ModelState", "check_state", "n_obs"]
+__all__ = ["FORMAT", "SIDES", "CheckedState", "ModelState", "check_state", "n_obs", "own_entries"]
 
 _ENTRIES = (
     *("curriculum", "history", "init_params", "is_trained", "mask_ratio", "model", "n_new_categories"),
@@ -31,6 +31,8 @@ _ENTRIES = (
 FORMAT = FolderFormat("scr2mae.model", "scr2mae model", index="model.json", required=frozenset(_ENTRIES))
 """Model folders of cells: ``model.json``, ``weights-<sha256>.safetensors`` and ``run.json``."""
 
+_REGISTRY_ENTRIES = ("scvi_version", "model_name", "setup_args", "setup_method_name", "_scvi_uuid")
+_FIELD_ENTRIES = ("data_registry", "state_registry", "summary_stats")
 SIDES = ("train", "validation", "test")
 _SIZES = ("n_hidden", "n_latent", "n_layers", "n_layers_decoder", "seed")
 
@@ -41,6 +43,18 @@ class ModelState:
 
     tensors: dict[str, Tensor]
     document: dict[str, Any]
+
+
+def own_entries(registry: dict[str, Any]) -> dict[str, Any]:
+    """Return a registry without the entries of other programs.
+
+    Asking scvi-tools for a field that was not registered, as its SOLO does, leaves an empty entry.
+    """
+    fields = {
+        key: entry for key, entry in registry["field_registries"].items() if set(_FIELD_ENTRIES) <= set(entry)
+    }
+    known = {key: value for key, value in registry.items() if key in _REGISTRY_ENTRIES}
+    return {**known, "field_registries": fields}
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ def _checked(
     build: Callable[..., torch.nn.Module],
     place: str | Path,
 ) -> CheckedState:
-    registry, n_new = document["registry"], document["n_new_categories"]
+    registry, n_new = own_entries(document["registry"]), document["n_new_categories"]
     init_params = document["init_params"]
     is_named = set(init_params) - {"encoder"} == set(_SIZES)
     if not is_named or any(type(init_params[name]) is not int for name in _SIZES):
@@ -118,6 +132,9 @@ def _checked(
             expected = network.state_dict()
         except (RuntimeError, ValueError):  # sizes beyond any address
             pass
+    for name, value in (("continuous_mean", 0.0), ("continuous_factor", 1.0)):
+        if name in expected and name not in weights:  # folders of models that did not standardize
+            weights[name] = torch.full(tuple(expected[name].shape), value)
     _check_weights(weights, expected, place)
     mask_ratio = schedule_from_state(document["mask_ratio"])
     if mask_ratio is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from scvi import REGISTRY_KEYS
 from scr2mae._utils.compat import autocast
 from scr2mae._utils.progress import progress
 from scr2mae.data import CellLoader
-from scr2mae.data.loaders import collate_dense, collate_sparse
+from scr2mae.data.loaders import check_data_module, collate_dense, collate_sparse
 from scr2mae.nn.layers import SparseRows
 from scr2mae.nn.linear_mlp import LinearMLPModule
 
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scr2mae.data import Cells
+    from scr2mae.data import Cells, CellSpec
     from scr2mae.nn.module import R2MAEModule
 
-__all__ = ["BATCH_SIZE", "cell_indices", "embed", "n_rows", "stream"]
+__all__ = ["BATCH_SIZE", "cell_indices", "embed", "loader_batches", "n_rows", "stream"]
 
 BATCH_SIZE = 2048
 """Cells per mini-batch during inference, enough to keep matrix products busy."""
@@ -76,6 +77,44 @@ def stream(
             yield slice(start, stop), {key: value.to(module.device) for key, value in tensors.items()}
             bar.update(stop - start)
             start = stop
+
+
+def loader_batches(module: R2MAEModule, dataloader: Any, spec: CellSpec) -> Iterator[dict[str, Tensor]]:
+    """Yield the mini-batches of a caller on the module's device; raise for those that do not fit the model."""
+    check_data_module(dataloader, spec)
+    n_batches = len(spec.categorical[0][1])
+    for tensors in dataloader:
+        if not isinstance(tensors, Mapping) or REGISTRY_KEYS.X_KEY not in tensors:
+            found = list(tensors) if isinstance(tensors, Mapping) else type(tensors).__name__
+            raise ValueError(
+                f"dataloader= must yield dicts with scvi-tools' keys, {REGISTRY_KEYS.X_KEY!r} and more; got {found}."
+            )
+        n_vars = tensors[REGISTRY_KEYS.X_KEY].shape[-1]
+        if n_vars != module.n_vars:
+            raise ValueError(
+                f"The dataloader yields {n_vars} genes, but the model has {module.n_vars}; give it the model's genes, in the "
+                "model's order."
+            )
+        batch = tensors.get(REGISTRY_KEYS.BATCH_KEY)
+        if batch is not None and (batch.min() < 0 or batch.max() >= n_batches):
+            raise ValueError(
+                f"The dataloader yields batch codes from {int(batch.min())} to {int(batch.max())}, the model has {n_batches}."
+            )
+        wanted = {
+            REGISTRY_KEYS.CAT_COVS_KEY: len(spec.categorical) > 1,
+            REGISTRY_KEYS.CONT_COVS_KEY: bool(spec.continuous),
+        }
+        if missing := [key for key, needed in wanted.items() if needed and tensors.get(key) is None]:
+            raise ValueError(f"The dataloader lacks {missing}, which the model was set up with.")
+        moved = {
+            key: value.to_dense().to(module.device)
+            if value.layout != torch.strided
+            else value.to(module.device)
+            for key, value in tensors.items()
+            if isinstance(value, torch.Tensor)
+        }
+        everything: dict[str, Any] = {REGISTRY_KEYS.BATCH_KEY: None, **moved}
+        yield everything
 
 
 def embed(

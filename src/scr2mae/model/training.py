@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,37 +11,45 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scr2mae._utils.compat import resolve_precision, torch_device
+from scr2mae._utils.files import as_path
 from scr2mae.data import CellDataModule, Split, split_cells
 from scr2mae.data.backed import stays_on_disk
+from scr2mae.data.columns import find_column, key_name
+from scr2mae.data.donors import Fingerprints, warn_about_origin
 from scr2mae.data.loaders import check_data_module, first_cells
 from scr2mae.model.base import check_integer
 from scr2mae.model.integration import IntegrationMixin
 from scr2mae.model.provenance import describe_run
+from scr2mae.model.scvi_words import understands_scvi
 from scr2mae.train import MaskedTrainingPlan, fit
 from scr2mae.train.callbacks import CurriculumLog, expression_deciles
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lightning.pytorch import LightningDataModule
 
 # Share of a run over which weights are averaged; measured in docs/benchmarks/.
 _AVERAGING = 0.1
 # Cells, and counts of all genes, in the sample from which the linear path is fitted: at most 400 MB.
 _START_CELLS, _START_COUNTS = 10_000, 100_000_000
+_TRAIN_SIZE = 0.9
 
 
 class TrainingMixin(IntegrationMixin):
     """``train`` and its parts."""
 
+    @understands_scvi
     def train(
         self,
         max_epochs: int | None = None,
         *,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
-        train_size: float = 0.9,
+        train_size: float | None = None,
         validation_size: float | None = None,
         batch_size: int = 128,
-        split_key: str | bool | None = None,
+        split_key: str | Sequence[str] | bool | None = None,
         early_stopping: bool = False,
         seed: int | None = None,
         precision: str | int | None = "auto",
@@ -67,12 +76,12 @@ class TrainingMixin(IntegrationMixin):
         accelerator, devices
             As in :class:`lightning.pytorch.Trainer`.
         train_size, validation_size
-            Fractions of cells; by default, all remaining cells are used for validation.
+            Fractions of cells; 0.9 by default, and all remaining cells for validation.
         batch_size
             Cells per mini-batch; each mini-batch has its own masking ratio.
         split_key
             Column of ``obs`` whose groups are kept together by the split. If None, use the registered donor
-            column, or split individual cells if there is none; False splits individual cells, as in the paper.
+            column, or split individual cells if there is none; several columns together name a group; False splits individual cells, as in the paper.
         early_stopping
             Stop when the validation loss stops decreasing.
         seed
@@ -126,12 +135,15 @@ class TrainingMixin(IntegrationMixin):
             )
         if max_epochs is not None:
             check_integer("max_epochs", max_epochs, smallest=1)
+            max_epochs = int(max_epochs)
+        batch_size = int(batch_size) if isinstance(batch_size, Integral) else batch_size
+        train_size = _TRAIN_SIZE if train_size is None else train_size
         seed = self.seed if seed is None else seed
         check_integer("seed", seed, smallest=0)
         if integration and self.module.is_query and self.alignment_ is not None and max_epochs is None:
             self.integrate(seed=seed)
             return
-        if checkpoint_dir is not None and Path(checkpoint_dir).is_file():
+        if checkpoint_dir is not None and as_path(checkpoint_dir).is_file():
             raise NotADirectoryError(f"{checkpoint_dir} is a file; checkpoints go into a folder.")
         obs_names = None
         if datamodule is not None:
@@ -147,6 +159,7 @@ class TrainingMixin(IntegrationMixin):
                 counts_on=counts_on,
             )
             obs_names = self.adata.obs_names
+        self._standardize(datamodule, seed)
         if self.module.needs_start:
             self._start(datamodule, seed)
         plan = self._training_plan(seed, plan_kwargs or {})
@@ -181,6 +194,7 @@ class TrainingMixin(IntegrationMixin):
                 checkpoint_every_n_steps=checkpoint_every_n_steps,
                 steps_per_execution=steps_per_execution,
                 about=about,
+                model=self,
                 **self._trainer_arguments(plan, datamodule, trainer_kwargs),
             )
         finally:
@@ -188,7 +202,7 @@ class TrainingMixin(IntegrationMixin):
         if integration and obs_names is not None and self._can_integrate():
             self.integrate(seed=seed)
 
-    def _split(self, split_key: str | bool | None, **kwargs: Any) -> Split:
+    def _split(self, split_key: str | Sequence[str] | bool | None, **kwargs: Any) -> Split:
         """Split the model's cells by ``split_key``: None means the registered donor, False means cells."""
         if self.adata is None:
             raise ValueError("This model was loaded without data; load it with adata= to train it.")
@@ -198,17 +212,20 @@ class TrainingMixin(IntegrationMixin):
                 "split_key takes a column of adata.obs, None (the registered donor) or False (cells)."
             )
         key = self.registry["setup_args"].get("donor_key") if split_key is None else split_key or None
-        if key is not None and key not in obs:
-            raise KeyError(
-                f"No {key!r} in adata.obs to split by; choose one of {list(obs)}, or split_key=False."
-            )
-        return split_cells(self.adata.n_obs, groups=None if key is None else obs[key], key=key, **kwargs)
+        groups = None if key is None else find_column(obs, key)
+        warn_about_origin(groups, key, obs)
+        name = None if key is None else key_name(key)
+        return split_cells(self.adata.n_obs, groups=groups, key=name, **kwargs)
 
     def _data_module(
         self, split: Split, *, early_stopping: bool, counts_on: str, **kwargs: Any
     ) -> CellDataModule:
         """Read the model's own cells, and keep the split."""
         cells = self._cells(None, on_disk=stays_on_disk(self.adata, self.spec.layer, counts_on))
+        if not cells.on_disk:
+            prints = Fingerprints(*cells.counts.shape)
+            prints.add(0, cells.counts)
+            prints.warn(self.adata.obs_names)
         datamodule = CellDataModule(cells, split, counts_on=counts_on, **kwargs)
         self.keep_split(split)
         if early_stopping and not len(split.validation):
@@ -223,6 +240,17 @@ class TrainingMixin(IntegrationMixin):
         log_library = torch.cat([self.module.log_library(tensors) for tensors in sample])
         module: Any = self.module
         module.start_from(counts, log_library, seed=seed)
+
+    def _standardize(self, datamodule: Any, seed: int) -> None:
+        """Fit mean and scale of the continuous covariates to the training cells of a first run."""
+        if not self.spec.continuous or self.is_trained_ or self.module.is_query:
+            return
+        if isinstance(datamodule, CellDataModule):
+            values = torch.from_numpy(datamodule.cells.continuous[datamodule.split.train])
+        else:
+            sample = first_cells(datamodule, _START_CELLS, seed=seed)
+            values = torch.cat([tensors[REGISTRY_KEYS.CONT_COVS_KEY].float() for tensors in sample])
+        self.module.standardize_covariates(values)
 
     def _training_plan(self, seed: int, plan_kwargs: dict[str, Any]) -> MaskedTrainingPlan:
         curriculum = None if self.module.is_query else self.curriculum
@@ -240,7 +268,8 @@ class TrainingMixin(IntegrationMixin):
     ) -> dict[str, Any]:
         """Add arguments that follow from the data: whether there is validation, curves of the curriculum."""
         ours = datamodule if isinstance(datamodule, CellDataModule) else None
-        callbacks = list(kwargs.get("callbacks") or [])
+        given = kwargs.get("callbacks") or []
+        callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
         if plan.gradient_schedule is not None:
             mean = None if ours is None else np.asarray(ours.cells.counts.mean(axis=0)).ravel()
             callbacks.append(CurriculumLog(None if mean is None else expression_deciles(mean)))
@@ -255,9 +284,10 @@ class TrainingMixin(IntegrationMixin):
         """Keep curves and record of a run, finished or interrupted."""
         self.module.eval()
         if plan.rows:
-            self.is_trained_ = True
+            run = self.module.runs_[-1]
+            self.is_trained_ |= run["steps"] > run["skipped_steps"]
             self.history_ = plan.history
-            self.runs_ = [*self.runs_, self.module.runs_[-1]]
+            self.runs_ = [*self.runs_, run]
 
 
 def _n_obs_epoch(datamodule: Any) -> int:

@@ -1,14 +1,24 @@
 """Labels, donors and representations of an AnnData, validated for probing."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
 from numpy.typing import ArrayLike, NDArray
+
+from scr2mae.data.columns import find_column, key_name, warn_about_missing_text
+from scr2mae.data.donors import warn_about_donors
+
+if TYPE_CHECKING:
+    from scr2mae.data.columns import Key
 
 Kind = Literal["classification", "regression"]
 Rows = NDArray[np.intp]
@@ -32,11 +42,15 @@ class Target:
     n_dropped: int
 
 
-def obs_column(obs: pd.DataFrame, key: str) -> pd.Series:
-    """Return a column of ``adata.obs``; the error lists the columns."""
-    if key not in obs:
-        raise KeyError(f"No {key!r} in adata.obs; choose one of {list(obs)}.")
-    return obs[key]
+def kinds_of(targets: Mapping[str, Kind]) -> Mapping[str, Kind]:
+    """Return the kind of each target; raise unless targets are a mapping."""
+    if not isinstance(targets, Mapping):
+        example = next(iter(targets), "disease") if isinstance(targets, (list, tuple)) else targets
+        raise TypeError(
+            f"targets maps columns of adata.obs to kinds, such as {{{example!r}: 'classification'}} or "
+            f"{{'age': 'regression'}}; got {targets!r}."
+        )
+    return targets
 
 
 def as_text(values: ArrayLike | pd.Series, what: str) -> NDArray[np.str_]:
@@ -47,12 +61,17 @@ def as_text(values: ArrayLike | pd.Series, what: str) -> NDArray[np.str_]:
     return column.astype(str).to_numpy(dtype=str)
 
 
-def read_donors(obs: pd.DataFrame, donor_key: str) -> NDArray[np.str_]:
-    """Return the donor of each cell as text, shape ``(n_obs,)``; raise unless there are two donors."""
-    donors = as_text(obs_column(obs, donor_key), repr(donor_key))
+def read_donors(obs: pd.DataFrame, donor_key: Key, *, check: bool = True) -> NDArray[np.str_]:
+    """Return the donor of each cell as text, shape ``(n_obs,)``; raise unless there are two donors.
+
+    ``check`` warns about names that may not be donors.
+    """
+    donors = as_text(find_column(obs, donor_key), repr(key_name(donor_key)))
+    if check:
+        warn_about_donors(donors, donor_key, obs=obs)
     if len(np.unique(donors)) < 2:
         raise ValueError(
-            f"Holding donors out needs two donors, adata.obs[{donor_key!r}] has one: {str(donors[0])!r}."
+            f"Holding donors out needs two donors, adata.obs[{key_name(donor_key)!r}] has one: {str(donors[0])!r}."
         )
     return donors
 
@@ -62,14 +81,16 @@ def read_target(
     name: str,
     kind: Kind,
     *,
-    donor_key: str,
+    donor_key: Key,
     sample_key: str | None = None,
     cell_level: Iterable[str] = (),
 ) -> Target:
     """Read the labels of a target, drop cells without a label and find the units over which cells are averaged."""
     if kind not in get_args(Kind):
         raise ValueError(f"Wanted targets[{name!r}] to be one of {get_args(Kind)}, got {kind!r}.")
-    donors, column = read_donors(obs, donor_key), obs_column(obs, name)
+    # Whoever reads targets has read their donors, and been warned about them.
+    donors, column = read_donors(obs, donor_key, check=False), find_column(obs, name)
+    warn_about_missing_text(column, name)
     rows = np.flatnonzero(column.notna().to_numpy())
     if not len(rows):
         raise ValueError(f"No cell has a label in adata.obs[{name!r}].")
@@ -98,6 +119,11 @@ def _classes(column: pd.Series, name: str) -> NDArray[Any]:
 
 
 def _numbers(column: pd.Series, name: str) -> NDArray[Any]:
+    if pd.api.types.is_datetime64_any_dtype(column.dtype) or column.dtype.kind == "m":
+        raise ValueError(
+            f"Regression target {name!r} holds dates or times ({column.dtype}); convert it to numbers, for example days: "
+            f"(adata.obs[{name!r}] - adata.obs[{name!r}].min()) / pd.Timedelta(days=1)."
+        )
     values = column.astype(object)
     numeric = pd.to_numeric(values, errors="coerce")
     is_text = values.map(lambda value: isinstance(value, str)).astype(bool)
@@ -116,7 +142,7 @@ def _numbers(column: pd.Series, name: str) -> NDArray[Any]:
 
 
 def _samples(obs: pd.DataFrame, donors: NDArray[np.str_], sample_key: str) -> NDArray[np.str_]:
-    samples = as_text(obs_column(obs, sample_key), repr(sample_key))
+    samples = as_text(find_column(obs, sample_key), repr(sample_key))
     n_donors = pd.Series(donors).groupby(samples).nunique()
     if shared := n_donors.index[n_donors > 1].tolist():
         raise ValueError(f"Samples {shared[:10]} hold cells of several donors; a sample belongs to one.")
@@ -152,11 +178,29 @@ def read_representation(adata: AnnData, use_rep: str) -> Any:
         )
     if X is None:
         raise ValueError("adata.X is empty; name a layer or an entry of adata.obsm.")
-    X = sp.csr_array(X) if sp.issparse(X) else np.asarray(X)
+    X = _in_memory(X, use_rep)
     if n_bad := int((~np.isfinite(X.data if sp.issparse(X) else X)).sum()):
         raise ValueError(
             f"{use_rep!r} holds {n_bad} NaN or infinite value(s); drop those cells or embed them again."
         )
+    return X
+
+
+def _in_memory(X: Any, use_rep: str) -> Any:
+    """Return a representation as a dense or CSR array of numbers."""
+    if isinstance(X, pd.DataFrame):
+        if wrong := [name for name, dtype in X.dtypes.items() if dtype.kind not in "fiub"]:
+            raise ValueError(
+                f"{use_rep!r} is a table in which {wrong[:5]} hold no numbers; drop or convert these columns."
+            )
+        return X.to_numpy(dtype=np.float64)
+    if isinstance(X, (CSRDataset, CSCDataset)):
+        X = X.to_memory()
+    if sp.issparse(X):
+        return sp.csr_array(X)
+    X = np.asarray(X[:] if isinstance(X, h5py.Dataset) else X)
+    if X.dtype.kind not in "fiub":
+        raise ValueError(f"{use_rep!r} holds {X.dtype}, not numbers; convert it.")
     return X
 
 

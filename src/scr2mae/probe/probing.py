@@ -8,7 +8,9 @@ import pandas as pd
 from anndata import AnnData
 
 from scr2mae._utils.progress import progress
-from scr2mae.probe.inputs import Kind, read_representation, read_target
+from scr2mae.data.containers import check_anndata
+from scr2mae.data.donors import Fingerprints
+from scr2mae.probe.inputs import Kind, kinds_of, read_donors, read_representation, read_target
 from scr2mae.probe.splits import DonorSplit, draw_splits
 from scr2mae.probe.task import ProbeTask, make_task, run_task
 
@@ -19,7 +21,7 @@ def donor_splits(
     adata: AnnData,
     *,
     targets: Mapping[str, Kind],
-    donor_key: str,
+    donor_key: str | Sequence[str],
     n_train_donors: int | None = None,
     n_splits: int = 1,
     seeds: Sequence[int] = (0,),
@@ -33,7 +35,7 @@ def donor_splits(
     targets
         Maps columns of ``adata.obs`` to "classification" or "regression".
     donor_key
-        Column of ``adata.obs`` with donor IDs.
+        Column of ``adata.obs`` with donor IDs, or several that together name a donor: ``["study", "donor"]``.
     n_train_donors
         Number of training donors, at least two, so that the penalty can be chosen across them; by default half.
     n_splits
@@ -57,6 +59,9 @@ def donor_splits(
         raise ValueError(
             f"Wanted at least one split and one seed, got n_splits={n_splits}, seeds={list(seeds)}."
         )
+    check_anndata(adata)
+    kinds_of(targets)
+    read_donors(adata.obs, donor_key)
     children = [_child_seed(seed, i) for seed in seeds for i in range(n_splits)]
     drawn: dict[str, list[DonorSplit]] = {}
     for name, kind in targets.items():
@@ -73,7 +78,7 @@ def linear_probe(
     *,
     use_rep: str | Sequence[str],
     targets: Mapping[str, Kind],
-    donor_key: str,
+    donor_key: str | Sequence[str],
     sample_key: str | None = None,
     cell_level: Sequence[str] = ("cell_type",),
     splits: Splits | Sequence[DonorSplit] | None = None,
@@ -98,7 +103,7 @@ def linear_probe(
     targets
         Maps columns of ``adata.obs`` to "classification" or "regression". Cells without a label are dropped.
     donor_key
-        Column of ``adata.obs`` with donor IDs.
+        Column of ``adata.obs`` with donor IDs, or several that together name a donor: ``["study", "donor"]``.
     sample_key
         Column of ``adata.obs`` with sample IDs, the unit over which cells are averaged; a donor may have several
         samples. By default the unit is the donor.
@@ -171,7 +176,11 @@ def linear_probe(
         )
     if not 0 < confidence < 1:
         raise ValueError(f"Wanted confidence between 0 and 1, got {confidence}.")
-    if splits is None:
+    check_anndata(adata)
+    kinds_of(targets)
+    if splits is not None:
+        read_donors(adata.obs, donor_key)
+    else:
         splits = donor_splits(
             adata,
             targets=targets,
@@ -197,6 +206,10 @@ def linear_probe(
     with progress(total=len(methods) * len(tasks) * len(scalings), desc="Probing", unit="fit") as bar:
         for method in methods:
             X = read_representation(adata, method)
+            if method == methods[0]:
+                prints = Fingerprints(*X.shape)
+                prints.add(0, X)
+                prints.warn(adata.obs_names)
             for (i, task), scaled in product(tasks, scalings):
                 found = run_task(X, task, scaled, n_bootstrap, confidence)
                 records += [{"method": method, "split": i, "scale": scaled} | record for record in found]

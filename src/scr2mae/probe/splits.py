@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from scr2mae._utils.files import as_path
+from scr2mae.data.donors import warn_about_donors
 from scr2mae.probe.inputs import as_text
 
 logger = logging.getLogger(__name__)
@@ -145,7 +147,7 @@ class DonorSplit:
             File to write; an existing file is replaced.
         """
         text = json.dumps(self.to_manifest(), indent=2, ensure_ascii=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        as_path(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -156,7 +158,7 @@ class DonorSplit:
         path
             A JSON file.
         """
-        return cls.from_manifest(json.loads(Path(path).read_text(encoding="utf-8")))
+        return cls.from_manifest(json.loads(as_path(path).read_text(encoding="utf-8")))
 
 
 def donor_split(
@@ -196,6 +198,13 @@ def donor_split(
     >>> len(split.train_donors), len(split.test_donors)
     (2, 2)
     """
+    warn_about_donors(donors, "donors")
+    return _donor_split(donors, n_train_donors=n_train_donors, labels=labels, seed=seed)
+
+
+def _donor_split(
+    donors: ArrayLike, *, n_train_donors: int | None, labels: ArrayLike | None, seed: int
+) -> DonorSplit:
     names, codes = np.unique(as_text(donors, "donor"), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"Holding donors out needs at least two donors, got {names.tolist()}.")
@@ -238,7 +247,7 @@ def draw_splits(
             f"Probing{what} needs two donors to train and one to test, got {n_donors} with labels."
         )
     n_train = max(2, n_donors // 2) if n_train_donors is None else n_train_donors
-    return [donor_split(donors, n_train_donors=n_train, labels=labels, seed=seed) for seed in seeds]
+    return [_donor_split(donors, n_train_donors=n_train, labels=labels, seed=seed) for seed in seeds]
 
 
 def _carriers(

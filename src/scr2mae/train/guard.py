@@ -65,7 +65,7 @@ class StepGuard(Callback):
         self, obs_names: Sequence[str] | None = None, *, unit: str = "cells", check_every: int | None = None
     ) -> None:
         self.obs_names, self.unit, self.check_every = obs_names, unit, check_every
-        self.n_skipped = 0
+        self.n_skipped = self._n_steps = 0
         self._in_epoch: Tensor | int = 0
         self._in_a_row: Tensor | int = 0
         self._before: Tensor | None = None
@@ -94,6 +94,7 @@ class StepGuard(Callback):
             self._skip(trainer, optimizer, is_bad)
         elif hasattr(optimizer, "found_inf"):
             del optimizer.found_inf
+        self._n_steps += 1
         self._in_epoch = self._in_epoch + is_bad.int()
         self._in_a_row = (self._in_a_row + 1) * is_bad.int()
         every = self.check_every or (1 if on_cpu else _CHECK_EVERY)
@@ -165,6 +166,15 @@ class StepGuard(Callback):
                 n_skipped,
             )
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Raise if nothing was learned because every step was skipped."""
+        if self._n_steps and self.n_skipped == self._n_steps:
+            raise NonFiniteError(
+                f"All {self._n_steps} steps had a loss or gradient that is not finite. They were skipped, so nothing was "
+                "learned. Check counts and covariates; if they are correct, lower lr or train with precision='32-true'.",
+                None,
+            )
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
@@ -173,11 +183,12 @@ class StepGuard(Callback):
 
     def state_dict(self) -> dict[str, int]:
         """Return the counts for a checkpoint."""
-        return {"n_skipped": self.n_skipped, "in_epoch": int(self._in_epoch)}
+        return {"n_skipped": self.n_skipped, "in_epoch": int(self._in_epoch), "n_steps": self._n_steps}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restore the counts from a checkpoint."""
         self.n_skipped, self._in_epoch = state_dict["n_skipped"], state_dict["in_epoch"]
+        self._n_steps = state_dict.get("n_steps", 0)
 
 
 def _is_bad(gradients: list[Tensor]) -> Tensor:

@@ -6,13 +6,22 @@ import logging
 import signal
 import warnings
 from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from scr2mae._utils.compat import single_thread_after_fork
+from scr2mae._utils.files import as_path
 from scr2mae.train.callbacks import RunningWeightAverage, TrainingProgress
 from scr2mae.train.checkpoints import (
     AtomicCheckpointIO,
@@ -34,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
+
+_NEED_LOGGER = (DeviceStatsMonitor, LearningRateMonitor)
 
 _IRRELEVANT_WARNINGS = (
     ".*does not have many workers.*",
@@ -87,6 +98,41 @@ def _without_none(datamodule: Any) -> Iterator[None]:
         yield
 
 
+def _given_callbacks(kwargs: dict[str, Any], *, checkpoint_dir: str | Path | None) -> list[Callback]:
+    """Remove the caller's callbacks from the trainer's arguments; raise for those that lack what they need."""
+    given = kwargs.pop("callbacks", None) or []
+    callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
+    if wrong := [each for each in callbacks if not isinstance(each, Callback)]:
+        raise TypeError(f"callbacks takes Lightning callbacks, got {wrong[0]!r}.")
+    checkpoints = [each for each in callbacks if isinstance(each, ModelCheckpoint)]
+    has_place = kwargs.get("default_root_dir") is not None or bool(kwargs.get("logger"))
+    if not has_place and any(each.dirpath is None for each in checkpoints):
+        raise ValueError(
+            "ModelCheckpoint needs a folder, ModelCheckpoint(dirpath=...); or pass checkpoint_dir=."
+        )
+    asked = kwargs.get("enable_checkpointing") and checkpoint_dir is None
+    if asked and not checkpoints and not has_place:
+        raise ValueError(
+            "enable_checkpointing=True needs a folder; pass checkpoint_dir= for a checkpoint after every epoch, or "
+            "callbacks=[ModelCheckpoint(dirpath=...)]."
+        )
+    if checkpoints:
+        kwargs["enable_checkpointing"] = True
+    if any(getattr(each, "load_best_on_end", False) for each in checkpoints):
+        raise ValueError(
+            "SaveCheckpoint(load_best_on_end=True) reads scvi-tools' files, which are pickles; leave it out and load the "
+            "best model by load(callback.best_model_path)."
+        )
+    if not kwargs.get("logger"):
+        for each in callbacks:
+            if isinstance(each, _NEED_LOGGER):
+                raise ValueError(
+                    f"{type(each).__name__} writes to a logger; pass one, such as "
+                    "logger=lightning.pytorch.loggers.CSVLogger('logs')."
+                )
+    return callbacks
+
+
 def _early_stopping(early_stopping: bool, kwargs: dict[str, Any]) -> list[Callback]:
     """Remove scvi-tools' ``early_stopping_*`` from the trainer's arguments and return the callback for them."""
     options = {
@@ -94,6 +140,11 @@ def _early_stopping(early_stopping: bool, kwargs: dict[str, Any]) -> list[Callba
         for name in list(kwargs)
         if name.startswith("early_stopping_")
     }
+    if unknown := sorted(set(options) - set(signature(EarlyStopping).parameters)):
+        names = [f"early_stopping_{name}" for name in unknown]
+        raise TypeError(
+            f"{names} are not known; Lightning's EarlyStopping has patience, min_delta, monitor and mode."
+        )
     if not early_stopping:
         return []
     return [EarlyStopping(**{"monitor": "validation_loss", "patience": 45, "mode": "min", **options})]
@@ -115,7 +166,9 @@ def _checkpoints(
     if folder is None:
         return []
     kwargs["enable_checkpointing"] = True
-    callbacks: list[Callback] = [ModelCheckpoint(folder, filename="last", enable_version_counter=False)]
+    callbacks: list[Callback] = [
+        ModelCheckpoint(as_path(folder), filename="last", enable_version_counter=False)
+    ]
     return callbacks if every_n_steps is None else [*callbacks, StepCheckpoint(folder, every_n_steps)]
 
 
@@ -135,6 +188,7 @@ def fit(
     checkpoint_every_n_steps: int | None = None,
     steps_per_execution: int | None = 1,
     about: Mapping[str, Any] | None = None,
+    model: Any = None,
     **trainer_kwargs: Any,
 ) -> pl.Trainer:
     """Train a plan with Lightning.
@@ -171,6 +225,8 @@ def fit(
     about
         Seed, data, arguments and split for the record of the run in ``module.runs_``; by default the settings
         checked on resume.
+    model
+        Model of the network, for callbacks of scvi-tools that read ``trainer._model``.
     trainer_kwargs
         Further arguments of :class:`lightning.pytorch.Trainer`.
 
@@ -191,7 +247,8 @@ def fit(
     KeyboardInterrupt
         If training was interrupted; the network keeps the weights it had.
     """
-    given = list(trainer_kwargs.pop("callbacks", None) or [])
+    single_thread_after_fork()
+    given = _given_callbacks(trainer_kwargs, checkpoint_dir=checkpoint_dir)
     # Before every callback that reads the running statistics.
     callbacks = [StepGuard(obs_names, unit=unit), RankAverages(), *given]
     callbacks += _early_stopping(early_stopping, trainer_kwargs)
@@ -230,6 +287,7 @@ def fit(
                 callbacks=callbacks,
                 **{**defaults, **trainer_kwargs, **parallel},
             )
+            trainer._model = model  # type: ignore[attr-defined]
             settings = run_settings(plan, datamodule, n_processes=trainer.world_size)
             resumable.settings = settings
             run |= {
@@ -256,6 +314,7 @@ def fit(
                 raise KeyboardInterrupt("Training was interrupted.") from error
             finally:
                 plan.flush_steps()
+                del trainer._model  # type: ignore[attr-defined]
                 run |= _outcome(trainer, plan)
                 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # Lightning's shutdown disables Ctrl-C
                     signal.signal(signal.SIGINT, on_interrupt)

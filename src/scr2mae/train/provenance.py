@@ -88,9 +88,18 @@ History = dict[str, pd.DataFrame]
 """Frames by name of the curve, each with one column of that name, indexed by step or epoch."""
 
 
+class Curves(dict[str, pd.DataFrame]):
+    """Curves by name; asking for one of scvi-tools says which there are."""
+
+    def __missing__(self, name: object) -> pd.DataFrame:
+        is_bound = str(name).startswith(("elbo", "kl_", "reconstruction_loss"))
+        why = "the model has no evidence bound; its curves are" if is_bound else "choose from"
+        raise KeyError(f"No curve {name!r}: {why} {list(self)}.")
+
+
 def extend_history(before: History | None, new: History) -> History:
     """Append curves to those of an earlier run, whose steps and epochs count on."""
-    joined = dict(before or {})
+    joined = Curves(before or {})
     done: dict[Any, int] = {}
     for frame in joined.values():
         if len(frame):
@@ -112,7 +121,8 @@ def history_to_state(history: History | None) -> dict[str, Any]:
 
 def history_from_state(state: dict[str, Any]) -> History:
     """Undo :func:`history_to_state`."""
-    return {
+    frames = {
         name: pd.DataFrame({name: curve["values"]}, index=pd.Index(curve["at"], name=curve["index"]))
         for name, curve in state.items()
     }
+    return Curves(frames)

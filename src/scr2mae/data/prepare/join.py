@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 
+from scr2mae.data.donors import donor_columns, warn_about_donors, warn_about_origin, warn_about_shared_names
 from scr2mae.data.genes import align_genes
 from scr2mae.data.prepare.sources import Source
 
-__all__ = ["align_sources", "join_obs", "join_var", "report_genes"]
+__all__ = ["align_sources", "check_cells", "join_obs", "join_var", "report_genes"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,38 @@ def report_genes(sources: Sequence[Source], columns: Sequence[np.ndarray], join:
         )
 
 
-def join_obs(sources: Sequence[Source], file_key: str | None) -> tuple[pd.DataFrame, int]:
+def check_cells(sources: Sequence[Source], prefix: Sequence[str]) -> pd.Index:
+    """Warn about donors that may not be donors or the same; return the names of all cells as the files have them."""
+    tables, labels = [source.read_obs() for source in sources], [source.label for source in sources]
+    _prefixed(tables, labels, prefix)
+    warn_about_shared_names(tables, labels)
+    for key in dict.fromkeys(key for table in tables for key in donor_columns(table)):
+        values = [table[key].to_numpy(dtype=object) for table in tables if key in table]
+        warn_about_donors(np.concatenate(values), key)
+    primary = [table[["is_primary_data"]] for table in tables if "is_primary_data" in table]
+    if primary:
+        warn_about_origin(None, None, pd.concat(primary))
+    return pd.Index(np.concatenate([table.index.to_numpy(dtype=object) for table in tables]))
+
+
+def _prefixed(tables: Sequence[pd.DataFrame], labels: Sequence[str], prefix: Sequence[str]) -> None:
+    """Put the label of the file before the values of some columns, in place."""
+    for key in prefix:
+        if not any(key in table for table in tables):
+            raise KeyError(f"prefix={key!r}: no file has this column of obs; choose from {list(tables[0])}.")
+    for table, label in zip(tables, labels, strict=True):
+        for key in (key for key in prefix if key in table):
+            known = table[key].notna()
+            named = (f"{label}:" + table[key].astype(str).astype(object)).where(known)
+            table[key] = named.astype("category")
+
+
+def join_obs(
+    sources: Sequence[Source], file_key: str | None, prefix: Sequence[str] = ()
+) -> tuple[pd.DataFrame, int]:
     """Read the cells of all files in order, labeled in ``obs[file_key]``, and count the names made unique."""
     tables, labels = [source.read_obs() for source in sources], [source.label for source in sources]
+    _prefixed(tables, labels, prefix)
     obs = _concat_tables(tables, labels, what="obs")
     file = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     names = np.concatenate([table.index.to_numpy(dtype=object) for table in tables])

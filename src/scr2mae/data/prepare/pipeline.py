@@ -14,10 +14,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scr2mae._utils.files import as_path
 from scr2mae._utils.progress import progress
+from scr2mae.data.columns import as_keys
 from scr2mae.data.counts import find_invalid_count
+from scr2mae.data.donors import Fingerprints
 from scr2mae.data.genes import select_genes
-from scr2mae.data.prepare.join import align_sources, join_obs, join_var, report_genes
+from scr2mae.data.prepare.join import align_sources, check_cells, join_obs, join_var, report_genes
 from scr2mae.data.prepare.shuffle import RowShuffle
 from scr2mae.data.prepare.sources import Source, open_sources
 from scr2mae.data.prepare.writer import (
@@ -50,6 +53,7 @@ def prepare(
     target_sum: float = 1e4,
     join: Literal["inner", "outer"] = "inner",
     file_key: str | None = "file",
+    prefix: str | Sequence[str] = (),
     seed: int = 0,
     memory_limit: float = 2.5e8,
     chunk_size: int = 1 << 18,
@@ -82,6 +86,9 @@ def prepare(
         zeros, although they were not measured.
     file_key
         Column of ``obs`` with the file of each cell; None for no such column.
+    prefix
+        Columns of ``obs`` whose values get the name of their file in front, such as the donor, if equal names in two
+        files are different people.
     seed
         Seed of the shuffle. The order of the cells depends only on the seed and the input order, not on ``memory_limit``.
     memory_limit
@@ -120,22 +127,29 @@ def prepare(
     The store gets its name only when it is complete.
     """
     _check_arguments(n_top_genes, min_genes, target_sum, join, memory_limit, chunk_size)
-    inputs = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
-    target = Path(output).resolve()  # a link is followed
+    inputs = [as_path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    target = as_path(output).resolve()  # a link is followed
     check_output(target, inputs, overwrite=overwrite)
     with open_sources(inputs, layer=layer) as sources:
         n_obs = sum(source.n_obs for source in sources)
         names, columns = align_sources(sources, join=join)
         report_genes(sources, columns, join)
-        n_renamed = join_obs(sources, file_key)[1]  # fails early; read again when no counts are in memory
+        keys = as_keys(prefix, "prefix")
+        cells = check_cells(sources, keys)
+        n_renamed = join_obs(sources, file_key, keys)[
+            1
+        ]  # fails early; read again when no counts are in memory
         if n_renamed:
             logger.warning(
                 "%d names of cells occur more than once; they get their file as a suffix.", n_renamed
             )
         max_nnz = max(1, int(memory_limit / _BYTES_PER_VALUE))
-        blocks = _blocks(sources, columns, max_nnz, "check and rank", progressbar, check=True)
+        prints = Fingerprints(n_obs, len(names))
+        blocks = _blocks(sources, columns, max_nnz, "check and rank", progressbar, prints=prints)
         var = join_var(sources, names, columns)
         var, genes = _select_genes(blocks, n_obs, var, n_top_genes, target_sum)
+        prints.warn(cells)
+        del cells, prints
         n_values = int(var.pop("n_cells").sum())
         spilled = RowShuffle.bytes_needed(n_obs, n_values, len(genes))
         check_space(target.parent, spilled + n_values * bytes_per_value(target))
@@ -152,11 +166,11 @@ def prepare(
                     shuffle.sorted_buckets(), desc="write", unit="bucket", total=n_buckets, show=progressbar
                 )
                 order = write_counts(group, buckets, n_vars=len(genes), chunk_size=chunk_size)
-                obs = join_obs(sources, file_key)[0].iloc[order]
+                obs = join_obs(sources, file_key, keys)[0].iloc[order]
                 write_tables(group, obs=obs, var=var, uns={"scr2mae_store": record})
             publish(part, target)
     logger.info("Wrote %d of %d cells and %d genes to %s.", len(order), n_obs, len(genes), output)
-    return Path(output)
+    return as_path(output)
 
 
 def _check_arguments(
@@ -188,18 +202,24 @@ def _blocks(
     description: str,
     progressbar: bool,
     *,
-    check: bool = False,
+    prints: Fingerprints | None = None,
 ) -> Iterator[tuple[int, sp.csr_matrix]]:
-    """Read all files in blocks of cells, with their genes in one order; yields the index of the first cell too."""
+    """Read all files in blocks of cells, with their genes in one order; yields the index of the first cell too.
+
+    With ``prints``, the counts are validated and fingerprints of the cells are added.
+    """
     first = 0
     total = sum(source.n_obs for source in sources)
     with progress(total=total, desc=description, unit="cell", show=progressbar) as bar:
         for source, column in zip(sources, columns, strict=True):
             for start, block in source.blocks(max_nnz):
-                if check and (found := find_invalid_count(block)):
+                if prints is not None and (found := find_invalid_count(block)):
                     cell = source.read_obs().index[start + found.row]
                     raise invalid_count_error(found, cell, source.var.index, file=source.path)
-                yield first + start, select_genes(block, column)
+                selected = select_genes(block, column)
+                if prints is not None:
+                    prints.add(first + start, selected)
+                yield first + start, selected
                 bar.update(block.shape[0])
             first += source.n_obs
 

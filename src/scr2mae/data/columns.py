@@ -1,0 +1,183 @@
+"""Columns of ``adata.obs``: found by name, of a kind that a model can keep, without missing values in disguise."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Key = str | Sequence[str]
+
+__all__ = [
+    "as_keys",
+    "check_categories",
+    "check_new_categories",
+    "check_positive",
+    "find_column",
+    "key_name",
+    "read_numbers",
+    "warn_about_missing_text",
+]
+
+_MISSING_AS_TEXT = ("nan", "NaN", "NaT", "None", "<NA>")
+
+
+def as_keys(keys: Key | None, argument: str) -> list[str]:
+    """Return names of columns as a list; one name may be given as it is, none twice."""
+    listed = [] if keys is None else [keys] if isinstance(keys, str) else list(keys)
+    if wrong := [key for key in listed if not isinstance(key, str)]:
+        raise TypeError(f"{argument} takes names of columns, got {wrong[0]!r}; name columns of adata.obs.")
+    if twice := sorted({key for key in listed if listed.count(key) > 1}):
+        raise ValueError(f"{argument} names {twice} more than once; name each column once.")
+    return listed
+
+
+def key_name(key: Key) -> str:
+    """Return the name of a column, or of several that are joined."""
+    return " / ".join(as_keys(key, "The key"))
+
+
+def find_column(obs: pd.DataFrame, key: Key) -> pd.Series:
+    """Return a column of ``adata.obs``, or several joined as text: ``["study", "donor"]`` gives "s1 / d1".
+
+    A value is missing where one of its parts is.
+    """
+    if isinstance(key, str):
+        return _one_column(obs, key)
+    parts = [_one_column(obs, each) for each in as_keys(key, "A key of several columns")]
+    if not parts:
+        raise ValueError(f"A key needs the name of at least one column; choose from {list(obs)}.")
+    if len(parts) == 1:
+        return parts[0]
+    known = np.logical_and.reduce([part.notna().to_numpy() for part in parts])
+    joined = parts[0].astype(str).astype(object)
+    for part in parts[1:]:
+        joined = joined + " / " + part.astype(str).astype(object)
+    return joined.where(known).rename(key_name(key))
+
+
+def _one_column(obs: pd.DataFrame, key: str) -> pd.Series:
+    if key not in obs:
+        raise KeyError(f"No {key!r} in adata.obs; choose one of {list(obs)}.")
+    column = obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(
+            f"adata.obs has {column.shape[1]} columns named {key!r}; keep one of them, for example by "
+            "adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]."
+        )
+    return column
+
+
+def _values(column: pd.Series) -> Any:
+    """Return the distinct values of a column, unused categories included."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.categories
+    return column.dropna().unique()
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, (bool, np.bool_)):
+        return "booleans"
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, (np.float16, np.longdouble)
+    )
+    return "numbers" if is_number else type(value).__name__
+
+
+def _kinds(values: Any) -> dict[str, Any]:
+    """Return the kinds of values with an example of each."""
+    found: dict[str, Any] = {}
+    for value in values:
+        found.setdefault(_kind(value), value)
+    return found
+
+
+def check_categories(column: pd.Series, key: str, argument: str) -> None:
+    """Raise unless the values of a column are all text, all booleans or all finite numbers, none missing.
+
+    These are the kinds that a saved model can keep and compare with those of new data.
+    """
+    if n_missing := int(column.isna().sum()):
+        raise ValueError(
+            f"adata.obs[{key!r}] has {n_missing} missing values (NaN); fill them or drop those cells."
+        )
+    kinds = _kinds(_values(column))
+    other = {name: value for name, value in kinds.items() if name not in ("text", "numbers", "booleans")}
+    convert = f"convert it: adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)"
+    if other:
+        name, value = next(iter(other.items()))
+        raise ValueError(
+            f"adata.obs[{key!r}] ({argument}) holds values of type {name}, such as {str(value)!r}; expected text, "
+            f"numbers or booleans, which can be saved; {convert}."
+        )
+    if len(kinds) > 1:
+        shown = " and ".join(f"{name} such as {value!r}" for name, value in kinds.items())
+        raise ValueError(f"adata.obs[{key!r}] ({argument}) mixes {shown}; {convert}.")
+    if "numbers" in kinds and not np.isfinite(np.asarray(_values(column), dtype=np.float64)).all():
+        raise ValueError(f"adata.obs[{key!r}] ({argument}) must be finite; correct it or drop those cells.")
+    warn_about_missing_text(column, key)
+
+
+def check_new_categories(column: pd.Series, key: str, known: np.ndarray) -> None:
+    """Raise if a column of new data is text where the reference has numbers, or the reverse, as for 0 and "0"."""
+    ours, theirs = _kinds(_values(column)), _kinds(known)
+    if not ours or not theirs or set(ours) & set(theirs):
+        return
+    (own, value), (wanted, example) = next(iter(ours.items())), next(iter(theirs.items()))
+    kind = {"text": "str", "numbers": type(example).__name__.rstrip("0123456789"), "booleans": "bool"}
+    raise ValueError(
+        f"adata.obs[{key!r}] holds {own} such as {value!r}, the model has {wanted} such as {example!r}; convert it: "
+        f"adata.obs[{key!r}] = adata.obs[{key!r}].astype({kind.get(wanted, 'str')})."
+    )
+
+
+def warn_about_missing_text(column: pd.Series, key: str) -> None:
+    """Warn if text such as "nan" stands for missing values, which it then would not be."""
+    values = _values(column)
+    found = [value for value in values if isinstance(value, str) and value in _MISSING_AS_TEXT]
+    counts: Any = column.value_counts() if found else {}
+    if shown := [f"{int(counts[value])} cells {value!r}" for value in found if counts[value]]:
+        warnings.warn(
+            f"adata.obs[{key!r}] has {' and '.join(shown)}, the text that astype(str) makes of missing values; each "
+            f"counts as a value of its own. Drop those cells, or fill the gaps before astype(str).",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def read_numbers(column: pd.Series, key: str, argument: str) -> np.ndarray:
+    """Return a numeric column, finite and without gaps; float32, shape (n_obs,)."""
+    if n_missing := int(column.isna().sum()):
+        raise ValueError(
+            f"adata.obs[{key!r}] has {n_missing} missing values (NaN); fill them or drop those cells."
+        )
+    if pd.api.types.is_datetime64_any_dtype(column.dtype) or column.dtype.kind == "m":
+        raise ValueError(
+            f"adata.obs[{key!r}] must be numeric, got dates or times, {column.dtype} ({argument}); convert it, for "
+            f"example to days: (adata.obs[{key!r}] - adata.obs[{key!r}].min()) / pd.Timedelta(days=1)."
+        )
+    if column.dtype == object and set(_kinds(_values(column))) <= {"numbers", "booleans"}:
+        column = pd.to_numeric(column)
+    if column.dtype.kind not in "fiub":
+        raise ValueError(
+            f"adata.obs[{key!r}] must be numeric, got {column.dtype}, such as {column.iloc[0]!r} ({argument}); "
+            f"convert it: adata.obs[{key!r}] = pd.to_numeric(adata.obs[{key!r}].astype(str))."
+        )
+    with np.errstate(over="ignore"):
+        values = column.to_numpy(dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"adata.obs[{key!r}] must be finite; correct it or drop those cells.")
+    return values
+
+
+def check_positive(values: np.ndarray, key: str) -> None:
+    """Raise unless all numbers of a column are above zero."""
+    if (values <= 0).any():
+        raise ValueError(f"adata.obs[{key!r}] must be positive.")

@@ -1,0 +1,148 @@
+"""Counts that a trained model predicts: parameters of their distribution, and draws from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+
+from scr2mae._utils.memory import check_array
+from scr2mae.masking import draw_mask
+from scr2mae.model.base import CellModel, check_integer
+from scr2mae.model.inference import InferenceMixin, batch_codes, gene_indices
+from scr2mae.model.scvi_words import understands_scvi
+from scr2mae.model.streaming import n_rows, stream
+from scr2mae.nn.likelihood import log_mean_of_counts
+from scr2mae.nn.module import MEASURED_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+    from torch import Tensor
+
+
+class PredictiveMixin(InferenceMixin, CellModel):
+    """``get_likelihood_parameters`` and ``posterior_predictive_sample``."""
+
+    @understands_scvi
+    @torch.inference_mode()
+    def get_likelihood_parameters(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return mean and dispersion of the negative binomial of every count, given the embedding.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+
+        Returns
+        -------
+        ``mean`` and ``dispersions``, float32, shape ``(n_obs, n_vars)``; a count has variance ``mean + mean**2 / dispersion``.
+        They are exact, since an embedding is a point.
+        """
+        cells, rows = self._trained_cells(adata, indices)
+        shape = n_rows(cells, rows), self.module.n_vars
+        check_array(shape, np.float32, "The means", advice="predict some of the cells at a time by indices=")
+        means = np.empty(shape, dtype=np.float32)
+        for filled, tensors in stream(self.module, cells, rows, batch_size, desc="Predicting"):
+            means[filled] = self._log_mean(tensors).exp().cpu().numpy()
+        theta = self.module.log_theta.exp().cpu().numpy()
+        return {"mean": means, "dispersions": np.broadcast_to(theta, shape).copy()}
+
+    @understands_scvi
+    @torch.inference_mode()
+    def posterior_predictive_sample(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+        transform_batch: str | int | None = None,
+        n_samples: int = 1,
+        gene_list: str | Sequence[str] | None = None,
+        *,
+        batch_size: int | None = None,
+        n_folds: int | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """Draw counts from the negative binomial given the embedding, for predictive checks.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        transform_batch
+            Batch to decode all cells as; None for each cell's own.
+        n_samples
+            Number of draws per count.
+        gene_list
+            Genes to return, or one of them; None for all.
+        n_folds
+            Number of parts of the genes. Each is drawn while it is hidden from the encoder, so that a draw does not know the
+            count that it is compared with. None hides nothing.
+        seed
+            Seed of the draws and of the parts.
+
+        Returns
+        -------
+        ``sparse.GCXS`` of counts, shape ``(n_obs, n_genes)``, or ``(n_obs, n_genes, n_samples)`` for several draws.
+        ``scvi.criticism.PosteriorPredictiveCheck`` takes it.
+        """
+        import sparse
+
+        check_integer("n_samples", n_samples, smallest=1)
+        if n_folds is not None:
+            check_integer("n_folds", n_folds, smallest=2)
+        genes, codes = gene_indices(self.spec, gene_list), batch_codes(self.spec, transform_batch)
+        cells, rows = self._trained_cells(adata, indices)
+        parts = None if n_folds is None else self._folds(cells.measured, n_folds, seed)
+        rng = np.random.default_rng(seed)
+        theta = self.module.log_theta.exp().cpu().numpy().astype(np.float64)[genes, None]
+        drawn = []
+        for _, tensors in stream(self.module, cells, rows, batch_size, desc="Drawing"):
+            if codes[0] is not None:
+                own = tensors[REGISTRY_KEYS.BATCH_KEY]
+                tensors[REGISTRY_KEYS.BATCH_KEY] = torch.full_like(own, codes[0])
+            mean = self._mean_in_folds(tensors, parts).cpu().numpy().astype(np.float64)[:, genes, None]
+            rate = rng.gamma(theta, mean / theta, size=(*mean.shape[:2], n_samples))
+            drawn.append(sparse.COO.from_numpy(rng.poisson(rate).astype(np.float32)))
+        empty = sparse.COO.from_numpy(np.zeros((0, len(genes), n_samples), dtype=np.float32))
+        counts = sparse.concatenate(drawn, axis=0) if drawn else empty
+        return sparse.GCXS(counts[:, :, 0] if n_samples == 1 else counts, compressed_axes=(0,))
+
+    def _log_mean(self, tensors: dict[str, Tensor], mask: Tensor | None = None) -> Tensor:
+        """Return the log mean of the counts of a mini-batch, with the genes in ``mask`` hidden from the encoder."""
+        _, generated = self.module(tensors, inference_kwargs={"mask": mask}, compute_loss=False)
+        library = self.module.log_library(tensors)
+        return log_mean_of_counts(generated["logits"], library, measured=tensors.get(MEASURED_KEY))
+
+    def _mean_in_folds(self, tensors: dict[str, Tensor], parts: list[Tensor] | None) -> Tensor:
+        if parts is None:
+            return self._log_mean(tensors).exp()
+        mean = self._log_mean(tensors).exp()
+        for part in parts:
+            hidden = part.to(mean.device)
+            mean[:, hidden] = self._log_mean(tensors, hidden).exp()[:, hidden]
+        return mean
+
+    def _folds(self, measured: np.ndarray | None, n_folds: int, seed: int) -> list[Tensor]:
+        """Divide the measured genes into parts of equal size; each boolean, shape (n_vars,)."""
+        genes = np.arange(self.module.n_vars) if measured is None else np.flatnonzero(measured)
+        return list(_parts(genes, self.module.n_vars, n_folds, seed))
+
+
+def _parts(genes: np.ndarray, n_vars: int, n_folds: int, seed: int) -> Iterator[Tensor]:
+    left = genes
+    for k in range(min(n_folds, len(genes) - 1)):
+        n_left = n_folds - k
+        chosen = left if n_left == 1 else left[draw_mask(len(left), 1 / n_left, seed=seed, step=k).numpy()]
+        part = torch.zeros(n_vars, dtype=torch.bool)
+        part[torch.from_numpy(chosen)] = True
+        left = np.setdiff1d(left, chosen)
+        yield part

@@ -1,0 +1,209 @@
+"""Words of scvi-tools' models: which mean the same here, which are translated, and what to use in place of the others.
+
+``ARGUMENTS`` and ``METHODS`` are the whole table; the page "Coming from scVI" shows it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any, TypeVar
+
+__all__ = ["ARGUMENTS", "METHODS", "Word", "missing_method", "understands_scvi"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Word:
+    """An argument of scvi-tools.
+
+    ``same`` are the values that ask for what happens anyway; ``any_value`` accepts all. ``into`` is the argument that
+    takes the value instead, ``"plan_kwargs.lr"`` for an entry of it; ``values`` are translated. Any other value is refused
+    with ``reason``, which says what to do.
+    """
+
+    same: tuple[Any, ...] = ()
+    reason: str = ""
+    into: str | None = None
+    values: tuple[tuple[Any, Any], ...] = ()
+    any_value: bool = False
+
+
+_NO_POSTERIOR = "an embedding is a point without a posterior, so nothing is sampled"
+_NO_KL = "the loss has no KL term"
+_PLAN = "pass the entries by plan_kwargs={'lr': ...} and the rest as arguments of train"
+_DEVICE = "use accelerator='gpu' or 'cpu', and devices="
+_FOLDER = "a model is a folder; name it by dir_path"
+_FROZEN = "all weights but those of new categories are kept; that is what makes embeddings comparable"
+
+_SAMPLES = {
+    "n_samples": Word((1, None), _NO_POSTERIOR),
+    "n_samples_overall": Word((None,), _NO_POSTERIOR),
+    "weights": Word((None, "uniform"), _NO_POSTERIOR),
+    "give_mean": Word((True,), _NO_POSTERIOR),
+    "return_mean": Word(
+        (True,), "use get_masked_reconstruction or one value per cell of get_reconstruction_error"
+    ),
+    "return_dist": Word((False,), _NO_POSTERIOR),
+    "mc_samples": Word(any_value=True),
+    "silent": Word(any_value=True),
+}
+
+ARGUMENTS: dict[str, dict[str, Word]] = {
+    "__init__": {
+        "gene_likelihood": Word(("nb",), "counts are negative binomial with one dispersion per gene"),
+        "dispersion": Word(("gene",), "each gene has one dispersion"),
+        "latent_distribution": Word(("normal",), "an embedding is a point of unrestricted coordinates"),
+        "dropout_rate": Word((0, 0.0), "masking regularizes the network; use mask_ratio="),
+        "use_observed_lib_size": Word((True,), "the library size is the total count; use size_factor_key in setup_anndata"),
+        "use_size_factor_key": Word((False, None), "use size_factor_key in setup_anndata"),
+        "encode_covariates": Word((True,), "covariates are inputs of encoder and decoder"),
+        "deeply_inject_covariates": Word((False,), "covariates enter the first layer"),
+        "use_batch_norm": Word(("both", True), "both networks have batch normalization"),
+        "use_layer_norm": Word(("none", False), "both networks have batch normalization"),
+        "batch_representation": Word(("one-hot",), "a batch is one row of weights"),
+    },
+    "setup_anndata": {
+        "copy": Word((False,), "set up adata.copy()"),
+        "sample_key": Word((None,), "use donor_key"),
+        "indices_key": Word((None,), "use adata.obs_names"),
+        "unlabeled_category": Word((None,), "labels are not used in training; leave them missing for probes"),
+        "protein_expression_obsm_key": Word((None,), "proteins are not modeled"),
+    },
+    "train": {
+        "lr": Word(into="plan_kwargs.lr"),
+        "weight_decay": Word(into="plan_kwargs.weight_decay"),
+        "eps": Word(into="plan_kwargs.eps"),
+        "optimizer": Word(into="plan_kwargs.optimizer"),
+        "shuffle_set_split": Word(into="datasplitter_kwargs.shuffle"),
+        "external_indexing": Word(into="datasplitter_kwargs.external_indexing"),
+        "ckpt_path": Word((None,), into="resume"),
+        "use_gpu": Word((None,), _DEVICE),
+        "load_sparse_tensor": Word(any_value=True),
+        "simple_progress_bar": Word(any_value=True),
+        "progress_bar_refresh_rate": Word(any_value=True),
+        "check_val_every_n_epoch": Word((None,), into="check_val_every_n_epoch"),
+        "early_stopping_monitor": Word(
+            into="early_stopping_monitor",
+            values=(
+                ("elbo_validation", "validation_loss"),
+                ("reconstruction_loss_validation", "validation_loss"),
+            ),
+        ),
+        "early_stopping_warmup_epochs": Word((0,), "use early_stopping_patience"),
+        "plan_config": Word((None,), _PLAN),
+        "trainer_config": Word((None,), _PLAN),
+        "train_config": Word((None,), _PLAN),
+        "save_best": Word((None, False), "use early_stopping=True, or callbacks=[ModelCheckpoint(dirpath=...)]"),
+        "n_epochs_kl_warmup": Word((None,), _NO_KL),
+        "n_steps_kl_warmup": Word((None,), _NO_KL),
+        "max_kl_weight": Word((1.0,), _NO_KL),
+        "min_kl_weight": Word((0.0,), _NO_KL),
+        "reduce_lr_on_plateau": Word(
+            (False,), "use plan_kwargs={'learning_rate': scr2mae.train.LearningRateSchedule(...)}"
+        ),
+        "lr_scheduler_metric": Word((None,), "use plan_kwargs={'learning_rate': ...}"),
+        "adversarial_classifier": Word((None, False), "there is no adversarial training; a batch is an input"),
+    },
+    "get_latent_representation": _SAMPLES,
+    "get_normalized_expression": _SAMPLES,
+    "get_likelihood_parameters": {**_SAMPLES, "give_mean": Word((True, False))},
+    "get_reconstruction_error": {name: word for name, word in _SAMPLES.items() if name != "return_mean"},
+    "posterior_predictive_sample": {"silent": Word(any_value=True)},
+    "save": {
+        "prefix": Word((None, ""), _FOLDER),
+        "legacy_mudata_format": Word((False,), "models have one AnnData"),
+        "datamodule": Word((None,), "models are saved without their data module"),
+    },
+    "load": {
+        "prefix": Word((None, ""), _FOLDER),
+        "use_gpu": Word((None,), _DEVICE),
+        "backup_url": Word((None,), "use from_hub"),
+        "datamodule": Word((None,), "load the model, then call train(datamodule=...)"),
+        "allowed_classes_names_list": Word((None,), "call load of the class that saved the model"),
+    },
+    "load_query_data": {
+        "inplace_subset_query_vars": Word((False,), "call prepare_query_anndata(adata, model) first"),
+        "use_gpu": Word((None,), _DEVICE),
+        "unfrozen": Word((False,), _FROZEN),
+        "freeze_expression": Word((True,), _FROZEN),
+        "freeze_decoder_first_layer": Word((True,), _FROZEN),
+        "freeze_batchnorm_encoder": Word((True,), _FROZEN),
+        "freeze_batchnorm_decoder": Word((True,), _FROZEN),
+        "freeze_dropout": Word(any_value=True),
+        "freeze_classifier": Word(any_value=True),
+        "registry": Word((None,), "pass the model or its folder"),
+        "datamodule": Word((None,), "pass an AnnData"),
+    },
+}  # fmt: skip
+"""Arguments of scvi-tools that the methods here do not have, by method."""
+
+METHODS: dict[str, str] = {
+    "differential_expression": (
+        "there is no posterior to sample from, and cells of one donor are not independent. Sum the counts of each donor and cell "
+        "type (pseudobulk) and test them by edgeR or PyDESeq2: "
+        "https://www.sc-best-practices.org/conditions/differential_gene_expression.html"
+    ),
+    "get_elbo": "there is no evidence bound; use history['validation_loss'] or get_reconstruction_error()",
+    "get_marginal_ll": "there is no posterior to integrate over; use get_masked_reconstruction(), the likelihood of hidden genes",
+    "get_feature_correlation_matrix": "use numpy.corrcoef of get_normalized_expression(), or of posterior_predictive_sample()",
+    "get_latent_library_size": "the library size is the total count of a cell, adata.X.sum(axis=1)",
+    "get_aggregated_posterior": "there is no posterior; embed the cells by get_latent_representation()",
+    "minify_adata": "an embedding takes no parameters of a posterior; store get_latent_representation() in adata.obsm and drop X",
+    "predict": "fit a probe to the embedding: scr2mae.probe",
+    "get_mde": "use scanpy.pp.neighbors and scanpy.tl.umap on the embedding",
+}
+"""Methods of scvi-tools' models that do not exist here, and what to use."""
+
+
+def missing_method(name: str) -> str | None:
+    """Return why a method of scvi-tools does not exist here; None if the name is not one."""
+    return f"{name} is not available: {METHODS[name]}." if name in METHODS else None
+
+
+def understands_scvi(function: F) -> F:
+    """Make a method accept the arguments of scvi-tools that mean the same, and explain the others."""
+    words = ARGUMENTS[function.__name__]
+    parameters = signature(function).parameters
+    takes_more = any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values())
+
+    @wraps(function)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        for name in [name for name in kwargs if name not in parameters]:
+            if name in words:
+                _translate(name, words[name], kwargs)
+            elif not takes_more:
+                near = difflib.get_close_matches(name, [*parameters], n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes {[*parameters][1:]}."
+                raise TypeError(f"{function.__name__} does not know {name!r}; {hint}")
+        for name in ("plan_kwargs",) if function.__name__ == "train" else ():
+            for entry in [entry for entry in kwargs.get(name) or {} if entry in words]:
+                plan = dict(kwargs[name])
+                if words[entry].into is None:
+                    _translate(entry, words[entry], plan)
+                kwargs[name] = plan
+        return function(*args, **kwargs)
+
+    return method  # type: ignore[return-value]
+
+
+def _translate(name: str, word: Word, kwargs: dict[str, Any]) -> None:
+    """Take an argument of scvi-tools out of ``kwargs``, put its meaning in, or raise."""
+    value = kwargs.pop(name)
+    if word.any_value or any(
+        value is same or (type(value) is type(same) and value == same) for same in word.same
+    ):
+        return
+    if word.into is None:
+        same = f" (only {name}={word.same[0]!r}, which is what happens)" if word.same else ""
+        raise TypeError(f"{name}={value!r} is not available{same}: {word.reason}.")
+    value = dict(word.values).get(value, value) if word.values else value
+    argument, _, entry = word.into.partition(".")
+    if not entry:
+        kwargs[argument] = value
+    else:
+        kwargs[argument] = {**(kwargs.get(argument) or {}), entry: value}
