@@ -69,7 +69,7 @@ def with_extreme_ages(counts: Path, cells: slice) -> dict[str, Any]:
     adata.obs.iloc[cells, adata.obs.columns.get_loc("age")] = np.float32(3e38)
     R2MAEModel.setup_anndata(adata, continuous_covariate_keys=["age"])
     model = R2MAEModel(adata, n_hidden=16, n_latent=4)
-    model.module.standardize_covariates = lambda values: None
+    model.module.standardize.fit = lambda values: None
     error = ""
     try:
         model.train(

@@ -184,7 +184,7 @@ def test_bad_cells_are_named_without_further_compilations(adata: AnnData) -> Non
     adata.obs["age"] = np.float32(3e38)
     R2MAEModel.setup_anndata(adata, continuous_covariate_keys=["age"])
     model, backend = R2MAEModel(adata, n_hidden=16, n_latent=4), Counting()
-    model.module.standardize_covariates = lambda values: None
+    model.module.standardize.fit = lambda values: None
     with pytest.raises(NonFiniteError, match=r"last 20 steps .* cells \['cell\d+', .*drop or scale them"):
         model.train(
             50,

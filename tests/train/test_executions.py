@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from scr2mae import R2MAEModel
 from scr2mae._utils.batches import BatchLoader, ExecutionLoader
 from scr2mae.data import CellDataModule
-from scr2mae.nn.module import R2MAEModule
+from scr2mae.nn.layers import Standardize
 from scr2mae.train import LearningRateSchedule
 from scr2mae.train.callbacks import CurriculumLog
 from scr2mae.train.executions import choose_steps
@@ -115,7 +115,7 @@ def test_callbacks_see_iterations_only_on_request(
 def test_a_step_that_is_not_finite_is_skipped_alone_and_its_cell_is_named(
     simulate: Callable[..., AnnData], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(R2MAEModule, "standardize_covariates", lambda module, values: None)
+    monkeypatch.setattr(Standardize, "fit", lambda module, values: None)
     adata = simulate()
     adata.obs["age"] = adata.obs["age"].astype(np.float32)
     adata.obs.loc[["cell5", "cell9", "cell21"], "age"] = np.float32(3e38)

@@ -66,7 +66,7 @@ def extreme(adata: AnnData, cells: Any) -> R2MAEModel:
     model = R2MAEModel(adata, n_hidden=16, n_latent=4)
     counts = torch.from_numpy(adata.X.toarray())
     model.module.start_from(counts, counts.sum(dim=1, keepdim=True).log(), seed=0)
-    model.module.standardize_covariates = lambda values: None
+    model.module.standardize.fit = lambda values: None
     return model
 
 

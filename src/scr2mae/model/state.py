@@ -132,7 +132,7 @@ def _checked(
             expected = network.state_dict()
         except (RuntimeError, ValueError):  # sizes beyond any address
             pass
-    for name, value in (("continuous_mean", 0.0), ("continuous_factor", 1.0)):
+    for name, value in (("standardize.mean", 0.0), ("standardize.factor", 1.0)):
         if name in expected and name not in weights:  # folders of models that did not standardize
             weights[name] = torch.full(tuple(expected[name].shape), value)
     _check_weights(weights, expected, place)

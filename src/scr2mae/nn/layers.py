@@ -10,7 +10,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CovariateLinear", "CovariateMLP", "CovariateShift", "SparseRows", "batch_norm"]
+__all__ = ["CovariateLinear", "CovariateMLP", "CovariateShift", "SparseRows", "Standardize", "batch_norm"]
+
+_SMALLEST_SCALE = 1e-7  # of a standard deviation, relative to the values; float32 resolves no less
 
 
 class SparseRows(NamedTuple):
@@ -160,3 +162,31 @@ def batch_norm(n_features: int, *, affine: bool = True) -> nn.BatchNorm1d:
     a good part of the whole training on a thousand cells.
     """
     return nn.BatchNorm1d(n_features, eps=1e-3, momentum=0.1, affine=affine)
+
+
+class Standardize(nn.Module):
+    """Subtract the mean of continuous covariates over the training cells and divide by their standard deviation.
+
+    Before :meth:`fit`, as in models of the first versions, values stay as they are. A column that does not vary over the
+    training cells becomes zero.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, n_continuous: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_continuous))
+        self.register_buffer("factor", torch.ones(n_continuous))
+
+    def fit(self, values: Tensor) -> None:
+        """Take mean and scale from the values of the training cells, (n_obs, n_continuous)."""
+        values = values.double()
+        scale = values.std(dim=0, correction=0)
+        varies = scale > _SMALLEST_SCALE * values.abs().amax(dim=0)
+        self.mean.copy_(values.mean(dim=0))
+        self.factor.copy_(torch.where(varies, 1 / scale, 0.0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return standardized values, (n_obs, n_continuous)."""
+        return (values - self.mean) * self.factor

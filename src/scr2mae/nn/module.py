@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scr2mae.masking import draw_mask
 from scr2mae.nn.curriculum import scale_gradient
-from scr2mae.nn.layers import CovariateMLP, CovariateShift
+from scr2mae.nn.layers import CovariateMLP, CovariateShift, Standardize
 from scr2mae.nn.likelihood import log_mean_of_counts, nb_log_prob, shapes_are_free
 
 if TYPE_CHECKING:
@@ -85,10 +85,7 @@ class R2MAEModule(BaseModuleClass):
         self.to_logits = nn.Linear(n_hidden if n_layers_decoder else n_latent, n_vars)
         self.log_theta = nn.Parameter(torch.zeros(n_vars))
         self.curriculum = None if curriculum is None else curriculum.for_cells(n_vars)
-        self.n_continuous = n_continuous
-        if n_continuous:
-            self.register_buffer("continuous_mean", torch.zeros(n_continuous))
-            self.register_buffer("continuous_factor", torch.ones(n_continuous))
+        self.standardize = Standardize(n_continuous) if n_continuous else None
         self.is_query = n_new_categories is not None
         if self.is_query:
             for name, parameter in self.named_parameters():
@@ -107,19 +104,6 @@ class R2MAEModule(BaseModuleClass):
         """Switch to training mode; a query keeps the running statistics of its reference."""
         return super().train(mode and not self.is_query)
 
-    def standardize_covariates(self, continuous: Tensor) -> None:
-        """Keep mean and scale of the continuous covariates, by which they are standardized from now on.
-
-        Parameters
-        ----------
-        continuous
-            Values of the training cells, shape (n_obs, n_continuous). A column that does not vary becomes zero.
-        """
-        values = continuous.double()
-        scale = values.std(dim=0, correction=0)
-        self.continuous_mean.copy_(values.mean(dim=0))
-        self.continuous_factor.copy_(torch.where(scale > 1e-7 * values.abs().amax(dim=0), 1 / scale, 0.0))
-
     def _covariates(self, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
         batch, further = tensors[REGISTRY_KEYS.BATCH_KEY], tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
         # Data modules without a batch send None.
@@ -127,8 +111,8 @@ class R2MAEModule(BaseModuleClass):
             torch.zeros_like(tensors[REGISTRY_KEYS.X_KEY][:, :1]).long() if batch is None else batch.long()
         )
         continuous = tensors.get(REGISTRY_KEYS.CONT_COVS_KEY)
-        if continuous is not None and self.n_continuous:
-            continuous = (continuous.float() - self.continuous_mean) * self.continuous_factor
+        if continuous is not None and self.standardize is not None:
+            continuous = self.standardize(continuous.float())
         return {
             "categories": batch if further is None else torch.cat([batch, further.long()], dim=1),
             "continuous": continuous,

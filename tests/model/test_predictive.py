@@ -1,0 +1,136 @@
+"""Means, dispersions and draws of the predicted counts; mini-batches of a caller."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.criticism import PosteriorPredictiveCheck
+
+from scr2mae import R2MAEModel
+from scr2mae.data import CellLoader, read_cells
+
+
+def test_likelihood_parameters_give_the_reconstruction_error(reference: R2MAEModel) -> None:
+    found = reference.get_likelihood_parameters()
+    mean, theta = (found[name].astype(np.float64) for name in ("mean", "dispersions"))
+    counts = reference.adata.X.toarray()
+    nll = -scipy.stats.nbinom.logpmf(counts, theta, theta / (theta + mean)).sum(axis=1)
+    errors = reference.get_reconstruction_error(return_mean=False)["reconstruction_loss"]
+    np.testing.assert_allclose(errors, nll, rtol=1e-4)
+    assert reference.get_reconstruction_error()["reconstruction_loss"] == pytest.approx(errors.mean())
+    np.testing.assert_allclose(mean.sum(axis=1), counts.sum(axis=1), rtol=1e-4)
+
+
+def test_draws_have_the_mean_and_variance_of_the_likelihood(trained: R2MAEModel) -> None:
+    drawn = trained.posterior_predictive_sample(indices=[0, 1, 2], n_samples=4000, seed=1).todense()
+    found = trained.get_likelihood_parameters(indices=[0, 1, 2])
+    mean, theta = found["mean"], found["dispersions"]
+    assert drawn.shape == (3, 60, 4000)
+    np.testing.assert_allclose(drawn.mean(axis=2), mean, rtol=0.2, atol=0.1)
+    variance = mean + mean**2 / theta
+    assert np.corrcoef(drawn.var(axis=2).ravel(), variance.ravel())[0, 1] > 0.95
+
+
+def test_draws_are_repeatable_and_those_of_the_genes_asked_for(trained: R2MAEModel) -> None:
+    first = trained.posterior_predictive_sample(indices=np.arange(5), gene_list=["gene7", "gene3"])
+    again = trained.posterior_predictive_sample(indices=np.arange(5), gene_list=["gene7", "gene3"])
+    other = trained.posterior_predictive_sample(indices=np.arange(5), gene_list=["gene7", "gene3"], seed=1)
+    assert first.shape == (5, 2)
+    np.testing.assert_array_equal(first.todense(), again.todense())
+    assert (first.todense() != other.todense()).any()
+    assert trained.posterior_predictive_sample(indices=[0], gene_list="gene3").shape == (1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+@pytest.mark.parametrize("n_folds", [2, 5, 100])
+def test_a_draw_in_folds_does_not_know_the_count_that_it_is_compared_with(
+    n_folds: int, trained: R2MAEModel, adata: AnnData
+) -> None:
+    parts = trained._folds(None, n_folds, 0)
+    assert torch.stack(parts).sum(dim=0).max() == 1
+    changed = adata.copy()
+    X = changed.X.toarray()
+    gene = int(parts[0].nonzero()[0])
+    X[0, gene] += 1000
+    changed.X = X
+    tensors = [next(iter(CellLoader(read_cells(a, trained.spec), batch_size=1))) for a in (adata, changed)]
+    with torch.inference_mode():
+        means = [
+            trained._mean_in_folds(each, parts)[0, gene] / each[REGISTRY_KEYS.X_KEY].sum() for each in tensors
+        ]
+    assert float(means[0]) == pytest.approx(float(means[1]), rel=0.2)
+    panel = trained.posterior_predictive_sample(adata[:, :50].copy(), n_folds=min(n_folds, 5))
+    assert panel.shape == (120, 60)
+
+
+def test_arguments_out_of_range_are_refused(trained: R2MAEModel) -> None:
+    with pytest.raises(ValueError, match="n_samples must be at least 1"):
+        trained.posterior_predictive_sample(n_samples=0)
+    with pytest.raises(ValueError, match="n_folds must be at least 2"):
+        trained.posterior_predictive_sample(n_folds=1)
+
+
+def test_the_criticism_of_scvi_tools_takes_the_model(trained: R2MAEModel, adata: AnnData) -> None:
+    check = PosteriorPredictiveCheck(trained.adata, {"r2mae": trained}, n_samples=2)
+    check.coefficient_of_variation("features")
+    check.zero_fraction()
+    assert len(check.metrics) == 2
+
+
+# --- mini-batches of a caller
+
+
+def batches(model: R2MAEModel, adata: AnnData, **changes: Any) -> list[dict[str, Any]]:
+    found = list(CellLoader(read_cells(adata, model.spec), batch_size=50))
+    return [{**each, **{key: change(each[key]) for key, change in changes.items()}} for each in found]
+
+
+def test_mini_batches_of_a_caller_give_what_the_data_give(reference: R2MAEModel, adata: AnnData) -> None:
+    given = batches(reference, adata)
+    np.testing.assert_allclose(
+        reference.get_latent_representation(dataloader=given),
+        reference.get_latent_representation(adata),
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        reference.get_normalized_expression(dataloader=given, return_numpy=True),
+        reference.get_normalized_expression(adata, return_numpy=True),
+        rtol=1e-4,
+    )
+    assert reference.get_normalized_expression(dataloader=given).columns.tolist() == adata.var_names.tolist()
+    for return_mean in (True, False):
+        np.testing.assert_allclose(
+            reference.get_reconstruction_error(dataloader=given, return_mean=return_mean)[
+                "reconstruction_loss"
+            ],
+            reference.get_reconstruction_error(adata, return_mean=return_mean)["reconstruction_loss"],
+            rtol=1e-5,
+        )
+
+
+REFUSED: dict[str, tuple[Callable[[R2MAEModel, AnnData], Any], str]] = {
+    "genes": (lambda m, a: batches(m, a, X=lambda x: x[:, :50]), "yields 50 genes, but the model has 60"),
+    "codes": (lambda m, a: batches(m, a, batch=lambda x: x + 5), "yields batch codes from 5 to 6, the model has 2"),
+    "covariate": (lambda m, a: [{k: v for k, v in b.items() if "continuous" not in k} for b in batches(m, a)], "lacks ['extra_continuous_covs']"),
+    "tuples": (lambda m, a: [(1, 2)], "must yield dicts with scvi-tools' keys"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize(
+    "method", ["get_latent_representation", "get_normalized_expression", "get_reconstruction_error"]
+)
+def test_mini_batches_that_do_not_fit_the_model_are_refused(
+    kind: str, method: str, reference: R2MAEModel, adata: AnnData
+) -> None:
+    make, message = REFUSED[kind]
+    with pytest.raises(ValueError, match="dataloader") as caught:
+        getattr(reference, method)(dataloader=make(reference, adata))
+    assert message in str(caught.value)
+    with pytest.raises(ValueError, match="leave out adata, indices, batch_size"):
+        getattr(reference, method)(adata, dataloader=[])
