@@ -15,6 +15,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
+from scvi_cases import ABSENT, COVERED
 from torch.utils.data import DataLoader
 
 from scr2mae import R2MAEModel
@@ -357,3 +358,163 @@ def test_a_subclass_has_managers_and_folders_of_its_own(adata: AnnData, tmp_path
     assert type(Other.load(tmp_path / "model")) is Other
     with pytest.raises(ValueError, match="contains a Other, not a R2MAEModel"):
         R2MAEModel.load(tmp_path / "model")
+
+
+# --- what the tests of scvi-tools 1.4.2 are about
+
+
+def test_every_test_of_scvi_tools_has_a_counterpart_or_a_reason() -> None:
+    assert len(ABSENT) <= 38
+    assert not set(ABSENT) & set(COVERED)
+    assert all(len(reason.split()) > 3 for reason in ABSENT.values())
+    here = Path(__file__).parent
+    for about, place in COVERED.items():
+        file, _, function = place.partition("::")
+        assert f"def {function}(" in (here / file).read_text(encoding="utf-8"), about
+
+
+@pytest.fixture
+def quick(model: R2MAEModel) -> R2MAEModel:
+    """The model of two covariates and one continuous, trained for one epoch."""
+    model.train(1, **QUICK)
+    return model
+
+
+def test_data_with_other_batches_are_not_attached(
+    reference: R2MAEModel, simulate: Callable[..., AnnData], tmp_path: Path
+) -> None:
+    reference.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="which the model has not seen"):
+        R2MAEModel.load(tmp_path / "model", simulate(batches=("b8", "b9")))
+
+
+@pytest.mark.parametrize("names", [("b0", "b1"), (0, 1), (0.0, 1.0), (False, True)], ids=str)
+def test_expression_in_one_batch_or_several_by_name_or_number(names: tuple[Any, Any], adata: AnnData) -> None:
+    adata.obs["lane"] = np.array(names)[np.arange(120) % 2]
+    R2MAEModel.setup_anndata(adata, batch_key="lane")
+    model = R2MAEModel(adata, **TINY)
+    model.train(1, **QUICK)
+    first, second, both = (
+        model.get_normalized_expression(transform_batch=batch, return_numpy=True)
+        for batch in (names[0], names[1], list(names))
+    )
+    np.testing.assert_allclose(both, (first + second) / 2, rtol=1e-5)
+
+
+def test_views_and_copies_embed_as_their_original(quick: R2MAEModel, adata: AnnData) -> None:
+    expected = quick.get_latent_representation()
+    np.testing.assert_allclose(quick.get_latent_representation(adata[:10]), expected[:10], atol=1e-5)
+    np.testing.assert_allclose(quick.get_latent_representation(adata.copy()), expected, atol=1e-5)
+    assert quick.get_latent_representation(adata, indices=[1, 2, 3]).shape == (3, 2)
+
+
+def test_a_monitor_of_the_learning_rate_writes_to_the_logger(model: R2MAEModel, tmp_path: Path) -> None:
+    logger = pl.loggers.CSVLogger(tmp_path)
+    monitor = pl.callbacks.LearningRateMonitor()
+    model.train(2, **QUICK, callbacks=[monitor], logger=logger, log_every_n_steps=1)
+    assert any("lr-Adam" in path.read_text() for path in tmp_path.rglob("metrics.csv"))
+
+
+def test_a_last_mini_batch_of_one_cell_is_left_out(adata: AnnData) -> None:
+    model = R2MAEModel(adata, **TINY)
+    model.train(1, train_size=1.0, accelerator="cpu", enable_progress_bar=False, batch_size=119)
+    assert len(model.history["train_loss_step"]) == 1
+
+
+def test_the_data_of_a_model_can_be_exchanged(quick: R2MAEModel, simulate: Callable[..., AnnData]) -> None:
+    other = simulate(seed=4)
+    expected = quick.get_latent_representation(other)
+    quick.adata = other
+    np.testing.assert_array_equal(quick.get_latent_representation(), expected)
+    without = simulate(seed=5)
+    del without.obs["batch"]
+
+    def exchange() -> None:
+        quick.adata = without
+        quick.get_latent_representation()
+
+    with pytest.raises(KeyError, match="batch"):
+        exchange()
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_a_backed_file_trains(mode: str, adata: AnnData, tmp_path: Path) -> None:
+    import anndata
+
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed=mode)
+    R2MAEModel.setup_anndata(backed, batch_key="batch")
+    model = R2MAEModel(backed, **TINY)
+    model.train(1, **QUICK)
+    assert model.get_latent_representation().shape == (120, 2)
+
+
+@pytest.mark.parametrize("lacking", ["chemistry", "age"])
+def test_a_query_needs_the_covariates_of_its_reference_and_may_have_others(
+    lacking: str, reference: R2MAEModel, simulate: Callable[..., AnnData]
+) -> None:
+    query = simulate(60, seed=3, batches=("b0", "b9"))
+    query.obs["other"] = "x"
+    query.obs["chemistry"] = query.obs["chemistry"].cat.rename_categories({"v2": "v9"})
+    found = R2MAEModel.load_query_data(query.copy(), reference, accelerator="cpu")
+    assert found.n_new_categories_ == [1, 1]
+    assert found.registry["setup_args"]["categorical_covariate_keys"] == ["chemistry"]
+    del query.obs[lacking]
+    with pytest.raises(KeyError, match=f"No '{lacking}' in adata.obs"):
+        R2MAEModel.load_query_data(query, reference)
+
+
+@pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+def test_a_query_is_prepared_in_its_layer(adata: AnnData, simulate: Callable[..., AnnData]) -> None:
+    adata.layers["counts"] = adata.X.copy()
+    R2MAEModel.setup_anndata(adata, layer="counts", batch_key="batch")
+    model = R2MAEModel(adata, **TINY)
+    query = simulate(60, seed=3, batches=("b9",))
+    query.layers["counts"] = query.X.copy()
+    query.var_names = [*(f"other{i}" for i in range(10)), *query.var_names[10:]]
+    R2MAEModel.prepare_query_anndata(query, model)
+    assert query.layers["counts"][:, :10].nnz == 0
+    assert query.var_names.equals(adata.var_names)
+    assert R2MAEModel.load_query_data(query, model).spec.layer == "counts"
+
+
+def test_only_the_rows_of_new_batches_have_a_gradient(
+    reference: R2MAEModel, simulate: Callable[..., AnnData]
+) -> None:
+    query = R2MAEModel.load_query_data(
+        simulate(60, seed=3, batches=("b0", "b9")), reference, accelerator="cpu"
+    )
+    trainable = {name for name, p in query.module.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(name.endswith(".new") for name in trainable)
+    before = reference.get_latent_representation()
+    query.train(1, **QUICK)
+    np.testing.assert_array_equal(query.get_latent_representation(reference.adata, integrated=False), before)
+
+
+def test_the_splitter_of_scvi_tools_trains(model: R2MAEModel, adata: AnnData) -> None:
+    from scvi.dataloaders import DataSplitter
+
+    sides = [np.arange(90), np.arange(90, 120), None]
+    splitter = DataSplitter(model.adata_manager, external_indexing=sides, batch_size=30)
+    model.train(1, datamodule=splitter, accelerator="cpu", enable_progress_bar=False)
+    assert model.is_trained
+    assert float(model.module.standardize.mean) == pytest.approx(adata.obs["age"][:90].mean(), abs=1e-5)
+
+
+def test_the_data_loader_of_scvi_tools_is_taken(quick: R2MAEModel, adata: AnnData) -> None:
+    loader = quick._make_data_loader(adata)
+    np.testing.assert_allclose(
+        quick.get_latent_representation(dataloader=loader), quick.get_latent_representation(adata), atol=1e-5
+    )
+    assert quick.get_reconstruction_error(dataloader=loader)["reconstruction_loss"] > 0
+
+
+def test_workers_of_the_loader_change_nothing(adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    import scvi
+
+    plain, workers = R2MAEModel(adata, **TINY), R2MAEModel(adata, **TINY)
+    plain.train(1, **QUICK)
+    monkeypatch.setattr(scvi.settings, "dl_num_workers", 7)
+    workers.train(1, **QUICK)
+    torch.testing.assert_close(workers.module.state_dict(), plain.module.state_dict(), rtol=0, atol=0)

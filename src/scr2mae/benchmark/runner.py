@@ -17,6 +17,7 @@ from scr2mae.benchmark.pretraining import Options
 from scr2mae.benchmark.results import Benchmark, write_about
 from scr2mae.benchmark.table import results_frame
 from scr2mae.benchmark.tasks import Task, as_tasks
+from scr2mae.data.containers import check_anndata
 from scr2mae.probe.inputs import Kind
 
 
@@ -130,6 +131,7 @@ def run(
         ratios=tuple(ratios),
         accelerator=accelerator,
     )
+    check_anndata(adata)
     chosen = make_methods(methods, adata, options)
     # Invalid data and settings raise here, before the first fit.
     design = make_design(

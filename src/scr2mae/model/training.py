@@ -250,7 +250,8 @@ class TrainingMixin(IntegrationMixin):
         else:
             sample = first_cells(datamodule, _START_CELLS, seed=seed)
             values = torch.cat([tensors[REGISTRY_KEYS.CONT_COVS_KEY].float() for tensors in sample])
-        self.module.standardize.fit(values)
+        layer: Any = self.module.standardize
+        layer.fit(values)
 
     def _training_plan(self, seed: int, plan_kwargs: dict[str, Any]) -> MaskedTrainingPlan:
         curriculum = None if self.module.is_query else self.curriculum

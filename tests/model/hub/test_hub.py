@@ -288,3 +288,25 @@ def test_the_methods_name_their_arguments():
     assert set(inspect.signature(R2MAEModel.push_to_hub).parameters) == {"self", "repo", *options}
     options = {"revision", "adata", "accelerator", "device", "token"}
     assert set(inspect.signature(R2MAEModel.from_hub).parameters) == {"repo", *options}
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (
+            "OfflineModeIsEnabled",
+            ConnectionError,
+            "offline mode .HF_HUB_OFFLINE., so ann/blood cannot be reached",
+        ),
+        ("LocalTokenNotFoundError", PermissionError, "needs a token to write; run 'hf auth login'"),
+    ],
+)
+def test_offline_mode_and_a_missing_token_are_explained(
+    name: str, error: type[Exception], message: str
+) -> None:
+    from huggingface_hub import errors
+
+    from scr2mae.model.hub import _readable_errors
+
+    with pytest.raises(error, match=message), _readable_errors("ann/blood", "main"):
+        raise getattr(errors, name)("theirs")
