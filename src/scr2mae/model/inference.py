@@ -83,8 +83,7 @@ class InferenceMixin(IntegrationMixin):
         """
         if dataloader is not None:
             batches = self._given_batches(dataloader, adata, indices, batch_size, out)
-            embedded = [self._embedded(tensors, integrated) for tensors in batches]
-            return np.concatenate(embedded)
+            return np.concatenate([self._embedded(tensors, integrated) for tensors in batches])
         cells, rows = self._trained_cells(adata, indices)
         shape = n_rows(cells, rows), self.module.n_latent
         if out is None:
@@ -161,11 +160,11 @@ class InferenceMixin(IntegrationMixin):
             )
         spec = self.spec
         genes, batches = gene_indices(spec, gene_list), batch_codes(spec, transform_batch)
-        scale = None if is_observed else float(library_size)
-        options: dict[str, Any] = {"genes": genes, "batches": batches, "scale": scale}
+        options: dict[str, Any] = {"genes": genes, "batches": batches}
+        options["scale"] = None if is_observed else float(library_size)
         if dataloader is not None:
             given = self._given_batches(dataloader, adata, indices, batch_size)
-            values = np.concatenate([self._decode(tensors, **options) for tensors in given])
+            values = np.concatenate([self._decode(each, **options) for each in given])
             return values if return_numpy else pd.DataFrame(values, columns=spec.var_names[genes])
         cells, rows = self._trained_cells(adata, indices)
         shape = n_rows(cells, rows), len(genes)
@@ -246,8 +245,8 @@ class InferenceMixin(IntegrationMixin):
         """Return the negative log-likelihood and the library size of each cell of a mini-batch, shape (2, n_obs)."""
         _, generated = self.module(tensors, compute_loss=False)
         nll = self.module.element_nll(tensors, generated["logits"])
-        measured = tensors.get(MEASURED_KEY)
-        nll = nll if measured is None else nll[:, measured]
+        if (measured := tensors.get(MEASURED_KEY)) is not None:
+            nll = nll[:, measured]
         library = self.module.log_library(tensors).exp().squeeze(1)
         return np.stack([nll.double().sum(dim=1).cpu().numpy(), library.double().cpu().numpy()])
 
@@ -326,9 +325,7 @@ class InferenceMixin(IntegrationMixin):
     ) -> Iterator[dict[str, Any]]:
         """Check the mini-batches of a caller against the model and yield them on its device."""
         if any(each is not None for each in (adata, indices, batch_size, out)):
-            raise ValueError(
-                "dataloader= has its own cells and batches; leave out adata, indices, batch_size and out."
-            )
+            raise ValueError("dataloader= has its own cells; leave out adata, indices, batch_size and out.")
         self._check_if_trained(warn=False, message=_NOT_TRAINED)
         self.module.eval()
         return loader_batches(self.module, dataloader, self.spec)

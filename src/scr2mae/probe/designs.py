@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from scipy.stats import chi2_contingency
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from scr2mae.data.columns import find_column
 from scr2mae.metrics import spearman
 from scr2mae.probe.folds import Folds
-from scr2mae.probe.inputs import Kind, Target, obs_column, read_target
+from scr2mae.probe.inputs import Kind, Target, read_target
 
 logger = logging.getLogger(__name__)
 _COLUMNS = (
@@ -75,7 +76,7 @@ def design_table(
     described = read_target(adata.obs, target, kind, donor_key=donor_key, sample_key=sample_key)
     rows = []
     for column in columns:
-        values, y = _unit_values(described, obs_column(adata.obs, column))
+        values, y = _unit_values(described, find_column(adata.obs, column))
         row = _compare(values, y, kind)
         rows.append({"column": column, **row, "missing": len(np.unique(described.units)) - len(y)})
         if row["determines"]:
@@ -139,7 +140,7 @@ def covariate_features(obs: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.
     """Return covariates as features: standardized numbers, and one column per category, missing values included."""
     parts = []
     for name in columns:
-        column = obs_column(obs, name)
+        column = find_column(obs, name)
         if pd.api.types.is_numeric_dtype(column) and column.nunique() > 10:
             numbers = column.to_numpy(dtype=float)[:, None]
             numbers = np.where(np.isnan(numbers), np.nanmean(numbers), numbers)

@@ -10,12 +10,14 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from scr2mae.data.columns import find_column
+from scr2mae.data.containers import check_anndata
 from scr2mae.metrics import group_means
 from scr2mae.probe.calibration import Calibration, Method, cross_calibrate, fit_calibration, reliability
 from scr2mae.probe.designs import covariate_features, design_table, level_folds
 from scr2mae.probe.features import Embedder, fitted_features, reconstruction
 from scr2mae.probe.folds import make_folds
-from scr2mae.probe.inputs import Kind, Target, as_text, obs_column, read_target
+from scr2mae.probe.inputs import Kind, Target, as_text, read_donors, read_target
 from scr2mae.probe.kept import Probe
 from scr2mae.probe.linear import HeldOut, fit_map, hold_out, log_odds
 from scr2mae.probe.rejection import fit_rejection
@@ -119,6 +121,8 @@ def fit_probe(
     >>> bool(call["prediction"] == new.obs["disease"].iloc[0])
     True
     """
+    check_anndata(adata)
+    read_donors(adata.obs, donor_key)  # warns about names that may not be donors
     described = read_target(
         adata.obs, target, kind, donor_key=donor_key, sample_key=sample_key, cell_level=cell_level
     )
@@ -148,7 +152,7 @@ def fit_probe(
         alone = hold_out(Z, described.y, described.donors, folds, **options)
         tables.append(score_table("covariates", described, truth, _plain(alone, classify), **settings))
     if holdout_key is not None:
-        levels = as_text(obs_column(adata.obs.iloc[described.rows], holdout_key), repr(holdout_key))
+        levels = as_text(find_column(adata.obs.iloc[described.rows], holdout_key), repr(holdout_key))
         apart = level_folds(levels, described.donors)
         other = hold_out(X, described.y, described.donors, apart, like=linear, **options)
         name = f"embedding, {holdout_key} held out"

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import norm
 
+from scr2mae.data.columns import find_column
 from scr2mae.probe.calibration import Calibration
 from scr2mae.probe.donors import conformal_width, unit_means
 from scr2mae.probe.features import Embedder, Features, reconstruction
-from scr2mae.probe.inputs import Kind, as_text, obs_column
+from scr2mae.probe.inputs import Kind, as_text
 from scr2mae.probe.linear import LinearMap, log_odds
 from scr2mae.probe.rejection import Rejection
 from scr2mae.probe.splits import shorten
@@ -211,7 +212,7 @@ class Probe:
         if not 0 < confidence < 1:
             raise ValueError(f"Wanted confidence between 0 and 1, got {confidence}.")
         keys = [donor_key or self.donor_key, *([] if sample_key is None else [sample_key])]
-        groups = {key: as_text(obs_column(adata.obs, key), repr(key)) for key in keys}
+        groups = {key: as_text(find_column(adata.obs, key), repr(key)) for key in keys}
         X, unknown = self._read(adata, model)
         self._warn_about_donors(adata, donor_key)
         members = pd.DataFrame(groups).groupby(keys, sort=True)
@@ -385,7 +386,7 @@ class Probe:
         key = donor_key or self.donor_key
         if donor_key is None and key not in adata.obs:
             return
-        present = set(obs_column(adata.obs, key).dropna().astype(str))
+        present = set(find_column(adata.obs, key).dropna().astype(str))
         if shared := sorted(present & set(self.donors)):
             warnings.warn(
                 f"{len(shared)} donor(s) of the fit are among those predicted: {shorten(shared)}. Their predictions "

@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import mannwhitneyu, rankdata
 from scipy.stats import permutation_test as sign_flip_test
 
+from scr2mae.data.columns import find_column
 from scr2mae.metrics import group_means
 from scr2mae.probe.fitting import check_donors
 from scr2mae.probe.folds import make_folds
-from scr2mae.probe.inputs import Kind, Target, obs_column, read_representation, read_target
+from scr2mae.probe.inputs import Kind, Target, read_representation, read_target
 from scr2mae.probe.linear import hold_out
 from scr2mae.probe.ridge import ALPHAS, UnitMoments
 
@@ -157,7 +158,7 @@ def _strata(
         columns["donor"] = owners
         unit = f"{unit.partition('_and_')[0]}, labels within donors"
     for name in strata:
-        values = obs_column(obs, name).astype(str).to_numpy()
+        values = find_column(obs, name).astype(str).to_numpy()
         if pd.Series(values).groupby(target.units).nunique().max() > 1:
             raise ValueError(f"{name!r} varies within a unit; strata are properties of donors or samples.")
         columns[name] = values[first]
