@@ -72,7 +72,7 @@ ABSENT: dict[str, str] = {
     "normal likelihood": _NB,
     "dispersion by gene and cell": _NB,
     "activation of the variance": _POSTERIOR,
-    "logistic normal latent space": "coordinates are unrestricted",
+    "logistic normal latent space": "coordinates of an embedding are unrestricted",
     "embeddings of batches": "a batch is one row of weights",
     "embeddings of batches, saved": "a batch is one row of weights",
     "prefix of a saved model": "a model is a folder of its own",

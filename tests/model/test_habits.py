@@ -406,12 +406,15 @@ def test_counts_in_every_storage_train_and_embed_alike(
     kind: str, simulate: Callable[..., AnnData], trained: R2MAEModel, train_tiny: Any
 ) -> None:
     expected = trained.get_latent_representation()
-    np.testing.assert_allclose(trained.get_latent_representation(HELD[kind](simulate())), expected, atol=1e-5)
+    np.testing.assert_allclose(trained.get_latent_representation(HELD[kind](simulate())), expected, atol=1e-4)
+    expected = train_tiny(simulate()).get_latent_representation()
     model = train_tiny(HELD[kind](simulate()))
     np.testing.assert_allclose(model.get_latent_representation(), expected, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Writing zarr v2 data:UserWarning", "ignore:zarr v3 autosharding:UserWarning"
+)
 @pytest.mark.parametrize("version", [2, 3])
 def test_zarr_2_and_3_embed_alike(version: int, trained: R2MAEModel, adata: AnnData, tmp_path: Path) -> None:
     from anndata import settings

@@ -44,7 +44,7 @@ def torch_device(accelerator: str, device: int | str) -> torch.device:
 
 def check_device(device: torch.device | int | str) -> torch.device:
     """Return a device by its name or number; raise if this machine lacks it."""
-    found = torch.device(device)
+    found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     if found.type in ("cuda", "mps"):
         torch_device(found.type, "auto")
         if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():

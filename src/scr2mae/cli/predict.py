@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Annotated
 
 from scr2mae.cli import options as opt
-from scr2mae.cli.files import check_exists, check_input_file, check_output, read_anndata, replacing
+from scr2mae.cli.files import check_exists, check_input_file, check_output, replacing
 from scr2mae.cli.process import loading, results
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def predict(
     if donors is not None:
         check_output(donors, force=force)
     with loading():
+        from scr2mae.data.store import read_file
         from scr2mae.probe import Probe
 
     trained = None
@@ -68,7 +69,7 @@ def predict(
 
         trained = R2MAEModel.load(model, accelerator=accelerator)
     kept = Probe.load(probe, model=trained)
-    adata = read_anndata(input, backed="r")
+    adata = read_file(input, backed="r")
     try:
         if trained is None and kept.features.use_rep not in adata.obsm:
             adata = adata.to_memory()

@@ -103,7 +103,8 @@ class InferenceMixin(IntegrationMixin):
     def _embedded(self, tensors: dict[str, Any], integrated: bool | None) -> np.ndarray:
         """Return the embedding of a mini-batch."""
         inputs = self.module._get_inference_input(tensors)
-        z, codes = self.module.inference(**inputs)["z"].float(), inputs["categories"].cpu().numpy()
+        z = self.module.embedding(self.module.inference(**inputs)["z"].float())
+        codes = inputs["categories"].cpu().numpy()
         alignment = self._alignment_for(integrated, codes)
         return (z if alignment is None else alignment.apply(z, codes)).cpu().numpy()
 
@@ -176,9 +177,8 @@ class InferenceMixin(IntegrationMixin):
         if return_numpy:
             return values
         names = (self.adata if adata is None else adata).obs_names
-        return pd.DataFrame(
-            values, index=names if rows is None else names[rows], columns=spec.var_names[genes]
-        )
+        names = names if rows is None else names[rows]
+        return pd.DataFrame(values, index=names, columns=spec.var_names[genes])
 
     def _decode(
         self, tensors: dict[str, Any], *, genes: np.ndarray, batches: list[int | None], scale: float | None
