@@ -100,14 +100,6 @@ class InferenceMixin(IntegrationMixin):
             out[filled] = (z if alignment is None else alignment.apply(z, keys[filled])).cpu().numpy()
         return out
 
-    def _embedded(self, tensors: dict[str, Any], integrated: bool | None) -> np.ndarray:
-        """Return the embedding of a mini-batch."""
-        inputs = self.module._get_inference_input(tensors)
-        z = self.module.embedding(self.module.inference(**inputs)["z"].float())
-        codes = inputs["categories"].cpu().numpy()
-        alignment = self._alignment_for(integrated, codes)
-        return (z if alignment is None else alignment.apply(z, codes)).cpu().numpy()
-
     @understands_scvi
     @torch.inference_mode()
     def get_normalized_expression(

@@ -13,6 +13,7 @@ import torch
 from scr2mae.model.alignment import Alignment, fit_alignment, sample_cells
 from scr2mae.model.base import CellModel
 from scr2mae.model.streaming import embed, n_rows
+from scr2mae.nn.module import MEASURED_KEY
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -124,6 +125,15 @@ class IntegrationMixin(CellModel):
         z = [z.cpu().numpy() for _, z in embed(self.module, cells, indices, None, "32-true")]
         return np.concatenate(z) if n_rows(cells, indices) else np.zeros((0, 1), dtype=np.float32)
 
+    def _embedded(self, tensors: dict[str, Any], integrated: bool | None) -> np.ndarray:
+        """Return the embedding of a mini-batch."""
+        inputs = self.module._get_inference_input(tensors)
+        z = self.module.embedding(self.module.inference(**inputs)["z"].float())
+        measured = tensors.get(MEASURED_KEY)
+        keys = _keys(inputs["categories"].cpu().numpy(), None if measured is None else measured.cpu().numpy())
+        alignment = self._alignment_for(integrated, keys)
+        return (z if alignment is None else alignment.apply(z, keys)).cpu().numpy()
+
     def _alignment_for(self, integrated: bool | None, keys: np.ndarray) -> Alignment | None:
         """Return the alignment for cells with the given keys, or None for the raw latent vectors."""
         if integrated is False or (integrated is None and self.alignment_ is None):
@@ -194,8 +204,11 @@ class IntegrationMixin(CellModel):
 
 def keys_of(cells: Cells, indices: np.ndarray | slice) -> np.ndarray:
     """Return codes of covariates and measured genes, (n_obs, n_covariates + 1), as in the keys of an alignment."""
-    codes = cells.categories[indices]
-    return np.column_stack([codes, np.full(len(codes), gene_code(cells.measured))])
+    return _keys(cells.categories[indices], cells.measured)
+
+
+def _keys(codes: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
+    return np.column_stack([codes, np.full(len(codes), gene_code(measured))])
 
 
 def gene_code(measured: np.ndarray | None) -> int:
