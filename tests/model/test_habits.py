@@ -413,7 +413,9 @@ def test_counts_in_every_storage_train_and_embed_alike(
 
 
 @pytest.mark.filterwarnings(
-    "ignore:Writing zarr v2 data:UserWarning", "ignore:zarr v3 autosharding:UserWarning"
+    "ignore:Writing zarr v2 data:UserWarning",
+    "ignore:zarr v3 autosharding:UserWarning",
+    "ignore:Consolidated metadata",
 )
 @pytest.mark.parametrize("version", [2, 3])
 def test_zarr_2_and_3_embed_alike(version: int, trained: R2MAEModel, adata: AnnData, tmp_path: Path) -> None:
