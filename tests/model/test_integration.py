@@ -12,6 +12,8 @@ from anndata import AnnData, read_h5ad
 
 from scr2mae import R2MAEModel
 
+pytestmark = pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+
 BATCH = {"batch_key": "batch"}
 
 

@@ -12,6 +12,8 @@ from scr2mae import datasets
 from scr2mae.probe import fit_probe, gene_attribution, rank_stability, score_without_genes
 from scr2mae.probe.attribution import _class_table
 
+pytestmark = pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+
 DISEASE = {"target": "disease", "kind": "classification", "donor_key": "donor"}
 
 
