@@ -27,7 +27,7 @@ import torch
 import scr2mae
 from common_setup import make_parser, silence
 from schemes import SET_LABELS, SETS, read
-from scr2mae.benchmark.methods import BASELINES
+from scr2mae.benchmark.methods import BASELINES, LABELS
 from scr2mae.nn.linear_mlp import LinearMLPModule
 from scr2mae.pl import OKABE_ITO
 from scr2mae.probe import donor_splits, linear_probe
@@ -166,6 +166,7 @@ def likelihoods(frame: pd.DataFrame) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame, options: argparse.Namespace) -> None:
     """Draw points above the reference: a row per method, a dot per task, a diamond for their mean."""
+    names = [*table(frame, options.modes[0], "BA").drop(index=REFERENCE).index]
     panels = [(mode, score) for mode in options.modes for score in ("BA", "AUROC")]
     fig, axes = plt.subplots(
         1,
@@ -178,15 +179,15 @@ def draw(frame: pd.DataFrame, options: argparse.Namespace) -> None:
     for ax, (mode, score) in zip(axes.flat, panels, strict=True):
         points = table(frame, mode, score).drop(index=REFERENCE)
         tasks_ = points.drop(columns=["mean", "s.e.", "worst"])
-        for i, method in enumerate(points.index):
+        for method in points.index:
+            i = names.index(method)
             ax.plot(tasks_.loc[method], [i] * tasks_.shape[1], "o", color="0.65", markersize=4)
             ax.errorbar(
                 points.loc[method, "mean"], i, xerr=points.loc[method, "s.e."], fmt="D", markersize=8,
                 color=OKABE_ITO[0 if method == "R²MAE" else 4],
             )  # fmt: skip
         ax.axvline(0, color="black", linewidth=0.8)
-        ax.set_xscale("symlog", linthresh=5)
-        ax.set_yticks(range(len(points)), points.index)
+        ax.set_yticks(range(len(names)), [LABELS.get(name, name) for name in names])
         ax.set(title=f"{mode} donors, {score}" if mode == "unseen" else f"all cells, {score}")
         ax.set_xlabel("points above PCA")
         ax.spines[["top", "right"]].set_visible(False)
