@@ -24,7 +24,7 @@ from sklearn.decomposition import PCA
 
 import scr2mae
 from common_setup import make_parser, silence
-from schemes import SETS, read
+from schemes import SET_LABELS, SETS, read
 from scr2mae.metrics import balanced_accuracy
 from scr2mae.probe import LogisticProbe, donor_splits
 
@@ -139,7 +139,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         1, len(names), figsize=(4.2 * len(names), 3.8), layout="constrained", squeeze=False
     )
     for ax, name in zip(axes.flat, names, strict=True):
-        for i, method in enumerate(METHODS):
+        for i, method in enumerate(m for m in METHODS if m in set(frame["method"])):
             for where, dash in (("all genes", "-"), ("same genes", "--")):
                 rows = frame[
                     (frame["set"] == name) & (frame["method"] == method) & (frame["reference"] == where)
@@ -149,7 +149,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
                     100 * by.mean().index, by.mean(), by.std(), color=scr2mae.pl.OKABE_ITO[i], marker="o^s"[i],
                     linestyle=dash, markersize=5, capsize=2, label=f"{method}, reference with {where}",
                 )  # fmt: skip
-        ax.set(title=name, xlabel="Genes missing in the query (%)")
+        ax.set(title=SET_LABELS.get(name, name), xlabel="Genes missing in the query (%)")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("Cell type in test donors\n(balanced accuracy)")
