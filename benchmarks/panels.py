@@ -154,7 +154,9 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("Cell type in test donors\n(balanced accuracy)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    fig.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels) // 2, frameon=False, fontsize="small"
+    )
     fig.savefig(path, dpi=150)
 
 
