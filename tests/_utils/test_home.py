@@ -82,7 +82,8 @@ NOT_GIVEN = {
     "extra/vision/vit.py": {"Path(place)"},
     "model/hub.py": {
         "Path(folder)",
-        "Path(hub.hf_hub_download(repo, FORMAT.index, revision=revision, **options))",
+        "Path(hub.hf_hub_download(repo, form.index, revision=branch, **options))",
+        "Path(subfolder)",
     },
 }
 

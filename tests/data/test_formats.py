@@ -116,7 +116,7 @@ def test_cell_ranger_and_mudata_are_read_directly(write: Any, adata: AnnData, tm
         np.testing.assert_array_equal(read.X.toarray(), adata.X.toarray())
     assert main(shlex.split(f"train {tmp_path}/counts.h5 -o {tmp_path}/m --max-epochs 1 -q")) == 0
     assert main(shlex.split(f"embed {tmp_path}/counts.h5 --model {tmp_path}/m -o {tmp_path}/e.h5ad -q")) == 0
-    assert anndata.read_h5ad(tmp_path / "e.h5ad").obsm["X_r2mae"].shape == (120, 64)
+    assert anndata.read_h5ad(tmp_path / "e.h5ad").obsm["X_r2mae"].shape == (120, 160)
 
 
 def test_antibodies_among_the_genes_are_warned_about(adata: AnnData, tmp_path: Path) -> None:
