@@ -52,7 +52,8 @@ def embed(adata: ad.AnnData, seed: int, setting: dict[str, dict[str, Any]]) -> n
     """Train with one setting changed and embed all cells."""
     model = scr2mae.R2MAEModel(adata.copy(), seed=seed, **setting.get("model", {}))
     train = dict(setting.get("train", {}))
-    epochs = round(default_max_epochs(adata.n_obs) * train.pop("epochs", 1))
+    n_seen = {"mlp": 480_000}.get(model.init_params_["encoder"], 160_000)
+    epochs = round(default_max_epochs(adata.n_obs, n_seen) * train.pop("epochs", 1))
     model.train(
         epochs,
         split_key=False,

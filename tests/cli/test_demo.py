@@ -128,7 +128,7 @@ def test_the_command_prints_the_table_the_files_and_the_three_lines(
 
 
 def test_the_three_lines_run(adata, monkeypatch):
-    monkeypatch.setattr("scr2mae.model.training.default_max_epochs", lambda n_obs: 1)
+    monkeypatch.setattr("scr2mae.model.training.default_max_epochs", lambda *_: 1)
     names = {"scr2mae": scr2mae, "adata": adata}
     exec(demo.SNIPPET, names)
     np.testing.assert_array_equal(adata.obsm["X_r2mae"], names["model"].get_latent_representation())

@@ -295,10 +295,19 @@ def test_two_cells_can_train_and_one_cannot(adata: AnnData, train_tiny: Train) -
 
 
 @pytest.mark.parametrize(
-    ("n_obs", "epochs"), [(1, 100), (1_000, 100), (8_000, 60), (24_000, 20), (10_000_000, 20)]
+    ("n_obs", "epochs", "of_mlp"),
+    [(1, 33, 100), (1_000, 33, 100), (8_000, 20, 60), (24_000, 7, 20), (10_000_000, 6, 20)],
 )
-def test_epochs_by_default_fall_with_the_number_of_cells(n_obs: int, epochs: int) -> None:
+def test_epochs_by_default_fall_with_the_number_of_cells(n_obs: int, epochs: int, of_mlp: int) -> None:
     assert default_max_epochs(n_obs) == epochs
+    assert default_max_epochs(n_obs, 480_000) == of_mlp
+
+
+def test_the_rate_by_default_is_that_of_the_encoder(trained: R2MAEModel, adata: AnnData) -> None:
+    model = R2MAEModel(adata, n_hidden=8, n_latent=4, encoder=trained.init_params_["encoder"])
+    model.train(1, accelerator="cpu", enable_progress_bar=False)
+    rates = [group["lr"] for group in model.trainer.optimizers[0].param_groups]
+    assert rates == ([3e-3, 3e-2] if trained.init_params_["encoder"] == "linear+mlp" else [1e-3])
 
 
 @pytest.mark.parametrize("mask_ratio", [(0.1, 0.5), MDLMRatio(3)], ids=["pair", "mdlm"])

@@ -71,7 +71,7 @@ def checkpointed(
         ({"seed": 1}, "seed was 0, is 1; split was "),
         ({"train_size": 0.8}, "is from another run: split was "),
         ({"batch_size": 16}, "is from another run: batch_size was 32, is 16"),
-        ({"plan_kwargs": {"lr": 0.01}}, r"optimizer was Adam\(lr=0.001, .*, is Adam\(lr=0.01"),
+        ({"plan_kwargs": {"lr": 0.01}}, r"optimizer was Adam\(lr=0.003, .*, is Adam\(lr=0.01"),
         ({"plan_kwargs": {"averaging": None}}, "averaging was 0.1, is None"),
         ({"model": {"mask_ratio": 0.25}}, r"mask_ratio was UniformRatio\(.*, is FixedRatio"),
     ],
