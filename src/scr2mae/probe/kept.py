@@ -27,7 +27,7 @@ UNKNOWN = "unknown"
 
 @dataclass(eq=False)
 class Probe:
-    """A fitted linear probe, made by :func:`fit_probe` or read by :meth:`load`.
+    """A fitted linear probe, made by :func:`fit_probe` or read by :meth:`Probe.load`.
 
     Attributes
     ----------
