@@ -37,7 +37,7 @@ def test_every_option_reaches_the_model(counts, capsys):
         "--batch-size 16 --train-size 0.7 --split-key chemistry2 --accelerator cpu --devices 1 --precision bf16-mixed"
     )
     counts.obs["age_in_days"] = 1.0 + np.arange(120)
-    counts.obs["chemistry2"] = [f"c{i % 4}" for i in range(120)]
+    counts.obs["chemistry2"] = [f"c{i % 8}" for i in range(120)]
     counts.layers["counts"].data += 0.5
     counts.write_h5ad("counts.h5ad")
     assert main(shlex.split(line)) == 0

@@ -1,4 +1,5 @@
 import warnings
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,66 @@ def test_one_huge_group_never_leaves_a_side_empty() -> None:
     for seed in range(10):
         split = split_cells(100, groups=groups, key="donor", train_size=0.8, validation_size=0.1, seed=seed)
         assert all(len(side) > 0 for side in sides(split))
+
+
+@pytest.mark.parametrize(("n_donors", "n_held_out"), [(10, 1), (20, 2), (30, 3), (40, 4), (100, 10)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tenth_of_equal_donors_is_held_out(n_donors: int, n_held_out: int, seed: int) -> None:
+    donors = pd.Series(np.repeat([f"donor{i}" for i in range(n_donors)], 7))
+    split = split_cells(len(donors), groups=donors, key="donor", seed=seed)
+    assert len(split.groups["validation"]) == n_held_out
+
+
+def unequal_donors(seed: int) -> pd.Series:
+    sizes = np.random.default_rng(seed).integers(20, 400, size=11)
+    return pd.Series(np.repeat([f"donor{i}" for i in range(11)], sizes))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_held_out_share_is_that_of_the_nearest_three_donors_to_within_a_twentieth(seed: int) -> None:
+    donors = unequal_donors(seed)
+    split = split_cells(len(donors), groups=donors, key="donor", train_size=0.8, seed=seed)
+    sizes, wanted = donors.value_counts().to_numpy(), 0.2 * len(donors)
+    every_set = (list(each) for n in range(3, 9) for each in combinations(range(11), n))
+    nearest = min(abs(sizes[each].sum() - wanted) for each in every_set)
+    assert abs(len(split.validation) - wanted) <= nearest + 0.05 * wanted
+    assert len(split.groups["validation"]) >= 3
+
+
+def test_one_donor_is_not_held_out_where_three_have_as_many_cells() -> None:
+    donors = pd.Series(np.repeat([*"abcdefgh", "large"], [33, 33, 33, 200, 200, 200, 100, 100, 101]))
+    for seed in range(5):
+        split = split_cells(len(donors), groups=donors, key="donor", train_size=0.9, seed=seed)
+        assert split.groups["validation"] == ["a", "b", "c"]
+
+
+def test_seeds_hold_out_different_donors() -> None:
+    donors = unequal_donors(0)
+    held_out = {
+        tuple(
+            split_cells(len(donors), groups=donors, key="donor", train_size=0.8, seed=seed).groups[
+                "validation"
+            ]
+        )
+        for seed in range(8)
+    }
+    assert len(held_out) >= 4
+
+
+@pytest.mark.parametrize(
+    ("n_donors", "advice"),
+    [(12, "train_size=0.75 holds out about three of 12"), (5, "more donors would be needed")],
+)
+def test_a_single_validation_donor_is_named_with_what_to_do(n_donors: int, advice: str, caplog) -> None:
+    donors = pd.Series(np.repeat([f"donor{i}" for i in range(n_donors)], 7))
+    split = split_cells(len(donors), groups=donors, key="donor")
+    assert f"donor '{split.groups['validation'][0]}' alone" in caplog.text
+    assert advice in caplog.text
+    if n_donors == 12:
+        caplog.clear()
+        again = split_cells(len(donors), groups=donors, key="donor", train_size=0.75)
+        assert len(again.groups["validation"]) == 3
+        assert caplog.text == ""
 
 
 @pytest.mark.parametrize("n_groups", [1, 2])

@@ -22,6 +22,7 @@ __all__ = ["Split", "split_cells"]
 logger = logging.getLogger(__name__)
 
 _SIDES = ("train", "validation", "test")
+_DRAWN_SETS = 200  # of groups, among which the nearest to the wanted share is taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,24 +84,43 @@ def _by_cell(
 
 
 def _by_group(codes: np.ndarray, train_size: float, validation_size: float, seed: int) -> list[np.ndarray]:
-    """Assign whole groups to test, then to validation, each up to its share of cells but at least one group."""
+    """Assign whole groups to test, then to validation: at least one, and one is left for each side after it."""
     sizes = np.bincount(codes)
-    n_obs = len(codes)
-    order = np.random.default_rng(seed).permutation(len(sizes))
+    rng = np.random.default_rng(seed)
     side_of = np.zeros(len(sizes), dtype=np.int64)
-    shares = {2: 1 - train_size - validation_size, 1: validation_size}
-    for side, share in shares.items():
-        if share * n_obs < 1 - 1e-6:
-            continue
-        filled = 0
-        for group in order:
-            left = int((side_of == 0).sum())
-            if side_of[group] or left <= 1:
-                continue
-            if filled == 0 or filled + sizes[group] <= share * n_obs:
-                side_of[group] = side
-                filled += int(sizes[group])
+    wanted = {2: (1 - train_size - validation_size) * len(codes), 1: validation_size * len(codes)}
+    sides = [side for side, cells in wanted.items() if cells >= 1 - 1e-6]
+    for position, side in enumerate(sides):
+        free = np.flatnonzero(side_of == 0)
+        n_later = len(sides) - position
+        side_of[free[_nearest_groups(sizes[free], wanted[side], rng, at_most=len(free) - n_later)]] = side
     return [np.flatnonzero(side_of[codes] == side) for side in range(3)]
+
+
+def _nearest_groups(sizes: np.ndarray, wanted: float, rng: np.random.Generator, *, at_most: int) -> list[int]:
+    """Return the groups, among random sets, whose number of cells is nearest to what is wanted.
+
+    Sets that miss it by the same multiple of a twentieth are equally near, and the one that was drawn first is taken. Three
+    groups or more come before fewer if they miss it by at most a fifth.
+    """
+    best: list[int] = []
+    best_rank = (np.inf, np.inf)
+    smallest = sizes.min()
+    for _ in range(_DRAWN_SETS):
+        chosen: list[int] = []
+        missing = wanted
+        for group in rng.permutation(len(sizes)):
+            if len(chosen) == at_most or missing <= smallest / 2:
+                break
+            if abs(missing - sizes[group]) < missing:
+                chosen.append(int(group))
+                missing -= sizes[group]
+        chosen = chosen or [int(sizes.argmin())]
+        miss = abs(sizes[chosen].sum() - wanted) / wanted
+        rank = (float(len(chosen) < 3 or miss > 0.2), round(miss * 20))
+        if rank < best_rank:
+            best, best_rank = chosen, rank
+    return best
 
 
 def _group_codes(groups: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -146,7 +166,8 @@ def split_cells(
     key
         Name of that column, kept in the result.
     train_size, validation_size
-        Fractions of cells; the rest is for testing. They are approximate with groups, which are kept whole.
+        Fractions of cells; the rest is for testing. Groups are kept whole: among random sets of them, one is taken whose
+        share of cells is nearest, and three groups come before fewer that are about as near.
     seed
         Seed of the draw.
     shuffle
@@ -183,6 +204,8 @@ def split_cells(
             side: sorted(coded[1][np.unique(coded[0][indices])].tolist())
             for side, indices in zip(_SIDES, sides, strict=True)
         }
+    if len(names.get("validation", ())) == 1:
+        _warn_about_one(names["validation"][0], str(key), len(coded[1]))  # type: ignore[index]
     train, validation, test = (np.sort(side).astype(np.int64) for side in sides)
     return Split(
         train,
@@ -191,6 +214,16 @@ def split_cells(
         key=key if coded is not None else None,
         groups=names,
         seed=None if external_indexing is not None else seed,
+    )
+
+
+def _warn_about_one(group: str, key: str, n_groups: int) -> None:
+    """Say that one group is little for validation, and how to hold out three."""
+    advice = "more donors would be needed to hold out three"
+    if n_groups >= 6:
+        advice = f"train_size={floor(20 * (1 - 3 / n_groups)) / 20:g} holds out about three of {n_groups}"
+    logger.warning(
+        "Validation is on %s %r alone, and its loss says little about others; %s.", key, group, advice
     )
 
 
