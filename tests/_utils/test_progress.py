@@ -74,13 +74,6 @@ def test_a_bar_inside_another_is_hidden(capsys: pytest.CaptureFixture[str]) -> N
     assert "outer: 100%" in capsys.readouterr().err
 
 
-def test_training_is_quiet_without_a_terminal(
-    adata: AnnData, train_tiny: Callable[..., R2MAEModel], capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_tiny(adata, enable_progress_bar=True, max_epochs=1)
-    assert capsys.readouterr() == ("", "")
-
-
 @pytest.mark.usefixtures("at_once", "at_a_terminal")
 @pytest.mark.parametrize("quiet", [True, False])
 def test_the_command_line_is_quiet_on_request(

@@ -1,7 +1,8 @@
-"""Progress bars, shown after two seconds and on a terminal or in a notebook only."""
+"""Progress bars, shown after two seconds and on a terminal or in a notebook only, and log lines of long operations."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from tqdm.auto import tqdm
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["no_progress", "progress"]
+__all__ = ["is_hidden", "log_lines_shown", "no_progress", "progress"]
 
 _DELAY = 2.0  # seconds
 _is_disabled: ContextVar[bool] = ContextVar("is_disabled", default=False)
@@ -39,3 +40,26 @@ def no_progress(disabled: bool = True) -> Iterator[None]:
         yield
     finally:
         _is_disabled.reset(token)
+
+
+def is_hidden() -> bool:
+    """Return whether the caller is inside ``no_progress``."""
+    return _is_disabled.get()
+
+
+@contextmanager
+def log_lines_shown() -> Iterator[None]:
+    """Write the package's log lines to stderr inside the block, unless logging was configured by the caller."""
+    logger = logging.getLogger("scr2mae")
+    if logger.hasHandlers() or is_hidden():
+        yield
+        return
+    handler, level = logging.StreamHandler(), logger.level
+    logger.addHandler(handler)
+    if level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

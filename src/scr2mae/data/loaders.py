@@ -32,6 +32,9 @@ __all__ = [
     "first_cells",
 ]
 
+_MAX_NAMED = 5
+_MANY_GENES = 10_000
+
 
 def collate_dense(cells: Cells, indices: np.ndarray) -> dict[str, torch.Tensor]:
     """Return the given cells as dense tensors under scvi-tools' keys, with ``measured`` if genes are absent."""
@@ -141,6 +144,27 @@ class CellDataModule(pl.LightningDataModule):
         self.counts_on, self.loader_kwargs = counts_on, loader_kwargs
         self._on_device: DeviceCells | None = None
         self._is_placed = False
+
+    @property
+    def facts(self) -> str:
+        """Genes, and validation cells with the names of their donors, for the log of a run."""
+        said = f"{self.cells.counts.shape[1]:,} genes"
+        if not len(self.split.validation):
+            return f"{said}; no validation"
+        names = self.split.groups.get("validation", [])
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+        of = f" of {self.split.key} {', '.join(names[:_MAX_NAMED])}{more}" if names else ""
+        return f"{said}; validation on {len(self.split.validation):,} cells{of}"
+
+    @property
+    def hint(self) -> str | None:
+        """Advice for very many genes."""
+        if self.cells.counts.shape[1] <= _MANY_GENES:
+            return None
+        return (
+            f"With {self.cells.counts.shape[1]:,} genes training is slow, and most of them add noise; 2,000 to 5,000 highly "
+            "variable ones are usual: scr2mae.datasets.highly_variable_genes, or scanpy.pp.highly_variable_genes."
+        )
 
     def _place(self) -> DeviceCells | None:
         """Copy the counts to the device once, if requested by ``counts_on``."""

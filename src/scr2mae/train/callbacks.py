@@ -1,4 +1,4 @@
-"""Callbacks: average of the weights, curves of the curriculum, progress bar."""
+"""Callbacks: average of the weights, curves of the curriculum."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 
-from scr2mae._utils.progress import progress
 from scr2mae.masking import DiscreteRatio
 from scr2mae.nn.curriculum import balance_errors
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-__all__ = ["CurriculumLog", "RunningWeightAverage", "TrainingProgress", "expression_deciles"]
+__all__ = ["CurriculumLog", "RunningWeightAverage", "expression_deciles"]
 
 _MAX_INTERVAL = 8  # reading and writing all weights at each step would cost a tenth of it on a CPU
 _UPDATES_PER_MEMORY = 4
@@ -127,70 +126,3 @@ class CurriculumLog(Callback):
             for decile in np.unique(self.deciles):
                 mean = float(by_gene[self.deciles == decile].mean())
                 pl_module.record(f"curriculum_weight_{name}_decile_{decile + 1}", epoch, mean)
-
-
-class TrainingProgress(ProgressBar):
-    """One bar for the whole run: observations seen, observations per second, time left, losses.
-
-    It is shown on a terminal and in a notebook only. ``unit`` is the name of the observations, in the plural.
-    """
-
-    def __init__(self, n_obs_epoch: int, *, unit: str = "cells") -> None:
-        super().__init__()
-        self.n_obs_epoch, self.unit = n_obs_epoch, unit
-        self.bar: Any = None
-        self._enabled = True
-
-    def disable(self) -> None:
-        """Switch off on all ranks but the first."""
-        self._enabled = False
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar."""
-        if self._enabled and trainer.is_global_zero:
-            epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-            self.bar = progress(
-                after=0.0,
-                total=epochs and epochs * self.n_obs_epoch,
-                initial=trainer.current_epoch * self.n_obs_epoch,
-                unit=self.unit,
-                unit_scale=True,
-                desc=f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-                # Everything including the losses fits the 80 columns of a terminal.
-                bar_format="{desc}{percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
-            )
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Advance the bar within an epoch."""
-        if self.bar is not None:
-            done = min((batch_idx + 1) / max(1, trainer.num_training_batches), 1.0)
-            self.bar.update((trainer.current_epoch + done) * self.n_obs_epoch - self.bar.n)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Advance the bar to the end of the epoch and show the losses."""
-        if self.bar is None:
-            return
-        metrics = trainer.callback_metrics
-        shown = {
-            short: f"{float(metrics[name]):.4f}"
-            for short, name in (("loss", "train_loss"), ("val", "validation_loss"))
-            if name in metrics
-        }
-        self.bar.set_description(f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False)
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.n = (trainer.current_epoch + 1) * self.n_obs_epoch
-        self.bar.refresh()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Close the bar if training is interrupted."""
-        self.on_train_end(trainer, pl_module)

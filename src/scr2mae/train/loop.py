@@ -22,7 +22,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from scr2mae._utils.compat import single_thread_after_fork
 from scr2mae._utils.files import as_path
-from scr2mae.train.callbacks import RunningWeightAverage, TrainingProgress
+from scr2mae._utils.progress import log_lines_shown
+from scr2mae.train.callbacks import RunningWeightAverage
 from scr2mae.train.checkpoints import (
     AtomicCheckpointIO,
     ResumeState,
@@ -33,6 +34,7 @@ from scr2mae.train.checkpoints import (
 from scr2mae.train.distributed import RankAverages, data_parallel_options
 from scr2mae.train.executions import choose_steps, in_executions, replaced
 from scr2mae.train.guard import StepGuard
+from scr2mae.train.progress import TrainingProgress
 from scr2mae.train.provenance import fingerprint, timed
 
 if TYPE_CHECKING:
@@ -308,7 +310,7 @@ def fit(
                 kept=kept,
             )
             try:
-                with in_executions(datamodule, plan.steps_per_execution):
+                with in_executions(datamodule, plan.steps_per_execution), log_lines_shown():
                     trainer.fit(plan, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             except SystemExit as error:
                 raise KeyboardInterrupt("Training was interrupted.") from error

@@ -1,0 +1,98 @@
+"""What a run logs: one line at its start and, off a terminal, one per tenth of it."""
+
+import logging
+import re
+from collections.abc import Callable
+
+import pytest
+from anndata import AnnData
+
+from scr2mae import R2MAEModel
+from scr2mae._utils.progress import no_progress
+from scr2mae.data import loaders
+
+RUN = {"batch_size": 16, "accelerator": "cpu", "devices": 1, "enable_progress_bar": True}
+
+
+@pytest.fixture
+def train(adata: AnnData) -> Callable[..., R2MAEModel]:
+    R2MAEModel.setup_anndata(adata, donor_key="donor")
+
+    def run(**kwargs) -> R2MAEModel:
+        model = R2MAEModel(adata, n_hidden=16, n_latent=4)
+        model.train(**{**RUN, "max_epochs": 20, "train_size": 0.5, **kwargs})
+        return model
+
+    return run
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    caplog.set_level(logging.INFO, logger="scr2mae")
+    return lambda: [each.getMessage() for each in caplog.records if each.name == "scr2mae.train.progress"]
+
+
+def test_the_first_line_says_what_is_trained_where_and_for_how_long(train, lines) -> None:
+    model = train(precision="32-true")
+    first = lines()[0]
+    n_train, n_validation = len(model.split_.train), len(model.split_.validation)
+    assert re.match(r"Training on the CPU, \d+ threads? \(32-true\): ", first)
+    assert f"{n_train} cells, 20 epochs in mini-batches of 16; 60 genes; " in first
+    assert (
+        f"validation on {n_validation} cells of donor {', '.join(model.split_.groups['validation'])}; "
+        in first
+    )
+    assert re.search(r"; about \d+ (s|min|h)\.$", first)
+
+
+def test_a_line_follows_for_every_tenth_of_the_run(train, lines) -> None:
+    train()
+    percent = [int(line.split(" %")[0]) for line in lines()[1:]]
+    assert [value // 10 for value in percent][-5:] == [6, 7, 8, 9, 10]
+    assert len(percent) == len({value // 10 for value in percent})
+    assert re.fullmatch(
+        r"100 %, epoch 20 of 20, loss [\d.]+, val [\d.]+, [\d,]+ cells per second, done\.", lines()[-1]
+    )
+
+
+def test_a_run_of_one_long_epoch_has_lines_within_it(train, lines) -> None:
+    train(max_epochs=1, batch_size=4, steps_per_execution=1)
+    assert [line.split(" %")[0] for line in lines()[-2:]] != ["100"]
+    assert lines()[-1].startswith("100 %, epoch 1 of 1, ")
+
+
+@pytest.mark.usefixtures("at_a_terminal")
+def test_a_terminal_gets_the_first_line_and_a_bar(train, lines) -> None:
+    train(max_epochs=2)
+    assert len(lines()) == 1
+    assert lines()[0].startswith("Training on the CPU")
+
+
+@pytest.mark.parametrize("hidden", ["argument", "context"])
+def test_a_quiet_run_logs_nothing(hidden: str, train, lines) -> None:
+    with no_progress(hidden == "context"):
+        train(max_epochs=1, enable_progress_bar=hidden == "context")
+    assert lines() == []
+
+
+def test_lines_reach_stderr_where_logging_is_not_configured(train, capsys, monkeypatch) -> None:
+    package = logging.getLogger("scr2mae")
+    before = list(package.handlers)
+    monkeypatch.setattr(package, "hasHandlers", lambda: False)  # pytest has some
+    train(max_epochs=2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("Training on the CPU")
+    assert "100 %, epoch 2 of 2" in err
+    assert package.handlers == before
+
+
+def test_many_genes_are_advised_against(train, lines, monkeypatch) -> None:
+    monkeypatch.setattr(loaders, "_MANY_GENES", 59)
+    train(max_epochs=1)
+    assert "With 60 genes training is slow" in lines()[1]
+
+
+def test_few_genes_are_not(train, lines) -> None:
+    train(max_epochs=1)
+    assert not any("training is slow" in line for line in lines())
