@@ -27,6 +27,10 @@ SCORES = ("balanced_accuracy", "macro_f1")
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     "encoder mlp": {"model": {"encoder": "mlp"}},
+    "range 0.3 to 0.7": {"model": {"mask_ratio": (0.3, 0.7)}},
+    "range 0.1 to 0.9": {"model": {"mask_ratio": (0.1, 0.9)}},
+    "ratio 0.25": {"model": {"mask_ratio": 0.25}},
+    "ratio 0.5": {"model": {"mask_ratio": 0.5}},
     "hidden 128": {"model": {"n_hidden": 128}},
     "hidden 512": {"model": {"n_hidden": 512}},
     "latent 16": {"model": {"n_latent": 16}},

@@ -109,12 +109,14 @@ def run(name: str, options: argparse.Namespace) -> benchmark.Benchmark:
         read(counts, options.data),
         targets=counts.targets,
         donor_key="donor",
-        methods=[*counts.baselines, *SCHEMES],
+        methods=[*(options.baselines or counts.baselines), *SCHEMES],
         seeds=range(options.seeds),
         n_splits=options.splits,
         n_train_donors=counts.n_train_donors,
         model_kwargs={} if options.encoder is None else {"encoder": options.encoder},
-        train_kwargs={} if counts.max_epochs is None else {"max_epochs": counts.max_epochs},
+        train_kwargs={"max_epochs": counts.max_epochs}
+        if counts.max_epochs and options.encoder == "mlp"
+        else {},
         accelerator="cpu",
         out=options.out / name,
     )
@@ -163,6 +165,7 @@ def main() -> None:
     parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--baselines", nargs="+", choices=("pca", "scvi"), help="those of the set without")
     parser.add_argument("--encoder", choices=("linear+mlp", "mlp"), help="the default without")
     options = parser.parse_args()
     silence()

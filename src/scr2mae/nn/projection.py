@@ -58,22 +58,21 @@ class LinearPath(nn.Module):
         # Scores are small differences of large sums, which half precision would round away.
         with torch.autocast(counts.device.type, enabled=False):
             features = self._features(counts.float() * self._factor(log_library), slice(None))
-            blocks = self._blocks(visible)
-            scores = [x @ axes - center @ axes for x, (center, axes) in zip(features, blocks, strict=True)]
-            return torch.cat(scores, dim=1)
+            centers, axes, solved = self._blocks(visible)
+            scores = [x @ w - center @ w for x, center, w in zip(features, centers, axes, strict=True)]
+            return self._join(scores, solved)
 
     def forward_sparse(self, rows: SparseRows, log_library: Tensor, visible: Tensor | None = None) -> Tensor:
         """Map rows of which only the non-zeros are given, as :meth:`forward` does."""
         factor = self._factor(log_library).squeeze(1).repeat_interleave(rows.lengths())
         genes = rows.columns.long()
         features = self._features(rows.values * factor, genes)
+        centers, axes, solved = self._blocks(visible)
         scores = []
-        for x, zero, (center, axes) in zip(
-            features, self._at_zero(), self._blocks(visible), strict=True
-        ):  # what zeros add is the same for every cell
-            shifted = rows._replace(values=x - zero[genes])
-            scores.append(shifted.matmul(axes) - (center - zero) @ axes)
-        return torch.cat(scores, dim=1)
+        for x, zero, center, w in zip(features, self._at_zero(), centers, axes, strict=True):
+            shifted = rows._replace(values=x - zero[genes])  # what zeros add is the same for every cell
+            scores.append(shifted.matmul(w) - (center - zero) @ w)
+        return self._join(scores, solved)
 
     def _factor(self, log_library: Tensor) -> Tensor:
         return (-log_library.float()).exp() * self.median_library
@@ -88,15 +87,29 @@ class LinearPath(nn.Module):
     def _at_zero(self) -> tuple[Tensor, Tensor]:
         return self._features(torch.zeros_like(self.frequencies), slice(None))
 
-    def _blocks(self, visible: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """Return center and axes per block; with hidden genes, the axes of the conditional mean."""
-        blocks = []
-        for name in _WEIGHTS:
-            center, axes, noise = (getattr(self, f"{name}_{part}") for part in ("center", "axes", "noise"))
-            if visible is not None:
-                axes = _conditional(axes, noise.diag(), visible)
-            blocks.append((center, axes))
-        return blocks
+    def _blocks(self, visible: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """Return centers, axes with zeros for hidden genes, and what turns products with these into conditional means."""
+        centers, axes, noise = (
+            [getattr(self, f"{name}_{part}") for name in _WEIGHTS] for part in ("center", "axes", "noise")
+        )
+        if visible is None:
+            return centers, torch.stack(axes), None
+        stacked = torch.stack(axes)
+        scale = stacked.square().sum(dim=1).amax(dim=1).clamp(min=1e-12)
+        seen = stacked * visible.unsqueeze(1)
+        gram = seen.mT @ seen / scale[:, None, None]  # of axes of length one
+        added = torch.stack(noise).diag_embed()
+        # Without a check for singular matrices, for which a GPU's host would wait; the noise makes these regular.
+        solved, _ = torch.linalg.solve_ex(
+            gram + added, torch.eye(self.n_components, device=gram.device) + added
+        )
+        return centers, seen, solved
+
+    @staticmethod
+    def _join(scores: list[Tensor], solved: Tensor | None) -> Tensor:
+        if solved is not None:
+            scores = [s @ each for s, each in zip(scores, solved, strict=True)]
+        return torch.cat(scores, dim=1)
 
     def fit(self, counts: Tensor, library: Tensor, frequencies: Tensor, *, seed: int) -> None:
         """Fit to counts (n_obs, n_vars) with libraries (n_obs, 1); deterministic for a seed."""
@@ -115,15 +128,6 @@ class LinearPath(nn.Module):
                 axes * (weight * self.spread / variances.sum().sqrt().clamp(min=1e-6))
             )
             getattr(self, f"{name}_noise").copy_(noise / variances.clamp(min=1e-6 * variances.max() + 1e-9))
-
-
-def _conditional(axes: Tensor, noise: Tensor, visible: Tensor) -> Tensor:
-    """Return axes whose product with the visible genes is the conditional mean of the scores."""
-    seen = axes * visible.unsqueeze(1)
-    gram = seen.T @ seen / axes.square().sum(dim=0).max().clamp(min=1e-12)  # of axes of length one
-    # Without a check for singular matrices, for which a GPU's host would wait; the noise makes this one regular.
-    solved, _ = torch.linalg.solve_ex(gram + noise, torch.eye(len(noise), device=noise.device) + noise)
-    return seen @ solved
 
 
 def _components(centered: Tensor, n_components: int, *, seed: int) -> Tensor:

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from scr2mae._utils.compat import single_thread_after_fork
 from scr2mae._utils.files import as_path
 from scr2mae._utils.progress import log_lines_shown
-from scr2mae.train.callbacks import RunningWeightAverage
+from scr2mae.train.callbacks import RunningWeightAverage, SubnormalCleaner
 from scr2mae.train.checkpoints import (
     AtomicCheckpointIO,
     ResumeState,
@@ -252,7 +252,7 @@ def fit(
     single_thread_after_fork()
     given = _given_callbacks(trainer_kwargs, checkpoint_dir=checkpoint_dir)
     # Before every callback that reads the running statistics.
-    callbacks = [StepGuard(obs_names, unit=unit), RankAverages(), *given]
+    callbacks = [StepGuard(obs_names, unit=unit), RankAverages(), SubnormalCleaner(), *given]
     callbacks += _early_stopping(early_stopping, trainer_kwargs)
     if plan.averaging is not None:
         callbacks.append(RunningWeightAverage(plan.averaging))
