@@ -71,7 +71,7 @@ test-latest: $(LATEST)/.stamp-test ## run the tests with a newer Python and the 
 	$(ONE_THREAD) $(LATEST)/bin/python -m pytest -n $(WORKERS) $(TESTS)
 
 clean: ## remove what the other commands made, environments included
-	rm -rf $(VENV) $(OLDEST) $(LATEST) demo dist build docs/_build docs/tutorials/*.ipynb docs/jupyter_execute .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(OLDEST) $(LATEST) demo dist build docs/_build docs/tutorials/*.ipynb docs/tutorials/gallery.inc docs/tutorials/pictures docs/jupyter_execute .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis .coverage* htmlcov
 
 # Debian splits ensurepip off its Python: where `venv` finds none, the pip outside puts one inside.

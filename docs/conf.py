@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import runpy
-import shutil
 import struct
 import textwrap
+import tomllib
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,9 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinx-mathjax-offline",
+    "sphinxext.opengraph",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 default_role = "code"
@@ -60,8 +62,7 @@ nitpick_ignore_regex = [  # internal classes in annotations and among bases, des
 
 # Tutorials: the notebooks with the outputs that are stored in them; `make test-tutorials` executes them. They are copied,
 # for Sphinx reads no page from outside its folder.
-for notebook in sorted((HERE.parent / "tutorials").glob("*.ipynb")):
-    shutil.copy2(notebook, HERE / "tutorials" / notebook.name)
+runpy.run_path(str(HERE / "gallery.py"))["write"](HERE.parent / "tutorials", HERE / "tutorials")
 
 # Pages: MyST Markdown whose code cells are executed at every build, so that no output goes stale.
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
@@ -78,6 +79,30 @@ copybutton_prompt_is_regexp = True
 
 # API: types live in the signatures, the text gives shape, unit, range and errors.
 autosummary_generate = True
+autosummary_context = {
+    "model_methods": {  # the class by task, without what only its own files call; tests/test_docs.py checks that none is forgotten
+        "Set up": ["setup_anndata", "paper", "view_anndata_setup"],
+        "Train": ["train", "integrate", "history", "is_trained"],
+        "Embed": ["get_latent_representation", "get_reconstruction_error", "get_gene_attributions"],
+        "Impute and predict": [
+            *("get_normalized_expression", "get_masked_reconstruction"),
+            *("get_likelihood_parameters", "posterior_predictive_sample"),
+        ],
+        "Query": ["prepare_query_anndata", "load_query_data"],
+        "Save, load and share": ["save", "load", "push_to_hub", "from_hub", "export_scvi", "fingerprint"],
+        "Inspect": [
+            *(
+                "adata",
+                "adata_manager",
+                "device",
+                "to_device",
+                "get_curriculum_weights",
+                "embedding_fingerprint",
+            ),
+            *("train_indices", "validation_indices", "test_indices", "get_var_names", "view_setup_args"),
+        ],
+    }
+}
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -95,8 +120,17 @@ intersphinx_mapping = {
 }
 intersphinx_disabled_reftypes = []
 
+URLS = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+
 html_theme = "sphinx_book_theme"
-html_title = "scr2mae"
+html_title = f"scr2mae {version}"
+html_logo = "_static/logo.svg"
+html_favicon = "_static/favicon.svg"
+html_baseurl = URLS["Documentation"]
+ogp_site_url = html_baseurl
+ogp_site_name = "scr2mae"
+ogp_image = "_images/1_quick_start.png"
+ogp_social_cards = {"enable": False}
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_extra_path = ["llms.txt"]
@@ -107,6 +141,16 @@ html_theme_options = {
     "show_navbar_depth": 1,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "repository_url": URLS["Repository"],
+    "repository_branch": "main",
+    "path_to_docs": "docs",
+    "use_repository_button": True,
+    "use_edit_page_button": True,
+    "use_issues_button": True,
+    "launch_buttons": {
+        "colab_url": "https://colab.research.google.com",
+        "binderhub_url": "https://mybinder.org",
+    },
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     "extra_footer": 'Method: <a href="https://arxiv.org/abs/2509.21650">Dong, Wang &amp; Kluger (2025)</a>.',

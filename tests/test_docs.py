@@ -28,7 +28,8 @@ PAGES = [path for path in sorted(DOCS.rglob("*.md")) if CELL.search(path.read_te
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 API = {
     match["name"]: match["objects"].split()
-    for match in MODULE.finditer((DOCS / "api.md").read_text(encoding="utf-8"))
+    for page in (DOCS / "api.md", *(DOCS / "api").glob("*.md"))
+    for match in MODULE.finditer(page.read_text(encoding="utf-8"))
 }
 
 

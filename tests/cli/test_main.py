@@ -15,7 +15,7 @@ from scr2mae.cli import main
 from scr2mae.cli.main import app
 from scr2mae.cli.process import loading
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "cli.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guide"
 EVERYWHERE = {"--help", "-h", "--quiet", "-q", "--debug"}
 HELP_IN_A_FRESH_PROCESS = """
 import sys
@@ -74,7 +74,8 @@ def test_the_examples_in_the_help_are_valid_command_lines(words, command, capsys
 
 @pytest.mark.parametrize(("words", "command"), COMMANDS, ids=IDS)
 def test_every_option_is_explained_in_the_help_and_in_the_guide(words, command):
-    section = GUIDE.read_text(encoding="utf-8").split(f"## scr2mae {' '.join(words)}\n")[1].split("\n## ")[0]
+    pages = "\n".join((GUIDE / name).read_text(encoding="utf-8") for name in ("cli.md", "cli_modalities.md"))
+    section = pages.split(f"## scr2mae {' '.join(words)}\n")[1].split("\n## ")[0]
     for argument in command.assemble_argument_collection(parse_docstring=True):
         if argument.show and not argument.children:
             assert argument.parameter.help, argument.name

@@ -4,8 +4,7 @@ They have the same verbs: ``pretrain``, ``embed`` and ``score`` take a network a
 have ``finetune``. Training returns the network, with ``history_`` and ``runs_``; networks are saved by
 ``save_pretrained`` and loaded by ``from_pretrained``.
 
-Each needs its own optional dependencies: ``scr2mae[dna]``, ``scr2mae[vision]``, ``scr2mae[text]``, or
-``scr2mae[extra]`` for all. Importing this package loads none of them.
+Images and text need optional dependencies: ``scr2mae[vision]``, ``scr2mae[text]``, or ``scr2mae[extra]`` for both. Importing this package loads none of them.
 """
 
 from scr2mae._utils.lazy import lazy_names

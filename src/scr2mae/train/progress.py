@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,7 +151,7 @@ class _Lines:
         left = "done" if done >= self.epochs else f"{_time((self.epochs - done) / speed)} left"
         logger.info(
             "%d %%, epoch %d of %d%s, %s %s per second, %s.",
-            *(round(100 * done / self.epochs), min(int(done) + 1, self.epochs), self.epochs),
+            *(round(100 * done / self.epochs), ceil(done - 1e-9), self.epochs),
             *(shown, f"{speed * n_obs_epoch:,.0f}", unit, left),
         )
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scr2mae._utils.files import as_path
-from scr2mae._utils.optional import require
 from scr2mae._utils.untrusted import check_codecs
 from scr2mae.extra.dna.alphabet import encode, reverse_complement
 from scr2mae.extra.dna.chromosomes import find_chrom
@@ -184,7 +183,8 @@ class GenomeMSA:
         ValueError
             If the path is not a Zarr group of arrays.
         """
-        zarr = require("zarr", extra="dna")
+        import zarr
+
         path = as_path(path)
         if not path.exists():
             raise FileNotFoundError(f"No alignment at {path}.")
@@ -220,7 +220,8 @@ class GenomeMSA:
         FileExistsError
             If the path exists.
         """
-        zarr = require("zarr", extra="dna")
+        import zarr
+
         if as_path(path).exists():
             raise FileExistsError(f"{path} exists; choose another path.")
         group = zarr.open_group(as_path(path), mode="w", zarr_format=zarr_format)
