@@ -80,27 +80,20 @@ copybutton_prompt_is_regexp = True
 # API: types live in the signatures, the text gives shape, unit, range and errors.
 autosummary_generate = True
 autosummary_context = {
-    "model_methods": {  # the class by task, without what only its own files call; tests/test_docs.py checks that none is forgotten
-        "Set up": ["setup_anndata", "paper", "view_anndata_setup"],
-        "Train": ["train", "integrate", "history", "is_trained"],
+    "model_methods": {  # by task, without what only the package calls; tests/test_docs.py checks that none is forgotten
+        "Set up": ["setup_anndata", "paper"],
+        "Train": ["train", "integrate"],
         "Embed": ["get_latent_representation", "get_reconstruction_error", "get_gene_attributions"],
         "Impute and predict": [
             *("get_normalized_expression", "get_masked_reconstruction"),
             *("get_likelihood_parameters", "posterior_predictive_sample"),
         ],
         "Query": ["prepare_query_anndata", "load_query_data"],
-        "Save, load and share": ["save", "load", "push_to_hub", "from_hub", "export_scvi", "fingerprint"],
-        "Inspect": [
-            *(
-                "adata",
-                "adata_manager",
-                "device",
-                "to_device",
-                "get_curriculum_weights",
-                "embedding_fingerprint",
-            ),
-            *("train_indices", "validation_indices", "test_indices", "get_var_names", "view_setup_args"),
+        "Save, load and share": [
+            *("save", "load", "push_to_hub", "from_hub", "export_scvi"),
+            *("load_registry", "view_setup_args", "fingerprint", "embedding_fingerprint"),
         ],
+        "Inspect": ["get_curriculum_weights", "to_device", "seed"],
     }
 }
 autodoc_default_options = {"members": True, "show-inheritance": True}

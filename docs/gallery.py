@@ -38,7 +38,7 @@ def card(notebook: Path, row: re.Match[str], picture: str | None) -> str:
     lines = [f":::{{grid-item-card}} {title(notebook)}", f":link: {notebook.stem}", ":link-type: doc"]
     if picture is not None:
         lines += [f":img-top: {picture}", f":img-alt: A figure of the tutorial {title(notebook)}"]
-    return "\n".join([*lines, "", row["question"], "+++", row["data"][0].upper() + row["data"][1:], ":::"])
+    return "\n".join([*lines, "", row["question"], "", f"*Data: {row['data']}*", ":::"])
 
 
 def write(source: Path, target: Path) -> None:

@@ -310,6 +310,58 @@ def test_llms_txt_lists_every_tutorial():
     assert all(f"tutorials/{path.stem}.html" in text for path in (ROOT / "tutorials").glob("*.ipynb"))
 
 
+@pytest.mark.parametrize("folder", ["guide", "benchmarks"])
+def test_the_index_of_a_folder_says_what_is_on_each_page(folder):
+    index = (DOCS / folder / "index.md").read_text(encoding="utf-8")
+    rows = {
+        name for row in re.findall(r"^\|.*\|$", index, re.M) for name in re.findall(r"\{doc\}`(\w+)`", row)
+    }
+    assert rows == {path.stem for path in (DOCS / folder).glob("*.md")} - {"index"}
+
+
+def test_no_two_pages_have_the_same_title():
+    titles = [re.search(r"^# (.*)$", path.read_text(encoding="utf-8"), re.M) for path in DOCS.rglob("*.md")]
+    titles = [found[1] for found in titles if found]
+    titles += [
+        runpy.run_path(str(DOCS / "gallery.py"))["title"](path)
+        for path in (ROOT / "tutorials").glob("*.ipynb")
+    ]
+    assert sorted(title for title in set(titles) if titles.count(title) > 1) == []
+
+
+def test_no_page_is_longer_than_2500_words():
+    words = {path.stem: len(path.read_text(encoding="utf-8").split()) for path in DOCS.rglob("*.md")}
+    assert {name: n for name, n in words.items() if n > 2500} == {}
+
+
+def test_the_page_of_the_model_has_every_method_but_the_internal_ones():
+    tree = ast.parse((DOCS / "conf.py").read_text(encoding="utf-8"))
+    context = next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "autosummary_context"
+    )
+    shown = {
+        name
+        for names in eval(compile(ast.Expression(context), "conf", "eval"))["model_methods"].values()
+        for name in names
+    }
+    internal = {"build_module", "module_for", "keep_split", "spec", "convert_legacy_save"}
+    assert shown == {name for name, _ in own_methods(scr2mae.R2MAEModel)} - internal
+
+
+def test_the_gallery_has_a_card_and_a_picture_for_each_tutorial(tmp_path):
+    runpy.run_path(str(DOCS / "gallery.py"))["write"](ROOT / "tutorials", tmp_path)
+    cells, others = (tmp_path / "gallery.inc").read_text(encoding="utf-8").split("## DNA, images and text")
+    for path in (ROOT / "tutorials").glob("*.ipynb"):
+        part = others if path.stem in ("6_dna", "7_vision", "8_text") else cells
+        assert part.count(f":link: {path.stem}\n") == 1
+        picture = tmp_path / "pictures" / f"{path.stem}.png"
+        assert f":img-top: pictures/{path.stem}.png" not in part or picture.read_bytes().startswith(
+            b"\x89PNG"
+        )
+
+
 def test_every_benchmark_script_is_on_the_page_of_scripts():
     page = (DOCS / "benchmarks" / "scripts.md").read_text(encoding="utf-8")
     scripts = {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks").rglob("*.py")}
