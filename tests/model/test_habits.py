@@ -174,7 +174,7 @@ def test_the_command_line_takes_counts_of_raw(portal: AnnData, tmp_path: Path, c
 
     portal.write_h5ad(tmp_path / "a.h5ad")
     assert main(["train", f"{tmp_path}/a.h5ad", "-o", f"{tmp_path}/m", "-q"]) == 1
-    assert "whole numbers are in adata.raw (use_raw=True, or --use-raw)" in capsys.readouterr().err
+    assert "whole numbers are in raw: pass --use-raw" in capsys.readouterr().err
     train = ["train", f"{tmp_path}/a.h5ad", "-o", f"{tmp_path}/m", "--use-raw", "--max-epochs", "1", "-q"]
     assert main(train) == 0
     assert (

@@ -16,6 +16,7 @@ from scr2mae.cli import dna, text, vision
 from scr2mae.cli.benchmark import benchmark
 from scr2mae.cli.demo import demo
 from scr2mae.cli.embed import embed
+from scr2mae.cli.flags import in_flags
 from scr2mae.cli.options import Messages, UsageError
 from scr2mae.cli.predict import predict
 from scr2mae.cli.prepare import prepare
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     messages = Messages()
+    say = in_flags(())
     try:
         if "-" in tokens:  # HDF5 files and model folders need random access
             raise UsageError("'-' (a stream) is not supported; give the path of a file or folder")
@@ -91,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command(*bound.args, **bound.kwargs)
             return EXIT_OK
         messages = next((each for each in bound.arguments.values() if isinstance(each, Messages)), messages)
-        with messages_on_stderr(quiet=messages.quiet, debug=messages.debug):
+        say = in_flags(_flags(tokens))
+        with messages_on_stderr(quiet=messages.quiet, debug=messages.debug, say=say):
             result = command(*bound.args, **bound.kwargs)
         if result:
             sys.stdout.write(result.rstrip("\n") + "\n")
@@ -106,9 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if messages.debug:
             traceback.print_exc()
-        sys.stderr.write(f"scr2mae: error: {_one_line(error)}\n")
+        sys.stderr.write(f"scr2mae: error: {say(_one_line(error))}\n")
         return EXIT_ERROR
     return EXIT_OK
+
+
+def _flags(tokens: Sequence[str]) -> set[str]:
+    """Return the options of the command that is run."""
+    command = app.parse_commands(tokens)[1][-1]
+    return {name for argument in command.assemble_argument_collection() for name in argument.names}
 
 
 def _usage_message(error: CycloptsError | UsageError) -> str:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,18 +34,32 @@ def loading() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class _Formatter(logging.Formatter):
+    """``scr2mae: message``, with the message rewritten."""
+
+    def __init__(self, say: Callable[[str], str]) -> None:
+        super().__init__()
+        self.say = say
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"scr2mae: {self.say(super().format(record))}"
+
+
 @contextlib.contextmanager
-def messages_on_stderr(*, quiet: bool, debug: bool) -> Iterator[None]:
-    """Send log lines, warnings and whatever a library prints to stderr, so that stdout has results only."""
+def messages_on_stderr(*, quiet: bool, debug: bool, say: Callable[[str], str] = str) -> Iterator[None]:
+    """Send log lines, warnings and whatever a library prints to stderr, so that stdout has results only.
+
+    ``say`` rewrites messages in the words of the command line.
+    """
     from scr2mae._utils.progress import no_progress
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("scr2mae: %(message)s"))
+    handler.setFormatter(_Formatter(say))
     logger = logging.getLogger("scr2mae")
     level = logger.level
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
-        sys.stderr.write(f"scr2mae: warning: {' '.join(str(message).split())}\n")
+        sys.stderr.write(f"scr2mae: warning: {say(' '.join(str(message).split()))}\n")
 
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), no_progress(quiet):
         if not debug:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from scr2mae.cli import options as opt
+from scr2mae.cli.columns import check_input
 from scr2mae.cli.files import check_counts, open_counts
 from scr2mae.cli.process import is_first_process, last_losses, loading, results
 
@@ -57,6 +58,12 @@ class Data:
     """Further continuous columns used as input to the network; may be repeated."""
     no_check_counts: bool = False
     """Accept non-integer counts, e.g. from SoupX or CellBender."""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Columns of obs, by flag."""
+        keys = {name: value for name, value in vars(self).items() if "_key" in name}
+        return {"--" + name.replace("_", "-").removesuffix("s"): value for name, value in keys.items()}
 
 
 @opt.options("Network")
@@ -117,6 +124,13 @@ def train(
         raise opt.UsageError("--checkpoint-every needs --checkpoint-dir")
     check_counts(input)
     run.check()
+    check_input(
+        input,
+        layer=data.layer,
+        use_raw=data.use_raw,
+        columns={**data.columns, "--split-key": training.split_key},
+        integers=not data.no_check_counts,
+    )
     with loading():
         from scr2mae.model import R2MAEModel
 

@@ -106,8 +106,10 @@ def _counts_elsewhere(adata: AnnData, layer: str | None) -> str:
         return "this AnnData has neither layers nor raw"
     whole = [name for name, matrix in places.items() if _holds_counts(matrix)]
     found = f"whole numbers are in {' and '.join(whole)}" if whole else "none of them holds whole numbers"
-    if "adata.raw" in whole:
-        found += " (use_raw=True, or --use-raw)"
+    if whole:
+        names = {"adata.raw": "use_raw=True", "adata.X": "layer=None"}
+        argument = names.get(whole[0], f"layer={whole[0][8:-2]!r}")
+        found += f": write R2MAEModel.setup_anndata(adata, {argument})"
     return f"here there are {', '.join(places)}; {found}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,8 +184,7 @@ class GenomeMSA:
         ValueError
             If the path is not a Zarr group of arrays.
         """
-        import zarr
-
+        zarr: Any = import_module("zarr")
         path = as_path(path)
         if not path.exists():
             raise FileNotFoundError(f"No alignment at {path}.")
@@ -220,8 +220,7 @@ class GenomeMSA:
         FileExistsError
             If the path exists.
         """
-        import zarr
-
+        zarr: Any = import_module("zarr")
         if as_path(path).exists():
             raise FileExistsError(f"{path} exists; choose another path.")
         group = zarr.open_group(as_path(path), mode="w", zarr_format=zarr_format)
