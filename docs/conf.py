@@ -62,7 +62,8 @@ nitpick_ignore_regex = [  # internal classes in annotations and among bases, des
 
 # Tutorials: the notebooks with the outputs that are stored in them; `make test-tutorials` executes them. They are copied,
 # for Sphinx reads no page from outside its folder.
-runpy.run_path(str(HERE / "gallery.py"))["write"](HERE.parent / "tutorials", HERE / "tutorials")
+write_gallery = runpy.run_path(str(HERE / "gallery.py"))["write"]
+write_gallery(HERE.parent / "tutorials", HERE / "tutorials", front=HERE / "_static" / "blood_cells.png")
 
 # Pages: MyST Markdown whose code cells are executed at every build, so that no output goes stale.
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
@@ -122,7 +123,7 @@ html_favicon = "_static/favicon.svg"
 html_baseurl = URLS["Documentation"]
 ogp_site_url = html_baseurl
 ogp_site_name = "scr2mae"
-ogp_image = "_images/1_quick_start.png"
+ogp_image = "_static/blood_cells.png"
 ogp_social_cards = {"enable": False}
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]

@@ -41,8 +41,11 @@ def card(notebook: Path, row: re.Match[str], picture: str | None) -> str:
     return "\n".join([*lines, "", row["question"], "", f"*Data: {row['data']}*", ":::"])
 
 
-def write(source: Path, target: Path) -> None:
-    """Copy the notebooks into the folder of the site, with one picture of each, and write the gallery."""
+def write(source: Path, target: Path, front: Path | None = None) -> None:
+    """Copy the notebooks into the folder of the site, with one picture of each, and write the gallery.
+
+    ``front`` is a copy of the first one's picture, for the front page and the README.
+    """
     rows = {row["name"]: row for row in ROW.finditer((source / "README.md").read_text(encoding="utf-8"))}
     cards: dict[bool, list[str]] = {False: [], True: []}
     (target / "pictures").mkdir(exist_ok=True)
@@ -52,6 +55,8 @@ def write(source: Path, target: Path) -> None:
         picture = f"pictures/{notebook.stem}.png" if found else None
         if picture is not None:
             (target / picture).write_bytes(found[min(1, len(found) - 1)])
+            if front is not None and number(notebook) == 1:
+                front.write_bytes((target / picture).read_bytes())
         cards[notebook.stem in OTHER_MODALITIES].append(card(notebook, rows[notebook.stem], picture))
     text = "".join(
         f"## {heading}\n\n::::{{grid}} 1 2 2 3\n:gutter: 3\n\n" + "\n\n".join(cards[other]) + "\n\n::::\n\n"

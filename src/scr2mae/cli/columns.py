@@ -78,7 +78,7 @@ def check_input(
 
 
 def _check_columns(obs: Any, path: Path, columns: Mapping[str, Any]) -> None:
-    """Raise for the first name that is no column."""
+    """Raise for the first name that is not a column."""
     index = obs.attrs.get("_index", "_index")
     known = [name for name in obs if name not in (index, "__categories")]
     for flag, given in columns.items():
