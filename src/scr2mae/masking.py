@@ -353,11 +353,16 @@ def draw_mask(
     _check_shares("ratio", ratio)
     n_masked = min(max(round(ratio * n), 1), n - 1)
     n_masks = 1 if n_obs is None else n_obs
-    words = random_words(n_masks * n, hash_integers(seed, _MASK_STREAM, step), device).view(n_masks, n)
+    words = mask_words(n_masks * n, seed=seed, step=step, device=device).view(n_masks, n)
     # All words of a draw differ, so the threshold masks exactly n_masked items.
     threshold = words.topk(n_masked, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
     mask = words <= threshold
     return mask[0] if n_obs is None else mask
+
+
+def mask_words(n: int, *, seed: int, step: int, device: Device = None) -> torch.Tensor:
+    """Return the words by which :func:`draw_mask` ranks n items, int64, shape (n,), all different."""
+    return random_words(n, hash_integers(seed, _MASK_STREAM, step), device)
 
 
 def draw_integers(

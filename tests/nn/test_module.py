@@ -7,7 +7,8 @@ from scvi.distributions import NegativeBinomial
 from torch import nn
 
 from scr2mae.model.query import add_categories
-from scr2mae.nn.module import MEASURED_KEY, R2MAEModule
+from scr2mae.nn.module import R2MAEModule
+from scr2mae.nn.panels import MEASURED_KEY
 
 N_VARS = 40
 

@@ -14,7 +14,8 @@ import scr2mae.nn.likelihood
 import scr2mae.nn.module
 from scr2mae import R2MAEModel
 from scr2mae.nn.curriculum import Curriculum
-from scr2mae.nn.module import MEASURED_KEY, R2MAEModule
+from scr2mae.nn.module import R2MAEModule
+from scr2mae.nn.panels import MEASURED_KEY
 from scr2mae.train import MaskedTrainingPlan, NonFiniteError
 from scr2mae.train.compiled import compile_loss
 

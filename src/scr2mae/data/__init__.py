@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from scr2mae._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from scr2mae.data.cells import MEASURED_COLUMN, Cells, CellSpec, read_cells
+    from scr2mae.data.cells import Cells, CellSpec, read_cells
     from scr2mae.data.genes import align_genes
+    from scr2mae.data.joining import find_copies, join_studies
     from scr2mae.data.loaders import BatchSampler, CellDataModule, CellLoader
+    from scr2mae.data.panels import MEASURED_COLUMN, Panels
     from scr2mae.data.splits import Split, split_cells
     from scr2mae.data.store import open_store
 
@@ -21,17 +23,22 @@ __all__ = [
     "CellLoader",
     "CellSpec",
     "Cells",
+    "Panels",
     "Split",
     "align_genes",
+    "find_copies",
+    "join_studies",
     "open_store",
     "read_cells",
     "split_cells",
 ]
 
 _SUBMODULES = {
-    "cells": ["MEASURED_COLUMN", "CellSpec", "Cells", "read_cells"],
+    "cells": ["CellSpec", "Cells", "read_cells"],
     "genes": ["align_genes"],
+    "joining": ["find_copies", "join_studies"],
     "loaders": ["BatchSampler", "CellDataModule", "CellLoader"],
+    "panels": ["MEASURED_COLUMN", "Panels"],
     "splits": ["Split", "split_cells"],
     "store": ["open_store"],
 }

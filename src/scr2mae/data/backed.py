@@ -16,7 +16,7 @@ from scr2mae.data.counts import check_counts, get_counts
 from scr2mae.data.genes import select_genes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from anndata import AnnData
 
@@ -68,6 +68,8 @@ class BackedCounts:
         Whether to raise on fractional counts.
     gene_indices
         Column in ``matrix`` of each reference gene, -1 if absent; None if the genes are the same.
+    check
+        Further check of counts in the reference's order and their rows, which raises.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class BackedCounts:
         *,
         integers: bool,
         gene_indices: np.ndarray | None = None,
+        check: Callable[[sparse.csr_matrix, np.ndarray], None] | None = None,
     ) -> None:
+        self._check = check
         self._adata, self._layer, self._integers = adata, layer, integers
         self._gene_indices = gene_indices
         n_obs, self._n_query_vars = matrix.shape
@@ -177,4 +181,7 @@ class BackedCounts:
     def _finish(self, counts: sparse.csr_matrix, rows: np.ndarray) -> sparse.csr_matrix:
         """Validate the counts of the given rows and put their columns in the reference's order."""
         check_counts(counts, self._adata, self._layer, integers=self._integers, rows=rows)
-        return counts if self._gene_indices is None else select_genes(counts, self._gene_indices)
+        counts = counts if self._gene_indices is None else select_genes(counts, self._gene_indices)
+        if self._check is not None:
+            self._check(counts, rows)
+        return counts

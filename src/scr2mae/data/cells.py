@@ -16,14 +16,14 @@ from scr2mae.data.columns import check_new_categories, check_positive, find_colu
 from scr2mae.data.containers import check_anndata
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts, take_rows
 from scr2mae.data.genes import align_genes, check_overlap, select_genes
+from scr2mae.data.panels import MEASURED_COLUMN, Panels
+from scr2mae.data.studies import STUDY_KEY, MeasuredCheck, Studies
+from scr2mae.nn.panels import MEASURED_KEY, PANEL_KEYS
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["MEASURED_COLUMN", "CellSpec", "Cells", "read_cells"]
-
-MEASURED_COLUMN = "scr2mae_measured"
-"""Column of ``adata.var``: False if a gene panel lacks a gene of the reference."""
+__all__ = ["CellSpec", "Cells", "read_cells"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class CellSpec:
         Column that replaces the library size, or None.
     integers
         Whether to raise on fractional counts.
+    studies
+        Column of the study and the genes that each study has measured, or None.
     """
 
     var_names: np.ndarray
@@ -53,6 +55,7 @@ class CellSpec:
     continuous: tuple[str, ...]
     size_factor_key: str | None
     integers: bool
+    studies: Studies | None = None
 
     @classmethod
     def from_registry(cls, registry: dict[str, Any]) -> CellSpec:
@@ -77,13 +80,15 @@ class CellSpec:
             (arguments["batch_key"], np.asarray(state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"]))
         ]
         categorical += [(key, np.asarray(further["mappings"][key])) for key in further.get("field_keys", [])]
+        var_names = np.asarray(state(REGISTRY_KEYS.X_KEY)["column_names"]).astype(str)
         return cls(
-            var_names=np.asarray(state(REGISTRY_KEYS.X_KEY)["column_names"]).astype(str),
+            var_names=var_names,
             layer=arguments["layer"],
             categorical=tuple(categorical),
             continuous=tuple(arguments["continuous_covariate_keys"] or ()),
             size_factor_key=arguments["size_factor_key"],
             integers=arguments["check_counts"],
+            studies=Studies.from_state(arguments, state(STUDY_KEY), len(var_names)),
         )
 
 
@@ -96,13 +101,15 @@ class Cells:
     counts
         CSR float32, shape (n_obs, n_vars), columns in the reference's order; in memory or on disk.
     measured
-        Boolean, shape (n_vars,); None if every gene was measured.
+        Boolean, shape (n_vars,); None if every gene was measured, or panels differ.
     categories
         Codes, int64, shape (n_obs, n_covariates), the batch first.
     continuous
         float32, shape (n_obs, n_continuous).
     size_factor
         float32, shape (n_obs,), or None for the total count.
+    panels
+        Measured genes of each cell, where panels differ, or None.
     """
 
     counts: sparse.csr_matrix | BackedCounts
@@ -110,6 +117,7 @@ class Cells:
     categories: np.ndarray
     continuous: np.ndarray
     size_factor: np.ndarray | None
+    panels: Panels | None = None
 
     @property
     def n_obs(self) -> int:
@@ -155,6 +163,7 @@ class Cells:
             categories=self.categories[indices],
             continuous=self.continuous[indices],
             size_factor=None if self.size_factor is None else self.size_factor[indices],
+            panels=None if self.panels is None else self.panels.take(indices),
         )
 
     def covariates(self, indices: np.ndarray | slice) -> dict[str, np.ndarray]:
@@ -177,6 +186,23 @@ class Cells:
         if self.size_factor is not None:
             arrays[REGISTRY_KEYS.SIZE_FACTOR_KEY] = self.size_factor[indices, None]
         return arrays
+
+    def measured_genes(self, indices: np.ndarray | slice) -> dict[str, np.ndarray]:
+        """Return which genes were measured in the given cells, under the keys of a mini-batch.
+
+        Parameters
+        ----------
+        indices
+            Positions of the cells, shape (n,), or a slice.
+
+        Returns
+        -------
+        Nothing if all genes were measured, ``measured`` for one panel, three arrays for several.
+        """
+        if self.panels is not None:
+            fields = self.panels.of_cell[indices], self.panels.classes, self.panels.gene_class
+            return dict(zip(PANEL_KEYS, fields, strict=True))
+        return {} if self.measured is None else {MEASURED_KEY: self.measured}
 
     def collate(self, indices: np.ndarray | slice) -> dict[str, np.ndarray]:
         """Return the given cells as a dense mini-batch of NumPy arrays under scvi-tools' keys.
@@ -221,14 +247,24 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_di
     check_anndata(adata)
     check_genes(adata)
     gene_indices, measured = _match_genes(adata, spec, min_shared=min_shared)
+    panels, check = _find_panels(adata, spec, gene_indices)
+    if panels is not None and len(panels.classes) == 1:
+        measured, panels = panels.measured[0], None
+        measured = None if measured.all() else measured
+    elif panels is not None:
+        measured = None
     stored = get_counts(adata, spec.layer)
     counts: sparse.csr_matrix | BackedCounts
     if on_disk and is_streamable(stored):
-        counts = BackedCounts(stored, adata, spec.layer, integers=spec.integers, gene_indices=gene_indices)
+        counts = BackedCounts(
+            stored, adata, spec.layer, integers=spec.integers, gene_indices=gene_indices, check=check
+        )
     else:
         counts = as_csr(stored)
         check_counts(counts, adata, spec.layer, integers=spec.integers)
         counts = counts if gene_indices is None else select_genes(counts, gene_indices)
+        if check is not None:
+            check(counts)
     size_factor = None
     if spec.size_factor_key is not None:
         size_factor = _numbers(adata, spec.size_factor_key, "size_factor_key")
@@ -243,7 +279,22 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_di
         categories=np.stack(codes, axis=1),
         continuous=np.stack(continuous, axis=1) if continuous else np.zeros((adata.n_obs, 0), np.float32),
         size_factor=size_factor,
+        panels=panels,
     )
+
+
+def _find_panels(
+    adata: AnnData, spec: CellSpec, gene_indices: np.ndarray | None
+) -> tuple[Panels | None, MeasuredCheck | None]:
+    """Return what the study of each cell has measured, and the check of its counts; None without studies."""
+    if spec.studies is None:
+        return None, None
+    position = np.arange(adata.n_vars) if gene_indices is None else gene_indices
+    found = spec.studies.resolve(adata, position)
+    if found is None:
+        return None, None
+    panels = Panels.from_table(*found)
+    return panels, MeasuredCheck(adata, spec.studies.key, panels, spec.var_names)
 
 
 def _match_genes(

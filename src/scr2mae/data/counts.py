@@ -156,15 +156,15 @@ def take_rows(matrix: sparse.csr_matrix, indices: np.ndarray | slice) -> sparse.
     )
 
 
-def check_genes(adata: AnnData) -> None:
-    """Raise unless there are at least two genes and their names are unique."""
+def check_genes(adata: AnnData, *, at_least: int = 2) -> None:
+    """Raise unless there are enough genes and their names are unique."""
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()[:5].tolist()
         raise ValueError(
             f"Gene names must be unique, but {repeated} occur more than once; "
             "call adata.var_names_make_unique() or merge them first."
         )
-    if adata.n_vars < 2:
+    if adata.n_vars < at_least:
         raise ValueError(f"Expected at least two genes, one to mask and one to keep; got {adata.n_vars}.")
 
 

@@ -46,7 +46,10 @@ class DeviceCells:
             key: torch.from_numpy(np.ascontiguousarray(array)).to(device)
             for key, array in cells.covariates(slice(None)).items()
         }
-        self._measured = None if cells.measured is None else torch.from_numpy(cells.measured).to(device)
+        self._measured = {
+            key: torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            for key, array in cells.measured_genes(slice(None)).items()
+        }
         self.device = device
         held = [self._starts, self._columns, self._values, *self._covariates.values()]
         self.nbytes = sum(t.numel() * t.element_size() for t in held)
@@ -75,9 +78,9 @@ class DeviceCells:
         dense[row, self._columns[entries].long()] = self._values[entries].float()
         tensors = {REGISTRY_KEYS.X_KEY: dense}
         tensors |= {key: values[rows] for key, values in self._covariates.items()}
-        if self._measured is not None:
-            tensors["measured"] = self._measured
-        return tensors
+        if "panel" in self._measured:
+            return {**tensors, **self._measured, "panel": self._measured["panel"][rows]}
+        return tensors | self._measured
 
 
 def to_device(cells: Cells, device: torch.device, *, required: bool = False) -> DeviceCells | None:

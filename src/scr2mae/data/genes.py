@@ -14,7 +14,7 @@ from scipy import sparse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["align_genes", "check_overlap", "select_genes", "warn_about_genes"]
+__all__ = ["advise", "align_genes", "check_overlap", "select_genes", "warn_about_genes"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def check_overlap(var: pd.DataFrame, reference: np.ndarray, found: np.ndarray, *
     report = f"the query has {n_shared} of the reference's {n_vars} genes ({n_shared / n_vars:.0%})"
     if n_shared == n_vars:
         return
-    cause = _cause(var, reference, n_shared)
+    cause = advise(var, reference, n_shared)
     if n_shared == 0:
         cause = cause or (
             f"Compare adata.var_names, such as {var.index[:3].tolist()}, with the reference's, {reference[:3].tolist()} "
@@ -113,7 +113,7 @@ def check_overlap(var: pd.DataFrame, reference: np.ndarray, found: np.ndarray, *
         logger.info("Gene overlap: %s; absent genes are treated as masked.", report)
 
 
-def _cause(var: pd.DataFrame, reference: np.ndarray, n_shared: int) -> str:
+def advise(var: pd.DataFrame, reference: np.ndarray, n_shared: int) -> str:
     """Return how more genes would match: by another column of names, or by names spelled alike."""
     wanted = set(map(str, reference))
     n_equal = len(wanted & set(map(str, var.index)))

@@ -37,8 +37,8 @@ _MANY_GENES = 10_000
 
 
 def collate_dense(cells: Cells, indices: np.ndarray) -> dict[str, torch.Tensor]:
-    """Return the given cells as dense tensors under scvi-tools' keys, with ``measured`` if genes are absent."""
-    return _to_tensors(cells, cells.collate(indices))
+    """Return the given cells as dense tensors under scvi-tools' keys, with the measured genes if some are absent."""
+    return _to_tensors(cells, cells.collate(indices), indices)
 
 
 def collate_sparse(cells: Cells, indices: np.ndarray) -> dict[str, torch.Tensor]:
@@ -49,14 +49,12 @@ def collate_sparse(cells: Cells, indices: np.ndarray) -> dict[str, torch.Tensor]
     counts = cells.rows(indices)
     counts.sum_duplicates()
     arrays = {"columns": counts.indices, "starts": counts.indptr[:-1], "values": counts.data}
-    return _to_tensors(cells, {**arrays, **cells.covariates(indices)})
+    return _to_tensors(cells, {**arrays, **cells.covariates(indices)}, indices)
 
 
-def _to_tensors(cells: Cells, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    if cells.measured is not None:
-        tensors["measured"] = torch.from_numpy(cells.measured)
-    return tensors
+def _to_tensors(cells: Cells, arrays: dict[str, np.ndarray], indices: np.ndarray) -> dict[str, torch.Tensor]:
+    arrays |= cells.measured_genes(indices)
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
 class CellLoader(BatchLoader):

@@ -231,9 +231,16 @@ def invalid_count_error(
 
 
 def moments(
-    blocks: Iterator[sp.csr_matrix], shape: tuple[int, int], target_sum: float
+    blocks: Iterator[sp.csr_matrix],
+    shape: tuple[int, int],
+    target_sum: float,
+    *,
+    n_measured: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return mean and variance per gene of the scaled counts, and the number of cells in which each is detected."""
+    """Return mean and variance per gene of the scaled counts, and the number of cells in which each is detected.
+
+    ``n_measured`` is the number of cells in which each gene was measured, (n_vars,); None for all cells.
+    """
     n_obs, n_vars = shape
     if n_obs < 2:
         raise ValueError(f"Ranking genes by their variance needs at least 2 cells, got {n_obs}.")
@@ -244,8 +251,9 @@ def moments(
         total += np.bincount(block.indices, weights=block.data, minlength=n_vars)
         total_squares += np.bincount(block.indices, weights=block.data**2, minlength=n_vars)
         n_cells += np.bincount(block.indices, minlength=n_vars)
-    mean = total / n_obs
-    variance = np.maximum(total_squares / n_obs - mean**2, 0) * n_obs / (n_obs - 1)
+    n: Any = n_obs if n_measured is None else np.maximum(n_measured, 2)
+    mean = total / n
+    variance = np.maximum(total_squares / n - mean**2, 0) * n / (n - 1)
     return mean, variance, n_cells
 
 

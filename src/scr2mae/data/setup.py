@@ -40,11 +40,15 @@ from scr2mae.data.counts import (
     warn_about_binary,
 )
 from scr2mae.data.genes import warn_about_genes
+from scr2mae.data.studies import StudyField, register_studies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anndata import AnnData
+    from scipy import sparse
+
+    from scr2mae.data.studies import MeasuredCheck
 
 __all__ = ["check_foreign_setup", "is_current", "make_actual", "register"]
 
@@ -120,15 +124,28 @@ def _check_obs(adata: AnnData, arguments: dict[str, Any], *, is_new: bool) -> No
             warn_about_missing_text(column, key_name(arguments[argument]))
 
 
-def _check_all_counts(counts: Any, adata: AnnData, layer: str | None, *, integers: bool) -> None:
-    """Raise unless all values are counts; those on disk are read once, block by block."""
-    if not is_streamable(counts):
-        checked = as_csr(counts)
-        check_counts(checked, adata, layer, integers=integers)
-        warn_about_binary(checked.data.max(initial=0), layer)
+def _check_all_counts(
+    counts: Any, adata: AnnData, layer: str | None, *, integers: bool, check: MeasuredCheck | None
+) -> None:
+    """Raise unless all values are counts of measured genes; those on disk are read once, block by block."""
+    largest = 0.0
+    for block in _blocks(counts, adata, layer, integers, check):
+        largest = max(largest, block.data.max(initial=0))
+    warn_about_binary(largest, layer)
+
+
+def _blocks(
+    counts: Any, adata: AnnData, layer: str | None, integers: bool, check: MeasuredCheck | None
+) -> Iterator[sparse.csr_matrix]:
+    """Yield checked counts: all of those in memory, and those on disk block by block."""
+    if is_streamable(counts):
+        yield from BackedCounts(counts, adata, layer, integers=integers, check=check).blocks()
         return
-    blocks = BackedCounts(counts, adata, layer, integers=integers).blocks()
-    warn_about_binary(max((block.data.max(initial=0) for block in blocks), default=0), layer)
+    checked = as_csr(counts)
+    check_counts(checked, adata, layer, integers=integers)
+    if check is not None:
+        check(checked)
+    yield checked
 
 
 def _layer(arguments: dict[str, Any]) -> str | None:
@@ -174,7 +191,11 @@ def register(
         for key, known in CellSpec.from_registry(source_registry).categorical:
             if key is not None:
                 check_new_categories(find_column(adata.obs, key), key, known)
-    _check_all_counts(counts, adata, layer, integers=arguments["check_counts"])
+    reference = None if source_registry is None else CellSpec.from_registry(source_registry).studies
+    studies, check = register_studies(
+        adata, arguments, reference, lambda: _blocks(counts, adata, layer, arguments["check_counts"], None)
+    )
+    _check_all_counts(counts, adata, layer, integers=arguments["check_counts"], check=check)
     if layer == RAW_LAYER:
         adata.layers[RAW_LAYER] = counts
     fields: list[Any] = [
@@ -185,6 +206,8 @@ def register(
         NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous),
         NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor, required=False),
     ]
+    if arguments["study_key"] is not None:
+        fields.append(StudyField(arguments["study_key"], studies))
     manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
     manager.register_fields(adata, source_registry=source_registry, **transfer_kwargs)
     return manager

@@ -16,6 +16,7 @@ from anndata.io import read_elem, sparse_dataset
 from scr2mae._utils.files import as_path
 from scr2mae._utils.untrusted import UnsafeFileError, check_store
 from scr2mae.data.formats import hdf5_kind, not_anndata
+from scr2mae.data.panels import MEASURED_COLUMN
 
 if TYPE_CHECKING:
     import os
@@ -174,7 +175,8 @@ def open_store(
 
     Returns
     -------
-    AnnData with ``X`` and the layers on disk, ``obs``, ``var`` and ``uns`` in memory, and no pairwise arrays. ``X`` is a ``anndata.abc.CSRDataset``, or the array of h5py or zarr if the counts are
+    AnnData with ``X`` and the layers on disk, ``obs``, ``var``, ``uns`` and the table of
+    the genes that each study has measured in memory, and no pairwise arrays. ``X`` is a ``anndata.abc.CSRDataset``, or the array of h5py or zarr if the counts are
     stored dense. ``adata[rows]`` reads only those rows; an h5ad file stays open as long as the object exists.
 
     Raises
@@ -206,6 +208,7 @@ def open_store(
         var=var,
         uns=read_elem(group["uns"]) if "uns" in group else {},
         obsm={key: read_elem(group["obsm"][key]) for key in obsm_keys},
+        varm={key: read_elem(group["varm"][key]) for key in group.get("varm", {}) if key == MEASURED_COLUMN},
         layers=layers,
         raw=_open_raw(group, path) if use_raw else None,
     )

@@ -120,6 +120,9 @@ class CellModel(BaseModelClass):
         continuous_covariate_keys: str | Sequence[str] | None = None,
         check_counts: bool = True,
         use_raw: bool = False,
+        study_key: str | None = None,
+        measured_key: str | None = None,
+        infer_measured: bool = False,
         **kwargs: Any,
     ) -> None:
         """Register the raw counts and the covariates.
@@ -144,6 +147,15 @@ class CellModel(BaseModelClass):
         use_raw
             Whether to take the counts from ``adata.raw``, as in files of CELLxGENE; they are put into
             ``layers["scr2mae_raw"]``, and read from ``raw`` of new data.
+        study_key
+            Column with the study, where studies have measured different genes. Not an input of the network: a gene that a
+            study has not measured is masked in its cells and never scored. Found by itself if there is a table of
+            :func:`scr2mae.data.join_studies` or of ``scr2mae prepare --join outer``.
+        measured_key
+            Table in ``varm`` with a boolean column per study, True for the genes that it has measured; None for
+            ``"scr2mae_measured"`` if there is one.
+        infer_measured
+            Whether, without a table, a gene without a count in a study and with counts in another is taken as not measured.
         kwargs
             ``source_registry``, the registry of a model to transfer from, and ``extend_categories``, whether to add
             categories that this registry lacks instead of raising an error.
@@ -153,7 +165,8 @@ class CellModel(BaseModelClass):
         KeyError
             If a layer or column does not exist.
         ValueError
-            If ``X`` or the layer does not contain raw counts, gene names are not unique, or a covariate has missing values.
+            If ``X`` or the layer does not contain raw counts, gene names are not unique, a covariate has missing values, or a
+            study has counts of a gene that it has not measured.
         """
         arguments = cls._get_setup_method_args(**locals())
         cls.register_manager(register(adata, arguments, **kwargs))

@@ -13,10 +13,11 @@ from scr2mae._utils.memory import check_array
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
 from scr2mae.model.integration import IntegrationMixin, keys_of
+from scr2mae.model.panels import by_panel, n_unmeasured
 from scr2mae.model.scvi_words import understands_scvi
 from scr2mae.model.streaming import cell_indices, embed, loader_batches, n_rows, stream
 from scr2mae.nn.likelihood import log_mean_of_counts
-from scr2mae.nn.module import MEASURED_KEY
+from scr2mae.nn.panels import MEASURED_KEY, measured_genes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -188,8 +189,8 @@ class InferenceMixin(IntegrationMixin):
             rho = logits.float().softmax(dim=-1)
             factor: Any = scale
             if factor is None:
-                measured = tensors.get(MEASURED_KEY)
-                seen = rho if measured is None else rho[:, measured]
+                measured = measured_genes(tensors)
+                seen = rho if measured is None else rho * measured
                 factor = module.log_library(tensors).exp() / seen.sum(dim=1, keepdim=True)
             total = total + rho[:, columns] * factor
         return (total / len(batches)).cpu().numpy()
@@ -217,15 +218,15 @@ class InferenceMixin(IntegrationMixin):
         -------
         ``{"reconstruction_loss": mean over cells of the sum over genes}``, as scvi-tools reports it. Without the mean,
         one sum per cell, shape ``(n_obs,)``, ``library_size`` of the same shape, and ``n_missing``, the number of
-        the model's genes that were not measured.
+        the model's genes that were not measured, one per cell if panels differ.
         """
-        n_missing = 0
+        n_missing: Any = 0
         if dataloader is not None:
             given = self._given_batches(dataloader, adata, indices, batch_size)
             errors, library = np.concatenate([self._errors(tensors) for tensors in given], axis=1)
         else:
             cells, rows = self._trained_cells(adata, indices)
-            n_missing = 0 if cells.measured is None else int((~cells.measured).sum())
+            n_missing = n_unmeasured(cells, rows)
             errors, library = np.empty((2, n_rows(cells, rows)))
             for filled, tensors in stream(self.module, cells, rows, batch_size, desc="Scoring"):
                 errors[filled], library[filled] = self._errors(tensors)
@@ -237,8 +238,8 @@ class InferenceMixin(IntegrationMixin):
         """Return the negative log-likelihood and the library size of each cell of a mini-batch, shape (2, n_obs)."""
         _, generated = self.module(tensors, compute_loss=False)
         nll = self.module.element_nll(tensors, generated["logits"])
-        if (measured := tensors.get(MEASURED_KEY)) is not None:
-            nll = nll[:, measured]
+        if (measured := measured_genes(tensors)) is not None:
+            nll = nll[:, measured] if measured.dim() == 1 else nll * measured
         library = self.module.log_library(tensors).exp().squeeze(1)
         return np.stack([nll.double().sum(dim=1).cpu().numpy(), library.double().cpu().numpy()])
 
@@ -273,7 +274,9 @@ class InferenceMixin(IntegrationMixin):
             pearson, nll = masked_scores(
                 self.module, cells, ratio=ratio, seed=seed, indices=rows, batch_size=batch_size
             )
-            scores.append({"ratio": ratio, "pearson": float(np.nanmean(pearson)), "nll": float(nll.mean())})
+            scores.append(
+                {"ratio": ratio, "pearson": float(np.nanmean(pearson)), "nll": float(np.nanmean(nll))}
+            )
         return pd.DataFrame(scores).set_index("ratio")
 
     @torch.inference_mode()
@@ -341,15 +344,22 @@ def masked_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask a fraction of the measured genes, the same for all cells, and score their prediction per cell, shape (n_obs,).
 
-    Return the Pearson correlation over masked genes between ``log1p(1e4 rho)`` and ``log1p(1e4 x / library)`` (NaN where
+    With several panels, each masks a fraction of its own genes. Return the Pearson correlation over masked genes between ``log1p(1e4 rho)`` and ``log1p(1e4 x / library)`` (NaN where
     the counts do not vary), and the mean negative log-likelihood in nats.
     """
+    pearson, nll = np.full((2, n_rows(cells, indices)), np.nan)
+    if cells.panels is not None:
+        for at, chosen, part in by_panel(cells, indices):
+            found = masked_scores(module, part, ratio=ratio, seed=seed, indices=chosen, batch_size=batch_size)
+            pearson[at], nll[at] = found
+        return pearson, nll
     measured = np.ones(module.n_vars, dtype=bool) if cells.measured is None else cells.measured
+    if measured.sum() < 2:
+        return pearson, nll
     mask = np.zeros(module.n_vars, dtype=bool)
     mask[measured] = draw_mask(int(measured.sum()), ratio, seed=seed, step=0).numpy()
     masked = torch.as_tensor(mask, device=module.device)
     genes = masked.nonzero().squeeze(1)
-    pearson, nll = np.empty((2, n_rows(cells, indices)))
     for rows, tensors in stream(module, cells, indices, batch_size, desc=f"Masking {ratio:.0%}"):
         _, generated = module(tensors, inference_kwargs={"mask": masked}, compute_loss=False)
         nll[rows] = module.element_nll(tensors, generated["logits"], genes=genes).mean(dim=1).cpu().numpy()

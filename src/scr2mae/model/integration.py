@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -12,8 +11,8 @@ import torch
 
 from scr2mae.model.alignment import Alignment, fit_alignment, sample_cells
 from scr2mae.model.base import CellModel
+from scr2mae.model.panels import batch_gene_codes, cell_gene_codes
 from scr2mae.model.streaming import embed, n_rows
-from scr2mae.nn.module import MEASURED_KEY
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -77,23 +76,28 @@ class IntegrationMixin(CellModel):
         is_own = adata is None or adata is self.adata
         seen = np.arange(cells.n_obs) if self.split_ is None or not is_own else self.split_.train
         batches = cells.categories[:, 0]
-        seen = seen[sample_cells(batches[seen], seed=seed)]
+        # A batch whose cells have different panels is aligned panel by panel.
+        units, of_unit = np.unique(
+            np.column_stack([batches, cell_gene_codes(cells, slice(None))]), axis=0, return_inverse=True
+        )
+        of_unit = of_unit.reshape(-1)
+        seen = seen[sample_cells(of_unit[seen], seed=seed)]
         if guard and self._is_confounded(self.adata if adata is None else adata, batches):
             return None
         alignment = fit_alignment(
             self._raw_latent(cells, seen),
-            batches[seen],
+            of_unit[seen],
             n_covariates=cells.categories.shape[1],
-            genes=gene_code(cells.measured),
             n_clusters=None if adata is None or self.alignment_ is None else len(self.alignment_.means),
             guard=guard,
             seed=seed,
         )
+        alignment.keys[:, [0, -1]] = torch.from_numpy(units[alignment.keys[:, 0].numpy()])
         self._warn_about_strangers(alignment)
         # Batches without a training cell, such as held-out donors.
-        unseen = np.flatnonzero(~np.isin(batches, batches[seen]))
+        unseen = np.flatnonzero(~np.isin(of_unit, of_unit[seen]))
         keys = np.full((len(unseen), cells.categories.shape[1] + 1), -1)
-        keys[:, 0], keys[:, -1] = batches[unseen], gene_code(cells.measured)
+        keys[:, [0, -1]] = units[of_unit[unseen]]
         return self._extend(alignment, cells, unseen, keys, seed=seed)
 
     def _align_new_batches(self, alignment: Alignment, *, seed: int) -> Alignment:
@@ -129,8 +133,8 @@ class IntegrationMixin(CellModel):
         """Return the embedding of a mini-batch."""
         inputs = self.module._get_inference_input(tensors)
         z = self.module.embedding(self.module.inference(**inputs)["z"].float())
-        measured = tensors.get(MEASURED_KEY)
-        keys = _keys(inputs["categories"].cpu().numpy(), None if measured is None else measured.cpu().numpy())
+        codes = inputs["categories"].cpu().numpy()
+        keys = np.column_stack([codes, batch_gene_codes(tensors, len(codes))])
         alignment = self._alignment_for(integrated, keys)
         return (z if alignment is None else alignment.apply(z, keys)).cpu().numpy()
 
@@ -204,13 +208,4 @@ class IntegrationMixin(CellModel):
 
 def keys_of(cells: Cells, indices: np.ndarray | slice) -> np.ndarray:
     """Return codes of covariates and measured genes, (n_obs, n_covariates + 1), as in the keys of an alignment."""
-    return _keys(cells.categories[indices], cells.measured)
-
-
-def _keys(codes: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
-    return np.column_stack([codes, np.full(len(codes), gene_code(measured))])
-
-
-def gene_code(measured: np.ndarray | None) -> int:
-    """Return a number for a set of measured genes; 0 for all."""
-    return 0 if measured is None else crc32(np.packbits(measured).tobytes())
+    return np.column_stack([cells.categories[indices], cell_gene_codes(cells, indices)])

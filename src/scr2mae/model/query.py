@@ -171,6 +171,10 @@ def _aligned(adata: AnnData, genes: np.ndarray, *, layer: str | None, min_shared
         pd.Index(genes, name=adata.var_names.name)
     )
     var[MEASURED_COLUMN] = measured
+    varm = {}
+    if MEASURED_COLUMN in adata.varm:  # genes of each study; what is absent was measured by none
+        table = pd.DataFrame(adata.varm[MEASURED_COLUMN]).astype(bool).iloc[position]
+        varm[MEASURED_COLUMN] = table.set_axis(var.index).mul(measured, axis=0)
     layers = {name: adata.layers[name] for name in layer_names(adata)}
     if layer == RAW_LAYER:
         layers.setdefault(RAW_LAYER, raw_counts(adata))
@@ -180,6 +184,7 @@ def _aligned(adata: AnnData, genes: np.ndarray, *, layer: str | None, min_shared
         obs=adata.obs.copy(),
         var=var,
         obsm=dict(adata.obsm),
+        varm=varm,
         obsp=dict(adata.obsp),
         uns={
             **{k: v for k, v in adata.uns.items() if k not in _SCVI_UNS},

@@ -21,6 +21,7 @@ from scr2mae.model.base import check_integer
 from scr2mae.model.integration import IntegrationMixin
 from scr2mae.model.provenance import describe_run
 from scr2mae.model.scvi_words import understands_scvi
+from scr2mae.nn.panels import CellPanels
 from scr2mae.train import MaskedTrainingPlan, fit
 from scr2mae.train.callbacks import CurriculumLog, expression_deciles
 
@@ -244,8 +245,11 @@ class TrainingMixin(IntegrationMixin):
         sample = list(first_cells(datamodule, n_obs, seed=seed))
         counts = torch.cat([tensors[REGISTRY_KEYS.X_KEY].float() for tensors in sample])
         log_library = torch.cat([self.module.log_library(tensors) for tensors in sample])
+        panels = CellPanels.of(sample[0])
+        if panels is not None:
+            panels = panels._replace(of_cell=torch.cat([tensors["panel"] for tensors in sample]))
         module: Any = self.module
-        module.start_from(counts, log_library, seed=seed)
+        module.start_from(counts, log_library, seed=seed, panels=panels)
 
     def _standardize(self, datamodule: Any, seed: int) -> None:
         """Fit mean and scale of the continuous covariates to the training cells of a first run."""

@@ -9,7 +9,9 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
 from scr2mae.nn.layers import CovariateMLP, SparseRows, batch_norm
-from scr2mae.nn.module import MEASURED_KEY, R2MAEModule
+from scr2mae.nn.module import R2MAEModule
+from scr2mae.nn.panel_start import panel_frequencies, panel_theta
+from scr2mae.nn.panels import MEASURED_KEY, CellPanels
 from scr2mae.nn.projection import LinearPath, measure_counts
 
 __all__ = ["LinearMLPModule"]
@@ -52,7 +54,9 @@ class LinearMLPModule(R2MAEModule):
         return not self.linear.is_fitted
 
     @torch.no_grad()
-    def start_from(self, counts: Tensor, log_library: Tensor, *, seed: int) -> None:
+    def start_from(
+        self, counts: Tensor, log_library: Tensor, *, seed: int, panels: CellPanels | None = None
+    ) -> None:
         """Fit the linear path, and start biases and dispersions at what was measured.
 
         Parameters
@@ -63,10 +67,19 @@ class LinearMLPModule(R2MAEModule):
             From :meth:`log_library`, shape (n_obs, 1).
         seed
             Seed of the singular value decomposition.
+        panels
+            Measured genes of each cell; None if no panel lacks a gene.
         """
         library = log_library.exp()
-        frequencies, theta = measure_counts(counts, library)
-        self.linear.fit(counts, library, frequencies, seed=seed)
+        if panels is None:
+            frequencies, theta = measure_counts(counts, library)
+        else:
+            is_total = not self.use_size_factor
+            frequencies = panel_frequencies(counts, log_library, panels, is_total=is_total)
+            self.linear.frequencies.copy_(frequencies)
+            library = self._full_log_library(log_library, None, panels).exp()
+            theta = panel_theta(counts, library, frequencies, panels)
+        self.linear.fit(counts, library, frequencies, seed=seed, panels=panels)
         log_frequencies = frequencies.log()
         self.to_logits.bias.copy_(log_frequencies - log_frequencies.mean())
         self.log_theta.copy_(theta.log())
@@ -92,7 +105,12 @@ class LinearMLPModule(R2MAEModule):
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **_: Any) -> dict[str, Any]:
         inputs = super()._get_inference_input(tensors)
-        return {**inputs, "log_library": self.log_library(tensors), "measured": tensors.get(MEASURED_KEY)}
+        return {
+            **inputs,
+            "log_library": self.log_library(tensors),
+            "measured": tensors.get(MEASURED_KEY),
+            "panels": CellPanels.of(tensors),
+        }
 
     def inference(
         self,
@@ -103,6 +121,7 @@ class LinearMLPModule(R2MAEModule):
         mask: Tensor | None = None,
         log_library: Tensor | None = None,
         measured: Tensor | None = None,
+        panels: CellPanels | None = None,
     ) -> dict[str, Tensor]:
         """Embed cells; only the genes in ``mask`` are masked, in training mode too.
 
@@ -114,6 +133,8 @@ class LinearMLPModule(R2MAEModule):
             From :meth:`log_library`, shape (n_obs, 1); None for the total count.
         measured
             Boolean, shape (n_vars,), False for genes that a panel lacks; None if it lacks none.
+        panels
+            Measured genes of each cell in place of ``measured``; None if all cells have the same.
 
         Returns
         -------
@@ -122,7 +143,8 @@ class LinearMLPModule(R2MAEModule):
         if log_library is None:
             log_library = counts.float().sum(dim=1, keepdim=True).clamp(min=1.0).log()
         visible = measured if mask is None else ~mask if measured is None else measured & ~mask
-        scores = self.linear(counts, self._full_log_library(log_library, measured), visible)
+        full = self._full_log_library(log_library, measured, panels)
+        scores = self.linear(counts, full, visible, panels)
         return {"z": self._latent(scores, categories, continuous)}
 
     def embed_sparse(self, rows: SparseRows, tensors: dict[str, Tensor]) -> Tensor:
@@ -143,14 +165,21 @@ class LinearMLPModule(R2MAEModule):
         total = torch.zeros(len(rows.starts), device=cell.device).index_add_(0, cell, rows.values)
         counts = {**tensors, REGISTRY_KEYS.X_KEY: total.unsqueeze(1)}
         measured = tensors.get(MEASURED_KEY)
-        log_library = self._full_log_library(self.log_library(counts), measured)
-        return self._latent(
-            self.linear.forward_sparse(rows, log_library, measured), **self._covariates(tensors)
-        )
+        panels = CellPanels.of(tensors)
+        log_library = self._full_log_library(self.log_library(counts), measured, panels)
+        scores = self.linear.forward_sparse(rows, log_library, measured, panels)
+        return self._latent(scores, **self._covariates(tensors))
 
-    def _full_log_library(self, log_library: Tensor, measured: Tensor | None) -> Tensor:
+    def _full_log_library(
+        self, log_library: Tensor, measured: Tensor | None, panels: CellPanels | None
+    ) -> Tensor:
         """Return the library that a cell would have if the panel lacked no gene."""
-        if measured is None or self.use_size_factor:
+        if self.use_size_factor:
+            return log_library
+        if panels is not None:
+            shares = panels.sums(self.linear.frequencies.unsqueeze(1)).clamp(min=1e-12)
+            return log_library - shares.log()[panels.of_cell]
+        if measured is None:
             return log_library
         return log_library - (self.linear.frequencies * measured).sum().log()
 

@@ -13,6 +13,7 @@ from scr2mae.masking import draw_mask
 from scr2mae.nn.curriculum import scale_gradient
 from scr2mae.nn.layers import CovariateMLP, CovariateShift, Standardize
 from scr2mae.nn.likelihood import log_mean_of_counts, nb_log_prob, shapes_are_free
+from scr2mae.nn.panels import MEASURED_KEY, PANEL_KEYS, CellPanels, cell_means, measured_genes, scored_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from scr2mae.nn.curriculum import Curriculum
 
 __all__ = ["MEASURED_KEY", "R2MAEModule"]
-
-MEASURED_KEY = "measured"
-"""Optional entry of a mini-batch: boolean (n_vars,), False for genes that a panel lacks."""
 
 
 class R2MAEModule(BaseModuleClass):
@@ -235,7 +233,7 @@ class R2MAEModule(BaseModuleClass):
         """
         counts = tensors[REGISTRY_KEYS.X_KEY]
         log_theta: Tensor = self.log_theta
-        log_mean = log_mean_of_counts(logits, self.log_library(tensors), measured=tensors.get(MEASURED_KEY))
+        log_mean = log_mean_of_counts(logits, self.log_library(tensors), measured=measured_genes(tensors))
         if genes is not None:
             counts, log_mean, log_theta = (
                 counts.index_select(1, genes),
@@ -273,7 +271,8 @@ class R2MAEModule(BaseModuleClass):
         scored = tensors.get(MEASURED_KEY) if mask is None else mask
         genes = None if scored is None else scored.nonzero().squeeze(1)
         nll = self.element_nll(tensors, generative_outputs["logits"], genes=genes)
-        return LossOutput(loss=nll.mean(), n_obs_minibatch=nll.shape[0], reconstruction_loss=nll.mean(dim=1))
+        of_cells, mean = cell_means(tensors, nll, genes)
+        return LossOutput(loss=mean, n_obs_minibatch=nll.shape[0], reconstruction_loss=of_cells)
 
     def curriculum_weights(self, tensors: dict[str, Tensor]) -> Tensor:
         """Return the weights of each gene at each ratio, computed from the uncorrupted counts of a mini-batch.
@@ -297,12 +296,12 @@ class R2MAEModule(BaseModuleClass):
                 "This network has no curriculum; build the model with curriculum='cl' or the like."
             )
         counts = tensors[REGISTRY_KEYS.X_KEY].float()
-        # Balancing compares weights that differ little.
-        with torch.autocast(counts.device.type, enabled=False):
-            return self.curriculum(counts.log1p(), valid=tensors.get(MEASURED_KEY))
+        valid = scored_rows(tensors, per_cell=self.curriculum.per_cell)
+        with torch.autocast(counts.device.type, enabled=False):  # balancing compares what differs little
+            return self.curriculum(counts.log1p(), valid=valid)
 
     def draw_gene_mask(self, tensors: dict[str, Tensor], ratio: float, *, seed: int, step: int) -> Tensor:
-        """Mask ``round(ratio * n)`` of the n measured genes.
+        """Mask ``round(ratio * n)`` of the n measured genes; of each panel up to one gene per class, if panels differ.
 
         Parameters
         ----------
@@ -315,8 +314,9 @@ class R2MAEModule(BaseModuleClass):
         -------
         Boolean, shape (n_vars,), True for masked genes.
         """
-        device = tensors[REGISTRY_KEYS.X_KEY].device
-        measured = tensors.get(MEASURED_KEY)
+        device, measured = tensors[REGISTRY_KEYS.X_KEY].device, tensors.get(MEASURED_KEY)
+        if (panels := CellPanels.of(tensors)) is not None:
+            return panels.draw_mask(ratio, seed=seed, step=step)
         if measured is None:
             return draw_mask(self.n_vars, ratio, seed=seed, step=step, device=device)
         mask = torch.zeros(self.n_vars, dtype=torch.bool, device=device)
@@ -350,10 +350,12 @@ class R2MAEModule(BaseModuleClass):
         -------
         Mean over cells and masked genes, in nats per count; a scalar.
         """
-        counts, covariates = tensors[REGISTRY_KEYS.X_KEY], self._covariates(tensors)
-        z = self.inference(counts, **covariates, mask=mask)["z"]
-        logits = self.generative(z, **covariates)["logits"]
+        inputs = self._get_inference_input(tensors)
+        z = self.inference(**inputs, mask=mask)["z"]
+        logits = self.generative(z, inputs["categories"], inputs["continuous"])["logits"]
         nll = self.element_nll(tensors, logits, genes=genes, weights=weights)
+        if PANEL_KEYS[0] in tensors:
+            return cell_means(tensors, nll, genes, mask)[1]
         return nll.mean() if genes is not None else (nll * (mask / mask.sum())).sum(dim=1).mean()
 
     def training_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,8 +10,13 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
+from scr2mae.nn.panel_start import panel_components
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from scr2mae.nn.layers import SparseRows
+    from scr2mae.nn.panels import CellPanels
 
 __all__ = ["LinearPath", "measure_counts"]
 
@@ -53,20 +59,39 @@ class LinearPath(nn.Module):
         """Whether components have been fitted."""
         return bool(self.median_library > 0)
 
-    def forward(self, counts: Tensor, log_library: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        counts: Tensor,
+        log_library: Tensor,
+        visible: Tensor | None = None,
+        panels: CellPanels | None = None,
+    ) -> Tensor:
         """Map counts (n_obs, n_vars) and log libraries of all genes (n_obs, 1) to scores (n_obs, 2 * n_components)."""
         # Scores are small differences of large sums, which half precision would round away.
         with torch.autocast(counts.device.type, enabled=False):
             features = self._features(counts.float() * self._factor(log_library), slice(None))
+            if panels is not None:
+                blocks = [x - zero for x, zero in zip(features, self._at_zero(), strict=True)]
+                return self._panel_scores([block.matmul for block in blocks], visible, panels)
             centers, axes, solved = self._blocks(visible)
             scores = [x @ w - center @ w for x, center, w in zip(features, centers, axes, strict=True)]
             return self._join(scores, solved)
 
-    def forward_sparse(self, rows: SparseRows, log_library: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward_sparse(
+        self,
+        rows: SparseRows,
+        log_library: Tensor,
+        visible: Tensor | None = None,
+        panels: CellPanels | None = None,
+    ) -> Tensor:
         """Map rows of which only the non-zeros are given, as :meth:`forward` does."""
         factor = self._factor(log_library).squeeze(1).repeat_interleave(rows.lengths())
         genes = rows.columns.long()
         features = self._features(rows.values * factor, genes)
+        if panels is not None:
+            zeros = self._at_zero()
+            blocks = [rows._replace(values=x - at[genes]) for x, at in zip(features, zeros, strict=True)]
+            return self._panel_scores([block.matmul for block in blocks], visible, panels)
         centers, axes, solved = self._blocks(visible)
         scores = []
         for x, zero, center, w in zip(features, self._at_zero(), centers, axes, strict=True):
@@ -86,6 +111,31 @@ class LinearPath(nn.Module):
 
     def _at_zero(self) -> tuple[Tensor, Tensor]:
         return self._features(torch.zeros_like(self.frequencies), slice(None))
+
+    def _panel_scores(
+        self,
+        products: Sequence[Callable[[Tensor], Tensor]],
+        visible: Tensor | None,
+        panels: CellPanels,
+    ) -> Tensor:
+        """Return conditional means of the scores of cells with different panels.
+
+        ``products`` multiply the features, less those of a count of zero, by axes: genes that were not measured add nothing.
+        """
+        scores = []
+        for name, zero, product in zip(_WEIGHTS, self._at_zero(), products, strict=True):
+            center, axes, noise = (getattr(self, f"{name}_{part}") for part in ("center", "axes", "noise"))
+            scale = axes.square().sum(dim=0).max().clamp(min=1e-12)
+            seen = axes if visible is None else axes * visible.unsqueeze(1)
+            offsets = panels.sums((center - zero).unsqueeze(1) * seen)  # (n_panels, n_components)
+            gram = panels.products(seen) / scale
+            added = noise.diag()
+            solved, _ = torch.linalg.solve_ex(
+                gram + added, (added + torch.eye(len(added), device=added.device)).expand_as(gram)
+            )
+            centered = product(seen) - offsets[panels.of_cell]
+            scores.append(torch.bmm(centered.unsqueeze(1), solved[panels.of_cell]).squeeze(1))
+        return torch.cat(scores, dim=1)
 
     def _blocks(self, visible: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """Return centers, axes with zeros for hidden genes, and what turns products with these into conditional means."""
@@ -111,18 +161,30 @@ class LinearPath(nn.Module):
             scores = [s @ each for s, each in zip(scores, solved, strict=True)]
         return torch.cat(scores, dim=1)
 
-    def fit(self, counts: Tensor, library: Tensor, frequencies: Tensor, *, seed: int) -> None:
-        """Fit to counts (n_obs, n_vars) with libraries (n_obs, 1); deterministic for a seed."""
+    def fit(
+        self,
+        counts: Tensor,
+        library: Tensor,
+        frequencies: Tensor,
+        *,
+        seed: int,
+        panels: CellPanels | None = None,
+    ) -> None:
+        """Fit to counts (n_obs, n_vars) with libraries of all genes (n_obs, 1); deterministic for a seed."""
         self.frequencies.copy_(frequencies)
         self.median_library.copy_(library.median())
         counts, library = counts.to(self.frequencies.device), library.to(self.frequencies.device)
         for i, (name, weight) in enumerate(_WEIGHTS.items()):
             features = self._features(counts * (self.median_library / library), slice(None))[i]
-            center = features.mean(dim=0)
-            axes = _components(features.sub_(center), self.n_components, seed=seed)
-            variances = (features @ axes).square().mean(dim=0)
-            varies = features.any(dim=0).sum().clamp(min=1)
-            noise = (features.square().mean(dim=0).sum() - variances.sum()).clamp(min=1e-6) / varies
+            if panels is not None:
+                components = partial(_components, n_components=self.n_components, seed=seed)
+                center, axes, variances, noise = panel_components(features, panels, components)
+            else:
+                center = features.mean(dim=0)
+                axes = _components(features.sub_(center), self.n_components, seed=seed)
+                variances = (features @ axes).square().mean(dim=0)
+                varies = features.any(dim=0).sum().clamp(min=1)
+                noise = (features.square().mean(dim=0).sum() - variances.sum()).clamp(min=1e-6) / varies
             getattr(self, f"{name}_center").copy_(center)
             getattr(self, f"{name}_axes").copy_(
                 axes * (weight * self.spread / variances.sum().sqrt().clamp(min=1e-6))

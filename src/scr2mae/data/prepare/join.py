@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,11 +13,30 @@ from anndata.utils import make_index_unique
 
 from scr2mae.data.donors import donor_columns, warn_about_donors, warn_about_origin, warn_about_shared_names
 from scr2mae.data.genes import align_genes
-from scr2mae.data.prepare.sources import Source
+from scr2mae.data.panels import column_of
 
-__all__ = ["align_sources", "check_cells", "join_obs", "join_var", "report_genes"]
+__all__ = ["Source", "align_sources", "check_cells", "join_obs", "join_var", "measured_table", "report_genes"]
 
 logger = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Cells to join: a file, or an AnnData in memory."""
+
+    @property
+    def path(self) -> Path | str:
+        """Name in messages."""
+
+    @property
+    def label(self) -> str:
+        """Short name, unique among the sources."""
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """Genes."""
+
+    def read_obs(self) -> pd.DataFrame:
+        """Return a table of the cells that may be changed."""
 
 
 def align_sources(sources: Sequence[Source], *, join: str) -> tuple[pd.Index, list[np.ndarray]]:
@@ -60,7 +80,7 @@ def report_genes(sources: Sequence[Source], columns: Sequence[np.ndarray], join:
         level = logging.WARNING if 2 * found < own or 2 * found < n_vars else logging.INFO
         logger.log(
             level,
-            "%s: %d of its %d genes are kept, %d dropped, %d filled with zeros (join=%r).",
+            "%s: %d of its %d genes are kept, %d dropped, %d not measured (join=%r).",
             *(source.path, found, own, own - found, n_vars - found, join),
         )
 
@@ -122,6 +142,14 @@ def join_var(sources: Sequence[Source], names: pd.Index, columns: Sequence[np.nd
             tables.append(source.var.iloc[column[first]])
             labels.append(source.label)
     return _concat_tables(tables, labels, what="var").set_axis(names)
+
+
+def measured_table(sources: Sequence[Source], names: pd.Index, columns: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Return which genes each source has, a boolean column per source."""
+    return pd.DataFrame(
+        {column_of(each.label): column >= 0 for each, column in zip(sources, columns, strict=True)},
+        index=names,
+    )
 
 
 def _concat_tables(tables: Sequence[pd.DataFrame], labels: Sequence[str], *, what: str) -> pd.DataFrame:

@@ -20,7 +20,15 @@ from scr2mae.data.columns import as_keys
 from scr2mae.data.counts import find_invalid_count
 from scr2mae.data.donors import Fingerprints
 from scr2mae.data.genes import select_genes
-from scr2mae.data.prepare.join import align_sources, check_cells, join_obs, join_var, report_genes
+from scr2mae.data.panels import MEASURED_COLUMN
+from scr2mae.data.prepare.join import (
+    align_sources,
+    check_cells,
+    join_obs,
+    join_var,
+    measured_table,
+    report_genes,
+)
 from scr2mae.data.prepare.shuffle import RowShuffle
 from scr2mae.data.prepare.sources import Source, open_sources
 from scr2mae.data.prepare.writer import (
@@ -82,10 +90,10 @@ def prepare(
     target_sum
         Counts per cell to which cells are scaled for the ranking, see `highly_variable_genes`.
     join
-        ``"inner"`` keeps genes that all files have, ``"outer"`` genes that any file has. Genes that a file lacks become
-        zeros, although they were not measured.
+        ``"inner"`` keeps genes that all files have, ``"outer"`` genes that any file has. ``varm["scr2mae_measured"]`` then
+        says which genes each file has, and models do not take the zeros of the others for measurements.
     file_key
-        Column of ``obs`` with the file of each cell; None for no such column.
+        Column of ``obs`` with the file of each cell; None for no such column, with ``join="inner"``.
     prefix
         Columns of ``obs`` whose values get the name of their file in front, such as the donor, if equal names in two
         files are different people.
@@ -134,6 +142,12 @@ def prepare(
         n_obs = sum(source.n_obs for source in sources)
         names, columns = align_sources(sources, join=join)
         report_genes(sources, columns, join)
+        measured = measured_table(sources, names, columns)
+        is_complete = bool(measured.all(axis=None))
+        if file_key is None and not is_complete:
+            raise ValueError(
+                "The files have different genes, and join='outer' needs file_key= to say which were measured in a cell."
+            )
         keys = as_keys(prefix, "prefix")
         cells = check_cells(sources, keys)
         n_renamed = join_obs(sources, file_key, keys)[
@@ -147,7 +161,9 @@ def prepare(
         prints = Fingerprints(n_obs, len(names))
         blocks = _blocks(sources, columns, max_nnz, "check and rank", progressbar, prints=prints)
         var = join_var(sources, names, columns)
-        var, genes = _select_genes(blocks, n_obs, var, n_top_genes, target_sum)
+        sizes = np.array([source.n_obs for source in sources])
+        n_measured = None if is_complete else measured.to_numpy() @ sizes
+        var, genes = _select_genes(blocks, n_obs, var, n_top_genes, target_sum, n_measured=n_measured)
         prints.warn(cells)
         del cells, prints
         n_values = int(var.pop("n_cells").sum())
@@ -167,7 +183,8 @@ def prepare(
                 )
                 order = write_counts(group, buckets, n_vars=len(genes), chunk_size=chunk_size)
                 obs = join_obs(sources, file_key, keys)[0].iloc[order]
-                write_tables(group, obs=obs, var=var, uns={"scr2mae_store": record})
+                varm = {} if is_complete else {MEASURED_COLUMN: measured.iloc[genes]}
+                write_tables(group, obs=obs, var=var, varm=varm, uns={"scr2mae_store": record})
             publish(part, target)
     logger.info("Wrote %d of %d cells and %d genes to %s.", len(order), n_obs, len(genes), output)
     return as_path(output)
@@ -230,9 +247,12 @@ def _select_genes(
     var: pd.DataFrame,
     n_top_genes: int | None,
     target_sum: float,
+    *,
+    n_measured: np.ndarray | None,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Return the annotation of the selected genes, with their statistics and ``n_cells``, and their indices."""
-    found = moments((block for _, block in blocks), (n_obs, len(var)), target_sum)
+    shape = n_obs, len(var)
+    found = moments((block for _, block in blocks), shape, target_sum, n_measured=n_measured)
     ranking = rank_genes(*found, n_top_genes=n_top_genes or 1, var_names=var.index)
     genes = np.arange(len(var)) if n_top_genes is None else np.flatnonzero(ranking["highly_variable"])
     if not len(genes):

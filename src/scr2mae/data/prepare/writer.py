@@ -145,10 +145,18 @@ def write_counts(
     return np.concatenate(positions)
 
 
-def write_tables(group: Any, *, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any]) -> None:
+def write_tables(
+    group: Any,
+    *,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    uns: dict[str, Any],
+    varm: dict[str, Any] | None = None,
+) -> None:
     """Write everything except the counts; the attributes that mark an AnnData come last."""
-    for name in ("layers", "obsm", "obsp", "varm", "varp"):
+    for name in ("layers", "obsm", "obsp", "varp"):
         write_elem(group, name, {})
+    write_elem(group, "varm", varm or {})
     write_elem(group, "uns", uns)
     write_elem(group, "var", var)
     write_elem(group, "obs", obs)

@@ -56,7 +56,10 @@ def sinkhorn(weights: Tensor, *, n_iter: int = 5, valid: Tensor | None = None) -
 
 
 def balance(weights: Tensor, *, n_iter: int, valid: Tensor | None) -> Tensor:
-    """Balance without checking values, which would make the host wait for a GPU."""
+    """Balance without checking values, which would make the host wait for a GPU.
+
+    A ``valid`` of numbers weighs the rows: with the share e_g of a row, columns have the mean ``sum e_g w_gl / sum e_g = 1``.
+    """
     n_features, n_ratios = weights.shape[-2:]
     if valid is None:
         log_w = weights.log()
@@ -64,14 +67,15 @@ def balance(weights: Tensor, *, n_iter: int, valid: Tensor | None) -> Tensor:
             log_w = log_w - log_w.logsumexp(dim=-1, keepdim=True) + log(n_ratios)
             log_w = log_w - log_w.logsumexp(dim=-2, keepdim=True) + log(n_features)
         return log_w.exp()
-    padding = ~valid[..., None]
+    padding = (valid == 0)[..., None]
     log_height = valid.sum(dim=-1).to(weights.dtype).log()[..., None, None]
+    log_share = 0.0 if valid.dtype == torch.bool else valid.masked_fill(valid == 0, 1.0).log()[..., None]
     log_w = weights.masked_fill(padding, 1.0).log()
     for _ in range(n_iter):
         log_w = log_w - log_w.logsumexp(dim=-1, keepdim=True) + log(n_ratios)
         # The lowest finite number, not minus infinity, keeps differences and their gradients defined.
         log_w = log_w.masked_fill(padding, torch.finfo(log_w.dtype).min / 2)
-        log_w = log_w - log_w.logsumexp(dim=-2, keepdim=True) + log_height
+        log_w = log_w - (log_w + log_share).logsumexp(dim=-2, keepdim=True) + log_height
         log_w = log_w.masked_fill(padding, 0.0)
     return log_w.exp().masked_fill(padding, 0.0)
 

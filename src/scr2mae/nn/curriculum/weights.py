@@ -114,7 +114,8 @@ class CurriculumWeights(nn.Module):
             Cells: ``log1p`` counts, shape ``(n_obs, n_in)``. Tokens: states, shape ``(..., n_tokens, n_in)``.
         valid
             Tokens: False for padding, shape ``(..., n_tokens)``. Cells: False for unmeasured genes, shape
-            ``(n_features,)``.
+            ``(n_features,)``, or ``(n_obs, n_features)`` if ``per_cell``; numbers of shape ``(n_features,)`` are the share
+            that each gene has in the loss, where only some cells measure it.
 
         Returns
         -------
