@@ -15,6 +15,7 @@ from scr2mae.metrics import masked_pearson
 from scr2mae.model.integration import IntegrationMixin, keys_of
 from scr2mae.model.panels import by_panel, n_unmeasured
 from scr2mae.model.scvi_words import understands_scvi
+from scr2mae.model.selection import batch_codes, gene_indices
 from scr2mae.model.streaming import cell_indices, embed, loader_batches, n_rows, stream
 from scr2mae.nn.likelihood import log_mean_of_counts
 from scr2mae.nn.panels import MEASURED_KEY, measured_genes
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scr2mae.data import Cells, CellSpec
+    from scr2mae.data import Cells
     from scr2mae.nn.module import R2MAEModule
 
 
@@ -344,8 +345,8 @@ def masked_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask a fraction of the measured genes, the same for all cells, and score their prediction per cell, shape (n_obs,).
 
-    With several panels, each masks a fraction of its own genes. Return the Pearson correlation over masked genes between ``log1p(1e4 rho)`` and ``log1p(1e4 x / library)`` (NaN where
-    the counts do not vary), and the mean negative log-likelihood in nats.
+    Return the Pearson correlation over masked genes between ``log1p(1e4 rho)`` and ``log1p(1e4 x / library)`` (NaN where
+    the counts do not vary), and the mean negative log-likelihood in nats. Each panel masks a fraction of its own genes.
     """
     pearson, nll = np.full((2, n_rows(cells, indices)), np.nan)
     if cells.panels is not None:
@@ -374,29 +375,3 @@ def masked_scores(
             library=library.squeeze(1).cpu().numpy(),
         )
     return pearson, nll
-
-
-def gene_indices(spec: CellSpec, gene_list: str | Sequence[str] | None) -> np.ndarray:
-    """Return the indices of genes; None means all."""
-    names = pd.Index(spec.var_names)
-    if gene_list is None:
-        return np.arange(len(names))
-    gene_list = [gene_list] if isinstance(gene_list, str) else list(gene_list)
-    found = names.get_indexer(pd.Index(list(gene_list)))
-    if (found < 0).any():
-        absent = [gene for gene, at in zip(gene_list, found, strict=True) if at < 0]
-        raise KeyError(
-            f"The model does not know the genes {absent[:5]}; its {len(names)} are in model.spec.var_names."
-        )
-    return found
-
-
-def batch_codes(spec: CellSpec, transform_batch: Any) -> list[int | None]:
-    """Return the codes of batches; None stands for a cell's own."""
-    if transform_batch is None:
-        return [None]
-    known = spec.categorical[0][1].tolist()
-    wanted = transform_batch if isinstance(transform_batch, (list, tuple, np.ndarray)) else [transform_batch]
-    if unknown := [batch for batch in wanted if batch not in known]:
-        raise KeyError(f"No batch {unknown[:5]}; the model knows {known[:20]}.")
-    return [known.index(batch) for batch in wanted]

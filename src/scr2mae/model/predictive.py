@@ -11,8 +11,9 @@ from scvi import REGISTRY_KEYS
 from scr2mae._utils.memory import check_array
 from scr2mae.masking import draw_mask
 from scr2mae.model.base import CellModel, check_integer
-from scr2mae.model.inference import InferenceMixin, batch_codes, gene_indices
+from scr2mae.model.inference import InferenceMixin
 from scr2mae.model.scvi_words import understands_scvi
+from scr2mae.model.selection import batch_codes, gene_indices
 from scr2mae.model.streaming import n_rows, stream
 from scr2mae.nn.likelihood import log_mean_of_counts
 from scr2mae.nn.panels import measured_genes

@@ -1,0 +1,41 @@
+"""Genes and batches that a caller names, as positions and codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scr2mae.data import CellSpec
+
+__all__ = ["batch_codes", "gene_indices"]
+
+
+def gene_indices(spec: CellSpec, gene_list: str | Sequence[str] | None) -> np.ndarray:
+    """Return the indices of genes; None means all."""
+    names = pd.Index(spec.var_names)
+    if gene_list is None:
+        return np.arange(len(names))
+    gene_list = [gene_list] if isinstance(gene_list, str) else list(gene_list)
+    found = names.get_indexer(pd.Index(list(gene_list)))
+    if (found < 0).any():
+        absent = [gene for gene, at in zip(gene_list, found, strict=True) if at < 0]
+        raise KeyError(
+            f"The model does not know the genes {absent[:5]}; its {len(names)} are in model.spec.var_names."
+        )
+    return found
+
+
+def batch_codes(spec: CellSpec, transform_batch: Any) -> list[int | None]:
+    """Return the codes of batches; None stands for a cell's own."""
+    if transform_batch is None:
+        return [None]
+    known = spec.categorical[0][1].tolist()
+    wanted = transform_batch if isinstance(transform_batch, (list, tuple, np.ndarray)) else [transform_batch]
+    if unknown := [batch for batch in wanted if batch not in known]:
+        raise KeyError(f"No batch {unknown[:5]}; the model knows {known[:20]}.")
+    return [known.index(batch) for batch in wanted]
