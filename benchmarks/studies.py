@@ -1,0 +1,273 @@
+"""Cells of other studies in pretraining: scores on donors that took no part, with unequal gene panels joined.
+
+    python benchmarks/studies.py --data DATA -o OUT [--sets csle ifnb control] [--sizes 0 3000 30000]
+
+For each set and draw of donors, every method is fitted to the training donors and to N cells of other blood studies, drawn
+with equal numbers of each study where it has them; copies of the set's own cells are dropped (``scr2mae.data.find_copies``).
+Genes: those of the set (``union``: what another study lacks is masked), those that all studies have (``shared``), or
+those of the set with zeros for what was not measured (``zeros``). Linear probes and the masked likelihood are of the donors
+that took no part. Writes a table per set, ``summary.csv`` and ``studies.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+
+import scr2mae
+from common_setup import make_parser, select_genes, silence
+from scr2mae.data import find_copies, join_studies
+from scr2mae.probe import donor_splits, linear_probe
+
+FILES = {
+    "covid": "covid_combat_6donors.h5ad",
+    "zheng": "pbmc_facs_zheng.h5ad",
+    "control": "kang_pbmc_ctrl_12k.h5ad",
+    "onek1k": "onek1k_40donors_age.h5ad",
+}
+
+
+class Target(NamedTuple):
+    """A set to score: its file, the probes' targets, training donors, most cells, and other studies."""
+
+    file: str
+    targets: dict[str, str]
+    n_train_donors: int
+    n_obs: int | None
+    others: tuple[str, ...]
+
+
+CELLS, NUMBER = "classification", "regression"
+TARGETS = {
+    "csle": Target("csle_pbmc_44donors.h5ad", {"cell_type": CELLS, "condition": CELLS, "age": NUMBER}, 22, None, ("covid", "zheng", "control", "onek1k")),
+    "ifnb": Target("kang_pbmc_ifnb_8donors.h5ad", {"cell_type": CELLS}, 2, None, ("covid", "zheng", "onek1k")),
+    "control": Target("kang_pbmc_ctrl_12k.h5ad", {"cell_type": CELLS}, 2, 3000, ("covid", "zheng", "onek1k")),
+    "onek1k": Target("onek1k_40donors_age.h5ad", {"cell_type": CELLS, "age": NUMBER}, 20, 3000, ("covid", "zheng", "control")),
+}  # fmt: skip
+METHODS = ("own", "union", "shared", "zeros", "pca", "pca union")
+LABELS = {
+    "own": "R²MAE, own cells",
+    "union": "R²MAE, missing genes masked",
+    "shared": "R²MAE, shared genes",
+    "zeros": "R²MAE, missing genes zero",
+    "pca": "PCA, own cells",
+    "pca union": "PCA, all cells",
+}
+METRICS = ("balanced_accuracy", "auroc", "spearman")
+
+
+def read(path: Path) -> ad.AnnData:
+    """Read counts with unique names."""
+    adata = ad.read_h5ad(path)
+    adata.var_names_make_unique()
+    adata.obs_names_make_unique()
+    return adata
+
+
+def read_target(name: str, folder: Path, seed: int) -> ad.AnnData:
+    """Return the labeled cells of a set, at most 2,000 variable genes."""
+    target = TARGETS[name]
+    adata = read(folder / target.file)
+    if name == "ifnb":
+        adata = adata[adata.obs["condition"] == "ctrl"]
+    adata = adata[adata.obs[next(iter(target.targets))].notna()].copy()
+    if target.n_obs is not None and adata.n_obs > target.n_obs:
+        rng = np.random.default_rng(seed)
+        adata = adata[np.sort(rng.choice(adata.n_obs, target.n_obs, replace=False))].copy()
+    for key in [key for key, kind in target.targets.items() if kind == CELLS]:
+        adata.obs[key] = adata.obs[key].astype(str).astype("category")
+    return select_genes(adata, 2000)
+
+
+def read_others(own: ad.AnnData, names: tuple[str, ...], folder: Path) -> tuple[ad.AnnData, int]:
+    """Return other studies on the genes of a set, with the table of what they measured, and the number of copies dropped."""
+    studies = {"own": own}
+    for name in names:
+        other = read(folder / FILES[name])
+        other = other[:, other.var_names.isin(own.var_names)].copy()
+        studies[name] = other[np.asarray(other.X.sum(axis=1)).ravel() > 20].copy()
+    slim = {name: ad.AnnData(a.X, obs=a.obs[[]], var=a.var[[]]) for name, a in studies.items()}
+    joined = join_studies(slim)
+    is_copy = find_copies(joined)
+    return joined[~is_copy & (joined.obs["study"] != "own").to_numpy()].copy(), int(is_copy.sum())
+
+
+def draw(studies: np.ndarray, n_obs: int, rng: np.random.Generator, how: str) -> np.ndarray:
+    """Return positions of n cells: of each study equally many, by the root of its size, or by its size."""
+    names, sizes = np.unique(studies, return_counts=True)
+    weights = sizes ** {"equal": 0.0, "root": 0.5, "cells": 1.0}[how]
+    wanted = np.zeros(len(names), dtype=int)
+    while wanted.sum() < min(n_obs, len(studies)):  # what a small study lacks goes to the others
+        left = min(n_obs, len(studies)) - wanted.sum()
+        is_open = wanted < sizes
+        share = np.maximum(1, np.floor(left * weights * is_open / (weights * is_open).sum())).astype(int)
+        for i in np.flatnonzero(is_open):
+            wanted[i] += min(share[i], sizes[i] - wanted[i], min(n_obs, len(studies)) - wanted.sum())
+    chosen = [
+        rng.choice(np.flatnonzero(studies == name), n, replace=False)
+        for name, n in zip(names, wanted, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def pca_of(train: ad.AnnData, adata: ad.AnnData, seed: int) -> np.ndarray:
+    """Return fifty components of expression at the median library of the training cells."""
+    median = np.median(np.asarray(train.X.sum(axis=1)))
+
+    def logged(cells: ad.AnnData) -> np.ndarray:
+        X = cells.X.toarray()
+        return np.log1p(median * X / np.maximum(X.sum(axis=1, keepdims=True), 1))
+
+    return PCA(50, random_state=seed).fit(logged(train)).transform(logged(adata))
+
+
+def fit(train: ad.AnnData, own: ad.AnnData, seed: int, *, unequal: bool, **kwargs: Any) -> scr2mae.R2MAEModel:
+    """Train on cells of several studies with the defaults."""
+    train = train.copy()
+    if not unequal:
+        train.varm.clear()
+    scr2mae.R2MAEModel.setup_anndata(train)
+    model = scr2mae.R2MAEModel(train, seed=seed)
+    model.train(enable_progress_bar=False, accelerator="cpu", split_key=False, train_size=1.0, **kwargs)
+    return model
+
+
+def embed(
+    method: str, own: ad.AnnData, on_train: np.ndarray, others: ad.AnnData, seed: int
+) -> tuple[np.ndarray, float]:
+    """Return features of the set's cells, and the masked likelihood of the donors that took no part."""
+    own = ad.AnnData(own.X, obs=own.obs[[]].assign(study="own"), var=own.var[[]])
+    train = own[on_train].copy()
+    both = join_studies({"own": ad.AnnData(train.X, obs=train.obs[[]], var=train.var)} | {
+        name: ad.AnnData(part.X, obs=part.obs[[]], var=part.var)[:, part.varm["scr2mae_measured"][name].to_numpy()].copy()
+        for name, part in ((name, others[others.obs["study"] == name]) for name in others.obs["study"].unique())
+    })[:, own.var_names].copy()  # fmt: skip
+    if method.startswith("pca"):
+        return pca_of(train if method == "pca" else both, own, seed), np.nan
+    if method == "shared":
+        genes = both.varm["scr2mae_measured"].all(axis=1).to_numpy()
+        both, own = both[:, genes].copy(), own[:, genes].copy()
+    model = fit(train if method == "own" else both, own, seed, unequal=method == "union")
+    masked = model.get_masked_reconstruction(own, np.flatnonzero(~on_train), ratios=(0.3,))
+    return model.get_latent_representation(own), float(masked["nll"].iloc[0])
+
+
+def run(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run all methods, sizes and draws of donors on one set."""
+    target, rows = TARGETS[name], []
+    for seed in range(options.seeds):
+        own = read_target(name, options.data, seed)
+        pool, n_copies = read_others(own, target.others, options.data)
+        print(f"{name} {own.shape}, others {pool.n_obs}, {n_copies} copies dropped", flush=True)
+        first = next(iter(target.targets))
+        splits = donor_splits(own, targets={first: target.targets[first]}, donor_key="donor", n_train_donors=target.n_train_donors, n_splits=1, seeds=(seed,))[first]  # fmt: skip
+        on_train = own.obs["donor"].astype(str).isin(splits[0].train_donors).to_numpy()
+        for size in options.sizes:
+            rng = np.random.default_rng([seed, size])
+            others = pool[draw(pool.obs["study"].astype(str).to_numpy(), size, rng, options.sampling)].copy()
+            for method in options.methods:
+                if (size == 0) != (method in ("own", "pca")):
+                    continue
+                start = time.perf_counter()
+                z, nll = embed(method, own, on_train, others, seed)
+                seconds = time.perf_counter() - start
+                about = {
+                    "set": name,
+                    "method": method,
+                    "n_others": others.n_obs,
+                    "seed": seed,
+                    "nll": nll,
+                    "seconds": seconds,
+                }
+                scored = probe(own, z, target.targets, splits[0])
+                rows += [{**about, **each} for each in scored]
+                shown = {f"{each['target']} {each['metric']}": round(each["score"], 3) for each in scored}
+                print(
+                    f"{name} {method} {size} seed {seed}: {shown} nll {nll:.4f} {seconds:.0f} s", flush=True
+                )
+                pd.DataFrame(rows).to_csv(options.out / f"studies-{name}.csv", index=False)
+    return rows
+
+
+def probe(own: ad.AnnData, z: np.ndarray, targets: dict[str, str], split: Any) -> list[dict[str, Any]]:
+    """Return balanced accuracy and AUROC, or Spearman correlation, per target on the donors that took no part."""
+    probed = ad.AnnData(obs=own.obs, obsm={"z": z.astype(np.float64)})
+    splits = {target: [split] for target in targets}
+    frame = linear_probe(
+        probed, use_rep="z", targets=targets, donor_key="donor", splits=splits, n_bootstrap=0
+    )
+    frame = frame[(frame["level"] == "cell") & frame["metric"].isin(METRICS)]
+    return frame[["target", "metric", "value"]].rename(columns={"value": "score"}).to_dict("records")
+
+
+def summarize(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return mean and standard error over draws of the score, and of its gain over the own cells, in points."""
+    own = frame[frame["method"] == "own"].set_index(["set", "seed", "target", "metric"])["score"]
+    key = pd.MultiIndex.from_frame(frame[["set", "seed", "target", "metric"]])
+    frame = frame.assign(
+        points=100 * frame["score"], gain=100 * (frame["score"].to_numpy() - own.reindex(key).to_numpy())
+    )
+    by = frame.groupby(["set", "target", "metric", "method", "n_others"])
+    return by[["points", "gain", "nll"]].agg(["mean", "sem"])
+
+
+def plot(frame: pd.DataFrame, path: Path) -> None:
+    """Draw the balanced accuracy of cell types against the number of cells of other studies, one panel per set."""
+    frame = frame[(frame["target"] == "cell_type") & (frame["metric"] == "balanced_accuracy")]
+    names = list(dict.fromkeys(frame["set"]))
+    fig, axes = plt.subplots(
+        1, len(names), figsize=(3.6 * len(names), 3.4), layout="constrained", squeeze=False
+    )
+    for ax, name in zip(axes.flat, names, strict=True):
+        of_set = frame[frame["set"] == name]
+        for i, method in enumerate(m for m in METHODS if m in set(of_set["method"])):
+            by = 100 * of_set[of_set["method"] == method].groupby("n_others")["score"].agg(["mean", "sem"])
+            ax.errorbar(
+                by.index,
+                by["mean"],
+                by["sem"],
+                marker="o",
+                color=scr2mae.pl.OKABE_ITO[i],
+                label=LABELS[method],
+            )
+        ax.set(
+            title=name,
+            xlabel="cells of other studies",
+            xscale="symlog",
+            ylabel="balanced accuracy, cell types (%)",
+        )
+    axes.flat[0].legend(fontsize=7)
+    fig.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Run the sets, and write tables and the figure."""
+    parser = make_parser(__doc__, seeds=3)
+    parser.add_argument("--sets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[0, 1000, 3000, 10_000, 30_000])
+    parser.add_argument("--sampling", choices=("equal", "root", "cells"), default="equal")
+    parser.add_argument("--tables-only", action="store_true", help="tables and figure of an earlier run")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    silence()
+    if not options.tables_only:
+        for name in options.sets:
+            run(name, options)
+    frame = pd.concat([pd.read_csv(path) for path in sorted(options.out.glob("studies-*.csv"))])
+    summary = summarize(frame)
+    summary.to_csv(options.out / "summary.csv")
+    print(summary.round(2).to_string())
+    plot(frame, options.out / "studies.png")
+
+
+if __name__ == "__main__":
+    main()
