@@ -20,7 +20,7 @@ PYTHON_LATEST ?= $(shell for python in python3.13 python3.12 $(HOME)/.pyenv/vers
 # One process a core; threads on top would only make them wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help demo test test-slow coverage test-faults lint docs audit test-oldest test-latest test-tutorials clean
+.PHONY: help demo check-dist test test-slow coverage test-faults lint docs audit test-oldest test-latest test-tutorials clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -63,6 +63,9 @@ test-tutorials: $(VENV)/.stamp-tutorials ## execute the tutorials
 
 audit: $(VENV)/.stamp-audit ## look the pinned dependencies up in the list of known vulnerabilities (needs the network)
 	$(BIN)/pip-audit --strict -r constraints.txt --no-deps --disable-pip
+
+check-dist: ## build sdist and wheel, check them, run the README with the installed wheel (needs the network)
+	.ci/check_dist $(PYTHON)
 
 test-oldest: $(OLDEST)/.stamp-test ## run the tests with the oldest version allowed of every direct dependency
 	$(ONE_THREAD) $(OLDEST)/bin/python -m pytest -n $(WORKERS) $(TESTS)

@@ -72,3 +72,84 @@ def test_both_ends_are_tested_in_ci_and_dependencies_are_audited() -> None:
     workflows = "\n".join(path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml"))
     for command in ("make test-oldest", "make test-latest", "make audit"):
         assert f"run: {command}" in workflows
+
+
+def tracked_text() -> dict[str, str]:
+    """Text of the files that people publish, by path."""
+    patterns = (
+        "*.md",
+        "*.toml",
+        "*.cff",
+        "*.yaml",
+        ".*.yaml",
+        "docs/**/*.md",
+        "docs/*.py",
+        ".github/**/*",
+        "recipe/*",
+    )
+    files = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(files)}
+
+
+def test_the_repository_has_one_address_everywhere() -> None:
+    owner = re.fullmatch(r"https://github\.com/([\w-]+)/scr2mae", PROJECT["urls"]["Repository"])[1]
+    mention = re.compile(r"(?:github\.com|githubusercontent\.com)/([\w-]+)/scr2mae\b")
+    found = {name: set(mention.findall(text)) for name, text in tracked_text().items()}
+    assert {"README.md", "CITATION.cff", "pyproject.toml", "recipe/meta.yaml"} <= {
+        n for n, own in found.items() if own
+    }
+    assert {name: own for name, own in found.items() if own - {owner}} == {}
+
+
+def test_the_placeholder_of_the_owner_stands_only_in_that_address() -> None:
+    if "/OWNER/" not in PROJECT["urls"]["Repository"]:
+        pytest.skip("the repository has an owner")
+    allowed = re.compile(r"OWNER/scr2mae|(?<=    - )OWNER$", re.M)
+    rest = {name: allowed.sub("", text) for name, text in tracked_text().items()}
+    assert [name for name, text in rest.items() if re.search(r"\bOWNER\b", text)] == []
+
+
+def test_the_version_is_the_same_everywhere_and_its_section_of_the_changelog_is_dated() -> None:
+    version = PROJECT["version"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    date = re.search(r"^date-released: (\d{4}-\d\d-\d\d)$", citation, re.M)[1]
+    assert f"\nversion: {version}\n" in citation
+    assert f"## {version} - {date}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f'set version = "{version}"' in (ROOT / "recipe" / "meta.yaml").read_text(encoding="utf-8")
+
+
+def test_the_conda_recipe_needs_what_the_package_needs() -> None:
+    recipe = (ROOT / "recipe" / "meta.yaml").read_text(encoding="utf-8")
+    run = recipe.partition("  run:\n")[2].partition("\n\n")[0]
+    listed = {" ".join(line.split()[1:]) for line in run.splitlines()} - {"python >={{ python_min }}"}
+    names = {"torch": "pytorch", "igraph": "python-igraph", "matplotlib": "matplotlib-base"}
+    wanted = [re.match(r"([\w.-]+)(.*)", each) for each in PROJECT["dependencies"]]
+    assert listed == {f"{names.get(each[1], each[1])} {each[2]}" for each in wanted}
+
+
+def test_the_hooks_have_the_versions_of_the_constraints() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    for repository, package in (
+        ("astral-sh/ruff-pre-commit", "ruff"),
+        ("codespell-project/codespell", "codespell"),
+    ):
+        rev = re.search(rf"{repository}\n +rev: v([\d.]+)", hooks)[1]
+        assert re.search(rf"^{package}==(.*)$", pins, re.M)[1] == rev
+    assert ".venv" not in hooks
+
+
+def test_every_extra_installs_something() -> None:
+    assert all(PROJECT["optional-dependencies"].values())
+
+
+def test_the_readme_has_no_relative_link() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")] == []
+
+
+def test_every_page_that_the_readme_links_to_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = re.findall(r"readthedocs\.io/en/latest/([\w/]+)\.html", text)
+    assert len(pages) > 8
+    assert [page for page in pages if not (ROOT / "docs" / f"{page}.md").is_file()] == []
