@@ -20,7 +20,7 @@ PYTHON_LATEST ?= $(shell for python in python3.13 python3.12 $(HOME)/.pyenv/vers
 # One process a core; threads on top would only make them wait for one another.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help demo check-dist test test-slow coverage test-faults lint docs audit test-oldest test-latest test-tutorials clean
+.PHONY: help demo check-dist check-site test test-slow coverage test-faults lint docs audit test-oldest test-latest test-tutorials clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -53,6 +53,9 @@ lint: $(VENV)/.stamp-lint ## check style, types, import layers, spelling and wor
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 	$(BIN)/python docs/check_style.py
+
+check-site: ## look at every page of the built site in Chromium: widths, and what searches find
+	$(BIN)/python docs/check_site.py docs/_build/html
 
 docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html and check its links
 	$(ONE_THREAD) $(BIN)/sphinx-build -W -n --keep-going -b html docs docs/_build/html
