@@ -7,6 +7,7 @@ and a resumed run continues the sequence without saving the state of a generator
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, is_dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from scr2mae._utils.splitmix import hash_integers, random_words, shift_right
@@ -264,7 +265,7 @@ def as_ratio_schedule(mask_ratio: float | Sequence[float] | RatioSchedule, *, se
     >>> as_ratio_schedule((0.1, 0.5), seed=3)
     UniformRatio(low=0.1, high=0.5, seed=3)
     """
-    if isinstance(mask_ratio, (int, float)) and not isinstance(mask_ratio, bool):
+    if isinstance(mask_ratio, Real) and not isinstance(mask_ratio, bool):
         return FixedRatio(float(mask_ratio))
     if isinstance(mask_ratio, (tuple, list)):
         if len(mask_ratio) != 2:
@@ -272,10 +273,7 @@ def as_ratio_schedule(mask_ratio: float | Sequence[float] | RatioSchedule, *, se
         return UniformRatio(float(mask_ratio[0]), float(mask_ratio[1]), seed=seed)
     if callable(mask_ratio):
         return mask_ratio
-    raise TypeError(
-        f"mask_ratio must be a float, a pair (low, high) or a schedule called as (step, total_steps), "
-        f"got {type(mask_ratio).__name__}."
-    )
+    raise TypeError(f"mask_ratio must be a float, a pair (low, high) or a schedule, got {mask_ratio!r}.")
 
 
 def schedule_to_state(mask_ratio: Any) -> Any:

@@ -104,3 +104,8 @@ def test_a_name_of_another_home_and_plain_paths(home: Path) -> None:
     assert as_path("~/x") == home / "x"
     assert as_path("a~/x") == Path("a~/x")
     assert as_path(Path("x")) == Path("x")
+
+
+def test_a_user_without_a_home_folder_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match="No home folder for '~nosuchuser/m'; give the whole path"):
+        as_path("~nosuchuser/m")

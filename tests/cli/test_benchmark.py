@@ -108,6 +108,7 @@ def test_every_option_reaches_the_benchmark(counts, monkeypatch, atlas, run):
         "sample_key": "s",
         "cell_level": ("a", "b"),
         "layer": "counts",
+        "use_raw": False,
         "batch_key": "batch",
         "methods": ("pca", "scvi"),
         "seeds": (4, 5),
@@ -170,3 +171,29 @@ def test_an_error_is_one_line_exits_with_one_and_leaves_nothing(line, message, c
     assert err.count("\n") == 1
     assert message in err
     assert files() == before
+
+
+def test_counts_of_raw_give_the_table_of_counts_in_x(counts, capsys, run):
+    line = BENCH.replace("pca r2mae", "pca lognorm")
+    assert run(line) == 0
+    expected = capsys.readouterr().out
+    portal = counts.copy()
+    portal.raw = counts.copy()
+    portal.X = portal.X.log1p()
+    portal.write_h5ad("counts.h5ad")
+    line = line.replace("-o out", "-o raw")
+    assert run(line) == 1
+    assert "whole numbers are in" in capsys.readouterr().err
+    assert run(f"{line} --use-raw") == 0
+    assert capsys.readouterr().out == expected
+    assert run(f"{line} --use-raw --layer counts") == 1
+    assert "name two matrices" in capsys.readouterr().err
+
+
+def test_donors_and_samples_of_several_columns_are_taken(counts, capsys, run):
+    counts.obs["study"] = ["a", "b"] * 60
+    counts.write_h5ad("counts.h5ad")
+    line = BENCH.replace("--donor-key donor", "--donor-key study donor --sample-key study donor")
+    assert run(line.replace("pca r2mae", "pca")) == 0
+    found = pd.read_csv("out/results.csv")
+    assert (found["n_train_donors"] + found["n_test_donors"]).dropna().unique().tolist() == [16]

@@ -157,3 +157,31 @@ def test_an_input_with_obsm_of_the_oldest_kind_is_refused(counts, model_folder, 
     assert main(["embed", "counts.h5ad", "--model", "model", "-o", "out.h5ad", "-q"]) == 1
     assert "written by an AnnData before 0.7, which cannot be added to" in capsys.readouterr().err
     assert files() == before
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+@pytest.mark.filterwarnings(
+    "ignore:zarr v3 autosharding:UserWarning",
+    "ignore:Consolidated metadata",
+    "ignore:Writing zarr v2 data:UserWarning",
+)
+def test_counts_of_a_layer_or_of_raw_are_embedded_where_the_model_read_x(
+    suffix, counts, model_folder, trained, capsys
+):
+    portal = counts.copy()
+    portal.X = portal.X.log1p()
+    portal = portal[:, :58].copy()  # raw keeps all genes
+    portal.layers["mine"] = portal.layers["counts"]
+    getattr(portal, f"write_{suffix}")(f"portal.{suffix}")
+    line = f"embed portal.{suffix} --model model -q -o "
+    assert main(shlex.split(f"{line} none.h5ad")) == 1
+    assert "(fractional) at cell" in capsys.readouterr().err
+    assert main(shlex.split(f"{line} raw.h5ad --use-raw")) == 0
+    expected = trained.get_latent_representation(counts)
+    np.testing.assert_array_equal(anndata.read_h5ad("raw.h5ad").obsm["X_r2mae"], expected)
+    assert main(shlex.split(f"{line} layer.h5ad --layer mine")) == 0
+    expected = trained.get_latent_representation(counts[:, :58].copy())
+    np.testing.assert_allclose(anndata.read_h5ad("layer.h5ad").obsm["X_r2mae"], expected, atol=1e-6)
+    capsys.readouterr()
+    assert main(shlex.split(f"{line} both.h5ad --layer mine --use-raw")) == 1
+    assert "--use-raw and --layer mine name two matrices" in capsys.readouterr().err

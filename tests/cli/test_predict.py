@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -142,3 +143,50 @@ def test_what_cannot_be_done_leaves_nothing(line, code, message, place, run, cap
     assert out == ""
     assert message in err
     assert files() == before
+
+
+def test_donors_of_several_columns_go_from_probe_to_predict(place, run, capsys):
+    for name in ("reference.h5ad", "new.h5ad"):
+        cells = ad.read_h5ad(name)
+        cells.obs["study"] = name[:3]
+        cells.write_h5ad(name)
+    assert run(SAVE.replace("--donor-key donor", "--donor-key study donor")) == 0
+    assert Probe.load("probe").donor_key == ("study", "donor")
+    capsys.readouterr()
+    assert run("predict new.h5ad --model model --probe probe -o out.h5ad --donor-key study donor -q") == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out), sep="\t", index_col=0)
+    assert table.index.name == "study / donor"
+    assert all(name.startswith("new / donor") for name in table.index)
+
+
+def test_probe_and_predict_take_counts_of_raw(place, run, capsys):
+    assert run(SAVE) == 0
+    assert run("predict new.h5ad --model model --probe probe -o plain.h5ad -q") == 0
+    for name in ("reference.h5ad", "new.h5ad"):
+        cells = ad.read_h5ad(name)
+        cells.raw = cells.copy()
+        cells.X = cells.X.log1p()
+        cells.write_h5ad(name)
+    assert run(f"{SAVE} --use-raw --force") == 0
+    assert run("predict new.h5ad --model model --probe probe -o raw.h5ad --use-raw -q") == 0
+    plain, raw = ad.read_h5ad("plain.h5ad"), ad.read_h5ad("raw.h5ad")
+    pd.testing.assert_frame_equal(raw.obs, plain.obs)
+    assert raw.raw is not None
+    capsys.readouterr()
+    assert run("predict new.h5ad --probe probe -o no.h5ad --use-raw -q") == 2
+    assert "--layer and --use-raw name counts, which a model embeds; add --model" in capsys.readouterr().err
+    assert run(f"{SAVE.replace('--model model ', '')} --layer counts") == 2
+    assert "add --save and --model" in capsys.readouterr().err
+
+
+def test_cells_of_a_file_that_is_no_anndata_are_written_as_one(place, run, tmp_path):
+    cells = ad.read_h5ad("new.h5ad")
+    with h5py.File("new.h5mu", "w") as file:
+        ad.io.write_elem(file.create_group("mod"), "rna", cells)
+        ad.io.write_elem(file, "obs", cells.obs[[]])
+        ad.io.write_elem(file, "var", cells.var[[]])
+    assert run(SAVE) == 0
+    for name in ("new.h5ad", "new.h5mu"):
+        assert run(f"predict {name} --model model --probe probe -o {name}.out -q") == 0
+    plain, written = ad.read_h5ad("new.h5ad.out"), ad.read_h5ad("new.h5mu.out")
+    pd.testing.assert_frame_equal(written.obs, plain.obs)

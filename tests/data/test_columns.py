@@ -12,7 +12,13 @@ import pytest
 from anndata import AnnData
 
 from scr2mae import R2MAEModel
-from scr2mae.data.columns import as_keys, find_column
+from scr2mae.data.columns import (
+    as_keys,
+    check_new_categories,
+    find_column,
+    spelling,
+    warn_about_missing_text,
+)
 
 TINY = {"n_hidden": 8, "n_latent": 2}
 
@@ -96,7 +102,9 @@ def test_text_that_stands_for_missing_values_is_warned_about(
     text: str, argument: str, adata: AnnData
 ) -> None:
     adata.obs["c"] = np.where(np.arange(adata.n_obs) < 7, text, "b")
-    with pytest.warns(UserWarning, match=rf"adata\.obs\['c'\] has 7 cells '{text}', the text that astype"):
+    with pytest.warns(
+        UserWarning, match=rf"adata\.obs\['c'\] has 7 cells '{text}', text that stands for missing values"
+    ):
         R2MAEModel.setup_anndata(adata, **{argument: "c"})
 
 
@@ -161,3 +169,31 @@ def test_a_query_that_numbers_what_the_reference_names_is_told_so(
         R2MAEModel.load_query_data(query, model)
     query.obs["lane"] = query.obs["lane"].astype(ours)
     assert model.get_latent_representation(query).shape == (40, 2)
+
+
+@pytest.mark.parametrize("text", ["NA", "null", "N/A", " nan", "#N/A", "", "NONE", "-nan"])
+def test_text_of_missing_values_is_found_in_any_spelling(text: str) -> None:
+    column = pd.Series(["b0", "b1", text, text])
+    with pytest.warns(UserWarning, match=f"has 2 cells {text!r}, text that stands for missing values"):
+        warn_about_missing_text(column, "batch")
+
+
+def test_categories_spelled_unlike_the_reference_are_warned_about() -> None:
+    known = np.array(["b0", "Batch_1"])
+    with pytest.warns(
+        UserWarning, match="'b0 ' and 'b0'; 'batch 1' and 'Batch_1'. They are taken as different"
+    ):
+        check_new_categories(pd.Series(["b0 ", "batch 1", "b7"]), "batch", known)
+    check_new_categories(pd.Series(["b0", "b7"]), "batch", known)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("d01", "D1"), ("d1\u200b", "d1"), ("p-1 ", "P_01"), ("1e3", "1000")]
+)
+def test_spellings_of_one_name_are_equal(one: str, other: str) -> None:
+    assert spelling(one) == spelling(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("d10", "d1"), ("d100", "d10"), ("1.05", "1.5"), ("a1b", "a1c")])
+def test_other_names_stay_apart(one: str, other: str) -> None:
+    assert spelling(one) != spelling(other)

@@ -14,11 +14,24 @@ from anndata import AnnData
 from scr2mae import R2MAEModel, benchmark, datasets
 from scr2mae.data import open_store, split_cells
 from scr2mae.data.donors import Fingerprints, warn_about_donors
-from scr2mae.probe import donor_split, donor_splits, linear_probe
+from scr2mae.probe import (
+    Probe,
+    compare_representations,
+    design_table,
+    donor_split,
+    donor_splits,
+    fit_probe,
+    gene_attribution,
+    linear_probe,
+    permutation_test,
+)
 
 QUICK = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
 TINY = {"n_hidden": 8, "n_latent": 2}
 TARGET = {"disease": "classification"}
+LABELS = {"target": "disease", "kind": "classification"}
+DISEASE = {"use_rep": "X_mine", **LABELS}
+FIT = {"n_bootstrap": 0, **DISEASE}
 
 
 def donors(n: int = 8) -> np.ndarray:
@@ -60,6 +73,12 @@ USES: dict[str, Callable[[AnnData], Any]] = {
     "donor_splits": lambda a: donor_splits(a, targets=TARGET, donor_key="donor"),
     "linear_probe": lambda a: linear_probe(a, use_rep="X_mine", targets=TARGET, donor_key="donor"),
     "benchmark": run_benchmark,
+    "fit_probe": lambda a: fit_probe(a, donor_key="donor", **FIT),
+    "permutation_test": lambda a: permutation_test(a, donor_key="donor", n_permutations=1, **DISEASE),
+    "compare_representations": lambda a: compare_representations(
+        a, donor_key="donor", n_permutations=9, **DISEASE | {"use_rep": ("X_mine", "X")}
+    ),
+    "design_table": lambda a: design_table(a, donor_key="donor", columns=["batch"], **LABELS),
 }
 
 
@@ -89,7 +108,9 @@ def test_one_donor_under_two_names_is_warned_about_wherever_donors_are_split(
     assert "'D1' and 'd1'" in text
 
 
-@pytest.mark.parametrize("use", ["train", "donor_splits", "linear_probe", "benchmark"])
+@pytest.mark.parametrize(
+    "use", ["train", "donor_splits", "linear_probe", "benchmark", "fit_probe", "permutation_test"]
+)
 def test_donors_of_several_studies_and_copies_are_warned_about(use: str, cells: AnnData) -> None:
     cells.obs["study"] = np.where(np.arange(120) < 60, "a", "b")
     cells.obs["is_primary_data"] = np.arange(120) >= 7
@@ -100,7 +121,24 @@ def test_donors_of_several_studies_and_copies_are_warned_about(use: str, cells: 
 
 
 @pytest.mark.parametrize(
-    "name", ["unknown", "Unknown ", "pooled", "na", "NaN", "None", "", " ", "N/A", "not  available", "?"]
+    "name",
+    [
+        "unknown",
+        "Unknown ",
+        "pooled",
+        "na",
+        "NaN",
+        "None",
+        "",
+        " ",
+        "N/A",
+        "not  available",
+        "?",
+        "not_reported",
+        "Unknown donor",
+        "sample unknown",
+        "anonymous",
+    ],
 )
 def test_a_placeholder_in_any_spelling_is_no_donor(name: str) -> None:
     with pytest.warns(UserWarning, match="no donor's name"):
@@ -109,7 +147,16 @@ def test_a_placeholder_in_any_spelling_is_no_donor(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("d0", "d0 "), ("D1", "d1"), ("4", "4.0"), ("p_1", "p-1"), ("p 1", "p_1"), ("A\u030a1", "\u00c51")],
+    [
+        ("d0", "d0 "),
+        ("D1", "d1"),
+        ("4", "4.0"),
+        ("p_1", "p-1"),
+        ("p 1", "p_1"),
+        ("d01", "d1"),
+        ("d1\u200b", "d1"),
+        ("A\u030a1", "\u00c51"),
+    ],
 )
 def test_two_spellings_are_one_donor(one: str, other: str) -> None:
     with pytest.warns(UserWarning, match=r"1 donor\(s\) under several names"):
@@ -197,3 +244,81 @@ def test_missing_donors_stay_missing_under_a_prefix(cells: AnnData, tmp_path: Pa
     cells.write_h5ad(tmp_path / "a.h5ad")
     datasets.prepare(tmp_path / "a.h5ad", tmp_path / "s.h5ad", prefix=["donor"], progressbar=False)
     assert open_store(tmp_path / "s.h5ad").obs["donor"].isna().sum() == 6
+
+
+@pytest.fixture
+def studies(cells: AnnData) -> AnnData:
+    """Two studies that call their eight donors alike; sickness goes by donor and study."""
+    study = np.where(np.arange(120) < 60, "a", "b")
+    cells.obs["study"] = study
+    cells.obs["disease"] = np.where((np.arange(120) % 8 % 2 == 0) == (study == "a"), "yes", "no")
+    cells.obsm["X_mine"][:, 0] += 3.0 * (cells.obs["disease"] == "yes")
+    return cells
+
+
+KEY = ["study", "donor"]
+
+
+def test_a_kept_probe_takes_donors_of_several_columns(studies: AnnData, tmp_path: Path) -> None:
+    kept = fit_probe(studies, donor_key=KEY, design_keys=["batch"], holdout_key=["study", "batch"], **FIT)
+    assert kept.donors == tuple(sorted(f"{s} / d{i}" for s in "ab" for i in range(8)))
+    assert "embedding, study / batch held out" in set(kept.scores["method"])
+    kept.save(tmp_path / "probe")
+    loaded = Probe.load(tmp_path / "probe")
+    assert loaded.donor_key == ("study", "donor")
+    assert loaded.summary()["Donors"] == "16 of `study / donor`"
+    new = studies.copy()
+    new.obs["study"] = new.obs["study"].replace({"b": "c"})
+    with pytest.warns(
+        UserWarning, match=r"8 donor\(s\) of the fit are among those predicted: a / d0, a / d1"
+    ):
+        calls = loaded.predict_donors(new)
+    assert calls.index.name == "study / donor"
+    assert len(calls) == 16
+    truth = new.obs.assign(key=new.obs["study"] + " / " + new.obs["donor"]).groupby("key")["disease"].first()
+    assert (calls["prediction"] == truth[calls.index]).mean() > 0.9
+    samples = loaded.predict_donors(new, ["donor"], sample_key=KEY)
+    assert samples.index.names == ["donor", "study / donor"]
+    assert len(samples) == 16
+    del new.obs["study"]
+    assert len(loaded.predict(new)) == 120  # without the columns of the fit, no donors are compared
+    with pytest.raises(KeyError, match=r"No 'study' in adata\.obs"):
+        loaded.predict_donors(new)
+
+
+def test_tests_over_donors_take_donors_of_several_columns(studies: AnnData) -> None:
+    options = {"donor_key": KEY, "strata": ["study"]}
+    found = permutation_test(studies, n_permutations=19, **options, **DISEASE)
+    assert (found.n_units, found.unit) == (16, "donor")
+    both = compare_representations(
+        studies, donor_key=KEY, n_permutations=99, **DISEASE | {"use_rep": ("X_mine", "X")}
+    )
+    assert both["n_donors"] == 16
+    table = design_table(studies, donor_key=KEY, columns=["study"], **LABELS)
+    assert table.loc["study", "n_units"] == 16
+    with pytest.warns(UserWarning, match="occur in several values of obs"):
+        alone = design_table(studies, donor_key="donor", sample_key=KEY, columns=["study"], **LABELS)
+    assert alone.loc["study", "n_units"] == 16
+
+
+def test_genes_of_a_probe_are_averaged_over_donors_of_several_columns(studies: AnnData) -> None:
+    R2MAEModel.setup_anndata(studies)
+    model = R2MAEModel(studies, **TINY)
+    model.train(**QUICK)
+    kept = fit_probe(studies, donor_key=KEY, model=model, **FIT | {"use_rep": "X_r2mae"})
+    genes = gene_attribution(kept, studies, n_steps=2)
+    assert sorted(genes["gene"]) == sorted(studies.var_names)
+
+
+def test_a_donor_of_the_fit_is_known_in_another_spelling(cells: AnnData) -> None:
+    kept = fit_probe(cells, donor_key="donor", **FIT)
+    cells.obs["donor"] = [name.upper() + " " for name in cells.obs["donor"]]
+    with pytest.warns(UserWarning, match=r"8 donor\(s\) of the fit are among those predicted: D0 , D1 "):
+        kept.predict(cells)
+
+
+def test_placeholders_among_new_donors_are_warned_about(cells: AnnData) -> None:
+    kept = fit_probe(cells, donor_key="donor", **FIT)
+    cells.obs["donor"] = ["unknown"] * 60 + ["new"] * 60
+    with pytest.warns(UserWarning, match="has 60 cells of 'unknown': no donor's name"):
+        kept.predict_donors(cells)

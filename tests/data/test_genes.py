@@ -1,5 +1,8 @@
 """Genes matched by name, and counts in their order."""
 
+import warnings
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scr2mae.data import align_genes
-from scr2mae.data.genes import check_overlap, select_genes
+from scr2mae.data.genes import check_overlap, select_genes, warn_about_genes
 
 SYMBOLS = st.lists(st.text("ABCXYZ019-", min_size=1, max_size=4), min_size=2, max_size=12, unique=True)
 few = settings(max_examples=40, deadline=None)
@@ -113,3 +116,51 @@ def test_an_overlap_below_95_percent_warns_and_one_above_does_not() -> None:
         check(94, min_shared=0.1)
     check(95, min_shared=0.1)
     check(100, min_shared=1.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "is_number"),
+    [
+        ([str(i + 1) for i in range(9)], True),
+        ([str(7 * i) for i in range(9)][::-1], True),
+        (["7157", "100131244"], False),
+        (["TP53", "12"], False),
+    ],
+    ids=["from one", "shuffled and chosen", "Entrez ids", "symbols"],
+)
+def test_row_numbers_are_recognized_in_any_order(names: list[str], is_number: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_about_genes(pd.DataFrame(index=names))
+    assert [str(each.message).startswith("Gene names are row numbers") for each in caught] == [
+        True
+    ] * is_number
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "is_told"),
+    [
+        ("feature_types", ["Peaks"] * 4, True),
+        ("feature_type", ["Gene Expression"] * 2 + ["Antibody Capture"] * 2, True),
+        ("modality", ["rna", "adt", "adt", "rna"], True),
+        ("feature_type", ["protein_coding", "lncRNA", "lncRNA", "protein_coding"], False),
+        ("feature_types", ["Gene Expression"] * 4, False),
+    ],
+)
+def test_features_that_are_no_genes_are_warned_about(column: str, values: list[str], is_told: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_about_genes(pd.DataFrame({column: values}, index=list("ABCD")))
+    assert [f"var[{column!r}] has" in str(each.message) for each in caught] == [True] * is_told
+
+
+@pytest.mark.parametrize(
+    "spell", [lambda n: f" {n} ", lambda n: f"{n}_ENSG00000000{n[1:]}"], ids=["blanks", "ids"]
+)
+def test_blanks_and_ids_in_names_of_genes_are_found(spell: Any) -> None:
+    reference = np.array([f"G{i}" for i in range(100, 140)])
+    var = pd.DataFrame(
+        [["a", "b"]] * 40, columns=["twice", "twice"], index=[spell(name) for name in reference]
+    )
+    with pytest.raises(ValueError, match="40 of 40 match, such as"):
+        check_overlap(var, reference, np.zeros(40, dtype=bool), min_shared=0.1)

@@ -1,5 +1,6 @@
 """Inputs that are no AnnData, counts in raw, unusual units, forks, and what a save leaves behind."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -16,12 +17,26 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
-from scr2mae import R2MAEModel, benchmark
-from scr2mae.probe import donor_splits, linear_probe
+from scr2mae import R2MAEModel, benchmark, datasets
+from scr2mae.probe import (
+    Probe,
+    compare_representations,
+    design_table,
+    donor_splits,
+    fit_probe,
+    gene_attribution,
+    linear_probe,
+    permutation_test,
+    score_without_genes,
+)
+from scr2mae.train import NonFiniteError
 
 TINY = {"n_hidden": 8, "n_latent": 2}
 QUICK = {"max_epochs": 2, "batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
 TARGET = {"disease": "classification"}
+DISEASE = {"target": "disease", "kind": "classification"}
+LABELS = {"use_rep": "X", "donor_key": "donor", **DISEASE}
+FIT = {"n_bootstrap": 0, "cv": 2, **LABELS}
 
 
 # --- what is no AnnData
@@ -56,7 +71,29 @@ USES: dict[str, Callable[[Any, Any, Path], Any]] = {
     "probe": lambda a, m, p: linear_probe(a, use_rep="X", targets=TARGET, donor_key="donor"),
     "splits": lambda a, m, p: donor_splits(a, targets=TARGET, donor_key="donor"),
     "benchmark": lambda a, m, p: benchmark.run(a, targets=TARGET, donor_key="donor", methods=["pca"]),
+    "parameters": lambda a, m, p: m.get_likelihood_parameters(a),
+    "draws": lambda a, m, p: m.posterior_predictive_sample(a),
+    "fit_probe": lambda a, m, p: fit_probe(a, **FIT),
+    "predict": lambda a, m, p: kept().predict(a),
+    "predict_proba": lambda a, m, p: kept().predict_proba(a),
+    "predict_donors": lambda a, m, p: kept().predict_donors(a),
+    "genes": lambda a, m, p: gene_attribution(kept(), a, model=m),
+    "without genes": lambda a, m, p: score_without_genes(kept(), a, ["gene0"], model=m),
+    "permutations": lambda a, m, p: permutation_test(a, **LABELS),
+    "comparison": lambda a, m, p: compare_representations(a, **{**LABELS, "use_rep": ("X", "X")}),
+    "design": lambda a, m, p: design_table(a, donor_key="donor", columns=["batch"], **DISEASE),
+    "preprocess": lambda a, m, p: datasets.preprocess(a),
+    "ranking": lambda a, m, p: datasets.highly_variable_genes(a),
 }
+
+
+@functools.cache
+def kept() -> Probe:
+    """Return a probe of noise."""
+    obs = pd.DataFrame(
+        {"donor": list("abcdef") * 2, "disease": list("xyxyxy") * 2}, index=list("ABCDEFGHIJKL")
+    )
+    return fit_probe(AnnData(np.random.default_rng(0).normal(size=(12, 2)), obs=obs), **FIT)
 
 
 @pytest.mark.parametrize("use", USES)
@@ -87,6 +124,145 @@ def test_targets_without_kinds_and_dates_as_numbers_are_explained(adata: AnnData
         linear_probe(adata, use_rep="X", targets=["disease"], donor_key="donor")
     with pytest.raises(ValueError, match=r"Regression target 'seen' holds dates or times.*Timedelta"):
         linear_probe(adata, use_rep="X", targets={"seen": "regression"}, donor_key="donor")
+
+
+SIZES: dict[str, Callable[[AnnData, Any], Any]] = {
+    "seed": lambda a, m: R2MAEModel(a, **TINY).train(**QUICK, seed=np.int64(3)),
+    "seed of the model": lambda a, m: R2MAEModel(a, **TINY, seed=np.int32(3)).train(**QUICK),
+    "epochs": lambda a, m: R2MAEModel(a, **TINY).train(**{**QUICK, "max_epochs": np.int16(1)}),
+    "batch size": lambda a, m: R2MAEModel(a, **TINY).train(**{**QUICK, "batch_size": np.uint8(32)}),
+    "devices": lambda a, m: R2MAEModel(a, **TINY).train(**QUICK, devices=np.int64(1)),
+    "mask ratio": lambda a, m: R2MAEModel(a, **TINY, mask_ratio=np.float32(0.3)).train(**QUICK),
+    "embedding": lambda a, m: m.get_latent_representation(batch_size=np.int64(7)),
+    "draws": lambda a, m: m.posterior_predictive_sample(
+        n_samples=np.int64(2), n_folds=np.int64(2), seed=np.int64(1)
+    ),
+    "splits": lambda a, m: linear_probe(
+        a, use_rep="X", targets=TARGET, donor_key="donor", n_splits=np.int64(1), n_train_donors=np.int64(3),
+        scale=np.True_, seeds=np.array([1]), max_cells_per_donor=np.int64(9),
+    ),
+    "kept probe": lambda a, m: fit_probe(a, **{**FIT, "cv": np.int64(2), "reject": np.float32(0.1)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", SIZES)
+def test_sizes_may_be_numbers_of_numpy(use: str, sick: AnnData, trained: R2MAEModel) -> None:
+    SIZES[use](sick, trained)
+
+
+@pytest.fixture
+def sick(adata: AnnData) -> AnnData:
+    """Cells with a disease that goes by donor."""
+    adata.obs["disease"] = np.where(adata.obs["donor"].isin(["donor0", "donor2", "donor4"]), "yes", "no")
+    return adata
+
+
+WRONG: dict[str, tuple[Callable[[AnnData, Any], Any], str]] = {
+    "batch size": (
+        lambda a, m: R2MAEModel(a, **TINY).train(**{**QUICK, "batch_size": 64.0}),
+        "batch_size must be an integer, got 64.0",
+    ),
+    "batch size of an embedding": (
+        lambda a, m: m.get_latent_representation(batch_size="7"),
+        "batch_size must be an integer, got '7'",
+    ),
+    "train size": (
+        lambda a, m: R2MAEModel(a, **TINY).train(**QUICK, train_size="0.9"),
+        "train_size must be a number, got '0.9'",
+    ),
+    "folds": (lambda a, m: fit_probe(a, **{**FIT, "cv": 2.5}), "number of folds or a splitter"),
+    "rate": (
+        lambda a, m: fit_probe(a, **FIT, reject="0.1"),
+        "reject is a rate between 0 and 1 or None, got '0.1'",
+    ),
+    "target": (
+        lambda a, m: fit_probe(a, **{**FIT, "target": TARGET}),
+        "A target is the name of one column of adata.obs, got {'disease'",
+    ),
+    "representation": (lambda a, m: fit_probe(a, **{**FIT, "use_rep": ["X"]}), "the name of one entry"),
+    "scale": (
+        lambda a, m: linear_probe(a, use_rep="X", targets=TARGET, donor_key="donor", scale="yes"),
+        "scale is True, False or a list of both, got 'y'",
+    ),
+    "seeds": (
+        lambda a, m: linear_probe(a, use_rep="X", targets=TARGET, donor_key="donor", seeds=3),
+        "seeds is a list of numbers, got 3; pass [3]",
+    ),
+    "donors": (
+        lambda a, m: linear_probe(a, use_rep="X", targets=TARGET, donor_key="donor", n_train_donors=3.0),
+        "n_train_donors must be an integer, got 3.0",
+    ),
+    "targets of a benchmark": (
+        lambda a, m: benchmark.run(a, targets=["disease"], donor_key="donor"),
+        "targets maps columns of adata.obs to kinds, such as {'disease': 'classification'}",
+    ),
+    "genes by position": (
+        lambda a, m: m.get_normalized_expression(gene_list=[0, 1]),
+        "gene_list takes names of genes, got 0; choose them: model.spec.var_names[...]",
+    ),
+    "genes by mask": (
+        lambda a, m: m.get_normalized_expression(gene_list=np.arange(60) < 3),
+        "gene_list takes names of genes, got np.True_",
+    ),
+}
+
+
+@pytest.mark.parametrize("use", WRONG)
+def test_an_argument_of_another_type_is_named_with_what_it_takes(
+    use: str, sick: AnnData, trained: R2MAEModel
+) -> None:
+    call, message = WRONG[use]
+    with pytest.raises(TypeError) as caught:
+        call(sick, trained)
+    assert message in str(caught.value)
+
+
+def test_one_name_may_stand_for_a_list(sick: AnnData) -> None:
+    sick.obs["kind"] = sick.obs["cell_type"]
+    # "cell" is a part of this text, but not the name of a target.
+    fitted = fit_probe(sick, design_keys="batch", cell_level="kind cell", **{**FIT, "target": "disease"})
+    assert fitted.design.index.tolist() == ["batch"]
+    assert not fitted.is_cell_level
+    table = design_table(sick, donor_key="donor", columns="batch", **DISEASE)
+    assert table.index.tolist() == ["batch"]
+    assert fit_probe(sick, **{**FIT, "target": "kind"}, cell_level="kind").is_cell_level
+    with pytest.raises(ValueError, match="'cell_type' varies within a unit"):
+        permutation_test(sick, strata="cell_type", **LABELS)
+    scores = benchmark.run(
+        sick, targets=TARGET, donor_key="donor", methods="lognorm", n_splits=1, enable_progress_bar=False
+    ).results
+    assert set(scores["method"]) == {"lognorm"}
+
+
+def test_a_run_that_breaks_off_does_not_end_as_trained(adata: AnnData) -> None:
+    model = R2MAEModel(adata, **TINY)
+    with pytest.raises(NonFiniteError, match="lower lr"):
+        model.train(max_epochs=3, batch_size=64, accelerator="cpu", lr=1e30, enable_progress_bar=False)
+
+
+@pytest.mark.parametrize("monitor", ["elbo_validation", "reconstruction_loss_validation", "kl_local_train"])
+def test_a_callback_that_watches_a_metric_of_scvi_is_refused_before_training(
+    monitor: str, adata: AnnData, tmp_path: Path
+) -> None:
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+    for callback in (EarlyStopping(monitor), ModelCheckpoint(dirpath=tmp_path / "c", monitor=monitor)):
+        with pytest.raises(ValueError, match="names a metric of scVI; there are 'train_loss' and"):
+            R2MAEModel(adata, **TINY).train(**QUICK, callbacks=callback)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_of_no_kind_and_an_iterator_that_is_used_up_are_named(trained: R2MAEModel) -> None:
+    with pytest.raises(ValueError, match="Wanted a device such as 'cpu', 'cuda:0' or 'mps', got 'tpu'"):
+        trained.to_device("tpu")
+    with pytest.raises(ValueError, match="yields no mini-batch; an iterator can be used only once"):
+        trained.get_latent_representation(dataloader=iter([]))
+
+
+def test_a_query_of_detections_is_warned_about(trained: R2MAEModel, adata: AnnData) -> None:
+    adata.X = (adata.X > 0).astype(np.float32)
+    with pytest.warns(UserWarning, match=r"All counts in adata\.X are 0 or 1"):
+        trained.get_latent_representation(adata)
 
 
 def test_one_gene_may_be_given_without_a_list(trained: R2MAEModel) -> None:

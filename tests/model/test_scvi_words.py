@@ -136,7 +136,7 @@ def test_a_word_that_nobody_knows_is_refused_with_the_nearest(trained: R2MAEMode
         TypeError, match=r"get_latent_representation does not know 'batchsize'; did you mean 'batch_size'\?"
     ):
         trained.get_latent_representation(batchsize=3)
-    with pytest.raises(TypeError, match="__init__ does not know 'n_hiden'; did you mean 'n_hidden'"):
+    with pytest.raises(TypeError, match="R2MAEModel does not know 'n_hiden'; did you mean 'n_hidden'"):
         R2MAEModel(trained.adata, n_hiden=3)
 
 
@@ -158,14 +158,14 @@ def test_curves_of_scvi_are_named_with_those_that_there_are(trained: R2MAEModel,
 def test_arguments_that_mean_something_else_in_scvi_are_not_positional(
     method: str, arguments: int, trained: R2MAEModel
 ) -> None:
-    with pytest.raises(TypeError, match="positional arguments"):
+    with pytest.raises(TypeError, match="by position"):
         getattr(trained, method)(*[None] * arguments)
 
 
 def test_arguments_of_setup_and_class_are_not_positional(adata: AnnData) -> None:
-    with pytest.raises(TypeError, match="positional arguments"):
+    with pytest.raises(TypeError, match="by position"):
         R2MAEModel.setup_anndata(adata, None, "batch", "cell_type", "donor")
-    with pytest.raises(TypeError, match="positional arguments"):
+    with pytest.raises(TypeError, match="by position"):
         R2MAEModel(adata, 128)
 
 
@@ -326,3 +326,24 @@ def test_sizes_may_be_numpy_integers_and_train_size_none(adata: AnnData, tmp_pat
     assert len(model.split_.train) == 108
     model.save(tmp_path / "m")
     assert R2MAEModel.load(tmp_path / "m").init_params_["n_hidden"] == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_epoch": 3}, "train does not know 'max_epoch'; did you mean 'max_epochs'?"),
+        ({"plan": None}, "train does not know 'plan'"),
+        ({"train_fun_kwargs": {}}, "train does not know 'train_fun_kwargs'"),
+    ],
+)
+def test_what_train_does_not_know_is_not_left_to_lightning(given: Any, message: str, adata: AnnData) -> None:
+    with pytest.raises(TypeError) as caught:
+        R2MAEModel(adata, **TINY).train(**QUICK, **given)
+    assert message in str(caught.value)
+
+
+def test_other_names_of_epochs_rate_and_callbacks_are_taken(adata: AnnData) -> None:
+    model = R2MAEModel(adata, **TINY)
+    quick = {name: value for name, value in QUICK.items() if name != "max_epochs"}
+    model.train(n_epochs=1, learning_rate=1e-3, callback=[], pin_memory=True, **quick)
+    assert len(model.history["train_loss"]) == 1

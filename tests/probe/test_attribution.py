@@ -279,7 +279,7 @@ def test_a_model_adds_the_reconstruction_error_to_the_rejection(cells, model):
     assert probe.predict(new)["unknown"].mean() == pytest.approx(0.1, abs=0.06)
     shuffled = new.copy()
     shuffled.X = new.X[:, np.random.default_rng(0).permutation(80)]
-    with pytest.warns(UserWarning, match="All 480 cells are unlike those of the fit"):
+    with pytest.warns(UserWarning, match="All 480 cells differ too much from those of the fit"):
         probe.predict(shuffled)
 
 

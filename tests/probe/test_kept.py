@@ -328,7 +328,7 @@ def test_donors_of_the_fit_are_named_in_a_warning(disease, donors, new):
 
 def test_a_query_that_is_all_unknown_is_flagged(disease, new):
     new.obsm["Z"] += 50
-    with pytest.warns(UserWarning, match="All 100 cells are unlike those of the fit"):
+    with pytest.warns(UserWarning, match="All 100 cells differ too much from those of the fit"):
         table = disease.predict(new)
     assert (table["prediction"] == "unknown").all()
     with pytest.warns(UserWarning, match="All 100 cells"):

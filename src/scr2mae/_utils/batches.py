@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,10 @@ class BatchSampler:
         block: int = 1,
         window: int = 1,
     ) -> None:
+        try:
+            batch_size = index(batch_size)
+        except TypeError:
+            raise TypeError(f"batch_size must be an integer, got {batch_size!r}.") from None
         if batch_size < 1 or (drop_single and batch_size < 2):
             raise ValueError(
                 f"batch_size must be at least {2 if drop_single else 1}, got {batch_size}: "

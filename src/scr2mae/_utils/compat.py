@@ -44,7 +44,10 @@ def torch_device(accelerator: str, device: int | str) -> torch.device:
 
 def check_device(device: torch.device | int | str) -> torch.device:
     """Return a device by its name or number; raise if this machine lacks it."""
-    found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    try:
+        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"Wanted a device such as 'cpu', 'cuda:0' or 'mps', got {device!r}.") from None
     if found.type in ("cuda", "mps"):
         torch_device(found.type, "auto")
         if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():

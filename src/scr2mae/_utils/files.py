@@ -52,7 +52,10 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 def as_path(place: str | os.PathLike[str]) -> Path:
     """Return a path that a user has given, with ``~`` and ``~name`` as the home folder."""
-    return Path(place).expanduser()
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"No home folder for {os.fspath(place)!r}; give the whole path.") from error
 
 
 def is_leftover(path: Path) -> bool:

@@ -16,7 +16,7 @@ from scr2mae.benchmark.tasks import Task
 from scr2mae.data import split_cells
 from scr2mae.data.columns import find_column, key_name, warn_about_missing_text
 from scr2mae.data.containers import check_anndata
-from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
+from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts, warn_about_binary
 from scr2mae.data.donors import Fingerprints
 from scr2mae.data.genes import warn_about_genes
 from scr2mae.probe import DonorSplit
@@ -77,7 +77,7 @@ def make_design(
     tasks: tuple[Task, ...],
     *,
     donor_key: str | Sequence[str],
-    sample_key: str | None = None,
+    sample_key: str | Sequence[str] | None = None,
     batch_key: str | None = None,
     layer: str | None = None,
     n_splits: int = 1,
@@ -94,7 +94,7 @@ def make_design(
     donor_name = key_name(donor_key)
     own = {donor_name: donors}
     if sample_key is not None:
-        own[sample_key] = find_column(adata.obs, sample_key).astype(object).to_numpy()
+        own[key_name(sample_key)] = find_column(adata.obs, sample_key).astype(object).to_numpy()
     if clash := sorted(own.keys() & columns.keys()):
         raise ValueError(f"{clash} names both a task and the donors or samples; rename the task.")
     obs = pd.DataFrame(columns | own, index=adata.obs_names)
@@ -104,7 +104,7 @@ def make_design(
         tasks=tasks,
         splits=_shared_splits(obs, tasks, donor_name, n_train_donors, n_splits, seed),
         donor_key=donor_name,
-        sample_key=sample_key,
+        sample_key=None if sample_key is None else key_name(sample_key),
         has_batch=batch_key is not None,
         pretrain_on=pretrain_on,
         seed=seed,
@@ -133,6 +133,7 @@ def _read_cells(adata: AnnData, layer: str | None, batch_key: str | None) -> Ann
     warn_about_genes(adata.var)
     counts = as_csr(get_counts(adata, layer))
     check_counts(counts, adata, layer)
+    warn_about_binary(counts.data.max(initial=0), layer)
     prints = Fingerprints(*counts.shape)
     prints.add(0, counts)
     prints.warn(adata.obs_names)

@@ -76,7 +76,7 @@ def make_methods(names: Sequence[str] | None, adata: AnnData, options: Options) 
                 f"{argument} sets {taken}, which the benchmark sets for all methods; leave it out."
             )
     built_in = _built_in(options)
-    chosen = list(built_in) if names is None else list(names)
+    chosen = list(built_in) if names is None else [names] if isinstance(names, str) else list(names)
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"Wanted at least one method, each of them once; got {chosen}.")
     if both := [name for name in chosen if name in built_in and name in adata.obsm]:

@@ -18,6 +18,7 @@ from scr2mae.benchmark.results import Benchmark, write_about
 from scr2mae.benchmark.table import results_frame
 from scr2mae.benchmark.tasks import Task, as_tasks
 from scr2mae.data.containers import check_anndata
+from scr2mae.data.counts import named_layer
 from scr2mae.probe.inputs import Kind
 
 
@@ -29,7 +30,8 @@ def run(
     methods: Sequence[str] | None = None,
     batch_key: str | None = None,
     layer: str | None = None,
-    sample_key: str | None = None,
+    use_raw: bool = False,
+    sample_key: str | Sequence[str] | None = None,
     cell_level: Sequence[str] = ("cell_type",),
     seeds: Sequence[int] = (0, 1, 2),
     n_splits: int = 5,
@@ -70,6 +72,8 @@ def run(
         Column of the batch, for scVI and the masked autoencoders.
     layer
         Layer of raw counts; None for ``X``.
+    use_raw
+        Whether the counts are in ``adata.raw``, as in files of CELLxGENE; its genes are cut to those of ``adata``.
     sample_key, cell_level, max_cells_per_donor, max_cells_per_donor_and_class, n_bootstrap, confidence
         As in :func:`scr2mae.probe.linear_probe`. Intervals over donors are off by default.
     seeds
@@ -140,7 +144,7 @@ def run(
         donor_key=donor_key,
         sample_key=sample_key,
         batch_key=batch_key,
-        layer=layer,
+        layer=named_layer(layer, use_raw=use_raw),
         n_splits=n_splits,
         n_train_donors=n_train_donors,
         max_cells_per_donor=max_cells_per_donor,

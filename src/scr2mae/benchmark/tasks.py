@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scr2mae.data.columns import find_column
-from scr2mae.probe.inputs import Kind
+from scr2mae.data.columns import as_keys, find_column
+from scr2mae.probe.inputs import Kind, kinds_of
 
 Score = tuple[str, str]
 
@@ -83,10 +83,13 @@ def tasks(atlas: str) -> tuple[Task, ...]:
 
 def as_tasks(targets: Mapping[str, Kind] | Sequence[Task], cell_level: Sequence[str]) -> tuple[Task, ...]:
     """Turn columns of ``adata.obs`` into tasks; return tasks unchanged."""
-    if isinstance(targets, Mapping):
-        made = tuple(_column_task(name, kind, name in cell_level) for name, kind in targets.items())
+    listed = [] if isinstance(targets, (Mapping, str)) else list(targets)
+    if listed and all(isinstance(task, Task) for task in listed):
+        made = tuple(listed)
     else:
-        made = tuple(targets)
+        of_cells = as_keys(cell_level, "cell_level")
+        kinds = kinds_of(targets)  # raises unless it is a mapping
+        made = tuple(_column_task(name, kind, name in of_cells) for name, kind in kinds.items())
     names = [task.name for task in made]
     if not made or len(set(names)) < len(names):
         raise ValueError(f"Wanted at least one target, each with a unique name; got {names}.")

@@ -23,6 +23,8 @@ class Methods:
     """Arguments of ``benchmark.run`` on what is compared."""
 
     layer: opt.Layer | None = None
+    use_raw: bool = False
+    """Read the counts from raw, as in files of CELLxGENE."""
     batch_key: opt.Name | None = None
     """Column of obs with the batch, used as input to the networks."""
     methods: opt.Names | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae.cli import options as opt
-from scr2mae.cli.files import check_counts, check_free, check_writable, open_counts, replacing
+from scr2mae.cli.files import check_counts, check_free, check_writable, open_counts, place_counts, replacing
 from scr2mae.cli.process import loading, results
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def embed(
         opt.doc("Precision of the arithmetic; auto is bf16-mixed where the hardware supports it."),
     ] = "32-true",
     no_integration: Annotated[bool, opt.doc("Embed without the alignment of batches.")] = False,
+    counts: opt.Counts = opt.Counts(),
     accelerator: opt.Accelerator = "auto",
     messages: opt.Messages = opt.Messages(),
 ) -> str:
@@ -63,7 +64,9 @@ def embed(
         from scr2mae.model import R2MAEModel
 
     trained = R2MAEModel.load(model, accelerator=accelerator)
-    adata = open_counts(input, use_raw=trained.spec.layer == RAW_LAYER)
+    adata = open_counts(
+        input, use_raw=counts.use_raw or (counts.layer is None and trained.spec.layer == RAW_LAYER)
+    )
     try:
         if key in adata.obsm and not force:
             raise FileExistsError(
@@ -76,7 +79,11 @@ def embed(
         made_by = {f"{key}_model": trained.embedding_fingerprint(integrated=integrated)}
         with new(adata, shape, source=input, output=output, key=key, force=force, made_by=made_by) as rows:
             trained.get_latent_representation(
-                adata, batch_size=batch_size, precision=precision, integrated=integrated, out=rows
+                place_counts(adata, trained, **vars(counts)),
+                batch_size=batch_size,
+                precision=precision,
+                integrated=integrated,
+                out=rows,
             )
     finally:
         if adata.isbacked:

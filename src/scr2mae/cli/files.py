@@ -14,6 +14,8 @@ from scr2mae._utils.files import atomic_write, is_free
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scr2mae.model import R2MAEModel
+
 
 def check_exists(*places: Path | None) -> None:
     """Raise unless every path that is given leads to a file or a folder."""
@@ -61,6 +63,14 @@ def open_counts(path: Path, *, use_raw: bool = False) -> AnnData:
     from scr2mae.data.store import open_store, read_file
 
     return open_store(path, use_raw=use_raw) if path.is_dir() else read_file(path, backed="r")
+
+
+def place_counts(adata: AnnData, model: R2MAEModel | None, *, layer: str | None, use_raw: bool) -> AnnData:
+    """Return the cells with the counts of a layer or of raw where a model reads them."""
+    from scr2mae.data.counts import move_counts, named_layer
+
+    source = named_layer(layer, use_raw=use_raw)
+    return adata if source is None or model is None else move_counts(adata, source, model.spec.layer)
 
 
 def check_output(path: Path, *, folder: bool = False, force: bool) -> None:

@@ -163,6 +163,15 @@ class Messages:
     """Show the traceback of an error."""
 
 
+@options("Data")
+class Counts:
+    """Where a file has its counts; None is where the data of the model had them."""
+
+    layer: Layer | None = None
+    use_raw: bool = False
+    """Read the counts from raw, as in files of CELLxGENE, with the genes of raw."""
+
+
 @options("Network")
 class Widths:
     """Widths of an ``R2MAEModel``."""

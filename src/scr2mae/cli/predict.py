@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Annotated
 
 from scr2mae.cli import options as opt
-from scr2mae.cli.files import check_exists, check_input_file, check_output, replacing
+from scr2mae.cli.files import check_exists, check_input_file, check_output, place_counts, replacing
 from scr2mae.cli.process import loading, results
 
 if TYPE_CHECKING:
@@ -29,15 +29,19 @@ def predict(
         opt.doc("Folder of the model that embeds the counts; else the embedding in the file."),
     ] = None,
     donor_key: Annotated[
-        opt.Name | None, opt.doc("Column of obs with the donors; also predicts each of them.")
+        opt.Key | None,
+        opt.doc(
+            "Column of obs with the donors, or several that together name one; also predicts each donor."
+        ),
     ] = None,
-    sample_key: Annotated[opt.Name | None, opt.doc("Column of obs with the samples of the donors.")] = None,
+    sample_key: Annotated[opt.Key | None, opt.doc("Column of obs with the samples of the donors.")] = None,
     donors: Annotated[opt.OutPath | None, opt.doc("File for the predictions of donors (.csv).")] = None,
     confidence: Annotated[opt.Fraction, opt.doc("Coverage of the intervals of donors.")] = 0.9,
     key: Annotated[
         opt.ObsmKey | None, opt.doc("Column for the predictions; by default TARGET_predicted.")
     ] = None,
     force: opt.Force = False,
+    counts: opt.Counts = opt.Counts(),
     accelerator: opt.Accelerator = "auto",
     messages: opt.Messages = opt.Messages(),
 ) -> str:
@@ -52,6 +56,8 @@ def predict(
     scr2mae predict new.h5ad --model model/ --probe probe/ -o predicted.h5ad \
         --donor-key donor --donors donors.csv
     """
+    if counts != opt.Counts() and model is None:
+        raise opt.UsageError("--layer and --use-raw name counts, which a model embeds; add --model")
     if donors is not None and donor_key is None:
         raise opt.UsageError("--donors needs --donor-key")
     check_input_file(input)
@@ -79,13 +85,14 @@ def predict(
                 f"{input} has {key!r} in obs already; choose another --key or pass --force."
             )
         logger.info("Predicting %s for %d cells of %s.", kept.target, adata.n_obs, input)
-        cells = kept.predict(adata, model=trained, donor_key=donor_key, key_added=key)
+        place = place_counts(adata, trained, **vars(counts))
+        cells = kept.predict(place, model=trained, donor_key=donor_key, key_added=key)
         table = None
         if donor_key is not None and not kept.is_cell_level:
             table = kept.predict_donors(
-                adata, donor_key, sample_key=sample_key, model=trained, confidence=confidence
+                place, donor_key, sample_key=sample_key, model=trained, confidence=confidence
             )
-        obs = adata.obs
+        obs = place.obs
     finally:
         if adata.isbacked:
             adata.file.close()
@@ -100,11 +107,19 @@ def predict(
 
 
 def _write(source: Path, output: Path, obs: pd.DataFrame) -> None:
-    """Copy a file with all that is in it, and replace its table of cells."""
+    """Copy a file with all that is in it, and replace its table of cells; of another format, write that table alone."""
     import h5py
+    from anndata import AnnData
     from anndata.io import write_elem
 
+    from scr2mae.data.formats import hdf5_kind
+
+    with h5py.File(source) as file:
+        is_anndata = hdf5_kind(file) == "anndata"
     with replacing(output) as part:
+        if not is_anndata:
+            AnnData(obs=obs).write_h5ad(part)
+            return
         shutil.copyfile(source, part)
         with h5py.File(part, "r+") as file:
             del file["obs"]

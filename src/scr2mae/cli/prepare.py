@@ -12,7 +12,9 @@ _gigabytes = opt.number(float, lambda value: 0.001 <= value < float("inf"), "gig
 
 
 def prepare(
-    inputs: Annotated[opt.InPaths, opt.doc("AnnData with raw counts: .h5ad files or .zarr folders.")],
+    inputs: Annotated[
+        opt.InPaths, opt.doc("Files of raw counts: .h5ad, .zarr, .h5 of Cell Ranger, or .h5mu.")
+    ],
     /,
     *,
     output: Annotated[opt.OutPath, opt.doc("Store to write, .zarr or .h5ad.")],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae.cli import options as opt
-from scr2mae.cli.files import check_input_file, check_output, replacing
+from scr2mae.cli.files import check_input_file, check_output, place_counts, replacing
 from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ Targets = Annotated[
 class Splits:
     """Arguments of ``linear_probe`` on donors and cells."""
 
-    sample_key: opt.Name | None = None
-    """Column of obs with sample IDs, if donors have several samples."""
+    sample_key: opt.Key | None = None
+    """Column of obs with sample IDs, or several that together name a sample, if donors have several samples."""
     cell_level: opt.Names = ("cell_type",)
     """Targets that belong to the cell rather than to its donor."""
     n_splits: opt.PositiveInt = 5
@@ -85,6 +85,7 @@ def probe(
     scale: Scale = "no",
     splits: Splits = Splits(),
     kept: Kept = Kept(),
+    counts: opt.Counts = opt.Counts(),
     messages: opt.Messages = opt.Messages(),
 ) -> str:
     r"""Score embeddings by linear probes on held-out donors.
@@ -107,6 +108,10 @@ def probe(
     kinds: dict[str, Any] = kinds_of(targets)
     if kept.save is None and kept != Kept():
         raise opt.UsageError("--model, --calibration and --reject belong to a probe that is kept; add --save")
+    if counts != opt.Counts() and kept.model is None:
+        raise opt.UsageError(
+            "--layer and --use-raw name counts, which a model embeds; add --save and --model"
+        )
     if kept.save is not None and (len(use_rep) > 1 or len(kinds) > 1 or scale == "both"):
         raise opt.UsageError("--save takes one embedding, one target and one scaling")
     check_input_file(input)
@@ -131,7 +136,14 @@ def probe(
             }
             options |= {"sample_key": splits.sample_key, "cell_level": splits.cell_level}
             frame = _keep(
-                adata, kept, use_rep[0], *kinds.items(), donor_key=donor_key, force=force, **options
+                adata,
+                kept,
+                use_rep[0],
+                *kinds.items(),
+                counts=counts,
+                donor_key=donor_key,
+                force=force,
+                **options,
             )
             if output is not None:
                 with replacing(output) as part:
@@ -156,7 +168,14 @@ def probe(
 
 
 def _keep(
-    adata: AnnData, kept: Kept, use_rep: str, target: tuple[str, Any], *, force: bool, **options: Any
+    adata: AnnData,
+    kept: Kept,
+    use_rep: str,
+    target: tuple[str, Any],
+    *,
+    counts: opt.Counts,
+    force: bool,
+    **options: Any,
 ) -> pd.DataFrame:
     """Fit and save a probe; return its scores on held-out donors."""
     from scr2mae.probe import fit_probe
@@ -167,7 +186,7 @@ def _keep(
 
         model = R2MAEModel.load(kept.model)
     fitted = fit_probe(
-        adata,
+        place_counts(adata, model, **vars(counts)),
         use_rep=use_rep,
         target=target[0],
         kind=target[1],

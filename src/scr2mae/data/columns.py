@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +21,15 @@ __all__ = [
     "check_new_categories",
     "check_positive",
     "find_column",
+    "has_columns",
     "key_name",
     "read_numbers",
+    "spelling",
     "warn_about_missing_text",
 ]
 
-_MISSING_AS_TEXT = ("nan", "NaN", "NaT", "None", "<NA>")
+_MISSING_AS_TEXT = ("nan", "-nan", "nat", "none", "<na>", "na", "n/a", "#n/a", "null", "")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
 
 
 def as_keys(keys: Key | None, argument: str) -> list[str]:
@@ -61,6 +66,11 @@ def find_column(obs: pd.DataFrame, key: Key) -> pd.Series:
     return joined.where(known).rename(key_name(key))
 
 
+def has_columns(obs: pd.DataFrame, key: Key) -> bool:
+    """Return whether ``adata.obs`` has the column of a key, or all of them."""
+    return all(name in obs for name in as_keys(key, "The key"))
+
+
 def _one_column(obs: pd.DataFrame, key: str) -> pd.Series:
     if key not in obs:
         raise KeyError(f"No {key!r} in adata.obs; choose one of {list(obs)}.")
@@ -95,7 +105,7 @@ def _kinds(values: Any) -> dict[str, Any]:
     """Return the kinds of values with an example of each."""
     found: dict[str, Any] = {}
     for value in values:
-        found.setdefault(_kind(value), value)
+        found.setdefault(_kind(value), value.item() if isinstance(value, np.generic) else value)
     return found
 
 
@@ -127,6 +137,7 @@ def check_categories(column: pd.Series, key: str, argument: str) -> None:
 
 def check_new_categories(column: pd.Series, key: str, known: np.ndarray) -> None:
     """Raise if a column of new data is text where the reference has numbers, or the reverse, as for 0 and "0"."""
+    _warn_about_spellings(column, key, known)
     ours, theirs = _kinds(_values(column)), _kinds(known)
     if not ours or not theirs or set(ours) & set(theirs):
         return
@@ -138,15 +149,44 @@ def check_new_categories(column: pd.Series, key: str, known: np.ndarray) -> None
     )
 
 
+def spelling(name: str) -> str:
+    """Return a form that is equal for names that differ in case, blanks, separators, zeros in front or form of a number."""
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name)).strip().casefold()
+    try:
+        return repr(float(text))
+    except ValueError:
+        return re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"[\s_-]+", "-", text))
+
+
+def _warn_about_spellings(column: pd.Series, key: str, known: np.ndarray) -> None:
+    """Warn if a new category is one of the reference but for case, blanks or the like."""
+    of_reference = {spelling(name): str(name) for name in known if isinstance(name, str)}
+    new = [
+        name for name in _values(column) if isinstance(name, str) and name not in set(of_reference.values())
+    ]
+    alike = [
+        f"{name!r} and {of_reference[spelling(name)]!r}" for name in new if spelling(name) in of_reference
+    ]
+    if alike:
+        warnings.warn(
+            f"adata.obs[{key!r}] and the reference spell {len(alike)} categories differently: {'; '.join(alike[:5])}. They "
+            "are taken as different; rename those of adata if they are the same.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def warn_about_missing_text(column: pd.Series, key: str) -> None:
     """Warn if text such as "nan" stands for missing values, which it then would not be."""
     values = _values(column)
-    found = [value for value in values if isinstance(value, str) and value in _MISSING_AS_TEXT]
+    found = [
+        value for value in values if isinstance(value, str) and value.strip().casefold() in _MISSING_AS_TEXT
+    ]
     counts: Any = column.value_counts() if found else {}
     if shown := [f"{int(counts[value])} cells {value!r}" for value in found if counts[value]]:
         warnings.warn(
-            f"adata.obs[{key!r}] has {' and '.join(shown)}, the text that astype(str) makes of missing values; each "
-            f"counts as a value of its own. Drop those cells, or fill the gaps before astype(str).",
+            f"adata.obs[{key!r}] has {' and '.join(shown)}, text that stands for missing values, such as astype(str) "
+            f"makes; each counts as a value of its own. Drop those cells, or fill the gaps before astype(str).",
             UserWarning,
             stacklevel=3,
         )

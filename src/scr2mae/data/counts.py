@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import zarr
+from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
 from scr2mae._utils.untrusted import check_sparse
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 __all__ = [
     "RAW_LAYER",
@@ -24,6 +22,8 @@ __all__ = [
     "find_invalid_count",
     "get_counts",
     "layer_names",
+    "move_counts",
+    "named_layer",
     "place_of",
     "raw_counts",
     "take_rows",
@@ -40,6 +40,15 @@ _ROWS_LOOKED_AT = 100
 def layer_names(adata: AnnData) -> list[str]:
     """Return the names of the layers; anndata 0.13 counts ``X`` among them, under None."""
     return [name for name in adata.layers if name is not None]
+
+
+def named_layer(layer: str | None, *, use_raw: bool) -> str | None:
+    """Return the layer to read counts from: that of ``adata.raw`` if ``use_raw``, else the one given."""
+    if not use_raw:
+        return layer
+    if layer not in (None, RAW_LAYER):
+        raise ValueError(f"use_raw=True and layer={layer!r} name two matrices; give one of them.")
+    return RAW_LAYER
 
 
 def get_counts(adata: AnnData, layer: str | None) -> Any:
@@ -72,6 +81,16 @@ def raw_counts(adata: AnnData) -> Any:
         return matrix
     matrix = matrix.to_memory() if isinstance(matrix, (CSRDataset, CSCDataset)) else matrix
     return matrix[:, columns] if sparse.issparse(matrix) else np.asarray(matrix)[:, columns]
+
+
+def move_counts(adata: AnnData, source: str, target: str | None) -> AnnData:
+    """Return the cells with the matrix at ``source`` as that at ``target``, None for ``X``; nothing is copied."""
+    if source == RAW_LAYER and adata.raw is not None:
+        counts, var = adata.raw.X, adata.raw.var  # with all of its genes
+    else:
+        counts, var = get_counts(adata, source), adata.var
+    place: dict[str, Any] = {"X": counts} if target is None else {"layers": {target: counts}}
+    return AnnData(obs=adata.obs, var=var, obsm=dict(adata.obsm), uns=dict(adata.uns), **place)
 
 
 def place_of(layer: str | None) -> str:

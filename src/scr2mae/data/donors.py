@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from scr2mae.data.columns import spelling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,12 +26,16 @@ __all__ = [
 
 _PLACEHOLDERS = {
     *("", "unknown", "unk", "pooled", "pool", "na", "n/a", "nan", "nat", "none", "null", "<na>", "missing", "other"),
-    *("unassigned", "undefined", "undetermined", "not available", "not applicable", "multiple", "mixed", "?", "-"),
+    *("not reported", "not collected", "not provided", "not recorded", "not specified", "unspecified", "anonymous"),
+    *("n.a.", "unassigned", "undefined", "undetermined", "not available", "not applicable", "multiple", "mixed", "?", "-"),
 }  # fmt: skip
 _STUDIES = ("file", "study", "study_id", "dataset", "dataset_id", "collection_id")
 _DONOR_WORDS = re.compile(
     r"(donor|patient|individual|subject|participant|specimen|sample)([ _.-]?(id|name|key|number))?",
     re.IGNORECASE,
+)
+_OF_A_DONOR = re.compile(
+    r" ?(donor|patient|individual|subject|participant|sample|id)$|^(donor|patient|sample) "
 )
 _BARCODE = re.compile(r"[ACGTN]{12,}")
 _MAX_NAMED = 5
@@ -51,7 +56,7 @@ def warn_about_donors(names: Any, key: Key, *, obs: pd.DataFrame | None = None) 
         )
     groups: dict[str, list[str]] = {}
     for name in counts.index:
-        groups.setdefault(_spelling(name), []).append(name)
+        groups.setdefault(spelling(name), []).append(name)
     alike = [sorted(group) for group in groups.values() if len(group) > 1]
     if alike:
         shown = "; ".join(" and ".join(map(repr, group)) for group in alike[:_MAX_NAMED])
@@ -63,17 +68,9 @@ def warn_about_donors(names: Any, key: Key, *, obs: pd.DataFrame | None = None) 
         warn_about_origin(names, key, obs)
 
 
-def _spelling(name: str) -> str:
-    """Return a form that is equal for names that differ in case, blanks, separators or the form of a number."""
-    text = re.sub(r"[\s_-]+", "-", unicodedata.normalize("NFKC", name).strip()).casefold()
-    try:
-        return repr(float(text))
-    except ValueError:
-        return text
-
-
 def _is_placeholder(name: str) -> bool:
-    return re.sub(r"\s+", " ", name).strip().casefold() in _PLACEHOLDERS
+    words = re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    return words in _PLACEHOLDERS or _OF_A_DONOR.sub("", words) in _PLACEHOLDERS - {""}
 
 
 def warn_about_origin(names: Any, key: Key | None, obs: pd.DataFrame) -> None:

@@ -23,8 +23,14 @@ _SPELLINGS = (
     ("case", r"$^", ""),
     ("'.', '-' and '_'", r"[._-]", "-"),
     ("a version or suffix at the end", r"[.-]\d+$", ""),
+    ("blanks", r"\s+", ""),
+    ("an id at the end", r"[ _|]ENS[A-Z]*\d+(\.\d+)?$", ""),
     ("a genome at the start", r"^(GRCh3[78]|hg19|hg38|GRCm3[89]|mm10)_+", ""),
 )
+_OTHER_FEATURES = {
+    *("antibody capture", "peaks", "crispr guide capture", "multiplexing capture", "custom", "protein", "proteins"),
+    *("adt", "hto", "atac", "prot", "crispr"),
+}  # fmt: skip
 _ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d+)\.\d+$")
 
 
@@ -120,6 +126,8 @@ def advise(var: pd.DataFrame, reference: np.ndarray, n_shared: int) -> str:
     best, advice = max(n_shared, n_equal) + len(reference) // 100, ""
     for column in var.columns:
         values = var[column]
+        if isinstance(values, pd.DataFrame):  # several columns of this name
+            continue
         if values.dtype != object and not isinstance(values.dtype, (pd.CategoricalDtype, pd.StringDtype)):
             continue
         if (n_found := len(wanted & set(values.astype(str)))) > best:
@@ -145,25 +153,28 @@ def advise(var: pd.DataFrame, reference: np.ndarray, n_shared: int) -> str:
 
 def warn_about_genes(var: pd.DataFrame) -> None:
     """Warn about names that are row numbers, and about features of several types."""
-    names = var.index
-    if (
-        len(names)
-        and str(names[0]) == "0"
-        and names.astype(str).equals(pd.RangeIndex(len(names)).astype(str))
-    ):
+    names = var.index.astype(str)
+    # Entrez ids are numbers too, but some of them are large.
+    if len(names) and all(name.isdecimal() and len(name) <= 5 for name in names):
         warnings.warn(
-            f"Gene names are row numbers, '0' to '{len(names) - 1}', which match those of any other file by position; set "
+            f"Gene names are row numbers, {names[0]!r} to {names[-1]!r}, which match those of any other file by position; set "
             f"adata.var_names (columns of var: {list(var.columns)}).",
             UserWarning,
             stacklevel=3,
         )
-    types = var.get("feature_types")
-    counts = {} if not isinstance(types, pd.Series) else {k: n for k, n in types.value_counts().items() if n}
-    if len(counts) > 1:
+    for column in ("feature_types", "feature_type", "modality"):
+        types = var.get(column)
+        if not isinstance(types, pd.Series):
+            continue
+        counts = {kind: n for kind, n in types.value_counts().items() if n}
+        # CELLxGENE has biotypes in feature_type.
+        has_others = bool(_OTHER_FEATURES & {str(kind).casefold() for kind in counts})
+        if not has_others and (column != "feature_types" or len(counts) < 2):
+            continue
         shown = ", ".join(f"{n} {kind!r}" for kind, n in counts.items())
         warnings.warn(
-            f"var['feature_types'] has {shown}; all are trained as genes. Keep one type: "
-            "adata[:, adata.var['feature_types'] == 'Gene Expression'].copy().",
+            f"var[{column!r}] has {shown}; all are trained as genes. Keep one type: "
+            f"adata[:, adata.var[{column!r}] == 'Gene Expression'].copy().",
             UserWarning,
             stacklevel=3,
         )

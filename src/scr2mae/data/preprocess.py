@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from scr2mae._utils.progress import progress
 from scr2mae._utils.untrusted import check_sparse
+from scr2mae.data.containers import check_anndata
 from scr2mae.data.counts import InvalidCount, find_invalid_count, layer_names
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,7 @@ def rank_genes(
 
 def _counts_and_var(adata: AnnData, layer: str | None) -> tuple[Any, pd.DataFrame]:
     """Return the counts, as a matrix in memory or on disk that can be sliced by row, and their genes."""
+    check_anndata(adata)
     if layer is not None:
         if layer not in adata.layers:
             raise KeyError(f"No {layer!r} in adata.layers; choose one of {layer_names(adata)}.")

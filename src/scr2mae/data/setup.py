@@ -36,6 +36,7 @@ from scr2mae.data.counts import (
     check_counts,
     check_genes,
     get_counts,
+    named_layer,
     raw_counts,
     warn_about_binary,
 )
@@ -150,12 +151,7 @@ def _blocks(
 
 def _layer(arguments: dict[str, Any]) -> str | None:
     """Return the layer of the counts, for ``use_raw`` one that this setup makes."""
-    if arguments.pop("use_raw", False):
-        if arguments["layer"] not in (None, RAW_LAYER):
-            raise ValueError(
-                f"use_raw=True and layer={arguments['layer']!r} name two matrices; give one of them."
-            )
-        arguments["layer"] = RAW_LAYER
+    arguments["layer"] = named_layer(arguments["layer"], use_raw=arguments.pop("use_raw", False))
     return arguments["layer"]
 
 

@@ -7,6 +7,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from math import ceil, floor
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +63,9 @@ class Split:
 
 
 def _check_sizes(train_size: float, validation_size: float | None) -> tuple[float, float]:
+    for name, size in (("train_size", train_size), ("validation_size", validation_size)):
+        if not isinstance(size, (Real, type(None))):
+            raise TypeError(f"{name} must be a number, got {size!r}.")
     if not 0 < train_size <= 1:
         raise ValueError(f"train_size must lie in (0, 1], got {train_size!r}.")
     if validation_size is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,13 +16,15 @@ from scr2mae._utils.files import as_path
 from scr2mae._utils.untrusted import UnsafeFileError, check_store
 from scr2mae.data.formats import hdf5_kind, not_anndata
 from scr2mae.data.panels import MEASURED_COLUMN
+from scr2mae.data.tenx import TenX, is_tenx, tenx_group, tenx_table
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 __all__ = [
     "check_by_cell",
+    "has_raw",
     "is_zarr_folder",
     "open_group",
     "open_matrix",
@@ -41,7 +42,10 @@ def is_zarr_folder(path: Path) -> bool:
 
 
 def open_group(path: str | os.PathLike[str]) -> Any:
-    """Open an ``.h5ad`` file or a ``.zarr`` folder for reading, after validation of its content."""
+    """Open an ``.h5ad`` file or a ``.zarr`` folder for reading, after validation of its content.
+
+    Of a MuData, this is the modality "rna"; of a file of Cell Ranger, the group of the counts.
+    """
     path = as_path(path)
     if not path.exists():
         raise FileNotFoundError(f"No file or folder {path}; expected an .h5ad file or a .zarr folder.")
@@ -54,12 +58,13 @@ def open_group(path: str | os.PathLike[str]) -> Any:
     else:
         raise ValueError(f"{path} is not an HDF5 file; expected an AnnData, an .h5ad file or a .zarr folder.")
     try:
-        if isinstance(group, h5py.File) and hdf5_kind(group) == "10x":
-            raise ValueError(
-                f"{path} is a file of Cell Ranger, stored by gene; convert it once: "
-                f"scanpy.read_10x_h5({str(path)!r}).write_h5ad('counts.h5ad')."
-            )
+        kind = hdf5_kind(group) if isinstance(group, h5py.File) else "anndata"
+        if kind == "10x":
+            _check_content(group, path, expected=())
+            return tenx_group(group, path)
         _check_content(group, path)
+        if kind == "h5mu":
+            return group["mod/rna"]
     except BaseException:
         if isinstance(group, h5py.File):
             group.close()
@@ -67,14 +72,14 @@ def open_group(path: str | os.PathLike[str]) -> Any:
     return group
 
 
-def _check_content(group: Any, path: Path) -> None:
+def _check_content(group: Any, path: Path, expected: Collection[str] = ("obs", "var")) -> None:
     try:
         check_store(group, path=path)
     except (MemoryError, UnsafeFileError):
         raise
     except Exception as error:  # the kind depends on what is damaged
         raise ValueError(f"{path} is damaged: {error}.") from error
-    missing = [name for name in ("obs", "var") if name not in group]
+    missing = [name for name in expected if name not in group]
     if missing:
         raise ValueError(
             f"{path} is not a whole AnnData: it has no {' and no '.join(missing)}; "
@@ -95,7 +100,7 @@ def _open_folder(path: Path) -> Any:
 
 def read_frame(group: Any, name: str, *, path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read ``obs`` or ``var``; ``path`` is named in errors."""
-    frame = read_elem(group[name])
+    frame = tenx_table(group, name) if is_tenx(group) else read_elem(group[name])
     if not isinstance(frame, pd.DataFrame):
         raise ValueError(f"{name} of {path} is a {type(frame).__name__}, not a table; is it an AnnData?")
     return frame
@@ -103,7 +108,9 @@ def read_frame(group: Any, name: str, *, path: str | os.PathLike[str]) -> pd.Dat
 
 def open_matrix(element: Any) -> Any:
     """Return ``group["X"]`` or a layer as an object that is sliced by row, without reading it."""
-    return element if hasattr(element, "dtype") else sparse_dataset(element)
+    if hasattr(element, "dtype"):
+        return element
+    return TenX(element) if is_tenx(element) else sparse_dataset(element)
 
 
 def check_by_cell(matrix: Any, what: str) -> None:
@@ -129,8 +136,9 @@ def read_file(path: Path, *, backed: Literal["r"] | None = None) -> AnnData:
             check_store(file, path=path, left_on_disk=("X", "raw/X") if is_left else ())
             if kind == "h5mu":
                 return read_elem(file["mod/rna"])
-        if kind == "10x":
-            return _read_10x(path)
+            if kind == "10x":
+                group = tenx_group(file, path)
+                return AnnData(TenX(group)[:], obs=tenx_table(group, "obs"), var=tenx_table(group, "var"))
         return read_h5ad(path, backed=backed)
     except (MemoryError, UnsafeFileError):
         raise
@@ -146,17 +154,6 @@ def _kind_of(path: Path) -> str | None:
         return None
     with h5py.File(path, mode="r") as file:
         return hdf5_kind(file)
-
-
-def _read_10x(path: Path) -> AnnData:
-    """Read an HDF5 file of Cell Ranger, cells by all features, with unique names."""
-    import scanpy as sc
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Variable names are not unique")
-        adata = sc.read_10x_h5(path, gex_only=False)
-    adata.var_names_make_unique()
-    return adata
 
 
 def open_store(
@@ -215,11 +212,16 @@ def open_store(
 
 
 def _open_raw(group: Any, path: Path) -> dict[str, Any]:
-    if "raw" not in group or "X" not in group["raw"]:
+    if not has_raw(group):
         raise ValueError(f"{path} has no raw; name the layer with the counts, or leave out use_raw.")
     X = open_matrix(group["raw/X"])
     check_by_cell(X, f"raw.X of {path}")
     return {"X": X, "var": read_frame(group["raw"], "var", path=path)}
+
+
+def has_raw(group: Any) -> bool:
+    """Return whether an AnnData on disk has ``raw`` with a matrix; some writers store an empty one."""
+    return "raw" in group and not _is_null(group["raw"]) and "X" in group["raw"]
 
 
 def _is_null(element: Any) -> bool:

@@ -13,7 +13,9 @@ from scvi.model.base import BaseModelClass
 
 from scr2mae._utils.compat import check_device, single_thread_after_fork
 from scr2mae.data import CellSpec, read_cells
+from scr2mae.data.backed import BackedCounts
 from scr2mae.data.containers import check_anndata
+from scr2mae.data.counts import warn_about_binary
 from scr2mae.data.setup import check_foreign_setup, is_current, make_actual, register
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.model.scvi_words import missing_method, understands_scvi
@@ -304,7 +306,10 @@ class CellModel(BaseModelClass):
         single_thread_after_fork()
         if adata is None and self.adata is None:
             raise ValueError("This model was loaded without data; pass adata=.")
-        return read_cells(self.adata if adata is None else adata, self.spec, on_disk=on_disk)
+        cells = read_cells(self.adata if adata is None else adata, self.spec, on_disk=on_disk)
+        if adata is not None and not isinstance(cells.counts, BackedCounts):
+            warn_about_binary(cells.counts.data.max(initial=0), self.spec.layer)
+        return cells
 
     def keep_split(self, split: Split) -> None:
         """Set the split of the model's cells.

@@ -98,10 +98,12 @@ class PredictiveMixin(InferenceMixin, CellModel):
         import sparse
 
         check_integer("n_samples", n_samples, smallest=1)
+        check_integer("seed", seed, smallest=0)
         if n_folds is not None:
             check_integer("n_folds", n_folds, smallest=2)
         genes, codes = gene_indices(self.spec, gene_list), batch_codes(self.spec, transform_batch)
         cells, rows = self._trained_cells(adata, indices)
+        seed = int(seed)
         parts = None if n_folds is None else self._folds(cells.measured, n_folds, seed)
         rng = np.random.default_rng(seed)
         theta = self.module.log_theta.exp().cpu().numpy().astype(np.float64)[genes, None]

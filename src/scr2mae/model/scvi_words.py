@@ -1,4 +1,4 @@
-"""Words of scvi-tools' models: which mean the same here, which are translated, and what to use in place of the others.
+"""Accept arguments of scvi-tools that mean the same here, translate those with another name, and explain the others.
 
 ``ARGUMENTS`` and ``METHODS`` are the whole table; the page "Coming from scVI" shows it.
 """
@@ -12,6 +12,8 @@ from functools import wraps
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
+from lightning.pytorch import Trainer
+
 __all__ = ["ARGUMENTS", "METHODS", "Word", "missing_method", "understands_scvi"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -19,11 +21,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Word:
-    """An argument of scvi-tools.
+    """What to do with an argument of scvi-tools.
 
-    ``same`` are the values that ask for what happens anyway; ``any_value`` accepts all. ``into`` is the argument that
-    takes the value instead, ``"plan_kwargs.lr"`` for an entry of it; ``values`` are translated. Any other value is refused
-    with ``reason``, which says what to do.
+    Values in ``same`` ask for what happens anyway and are accepted; ``any_value`` accepts all. ``into`` names the argument
+    that takes the value, such as ``"plan_kwargs.lr"`` for an entry of a mapping, after ``values`` have been translated. Any
+    other value is refused; ``reason`` says why, or what to use.
     """
 
     same: tuple[Any, ...] = ()
@@ -33,12 +35,13 @@ class Word:
     any_value: bool = False
 
 
-_NO_POSTERIOR = "an embedding is a point without a posterior, so nothing is sampled"
+_NO_POSTERIOR = "an embedding is a point without a posterior, so there is nothing to sample"
 _NO_KL = "the loss has no KL term"
-_PLAN = "pass the entries by plan_kwargs={'lr': ...} and the rest as arguments of train"
+_PLAN = "pass settings of the optimizer as plan_kwargs={'lr': ...}, and the others as arguments of train"
+_SCHEDULE = "use plan_kwargs={'learning_rate': scr2mae.train.LearningRateSchedule(...)}"
 _DEVICE = "use accelerator='gpu' or 'cpu', and devices="
-_FOLDER = "a model is a folder; name it by dir_path"
-_FROZEN = "all weights but those of new categories are kept; that is what makes embeddings comparable"
+_FOLDER = "a model is a folder; name it with dir_path"
+_FROZEN = "only weights of new categories are trained, so that embeddings stay comparable"
 
 _SAMPLES = {
     "n_samples": Word((1, None), _NO_POSTERIOR),
@@ -46,7 +49,8 @@ _SAMPLES = {
     "weights": Word((None, "uniform"), _NO_POSTERIOR),
     "give_mean": Word((True,), _NO_POSTERIOR),
     "return_mean": Word(
-        (True,), "use get_masked_reconstruction or one value per cell of get_reconstruction_error"
+        (True,),
+        "use get_masked_reconstruction, or get_reconstruction_error(return_mean=False) for one value per cell",
     ),
     "return_dist": Word((False,), _NO_POSTERIOR),
     "mc_samples": Word(any_value=True),
@@ -55,27 +59,40 @@ _SAMPLES = {
 
 ARGUMENTS: dict[str, dict[str, Word]] = {
     "__init__": {
-        "gene_likelihood": Word(("nb",), "counts are negative binomial with one dispersion per gene"),
+        "gene_likelihood": Word(("nb",), "counts follow a negative binomial distribution with one dispersion per gene"),
         "dispersion": Word(("gene",), "each gene has one dispersion"),
-        "latent_distribution": Word(("normal",), "an embedding is a point of unrestricted coordinates"),
-        "dropout_rate": Word((0, 0.0), "masking regularizes the network; use mask_ratio="),
+        "latent_distribution": Word(("normal",), "an embedding is a point whose coordinates are not restricted"),
+        "dropout_rate": Word((0, 0.0), "masking regularizes the network; set mask_ratio="),
         "use_observed_lib_size": Word((True,), "the library size is the total count; use size_factor_key in setup_anndata"),
         "use_size_factor_key": Word((False, None), "use size_factor_key in setup_anndata"),
-        "encode_covariates": Word((True,), "covariates are inputs of encoder and decoder"),
-        "deeply_inject_covariates": Word((False,), "covariates enter the first layer"),
-        "use_batch_norm": Word(("both", True), "both networks have batch normalization"),
-        "use_layer_norm": Word(("none", False), "both networks have batch normalization"),
-        "batch_representation": Word(("one-hot",), "a batch is one row of weights"),
+        "encode_covariates": Word((True,), "encoder and decoder read the covariates"),
+        "deeply_inject_covariates": Word((False,), "only the first layer reads the covariates"),
+        "use_batch_norm": Word(("both", True), "encoder and decoder have batch normalization"),
+        "use_layer_norm": Word(("none", False), "encoder and decoder have batch normalization"),
+        "batch_representation": Word(("one-hot",), "each batch has a row of weights"),
     },
     "setup_anndata": {
         "copy": Word((False,), "set up adata.copy()"),
         "sample_key": Word((None,), "use donor_key"),
         "indices_key": Word((None,), "use adata.obs_names"),
-        "unlabeled_category": Word((None,), "labels are not used in training; leave them missing for probes"),
+        "unlabeled_category": Word((None,), "training does not use labels; leave unknown ones missing (NaN)"),
         "protein_expression_obsm_key": Word((None,), "proteins are not modeled"),
     },
     "train": {
         "lr": Word(into="plan_kwargs.lr"),
+        "learning_rate": Word(into="plan_kwargs.lr"),
+        "n_epochs": Word(into="max_epochs"),
+        "epochs": Word(into="max_epochs"),
+        "callback": Word(into="callbacks"),
+        "gpus": Word((None,), _DEVICE),
+        "frequency": Word((None,), "use check_val_every_n_epoch"),
+        "lr_factor": Word((None,), _SCHEDULE),
+        "lr_patience": Word((None,), _SCHEDULE),
+        "lr_threshold": Word((None,), _SCHEDULE),
+        "lr_min": Word((None,), _SCHEDULE),
+        "num_workers": Word((None, 0), "counts are read without worker processes"),
+        "pin_memory": Word(any_value=True),
+        "drop_last": Word((False,), "all training cells are used"),
         "weight_decay": Word(into="plan_kwargs.weight_decay"),
         "eps": Word(into="plan_kwargs.eps"),
         "optimizer": Word(into="plan_kwargs.optimizer"),
@@ -104,10 +121,10 @@ ARGUMENTS: dict[str, dict[str, Word]] = {
         "max_kl_weight": Word((1.0,), _NO_KL),
         "min_kl_weight": Word((0.0,), _NO_KL),
         "reduce_lr_on_plateau": Word(
-            (False,), "use plan_kwargs={'learning_rate': scr2mae.train.LearningRateSchedule(...)}"
+            (False,), _SCHEDULE
         ),
-        "lr_scheduler_metric": Word((None,), "use plan_kwargs={'learning_rate': ...}"),
-        "adversarial_classifier": Word((None, False), "there is no adversarial training; a batch is an input"),
+        "lr_scheduler_metric": Word((None,), _SCHEDULE),
+        "adversarial_classifier": Word((None, False), "there is no adversarial training; the network reads the batch"),
     },
     "get_latent_representation": _SAMPLES,
     "get_normalized_expression": _SAMPLES,
@@ -116,8 +133,8 @@ ARGUMENTS: dict[str, dict[str, Word]] = {
     "posterior_predictive_sample": {"silent": Word(any_value=True)},
     "save": {
         "prefix": Word((None, ""), _FOLDER),
-        "legacy_mudata_format": Word((False,), "models have one AnnData"),
-        "datamodule": Word((None,), "models are saved without their data module"),
+        "legacy_mudata_format": Word((False,), "a model has one AnnData"),
+        "datamodule": Word((None,), "a model is saved without its data module"),
     },
     "load": {
         "prefix": Word((None, ""), _FOLDER),
@@ -149,19 +166,19 @@ METHODS: dict[str, str] = {
         "https://www.sc-best-practices.org/conditions/differential_gene_expression.html"
     ),
     "get_elbo": "there is no evidence bound; use history['validation_loss'] or get_reconstruction_error()",
-    "get_marginal_ll": "there is no posterior to integrate over; use get_masked_reconstruction(), the likelihood of hidden genes",
-    "get_feature_correlation_matrix": "use numpy.corrcoef of get_normalized_expression(), or of posterior_predictive_sample()",
+    "get_marginal_ll": "there is no posterior to integrate over; use get_masked_reconstruction(), the likelihood of masked genes",
+    "get_feature_correlation_matrix": "compute it with numpy.corrcoef from get_normalized_expression() or posterior_predictive_sample()",
     "get_latent_library_size": "the library size is the total count of a cell, adata.X.sum(axis=1)",
-    "get_aggregated_posterior": "there is no posterior; embed the cells by get_latent_representation()",
-    "minify_adata": "an embedding takes no parameters of a posterior; store get_latent_representation() in adata.obsm and drop X",
-    "predict": "fit a probe to the embedding: scr2mae.probe",
+    "get_aggregated_posterior": "there is no posterior; embed the cells with get_latent_representation()",
+    "minify_adata": "there are no parameters of a posterior to keep; store get_latent_representation() in adata.obsm and drop X",
+    "predict": "fit a probe to the embedding: scr2mae.probe.fit_probe(adata, model=model, ...)",
     "get_mde": "use scanpy.pp.neighbors and scanpy.tl.umap on the embedding",
 }
 """Methods of scvi-tools' models that do not exist here, and what to use."""
 
 
 def missing_method(name: str) -> str | None:
-    """Return why a method of scvi-tools does not exist here; None if the name is not one."""
+    """Return why a method of scvi-tools does not exist here, and what to use; None for other names."""
     return f"{name} is not available: {METHODS[name]}." if name in METHODS else None
 
 
@@ -169,17 +186,29 @@ def understands_scvi(function: F) -> F:
     """Make a method accept the arguments of scvi-tools that mean the same, and explain the others."""
     words = ARGUMENTS[function.__name__]
     parameters = signature(function).parameters
-    takes_more = any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values())
+    kinds = {name: each.kind for name, each in parameters.items()}
+    by_position = [name for name, kind in kinds.items() if kind is Parameter.POSITIONAL_OR_KEYWORD]
+    by_name = [name for name, kind in kinds.items() if kind is Parameter.KEYWORD_ONLY]
+    is_open = Parameter.VAR_KEYWORD in kinds.values() and function.__name__ != "train"
+    known = {*parameters}
+    if function.__name__ == "train":
+        known |= {*signature(Trainer.__init__).parameters} - {"self"}
 
     @wraps(function)
     def method(*args: Any, **kwargs: Any) -> Any:
+        called = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
+        if len(args) > len(by_position):
+            raise TypeError(
+                f"{called} takes {by_position[1:]} by position, got {len(args) - 1} values; pass the others by name: "
+                f"{by_name}."
+            )
         for name in [name for name in kwargs if name not in parameters]:
             if name in words:
                 _translate(name, words[name], kwargs)
-            elif not takes_more:
-                near = difflib.get_close_matches(name, [*parameters], n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it takes {[*parameters][1:]}."
-                raise TypeError(f"{function.__name__} does not know {name!r}; {hint}")
+            elif not is_open and name not in known and not name.startswith("early_stopping_"):
+                near = difflib.get_close_matches(name, sorted(known), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes {[*by_position[1:], *by_name]}."
+                raise TypeError(f"{called} does not know {name!r}; {hint}")
         for name in ("plan_kwargs",) if function.__name__ == "train" else ():
             for entry in [entry for entry in kwargs.get(name) or {} if entry in words]:
                 plan = dict(kwargs[name])
@@ -192,7 +221,7 @@ def understands_scvi(function: F) -> F:
 
 
 def _translate(name: str, word: Word, kwargs: dict[str, Any]) -> None:
-    """Take an argument of scvi-tools out of ``kwargs``, put its meaning in, or raise."""
+    """Replace an argument of scvi-tools in ``kwargs`` by what it means here, or raise."""
     value = kwargs.pop(name)
     if word.any_value or any(
         value is same or (type(value) is type(same) and value == same) for same in word.same

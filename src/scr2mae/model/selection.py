@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,13 @@ def gene_indices(spec: CellSpec, gene_list: str | Sequence[str] | None) -> np.nd
     names = pd.Index(spec.var_names)
     if gene_list is None:
         return np.arange(len(names))
-    gene_list = [gene_list] if isinstance(gene_list, str) else list(gene_list)
+    given: Any = gene_list
+    is_list = isinstance(given, Iterable) and not isinstance(given, str)
+    gene_list = list(given) if is_list else [given]
+    if wrong := [gene for gene in gene_list if not isinstance(gene, str)]:
+        raise TypeError(
+            f"gene_list takes names of genes, got {wrong[0]!r}; choose them: model.spec.var_names[...]."
+        )
     found = names.get_indexer(pd.Index(list(gene_list)))
     if (found < 0).any():
         absent = [gene for gene, at in zip(gene_list, found, strict=True) if at < 0]

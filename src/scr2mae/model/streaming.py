@@ -72,7 +72,9 @@ def stream(
     """Yield mini-batches on the module's device, with the rows of the result that they fill."""
     start = 0
     with progress(total=n_rows(cells, indices), desc=desc, unit="cells", unit_scale=True) as bar:
-        for tensors in CellLoader(cells, indices, batch_size=batch_size or BATCH_SIZE, collate=collate):
+        for tensors in CellLoader(
+            cells, indices, batch_size=BATCH_SIZE if batch_size is None else batch_size, collate=collate
+        ):
             stop = start + len(tensors[REGISTRY_KEYS.BATCH_KEY])
             yield slice(start, stop), {key: value.to(module.device) for key, value in tensors.items()}
             bar.update(stop - start)
@@ -83,7 +85,9 @@ def loader_batches(module: R2MAEModule, dataloader: Any, spec: CellSpec) -> Iter
     """Yield the mini-batches of a caller on the module's device; raise for those that do not fit the model."""
     check_data_module(dataloader, spec)
     n_batches = len(spec.categorical[0][1])
+    is_empty = True
     for tensors in dataloader:
+        is_empty = False
         if not isinstance(tensors, Mapping) or REGISTRY_KEYS.X_KEY not in tensors:
             found = list(tensors) if isinstance(tensors, Mapping) else type(tensors).__name__
             raise ValueError(
@@ -115,6 +119,8 @@ def loader_batches(module: R2MAEModule, dataloader: Any, spec: CellSpec) -> Iter
         }
         everything: dict[str, Any] = {REGISTRY_KEYS.BATCH_KEY: None, **moved}
         yield everything
+    if is_empty:
+        raise ValueError("dataloader= yields no mini-batch; an iterator can be used only once.")
 
 
 def embed(

@@ -146,6 +146,8 @@ class TrainingMixin(IntegrationMixin):
         train_size = _TRAIN_SIZE if train_size is None else train_size
         seed = self.seed if seed is None else seed
         check_integer("seed", seed, smallest=0)
+        seed = int(seed)
+        devices = int(devices) if isinstance(devices, Integral) else devices
         if integration and self.module.is_query and self.alignment_ is not None and max_epochs is None:
             self.integrate(seed=seed)
             return

@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from scr2mae.data.containers import check_anndata
 from scr2mae.metrics import macro_auroc, spearman
 from scr2mae.probe.inputs import cap_cells, read_target
 from scr2mae.probe.kept import Probe
@@ -22,7 +23,7 @@ def gene_attribution(
     probe: Probe,
     adata: AnnData,
     *,
-    donor_key: str | None = None,
+    donor_key: str | Sequence[str] | None = None,
     model: Any = None,
     n_steps: int = 16,
     max_cells_per_donor: int | None = 100,
@@ -76,6 +77,7 @@ def gene_attribution(
     Attributions say what this probe uses. They are neither causal nor a test of differential expression: correlated genes
     share or take one another's weight. Test genes on pseudobulk counts per donor, for example with edgeR or DESeq2.
     """
+    check_anndata(adata)
     embedder: Any = model if model is not None else probe.model
     if embedder is None:
         raise ValueError(
@@ -240,6 +242,7 @@ def score_without_genes(
     ValueError
         If there is no model, or it is not the one of the probe.
     """
+    check_anndata(adata)
     embedder = model if model is not None else probe.model
     if embedder is None:
         raise ValueError("Genes are left out of the counts; pass model=, the model of the probe's embedding.")

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from scipy.stats import chi2_contingency
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from scr2mae.data.columns import find_column
+from scr2mae.data.columns import as_keys, find_column, warn_about_missing_text
 from scr2mae.metrics import spearman
 from scr2mae.probe.folds import Folds
-from scr2mae.probe.inputs import Kind, Target, read_target
+from scr2mae.probe.inputs import Kind, Target, checked_obs, read_target
 
 logger = logging.getLogger(__name__)
 _COLUMNS = (
@@ -35,9 +35,9 @@ def design_table(
     *,
     target: str,
     kind: Kind,
-    donor_key: str,
+    donor_key: str | Sequence[str],
     columns: Sequence[str],
-    sample_key: str | None = None,
+    sample_key: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Compare the target with other columns over donors, and warn if one of them determines it.
 
@@ -48,7 +48,7 @@ def design_table(
     target, kind
         Column of ``adata.obs`` to predict, and "classification" or "regression".
     donor_key
-        Column with donor IDs.
+        Column with donor IDs, or several that together name a donor.
     columns
         Columns to compare with, such as batch, sex and study. Columns of numbers with more than ten values are compared as
         numbers, all others as categories.
@@ -73,9 +73,11 @@ def design_table(
     ValueError
         If the labels do not suit the kind, or there are fewer than two donors with a label.
     """
-    described = read_target(adata.obs, target, kind, donor_key=donor_key, sample_key=sample_key)
+    obs = checked_obs(adata, donor_key)
+    described = read_target(obs, target, kind, donor_key=donor_key, sample_key=sample_key)
     rows = []
-    for column in columns:
+    for column in as_keys(columns, "columns"):
+        warn_about_missing_text(find_column(adata.obs, column), column)
         values, y = _unit_values(described, find_column(adata.obs, column))
         row = _compare(values, y, kind)
         rows.append({"column": column, **row, "missing": len(np.unique(described.units)) - len(y)})

@@ -1,11 +1,15 @@
-"""Means over the cells of a donor, and how uncertain they are."""
+"""Donors of new cells: means over their cells, how uncertain these are, and whether the probe knows the donor."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from scr2mae.data.columns import spelling
 from scr2mae.metrics import group_means
+from scr2mae.probe.splits import shorten
 
 Float = NDArray[np.float64]
 
@@ -43,3 +47,16 @@ def conformal_width(errors: ArrayLike, confidence: float) -> float:
     ordered = np.sort(np.abs(np.asarray(errors, dtype=np.float64)))
     rank = int(np.ceil((len(ordered) + 1) * confidence - 1e-9))
     return float(ordered[rank - 1]) if rank <= len(ordered) else np.inf
+
+
+def warn_about_known_donors(column: pd.Series, known: Sequence[str]) -> None:
+    """Warn if a donor of new cells is one of the fit, whatever the case, blanks and separators of its name."""
+    spellings = {spelling(name) for name in known}
+    present = column.dropna().astype(str).unique()
+    if shared := sorted(name for name in present if spelling(name) in spellings):
+        warnings.warn(
+            f"{len(shared)} donor(s) of the fit are among those predicted: {shorten(shared)}. Their predictions look better "
+            "than those of new donors; the scores of the probe come from held-out donors.",
+            UserWarning,
+            stacklevel=4,
+        )

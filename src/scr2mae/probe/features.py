@@ -8,6 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from scr2mae.data.containers import check_anndata
 from scr2mae.probe.inputs import read_representation
 
 Float = NDArray[np.float64]
@@ -41,6 +42,7 @@ class Features:
 
     def read(self, adata: AnnData, model: Embedder | None, *, embed: bool) -> Any:
         """Return the features of new cells; with ``embed`` from their counts, else from where ``use_rep`` is stored."""
+        check_anndata(adata)
         if not adata.n_obs:
             raise ValueError("adata has no cells; there is nothing to predict.")
         if model is not None:

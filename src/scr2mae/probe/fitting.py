@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,14 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from scr2mae.data.columns import find_column
-from scr2mae.data.containers import check_anndata
+from scr2mae.data.columns import as_keys, key_name
 from scr2mae.metrics import group_means
 from scr2mae.probe.calibration import Calibration, Method, cross_calibrate, fit_calibration, reliability
 from scr2mae.probe.designs import covariate_features, design_table, level_folds
 from scr2mae.probe.features import Embedder, fitted_features, reconstruction
 from scr2mae.probe.folds import make_folds
-from scr2mae.probe.inputs import Kind, Target, as_text, read_donors, read_target
-from scr2mae.probe.kept import Probe
+from scr2mae.probe.inputs import Kind, Target, checked_obs, read_names, read_target
+from scr2mae.probe.kept import UNKNOWN, Probe
 from scr2mae.probe.linear import HeldOut, fit_map, hold_out, log_odds
 from scr2mae.probe.rejection import fit_rejection
 from scr2mae.probe.scorecard import score_table, unit_table
@@ -33,15 +33,15 @@ def fit_probe(
     use_rep: str = "X_r2mae",
     target: str,
     kind: Kind,
-    donor_key: str,
-    sample_key: str | None = None,
+    donor_key: str | Sequence[str],
+    sample_key: str | Sequence[str] | None = None,
     cell_level: Sequence[str] = ("cell_type",),
     model: Embedder | None = None,
     calibration: Method | None = "sigmoid",
     reject: float | None = None,
     scale: bool = False,
     design_keys: Sequence[str] = (),
-    holdout_key: str | None = None,
+    holdout_key: str | Sequence[str] | None = None,
     cv: int = 5,
     n_bootstrap: int = 500,
     confidence: float = 0.95,
@@ -60,7 +60,8 @@ def fit_probe(
     kind
         "classification" or "regression".
     donor_key
-        Column of ``adata.obs`` with donor IDs; folds hold out whole donors.
+        Column of ``adata.obs`` with donor IDs, or several that together name a donor, such as ``["study", "donor"]``; folds
+        hold out whole donors.
     sample_key
         Column of ``adata.obs`` with sample IDs, the unit of donor-level scores if donors have several samples.
     cell_level
@@ -121,12 +122,17 @@ def fit_probe(
     >>> bool(call["prediction"] == new.obs["disease"].iloc[0])
     True
     """
-    check_anndata(adata)
-    read_donors(adata.obs, donor_key)  # warns about names that may not be donors
+    _check_settings(reject, n_bootstrap, confidence)
+    obs = checked_obs(adata, donor_key)
     described = read_target(
-        adata.obs, target, kind, donor_key=donor_key, sample_key=sample_key, cell_level=cell_level
+        obs, target, kind, donor_key=donor_key, sample_key=sample_key, cell_level=cell_level
     )
     check_donors(described)
+    if reject is not None and kind == "classification" and UNKNOWN in described.y:
+        raise ValueError(
+            f"{UNKNOWN!r} is a class of {target!r} and what rejected cells are called; make these labels missing (NaN), or "
+            "rename the class."
+        )
     X_all, features = fitted_features(adata, use_rep, model)
     X = X_all[described.rows]
     classify = kind == "classification"
@@ -145,17 +151,17 @@ def fit_probe(
     scores = score_table("embedding", described, truth, predicted, raw=before, **settings)
     tables = [scores]
     design = None
-    if design_keys:
-        columns: dict[str, Any] = {"columns": design_keys, "sample_key": sample_key}
+    if columns_of_design := as_keys(design_keys, "design_keys"):
+        columns: dict[str, Any] = {"columns": columns_of_design, "sample_key": sample_key}
         design = design_table(adata, target=target, kind=kind, donor_key=donor_key, **columns)
-        Z = covariate_features(adata.obs.iloc[described.rows], design_keys)
+        Z = covariate_features(adata.obs.iloc[described.rows], columns_of_design)
         alone = hold_out(Z, described.y, described.donors, folds, **options)
         tables.append(score_table("covariates", described, truth, _plain(alone, classify), **settings))
     if holdout_key is not None:
-        levels = as_text(find_column(adata.obs.iloc[described.rows], holdout_key), repr(holdout_key))
+        levels = read_names(adata.obs.iloc[described.rows], holdout_key)
         apart = level_folds(levels, described.donors)
         other = hold_out(X, described.y, described.donors, apart, like=linear, **options)
-        name = f"embedding, {holdout_key} held out"
+        name = f"embedding, {key_name(holdout_key)} held out"
         tables.append(score_table(name, described, truth, _plain(other, classify), **settings))
     scores = pd.concat(tables, ignore_index=True)
     rejection = None
@@ -183,9 +189,9 @@ def fit_probe(
         target=target,
         kind=kind,
         features=features,
-        donor_key=donor_key,
+        donor_key=donor_key if isinstance(donor_key, str) else tuple(as_keys(donor_key, "donor_key")),
         donors=tuple(np.unique(described.donors).tolist()),
-        is_cell_level=target in cell_level,
+        is_cell_level=target in as_keys(cell_level, "cell_level"),
         linear=linear,
         fold_maps=held_out.maps,
         classes=classes,
@@ -198,6 +204,15 @@ def fit_probe(
         design=design,
         model=model,
     )
+
+
+def _check_settings(reject: float | None, n_bootstrap: int, confidence: float) -> None:
+    if not isinstance(reject, (Real, type(None))):
+        raise TypeError(f"reject is a rate between 0 and 1 or None, got {reject!r}.")
+    if n_bootstrap < 0 or not 0 < confidence < 1:
+        raise ValueError(
+            f"Wanted n_bootstrap >= 0 and confidence between 0 and 1, got {n_bootstrap} and {confidence}."
+        )
 
 
 def check_donors(target: Target) -> None:

@@ -37,6 +37,8 @@ def make_folds(cv: Any, X: Any, codes: NDArray[np.intp] | None, groups: ArrayLik
         else:
             n_splits = max(2, min(n_splits, int(np.bincount(codes).max())))
             splitter = StratifiedKFold(n_splits) if members is None else StratifiedGroupKFold(n_splits)
+    elif not hasattr(cv, "split"):
+        raise TypeError(f"Wanted cv to be a number of folds or a splitter of scikit-learn, got {cv!r}.")
     with warnings.catch_warnings():
         # With few donors a class may be rarer than the number of folds; it is scored as missed.
         warnings.filterwarnings("ignore", message="The least populated class")

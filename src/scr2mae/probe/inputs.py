@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,7 +14,8 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from numpy.typing import ArrayLike, NDArray
 
-from scr2mae.data.columns import find_column, key_name, warn_about_missing_text
+from scr2mae.data.columns import as_keys, find_column, key_name, warn_about_missing_text
+from scr2mae.data.containers import check_anndata
 from scr2mae.data.donors import warn_about_donors
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Target:
     n_dropped: int
 
 
-def kinds_of(targets: Mapping[str, Kind]) -> Mapping[str, Kind]:
+def kinds_of(targets: Any) -> Mapping[str, Kind]:
     """Return the kind of each target; raise unless targets are a mapping."""
     if not isinstance(targets, Mapping):
         example = next(iter(targets), "disease") if isinstance(targets, (list, tuple)) else targets
@@ -61,6 +62,13 @@ def as_text(values: ArrayLike | pd.Series, what: str) -> NDArray[np.str_]:
     return column.astype(str).to_numpy(dtype=str)
 
 
+def read_names(obs: pd.DataFrame, key: Key) -> NDArray[np.str_]:
+    """Return a column of samples, batches or the like as text; raise if one is missing, warn if text stands for that."""
+    column = find_column(obs, key)
+    warn_about_missing_text(column, key_name(key))
+    return as_text(column, repr(key_name(key)))
+
+
 def read_donors(obs: pd.DataFrame, donor_key: Key, *, check: bool = True) -> NDArray[np.str_]:
     """Return the donor of each cell as text, shape ``(n_obs,)``; raise unless there are two donors.
 
@@ -76,18 +84,27 @@ def read_donors(obs: pd.DataFrame, donor_key: Key, *, check: bool = True) -> NDA
     return donors
 
 
+def checked_obs(adata: AnnData, donor_key: Key) -> pd.DataFrame:
+    """Return ``adata.obs``; raise unless this is an AnnData with two donors, and warn about names that may not be donors."""
+    check_anndata(adata)
+    read_donors(adata.obs, donor_key)
+    return adata.obs
+
+
 def read_target(
     obs: pd.DataFrame,
     name: str,
     kind: Kind,
     *,
     donor_key: Key,
-    sample_key: str | None = None,
-    cell_level: Iterable[str] = (),
+    sample_key: Key | None = None,
+    cell_level: Sequence[str] = (),
 ) -> Target:
     """Read the labels of a target, drop cells without a label and find the units over which cells are averaged."""
+    if not isinstance(name, str):
+        raise TypeError(f"A target is the name of one column of adata.obs, got {name!r}.")
     if kind not in get_args(Kind):
-        raise ValueError(f"Wanted targets[{name!r}] to be one of {get_args(Kind)}, got {kind!r}.")
+        raise ValueError(f"Wanted the kind of {name!r} to be one of {get_args(Kind)}, got {kind!r}.")
     # Whoever reads targets has read their donors, and been warned about them.
     donors, column = read_donors(obs, donor_key, check=False), find_column(obs, name)
     warn_about_missing_text(column, name)
@@ -99,7 +116,7 @@ def read_target(
         raise ValueError(f"Only donor {str(donors[0])!r} has labels in adata.obs[{name!r}]; two are needed.")
     y = _classes(known, name) if kind == "classification" else _numbers(known, name)
     units, unit = np.arange(len(rows)), None
-    if name not in cell_level:
+    if name not in as_keys(cell_level, "cell_level"):
         groups, unit = donors, "donor"
         if sample_key is not None:
             groups, unit = _samples(obs.iloc[rows], donors, sample_key), "sample"
@@ -141,8 +158,8 @@ def _numbers(column: pd.Series, name: str) -> NDArray[Any]:
     return y
 
 
-def _samples(obs: pd.DataFrame, donors: NDArray[np.str_], sample_key: str) -> NDArray[np.str_]:
-    samples = as_text(find_column(obs, sample_key), repr(sample_key))
+def _samples(obs: pd.DataFrame, donors: NDArray[np.str_], sample_key: Key) -> NDArray[np.str_]:
+    samples = read_names(obs, sample_key)
     n_donors = pd.Series(donors).groupby(samples).nunique()
     if shared := n_donors.index[n_donors > 1].tolist():
         raise ValueError(f"Samples {shared[:10]} hold cells of several donors; a sample belongs to one.")
@@ -165,6 +182,10 @@ def _units(
 
 def read_representation(adata: AnnData, use_rep: str) -> Any:
     """Return ``adata.X``, an entry of ``adata.obsm`` or a layer as a finite dense or CSR array."""
+    if not isinstance(use_rep, str):
+        raise TypeError(
+            f"use_rep is 'X' or the name of one entry of adata.obsm or adata.layers, got {use_rep!r}."
+        )
     if use_rep == "X":
         X: Any = adata.X
     elif use_rep in adata.obsm:

@@ -1,6 +1,7 @@
-"""A probe that is kept: applied to new cells and donors, and saved as a folder."""
+"""Apply a fitted probe to new cells and donors, and save it as a folder."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -12,14 +13,15 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import norm
 
-from scr2mae.data.columns import find_column
+from scr2mae.data.columns import find_column, has_columns, key_name
+from scr2mae.data.containers import check_anndata
+from scr2mae.data.donors import warn_about_donors
 from scr2mae.probe.calibration import Calibration
-from scr2mae.probe.donors import conformal_width, unit_means
+from scr2mae.probe.donors import conformal_width, unit_means, warn_about_known_donors
 from scr2mae.probe.features import Embedder, Features, reconstruction
 from scr2mae.probe.inputs import Kind, as_text
 from scr2mae.probe.linear import LinearMap, log_odds
 from scr2mae.probe.rejection import Rejection
-from scr2mae.probe.splits import shorten
 
 Float = NDArray[np.float64]
 UNKNOWN = "unknown"
@@ -27,48 +29,48 @@ UNKNOWN = "unknown"
 
 @dataclass(eq=False)
 class Probe:
-    """A fitted linear probe, made by :func:`fit_probe` or read by :meth:`Probe.load`.
+    """Fitted linear probe; :func:`fit_probe` makes it and :meth:`Probe.load` reads it.
 
     Attributes
     ----------
     target, kind
         Column of ``adata.obs`` that it predicts, and "classification" or "regression".
     features
-        Representation that it reads, its width, its names if it has any, and the fingerprint of its model.
+        Representation that it reads: its key, width, names if it has any, and the fingerprint of its model.
     donor_key
-        Column with the donors of the fit.
+        Column with the donors of the fit, or several that together name a donor.
     donors
         Donors of the fit, sorted.
     is_cell_level
-        Whether the target belongs to the cell, such as cell type, so that there is no call per donor.
+        Whether the target is a property of cells, such as cell type, and not of donors.
     linear
         Weights ``coef``, shape ``(n_features, n_outputs)``, ``intercept`` and the chosen ``penalty``.
     fold_maps
-        The same for each fold, fitted without its donors; their spread is the uncertainty due to the donors.
+        Weights of each fold, fitted without its donors. Their spread shows how much predictions depend on the donors.
     classes
         Sorted classes, or None for regression.
     value_range
-        Smallest and largest value of the fit, or None for classification.
+        Smallest and largest value in the fit, or None for classification.
     calibration
-        Curves from log-odds to probabilities, or None.
+        Curves that turn log-odds into probabilities, or None.
     rejection
-        Rule by which cells are unknown, or None.
+        Rule that marks cells as unknown, or None.
     scores
-        Scores on donors held out from fit, choice of penalty and calibration: one row per method, level and metric.
+        Scores on held-out donors: one row per method, level and metric. Penalty and calibration were chosen without them.
     held_out
-        Held-out prediction of each unit (donor, or donor and class); None if the target belongs to the cell.
+        Held-out prediction of each unit (donor, or donor and class); None if the target is a property of cells.
     reliability
         Held-out cells and units by predicted probability, before and after calibration; None for regression.
     design
         Association of the target with other columns over donors, from :func:`design_table`.
     model
-        Model that embeds counts, if it is attached.
+        Model that embeds counts, if one is attached.
     """
 
     target: str
     kind: Kind
     features: Features
-    donor_key: str
+    donor_key: str | tuple[str, ...]
     donors: tuple[str, ...]
     is_cell_level: bool
     linear: LinearMap
@@ -88,7 +90,7 @@ class Probe:
         adata: AnnData,
         *,
         model: Embedder | None = None,
-        donor_key: str | None = None,
+        donor_key: str | Sequence[str] | None = None,
         key_added: str | None = None,
     ) -> pd.DataFrame:
         """Predict the target for each cell.
@@ -96,27 +98,29 @@ class Probe:
         Parameters
         ----------
         adata
-            New cells, with the embedding of the fit in ``obsm``, or raw counts if there is a model.
+            New cells, with the embedding of the fit in ``obsm``, or with raw counts if there is a model.
         model
-            Model to embed the counts with; by default the one that is attached, if ``adata`` lacks the embedding.
+            Model that embeds the counts. By default the attached one does if ``adata`` lacks the embedding.
         donor_key
-            Column with the donors of the new cells, to warn about those of the fit; by default that of the fit, if
-            there is one.
+            Column with the donors of the new cells, to warn about those of the fit. By default the column of the fit is
+            used if ``adata`` has it.
         key_added
-            Write the predictions to ``adata.obs``: the class or value to this column, the others with this prefix.
+            Column of ``adata.obs`` to write the prediction to; it is the prefix of the other columns. None writes nothing.
 
         Returns
         -------
-        One row per cell. Classes: ``prediction``, "unknown" for rejected cells; ``probability`` of the most likely
-        class; ``margin`` to the next one; ``unknown`` if the probe can reject. Numbers: ``prediction`` and
-        ``outside_range``, True beyond the values of the fit.
+        One row per cell.
+
+        - Classes: ``prediction``, "unknown" for rejected cells; ``probability`` of the most likely class; ``margin`` to the
+          second one; ``unknown`` if the probe can reject.
+        - Numbers: ``prediction``, and ``outside_range``, True outside the values of the fit.
 
         Raises
         ------
         ValueError
-            If there are no cells, or the features or the model are not those of the fit.
+            If there are no cells, or the features or the model differ from those of the fit.
         KeyError
-            If there are neither features nor a model.
+            If ``adata`` lacks the features and there is no model.
         """
         X, unknown = self._read(adata, model)
         self._warn_about_donors(adata, donor_key)
@@ -143,7 +147,7 @@ class Probe:
         return frame
 
     def predict_proba(self, adata: AnnData, *, model: Embedder | None = None) -> pd.DataFrame:
-        """Return the probability of each class, rejected cells included.
+        """Return the probability of each class for all cells, including rejected ones.
 
         Parameters
         ----------
@@ -160,20 +164,20 @@ class Probe:
             If the target is a number, or as in :meth:`predict`.
         """
         if self.classes is None:
-            raise ValueError(f"{self.target!r} is a number and has no probabilities; use predict().")
+            raise ValueError(f"{self.target!r} is a number and has no probabilities; call predict().")
         X, _ = self._read(adata, model)
         return pd.DataFrame(self._probabilities(self.linear(X)), index=adata.obs_names, columns=self.classes)
 
     def predict_donors(
         self,
         adata: AnnData,
-        donor_key: str | None = None,
+        donor_key: str | Sequence[str] | None = None,
         *,
-        sample_key: str | None = None,
+        sample_key: str | Sequence[str] | None = None,
         model: Embedder | None = None,
         confidence: float = 0.9,
     ) -> pd.DataFrame:
-        """Predict the target for each donor, from the mean over its cells that are not rejected.
+        """Predict the target for each donor: average over its cells, without the rejected ones.
 
         Parameters
         ----------
@@ -182,7 +186,7 @@ class Probe:
         donor_key
             Column with the donors of the new cells; by default that of the fit.
         sample_key
-            Column with samples, to predict each sample of a donor, such as before and after a treatment.
+            Column with samples: predict each sample of a donor, such as before and after a treatment.
         model
             As in :meth:`predict`.
         confidence
@@ -192,30 +196,32 @@ class Probe:
         -------
         One row per donor, or per donor and sample, with ``n_cells`` and ``n_unknown``.
 
-        - Classes: ``prediction``, its mean ``probability`` over cells with ``low`` and ``high``, and ``p_CLASS`` for
-          each class. The interval of the probability reflects the number of cells and the choice of training donors (a
-          jackknife over folds). ``prediction`` is "unknown" if all cells are rejected.
-        - Numbers: ``prediction`` with ``low`` and ``high``, the conformal interval of the donor's *value* from the errors
-          on held-out donors, infinite with fewer than ``confidence / (1 - confidence)`` of them; ``outside_range``.
+        - Classes: ``prediction``, or "unknown" if all cells are rejected; its mean ``probability`` over cells; the interval
+          ``low`` to ``high`` of that mean; and ``p_CLASS`` for each class. The interval covers the choice of cells and of
+          training donors (by a jackknife over folds).
+        - Numbers: ``prediction``; ``low`` and ``high``, the conformal interval of the donor's *value* from the errors on
+          held-out donors, infinite if there are fewer than ``confidence / (1 - confidence)`` of them; ``outside_range``.
 
         Raises
         ------
         ValueError
-            If the target belongs to the cell, a donor is missing, or as in :meth:`predict`.
+            If the target is a property of cells, a donor is missing, or as in :meth:`predict`.
         KeyError
             If a column is missing.
         """
         if self.is_cell_level:
             raise ValueError(
-                f"{self.target!r} is a property of cells, so donors have no single one; use predict()."
+                f"{self.target!r} is a property of cells, so a donor has no single value; call predict()."
             )
         if not 0 < confidence < 1:
             raise ValueError(f"Wanted confidence between 0 and 1, got {confidence}.")
+        check_anndata(adata)
         keys = [donor_key or self.donor_key, *([] if sample_key is None else [sample_key])]
-        groups = {key: as_text(find_column(adata.obs, key), repr(key)) for key in keys}
+        groups = {key_name(key): as_text(find_column(adata.obs, key), repr(key_name(key))) for key in keys}
+        warn_about_donors(groups[key_name(keys[0])], keys[0])
         X, unknown = self._read(adata, model)
         self._warn_about_donors(adata, donor_key)
-        members = pd.DataFrame(groups).groupby(keys, sort=True)
+        members = pd.DataFrame(groups).groupby(list(groups), sort=True)
         unit = members.ngroup().to_numpy().astype(np.intp)
         index = members.size().index
         kept = np.ones(adata.n_obs, dtype=bool) if unknown is None else ~unknown
@@ -248,15 +254,15 @@ class Probe:
         return frame
 
     def save(self, dir_path: str | Path, *, donor_names: bool = True, overwrite: bool = False) -> None:
-        """Save the probe as a folder of safetensors and JSON, on its own or inside the folder of its model.
+        """Save the probe as a folder of safetensors and JSON, which may be inside the folder of its model.
 
         Parameters
         ----------
         dir_path
             Folder to make, such as ``"model/probes/disease"``.
         donor_names
-            Whether to write the names of the donors. Without them, the saved probe cannot warn about predicted donors
-            that it was fitted to.
+            Whether to write the names of the donors. Without them, the loaded probe cannot warn when it predicts donors
+            of its fit.
         overwrite
             Whether to replace a probe in an existing folder.
 
@@ -271,14 +277,14 @@ class Probe:
 
     @classmethod
     def load(cls, dir_path: str | Path, *, model: Embedder | None = None) -> Self:
-        """Load a saved probe. Nothing is unpickled.
+        """Load a saved probe, without unpickling anything.
 
         Parameters
         ----------
         dir_path
-            Its folder.
+            Folder of the probe.
         model
-            Model to attach, so that counts can be predicted directly.
+            Model to attach, which then embeds counts.
 
         Returns
         -------
@@ -287,9 +293,9 @@ class Probe:
         Raises
         ------
         FileNotFoundError
-            If there is no probe.
+            If the folder holds no probe.
         ValueError
-            If the folder is damaged or not a probe, or the model is not the one of the fit.
+            If the folder is damaged or holds something else, or the model is not that of the fit.
         """
         from scr2mae.probe.saving import read_probe
 
@@ -305,12 +311,12 @@ class Probe:
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> Self:
-        """Download a probe that was uploaded with ``model.push_to_hub(probes=)``. Nothing is unpickled.
+        """Download a probe that ``model.push_to_hub(probes=)`` uploaded, without unpickling anything.
 
         Parameters
         ----------
         repo, name
-            ``"owner/name"`` of the model's repository, and the name of the probe in it.
+            Repository of the model, ``"owner/name"``, and name of the probe in it.
         model
             Model to attach, as in :meth:`load`.
         revision, token
@@ -325,7 +331,7 @@ class Probe:
         FileNotFoundError
             If there is no such repository or probe.
         ValueError
-            If the probe is damaged, or the model is not the one of the fit.
+            If the probe is damaged, or the model is not that of the fit.
         """
         from scr2mae.probe.saving import download_probe
 
@@ -340,11 +346,12 @@ class Probe:
         return probe
 
     def summary(self) -> dict[str, str]:
-        """Return what a model card says about the probe, name to text."""
+        """Return the entries of the probe in a model card: name and text."""
         rows = {"Target": f"`{self.target}`, {self.kind}"}
         if self.classes is not None:
             rows["Classes"] = ", ".join(map(str, self.classes))
-        rows["Donors"] = f"{len(self.donors)} of `{self.donor_key}`" if self.donors else f"`{self.donor_key}`"
+        name = key_name(self.donor_key)
+        rows["Donors"] = f"{len(self.donors)} of `{name}`" if self.donors else f"`{name}`"
         shown = self.scores[(self.scores["method"] == "embedding") & self.scores["value"].notna()]
         for row in shown[~shown["metric"].str.endswith("_before")].to_dict("records"):
             name = str(row["metric"]).replace("_", " ").capitalize().replace("auroc", "AUROC")
@@ -366,8 +373,8 @@ class Probe:
         unknown = self.rejection(X, errors, depth)
         if unknown.all():
             warnings.warn(
-                f"All {len(unknown)} cells are unlike those of the fit and marked unknown; another tissue, species or "
-                "protocol, or an embedding of another model, would do this.",
+                f"All {len(unknown)} cells differ too much from those of the fit and are marked unknown; check whether "
+                "tissue, species and protocol are the same, and whether the model of the probe embedded them.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -382,15 +389,7 @@ class Probe:
         low, high = self.value_range or (-np.inf, np.inf)
         return (values < low) | (values > high)
 
-    def _warn_about_donors(self, adata: AnnData, donor_key: str | None) -> None:
+    def _warn_about_donors(self, adata: AnnData, donor_key: str | Sequence[str] | None) -> None:
         key = donor_key or self.donor_key
-        if donor_key is None and key not in adata.obs:
-            return
-        present = set(find_column(adata.obs, key).dropna().astype(str))
-        if shared := sorted(present & set(self.donors)):
-            warnings.warn(
-                f"{len(shared)} donor(s) of the fit are among those predicted: {shorten(shared)}. Their predictions "
-                "look better than those of new donors; the scores of the probe are of held-out donors.",
-                UserWarning,
-                stacklevel=3,
-            )
+        if donor_key is not None or has_columns(adata.obs, key):
+            warn_about_known_donors(find_column(adata.obs, key), self.donors)

@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import mannwhitneyu, rankdata
 from scipy.stats import permutation_test as sign_flip_test
 
-from scr2mae.data.columns import find_column
+from scr2mae.data.columns import as_keys, find_column, warn_about_missing_text
 from scr2mae.metrics import group_means
 from scr2mae.probe.fitting import check_donors
 from scr2mae.probe.folds import make_folds
-from scr2mae.probe.inputs import Kind, Target, read_representation, read_target
+from scr2mae.probe.inputs import Kind, Target, checked_obs, read_representation, read_target
 from scr2mae.probe.linear import hold_out
 from scr2mae.probe.ridge import ALPHAS, UnitMoments
 
@@ -58,8 +58,8 @@ def permutation_test(
     use_rep: str,
     target: str,
     kind: Kind,
-    donor_key: str,
-    sample_key: str | None = None,
+    donor_key: str | Sequence[str],
+    sample_key: str | Sequence[str] | None = None,
     strata: Sequence[str] = (),
     n_permutations: int = 999,
     cv: int = 5,
@@ -76,7 +76,7 @@ def permutation_test(
     target, kind
         Column of ``adata.obs`` to predict, and "classification" or "regression".
     donor_key
-        Column with donor IDs.
+        Column with donor IDs, or several that together name a donor.
     sample_key
         Column with sample IDs, if donors have several samples.
     strata
@@ -109,9 +109,8 @@ def permutation_test(
     features once for all labelings. The p-value is ``(1 + n_at_least) / (1 + n_permutations)``, exact for labels that
     are exchangeable within strata.
     """
-    described = read_target(
-        adata.obs, target, kind, donor_key=donor_key, sample_key=sample_key, cell_level=()
-    )
+    obs = checked_obs(adata, donor_key)
+    described = read_target(obs, target, kind, donor_key=donor_key, sample_key=sample_key, cell_level=())
     check_donors(described)
     if described.unit is None:
         raise ValueError(
@@ -157,7 +156,8 @@ def _strata(
     if "_and_" in unit:
         columns["donor"] = owners
         unit = f"{unit.partition('_and_')[0]}, labels within donors"
-    for name in strata:
+    for name in as_keys(strata, "strata"):
+        warn_about_missing_text(find_column(obs, name), name)
         values = find_column(obs, name).astype(str).to_numpy()
         if pd.Series(values).groupby(target.units).nunique().max() > 1:
             raise ValueError(f"{name!r} varies within a unit; strata are properties of donors or samples.")
@@ -223,8 +223,8 @@ def compare_representations(
     use_rep: tuple[str, str],
     target: str,
     kind: Kind,
-    donor_key: str,
-    sample_key: str | None = None,
+    donor_key: str | Sequence[str],
+    sample_key: str | Sequence[str] | None = None,
     cell_level: Sequence[str] = ("cell_type",),
     cv: int = 5,
     n_permutations: int = 9999,
@@ -261,12 +261,18 @@ def compare_representations(
     ValueError
         If there are too few donors, or as in :func:`fit_probe`.
     """
+    obs = checked_obs(adata, donor_key)
     described = read_target(
-        adata.obs, target, kind, donor_key=donor_key, sample_key=sample_key, cell_level=cell_level
+        obs, target, kind, donor_key=donor_key, sample_key=sample_key, cell_level=cell_level
     )
     check_donors(described)
     scores = [
-        _donor_scores(read_representation(adata, name)[described.rows], described, cv, target in cell_level)
+        _donor_scores(
+            read_representation(adata, name)[described.rows],
+            described,
+            cv,
+            target in as_keys(cell_level, "cell_level"),
+        )
         for name in use_rep
     ]
     difference = scores[0] - scores[1]

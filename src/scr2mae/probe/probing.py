@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from scr2mae._utils.progress import progress
+from scr2mae.data.columns import as_keys
 from scr2mae.data.containers import check_anndata
 from scr2mae.data.donors import Fingerprints
 from scr2mae.probe.inputs import Kind, kinds_of, read_donors, read_representation, read_target
@@ -55,6 +58,7 @@ def donor_splits(
         If there are too few donors, a target has fewer than two classes or values, classes are fractions, or a
         regression target holds text or infinity.
     """
+    _check_seeds(seeds)
     if n_splits < 1 or not len(seeds):
         raise ValueError(
             f"Wanted at least one split and one seed, got n_splits={n_splits}, seeds={list(seeds)}."
@@ -79,7 +83,7 @@ def linear_probe(
     use_rep: str | Sequence[str],
     targets: Mapping[str, Kind],
     donor_key: str | Sequence[str],
-    sample_key: str | None = None,
+    sample_key: str | Sequence[str] | None = None,
     cell_level: Sequence[str] = ("cell_type",),
     splits: Splits | Sequence[DonorSplit] | None = None,
     n_train_donors: int | None = None,
@@ -169,7 +173,7 @@ def linear_probe(
     True
     """
     methods = [use_rep] if isinstance(use_rep, str) else list(use_rep)
-    scalings = [scale] if isinstance(scale, bool) else list(scale)
+    scalings = _scalings(scale)
     if not methods or not targets or not scalings:
         raise ValueError(
             "Wanted at least one representation, one target and one scaling; one of them is empty."
@@ -197,7 +201,7 @@ def linear_probe(
         target = read_target(
             adata.obs, name, kind, donor_key=donor_key, sample_key=sample_key, cell_level=cell_level
         )
-        per_class = max_cells_per_donor_and_class if name in cell_level else None
+        per_class = max_cells_per_donor_and_class if name in as_keys(cell_level, "cell_level") else None
         tasks += [
             (i, make_task(target, split, adata.obs_names, max_cells_per_donor, per_class))
             for i, split in enumerate(by_target[name])
@@ -229,3 +233,16 @@ _COLUMNS = (
 def _child_seed(seed: int, index: int) -> int:
     """Return the seed of a split; the first is the seed itself, so that a single split is easily drawn again."""
     return seed if index == 0 else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def _check_seeds(seeds: Any) -> None:
+    if isinstance(seeds, (str, Integral)):
+        raise TypeError(f"seeds is a list of numbers, got {seeds!r}; pass [{seeds!r}].")
+
+
+def _scalings(scale: Any) -> list[bool]:
+    """Return the scalings to try, one or both."""
+    scalings = [bool(scale)] if isinstance(scale, (bool, np.bool_)) else list(scale)
+    if wrong := [each for each in scalings if not isinstance(each, (bool, np.bool_))]:
+        raise TypeError(f"scale is True, False or a list of both, got {wrong[0]!r}.")
+    return scalings

@@ -118,7 +118,7 @@ def _attributes(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> d
         "target": str(document["target"]),
         "kind": kind,
         "features": features,
-        "donor_key": str(document["donor_key"]),
+        "donor_key": _key(document["donor_key"]),
         "donors": tuple(map(str, document["donors"])),
         "is_cell_level": bool(document["is_cell_level"]),
         "linear": maps[0],
@@ -129,6 +129,11 @@ def _attributes(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> d
         "rejection": _rejection(arrays, document["rejection"], features.n_features),
         **{name: _table(document[name]) for name in _TABLES},
     }
+
+
+def _key(value: Any) -> str | tuple[str, ...]:
+    """Return the name of a column, or of several that together name a donor."""
+    return value if isinstance(value, str) else tuple(map(str, value))
 
 
 def _map_arrays(name: str, each: LinearMap) -> dict[str, Any]:
@@ -184,4 +189,4 @@ def _table(columns: Mapping[str, list[Any]] | None) -> pd.DataFrame | None:
     if columns is None:
         return None
     table = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
-    return table.infer_objects()
+    return table.where(table.notna(), np.nan).infer_objects()

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -240,6 +241,8 @@ def draw_splits(
     what: str = "",
 ) -> list[DonorSplit]:
     """Draw a split per seed with at least two training donors, so that a penalty can be chosen across them."""
+    if not isinstance(n_train_donors, (Integral, type(None))):
+        raise TypeError(f"n_train_donors must be an integer, got {n_train_donors!r}.")
     if n_train_donors is not None and n_train_donors < 2:
         raise ValueError(f"Choosing a penalty across donors needs n_train_donors >= 2, got {n_train_donors}.")
     if (n_donors := len(np.unique(donors))) < 3:

@@ -167,11 +167,13 @@ class StepGuard(Callback):
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Raise if nothing was learned because every step was skipped."""
-        if self._n_steps and self.n_skipped == self._n_steps:
+        """Raise if nothing was learned, or if the run broke off: all steps since its first half were skipped."""
+        n_last = self._n_steps if self.n_skipped == self._n_steps else int(self._in_a_row)
+        if n_last and 2 * n_last >= self._n_steps:
+            which = f"All {n_last}" if n_last == self._n_steps else f"The last {n_last} of {self._n_steps}"
             raise NonFiniteError(
-                f"All {self._n_steps} steps had a loss or gradient that is not finite. They were skipped, so nothing was "
-                "learned. Check counts and covariates; if they are correct, lower lr or train with precision='32-true'.",
+                f"{which} steps had a loss or gradient that is not finite. They were skipped, so nothing was learned in "
+                "them. Check counts and covariates; if they are correct, lower lr or train with precision='32-true'.",
                 None,
             )
 

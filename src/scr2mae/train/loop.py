@@ -125,6 +125,12 @@ def _given_callbacks(kwargs: dict[str, Any], *, checkpoint_dir: str | Path | Non
             "SaveCheckpoint(load_best_on_end=True) reads scvi-tools' files, which are pickles; leave it out and load the "
             "best model by load(callback.best_model_path)."
         )
+    for each in callbacks:
+        if str(getattr(each, "monitor", "")).startswith(("elbo", "reconstruction_loss", "kl_")):
+            raise ValueError(
+                f"{type(each).__name__}(monitor={each.monitor!r}) names a metric of scVI; there are 'train_loss' and "
+                "'validation_loss'."
+            )
     if not kwargs.get("logger"):
         for each in callbacks:
             if isinstance(each, _NEED_LOGGER):

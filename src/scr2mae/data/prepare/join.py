@@ -12,7 +12,7 @@ import pandas as pd
 from anndata.utils import make_index_unique
 
 from scr2mae.data.donors import donor_columns, warn_about_donors, warn_about_origin, warn_about_shared_names
-from scr2mae.data.genes import align_genes
+from scr2mae.data.genes import align_genes, warn_about_genes
 from scr2mae.data.panels import column_of
 
 __all__ = ["Source", "align_sources", "check_cells", "join_obs", "join_var", "measured_table", "report_genes"]
@@ -45,6 +45,8 @@ def align_sources(sources: Sequence[Source], *, join: str) -> tuple[pd.Index, li
     Returns the names, spelled and ordered as in the first file that has them, and for each file the column of each gene,
     -1 if absent. ``join`` is ``"inner"`` for genes that all files have or ``"outer"`` for genes that any file has.
     """
+    for source in sources:
+        warn_about_genes(source.var)
     names = sources[0].var.index.to_numpy(dtype=object)
     columns = [np.arange(len(names))]
     for source in sources[1:]:

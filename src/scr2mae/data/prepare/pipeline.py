@@ -77,8 +77,8 @@ def prepare(
     Parameters
     ----------
     paths
-        ``.h5ad`` files or ``.zarr`` folders, with counts stored by cell (CSR) or dense. Genes are matched by name,
-        ignoring versions of Ensembl ids.
+        ``.h5ad`` files or ``.zarr`` folders, with counts stored by cell (CSR) or dense; ``.h5`` files of Cell Ranger; or
+        ``.h5mu`` files with a modality "rna". Genes are matched by name, ignoring versions of Ensembl ids.
     output
         Store to write, ending in ``.zarr`` (a folder) or ``.h5ad``.
     n_top_genes

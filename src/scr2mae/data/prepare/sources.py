@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from scr2mae._utils.untrusted import is_indptr
 from scr2mae.data.preprocess import read_block
-from scr2mae.data.store import check_by_cell, open_group, open_matrix, read_frame
+from scr2mae.data.store import check_by_cell, has_raw, open_group, open_matrix, read_frame
+from scr2mae.data.tenx import is_tenx
 
 __all__ = ["Source", "open_sources"]
 
@@ -81,8 +83,8 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 def _open(path: Path, label: str, layer: str | None, stack: ExitStack) -> Source:
     group = open_group(path)
-    if hasattr(group, "close"):  # a file; folders need no closing
-        stack.callback(group.close)
+    if isinstance(group, h5py.Group):  # of a file; folders need no closing
+        stack.callback(group.file.close)
     element, genes = _find_counts(group, path, layer)
     var = read_frame(group, genes, path=path)
     var.index = var.index.astype(str)
@@ -99,12 +101,14 @@ def _open(path: Path, label: str, layer: str | None, stack: ExitStack) -> Source
 
 def _find_counts(group: Any, path: Path, layer: str | None) -> tuple[Any, str]:
     """Return the stored matrix of counts and the name of the table of its genes."""
+    if is_tenx(group) and layer is None:
+        return group, "var"
     if layer is not None:
         layers = sorted(group["layers"]) if "layers" in group else []
         if layer not in layers:
             raise KeyError(f"No {layer!r} in the layers of {path}; choose one of {layers} or layer=None.")
         return group["layers"][layer], "var"
-    if "raw" in group and "X" in group["raw"]:
+    if has_raw(group):
         return group["raw/X"], "raw/var"
     if "X" not in group or group["X"].attrs.get("encoding-type") == "null":
         raise ValueError(f"{path} has no matrix in X and no raw; name the layer with the counts.")
