@@ -29,7 +29,9 @@ ALL = [
     UniformRatio(0.1, 0.5),
     MDLMRatio(),
     DecayRatio(0.5, 0.1),
+    DecayRatio(0.5, 0.1, rate=0.05),
     UniformDecayRatio(0.1, 0.5),
+    UniformDecayRatio(0.1, 0.5, rate=0.05),
     DiscreteRatio((0.1, 0.3, 0.5)),
 ]
 

@@ -1,10 +1,14 @@
-"""Figures 1G and 4: two plateaus in the risk of a low-rank model, and another signal of the same model.
+"""Figures 1G and 4: the risk of a low-rank model with one strength, as in the paper, and two plateaus with two strengths.
 
-The covariance is I + U Λ Uᵀ with two levels in Λ: strong directions and, a third as strong, weaker ones. The paper's
-parameters did not survive; these were chosen with `general_risk` so that both plateaus show. With ``--accuracies`` a
-CSV of published accuracies (columns task, ratio, accuracy) is drawn next to them.
+The paper's covariance is I + F Fᵀ with F = U Λ V, U and V random and orthogonal, and the non-zero entries of Λ equal to one
+number; V cancels, and what is left is I + U Λ² Uᵀ. Which number, rank, gamma, noise and signal did not survive. The first
+panel draws this model for several strengths; a scan counts the settings in which the risk stays near that of no prediction
+before it falls, the first of the paper's two plateaus. The other two panels have two strengths, chosen with `general_risk`
+so that both plateaus show. With ``--accuracies`` a CSV of published accuracies (columns task, ratio, accuracy) is drawn
+next to them.
 """
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,50 @@ GAMMA, NOISE = 2.96, 0.1
 STRONG, WEAK = (0.075, 820.0), (0.015, 300.0)  # share of directions, strength
 GRID = np.round(np.arange(0.01, 0.79, 0.01), 2)
 SIMULATED = np.round(np.arange(0.04, 0.77, 0.06), 2)
+
+
+ONE_STRENGTH = (3.0, 10.0, 30.0, 100.0, 1000.0)
+RANK = 0.25  # share of directions, in the first panel
+SCAN = {
+    "rank_share": (0.02, 0.1, 0.25, 0.5),
+    "strength": ONE_STRENGTH,
+    "gamma": (1.2, 2.0, 3.0, 6.0),
+    "noise_variance": (0.01, 0.1, 1.0),
+    "share_of_signal_in_rank": (1.0, 0.5),
+}
+PLATEAU, DESCENT = (
+    0.05,
+    0.3,
+)  # largest change in a first plateau, and least gain over no prediction, over the null risk
+
+
+def one_strength(d, rank_share, strength, share, seed=0):
+    """Return the paper's covariance and a signal with a share of its squared norm in the low-rank part."""
+    rank = max(1, round(rank_share * d))
+    covariance = theory.low_rank_covariance(d, rank=rank, strength=strength, seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    weak, top = covariance.eigenvectors[:, :-rank], covariance.eigenvectors[:, -rank:]
+    parts = [part @ rng.uniform(size=part.shape[1]) for part in (top, weak)]
+    top, weak = (part / np.linalg.norm(part) for part in parts)
+    return covariance, np.sqrt(share) * top + np.sqrt(1 - share) * weak
+
+
+def scan(d):
+    """Yield the end of the first plateau of the paper's model in many settings, by the formula."""
+    for values in product(*SCAN.values()):
+        setting = dict(zip(SCAN, values, strict=True))
+        share, strength = setting["rank_share"], setting["strength"]
+        covariance, beta = one_strength(d, share, strength, setting["share_of_signal_in_rank"])
+        ratios = np.round(np.arange(0.02, 0.97, 0.04), 2)
+        ratios = ratios[np.abs(ratios / setting["gamma"] - 1) > 0.03]
+        args = {"gamma": setting["gamma"], "noise_variance": setting["noise_variance"]}
+        risk = theory.general_risk(ratios, covariance=covariance, beta=beta, **args)
+        risk /= beta @ covariance.matrix @ beta
+        best = int(risk.argmin())
+        away = np.flatnonzero(np.abs(risk[:best] - 1) > PLATEAU)
+        n_flat = int(away[0]) if away.size else best
+        gain = float(1 - risk[best])
+        yield {**setting, "gain": gain, "first_plateau_ends": float(ratios[n_flat - 1]) if n_flat else 0.0}
 
 
 def model(d):
@@ -46,7 +94,22 @@ def main() -> None:
         noise_variance=NOISE, n_draws=n_draws, n_jobs=args.jobs, exact_rows=True,
     )  # fmt: skip
     rows = []
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    scanned = list(scan(60 if args.quick else 120))
+    write_csv(args.output / "figure_1g_4_scan.csv", scanned)
+    falling = [row for row in scanned if row["gain"] >= DESCENT]
+    ends = max(row["first_plateau_ends"] for row in falling)
+    print(
+        f"one strength: {len(falling)} of {len(scanned)} settings fall; the longest first plateau ends at {ends:g}"
+    )
+    figure, (first, *panels) = plt.subplots(1, 3, figsize=(12.5, 3.6), layout="constrained")
+    for index, strength in enumerate(ONE_STRENGTH):
+        covariance_one, beta = one_strength(d, RANK, strength, 1.0)
+        args_of_risk = {"gamma": GAMMA, "covariance": covariance_one, "beta": beta, "noise_variance": NOISE}
+        values = theory.general_risk(GRID, **args_of_risk) / (beta @ covariance_one.matrix @ beta)
+        curve(first, GRID, values, PALETTE[index], label=f"strength {strength:g}")
+    first.axhline(1, color="0.5", ls=":", lw=1)
+    first.set(xlabel="masking ratio p", ylabel="risk / null risk", title="one strength", ylim=(0, 1.6))
+    first.legend()
     for index, (axes, (name, beta)) in enumerate(zip(panels, signals.items(), strict=True)):
         null = beta @ covariance.matrix @ beta
         args_of_risk = {"gamma": GAMMA, "covariance": covariance, "beta": beta, "noise_variance": NOISE}
@@ -71,7 +134,6 @@ def main() -> None:
                 other.plot(ratios, 1 - accuracies, "s--", color="0.3", ms=4, lw=0.8, label=task)
             other.set_ylabel("published error")
             other.legend(loc="lower right")
-    panels[0].set_ylabel("risk / null risk")
     if args.accuracies is None:
         print("theory alone: no published accuracies were given (--accuracies)")
     save(figure, args.output / "figure_1g_4.png")

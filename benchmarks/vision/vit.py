@@ -1,7 +1,6 @@
-"""Masking schemes compared on a small ViT-MAE: linear probe, loss of hidden patches and, if asked for, finetuning.
+"""Masking schemes compared on a small ViT-MAE: linear probe and loss of hidden patches; Table 1 is in imagenet.py.
 
     python benchmarks/vision/vit.py --data IMAGES -o OUT --epochs 40 --seeds 2
-    python benchmarks/vision/vit.py --data IMAGES -o OUT --preset base --patch-size 16 --epochs 150 --finetune-epochs 100
 
 ``IMAGES`` is whatever ``scr2mae.extra.vision.open_images`` opens, with classes and the splits train and test. Each finished
 network is a row of ``vit.csv``, and the same command goes on where it was stopped. Rows "untrained" and "pixels" say what
@@ -46,11 +45,9 @@ QUIET: dict[str, Any] = {"enable_progress_bar": False, "devices": 1}
 def build(options: argparse.Namespace, images: vision.ImageArray, seed: int) -> vision.R2ViTMAE:
     """Make the network; the same weights for every scheme of a seed."""
     n_channels, size, _ = images.batch(np.arange(1))["image"].shape[1:]
-    sizes = SMALL if options.preset == "small" else {}
-    preset = "tiny" if options.preset == "small" else options.preset
     torch.manual_seed(seed)
     config = vision.vit_config(
-        preset, image_size=size, patch_size=options.patch_size, n_channels=n_channels, **sizes
+        "tiny", image_size=size, patch_size=options.patch_size, n_channels=n_channels, **SMALL
     )
     return vision.R2ViTMAE(config)
 
@@ -81,28 +78,6 @@ def hidden_losses(network: vision.R2ViTMAE, images: vision.ImageArray) -> dict[s
         )
         for ratio in RATIOS
     }
-
-
-def finetuned(
-    network: vision.R2ViTMAE,
-    train: vision.ImageArray,
-    test: vision.ImageArray,
-    options: argparse.Namespace,
-    seed: int,
-) -> float:
-    """Accuracy on test images after finetuning all weights, in percent."""
-    n_classes = int(train.labels.max()) + 1
-    torch.manual_seed(seed)
-    classifier = vision.ViTMAEClassifier.from_network(network, n_classes)
-    recipe = replace(
-        vision.RECIPES["finetune"], max_epochs=options.finetune_epochs, batch_size=options.batch_size
-    )
-    augment = vision.FinetuneAugment(n_classes)
-    vision.finetune(
-        classifier, train, recipe=recipe, augment=augment, seed=seed, accelerator=options.accelerator, **QUIET
-    )
-    p = vision.predict_proba(classifier.cpu(), test)
-    return 100 * float(np.mean(p.argmax(axis=1) == test.labels.numpy()))
 
 
 def measure(
@@ -146,8 +121,6 @@ def measure(
     }
     if name not in ("untrained", "pixels"):
         row |= hidden_losses(network, test)
-    if options.finetune_epochs and name != "pixels":
-        row["finetuned"] = finetuned(network, train, test, options, seed)
     return {**row, "seconds": time.perf_counter() - start}
 
 
@@ -191,13 +164,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--schemes", nargs="+", default=["pixels", "untrained", *scr2mae.schemes("vision")])
-    parser.add_argument("--preset", choices=["small", "tiny", "base"], default="small")
     parser.add_argument("--patch-size", type=int, default=4)
     parser.add_argument("--n-train", type=int, help="a random part of the training images")
     parser.add_argument("--n-test", type=int, help="a random part of the test images")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--head-epochs", type=int, default=50)
-    parser.add_argument("--finetune-epochs", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, help="for 256 images a step (default: the paper's)")
     parser.add_argument("--seeds", type=int, default=2)

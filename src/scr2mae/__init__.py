@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from scr2mae._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from scr2mae._schemes import schemes
+    from scr2mae._paper import paper, schemes
     from scr2mae.model import R2MAEModel
 
 __version__ = version("scr2mae")
@@ -29,8 +29,8 @@ _MODULES = (
     "train",
 )
 
-__all__ = ["R2MAEModel", "schemes", *_MODULES]
+__all__ = ["R2MAEModel", "paper", "schemes", *_MODULES]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, modules=_MODULES, objects={"R2MAEModel": "model", "schemes": "_schemes"}
+    __name__, modules=_MODULES, objects={"R2MAEModel": "model", "paper": "_paper", "schemes": "_paper"}
 )

@@ -62,11 +62,12 @@ def _check_range(low: float, high: float) -> None:
         raise ValueError(f"A ratio range must be (low, high) with low <= high, got ({low!r}, {high!r}).")
 
 
-def _progress(step: int, total_steps: int) -> float:
-    """Return the completed fraction of the run: 0 at the first step, 1 at the last and beyond."""
+def _progress(step: int, total_steps: int, rate: float | None = None) -> float:
+    """Return the completed share of the run, or of a fall by ``rate`` per step: 0 at the first step, at most 1."""
     if step < 0:
         raise ValueError(f"step must be >= 0, got {step}.")
-    return min(step / (total_steps - 1), 1.0) if total_steps > 1 else 0.0
+    span = total_steps - 1 if rate is None else 1 / rate
+    return min(step / span, 1.0) if span > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,14 @@ class MDLMRatio:
 
 @dataclass(frozen=True)
 class DecayRatio:
-    """Dynamic masking: a ratio that falls linearly over the run.
+    """Dynamic masking: a ratio that falls linearly.
 
     Parameters
     ----------
     high, low
-        Ratios at the first and at the last step.
+        Ratios at the first step and at the end of the fall.
+    rate
+        Share of the fall per step, > 0 (paper: 1/300000, 1/150000). If None, the fall takes the whole run.
 
     Examples
     --------
@@ -157,25 +160,26 @@ class DecayRatio:
 
     high: float = 0.5
     low: float = 0.1
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         _check_range(self.low, self.high)
+        if not (self.rate is None or self.rate > 0):
+            raise ValueError(f"rate must be a share of the fall above 0 or None, got {self.rate!r}.")
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the ratio at ``step``."""
-        return self.high + (self.low - self.high) * _progress(step, total_steps)
+        return self.high + (self.low - self.high) * _progress(step, total_steps, self.rate)
 
 
 @dataclass(frozen=True)
 class UniformDecayRatio:
-    """R²MAE + Dynamic: U(low, 2 m - low), where the mean m is the ratio of :class:`DecayRatio`.
-
-    This reading of the paper's combination is inferred.
+    """R²MAE + Dynamic: U(low, 2 m - low), where the mean m is the ratio of :class:`DecayRatio` (inferred).
 
     Parameters
     ----------
-    low, high
-        Ends of the Dynamic schedule; ``2 high - low <= 1``.
+    low, high, rate
+        As in :class:`DecayRatio`; ``2 high - low <= 1``.
     seed
         Random seed for the sequence of ratios.
     """
@@ -183,18 +187,16 @@ class UniformDecayRatio:
     low: float = 0.1
     high: float = 0.5
     seed: int = 0
+    rate: float | None = None
 
     def __post_init__(self) -> None:
-        _check_range(self.low, self.high)
+        DecayRatio(self.high, self.low, self.rate)  # checks them
         if 2 * self.high - self.low > 1 + 1e-12:
-            raise ValueError(
-                f"U(low, 2 m - low) leaves [0, 1] for low={self.low}, high={self.high}: "
-                f"choose 2 * high - low <= 1 (here {2 * self.high - self.low:.3g})."
-            )
+            raise ValueError(f"U(low, 2 m - low) leaves [0, 1]; choose 2 * high - low <= 1, got {self}.")
 
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the ratio drawn for ``step``."""
-        mean = DecayRatio(self.high, self.low)(step, total_steps)
+        mean = DecayRatio(self.high, self.low, self.rate)(step, total_steps)
         return self.low + 2 * (mean - self.low) * _uniform(self.seed, step)
 
 

@@ -8,6 +8,7 @@ import torch
 
 import scr2mae
 from scr2mae import benchmark
+from scr2mae.nn.curriculum import Curriculum
 from scr2mae.probe import check_no_donor_leak, linear_probe
 
 
@@ -228,3 +229,25 @@ def test_a_cell_without_a_batch_and_too_few_donors_are_refused(cells, quick):
     two = cells[cells.obs["donor"].isin(cells.obs["donor"].unique()[:2])].copy()
     with pytest.raises(ValueError, match="two donors to train and one to test, got 2"):
         benchmark.run(two, **(quick | {"methods": ["pca"]}))
+
+
+def test_the_table_has_the_epochs_of_each_method(finished):
+    result, _ = finished
+    epochs = result.results.drop_duplicates("method").set_index("method")["epochs"]
+    assert epochs[["scvi", "r2mae"]].tolist() == [1, 1]
+    assert epochs[["lognorm", "X_mine"]].isna().all()
+    heading = next(line for line in result.to_markdown().splitlines() if line.startswith("| Method"))
+    assert "Epochs" in heading
+
+
+@pytest.mark.parametrize("given", [{"schemes": "hlca"}, {"curriculum": Curriculum(n_ratios=4)}])
+def test_steps_of_an_atlas_and_settings_of_a_curriculum_reach_the_model(cells, monkeypatch, fit_one, given):
+    seen = []
+    monkeypatch.setattr(scr2mae.R2MAEModel, "train", lambda self, **_: seen.append(self) or 1 / 0)
+    for name in ("cl", "dynamic"):
+        with pytest.raises(ZeroDivisionError):
+            fit_one(cells, name, **given)
+    domain = given.get("schemes", "single_cell")
+    expected = scr2mae.schemes(domain, curriculum=given.get("curriculum"))
+    assert seen[0].curriculum == expected["cl"].curriculum
+    assert seen[1].mask_ratio == expected["dynamic"].mask_ratio

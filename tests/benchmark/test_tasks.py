@@ -163,3 +163,13 @@ def test_no_targets_are_an_error():
         as_tasks({}, [])
     with pytest.raises(ValueError, match="each with a unique name"):
         as_tasks([*benchmark.tasks("hlca"), *benchmark.tasks("hlca")], [])
+
+
+def test_a_cap_of_a_task_replaces_that_of_the_benchmark():
+    caps = {
+        task.name: task.max_cells_per_donor
+        for task in benchmark.tasks("sea_ad", max_cells_per_donor={"Cell state": 200})
+    }
+    assert caps == {"Cell state": 200, "Alzheimer's": None, "Age": None}
+    with pytest.raises(ValueError, match="No task"):
+        benchmark.tasks("sea_ad", max_cells_per_donor={"Disease": 5})

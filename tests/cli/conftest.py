@@ -84,6 +84,13 @@ def cells(folder: Path) -> AnnData:
     return adata
 
 
+@pytest.fixture
+def atlas_file(folder: Path) -> str:
+    """``hlca.h5ad`` in the working folder: a simulated atlas with the columns of the portal."""
+    datasets.simulate_atlas("hlca", n_donors=10, n_cells_per_donor=12, n_genes=80).write_h5ad("hlca.h5ad")
+    return "hlca.h5ad"
+
+
 @pytest.fixture(scope="session")
 def alignment() -> tuple[dna.GenomeMSA, dna.ArrayTrack]:
     """A simulated alignment of 4000 positions and three species, and its conservation."""

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scr2mae import benchmark
+import scr2mae
+from scr2mae import benchmark, datasets
 
 BENCH = (
     "benchmark counts.h5ad --donor-key donor --target disease:classification -o out --methods pca r2mae --seeds 0 "
@@ -96,7 +97,7 @@ def test_every_option_reaches_the_benchmark(counts, monkeypatch, atlas, run):
     line = (
         f"benchmark counts.h5ad -o out --donor-key donor {what} --layer counts --batch-key batch --sample-key s "
         "--cell-level a b --methods pca scvi --seeds 4 5 --pretrain-on train --n-hidden 7 --n-latent 3 --max-epochs 2 "
-        "--batch-size 9 --scvi-max-epochs 6 --accelerator cpu --n-splits 3 --n-train-donors 4 --max-cells-per-donor 11 "
+        "--batch-size 9 --n-layers 3 --n-layers-decoder 0 --encoder mlp --scvi-max-epochs 6 --accelerator cpu --n-splits 3 --n-train-donors 4 --max-cells-per-donor 11 "
         "--max-cells-per-donor-and-class 12 --scale yes --n-bootstrap 13 -q"
     )
     assert run(line) == 1
@@ -120,21 +121,66 @@ def test_every_option_reaches_the_benchmark(counts, monkeypatch, atlas, run):
         "n_bootstrap": 13,
         "accelerator": "cpu",
         "scale": [True],
-        "model_kwargs": {"n_hidden": 7, "n_latent": 3},
+        "model_kwargs": {
+            "encoder": "mlp",
+            "n_hidden": 7,
+            "n_latent": 3,
+            "n_layers": 3,
+            "n_layers_decoder": 0,
+        },
         "train_kwargs": {"max_epochs": 2, "batch_size": 9},
         "scvi_train_kwargs": {"max_epochs": 6},
         "enable_progress_bar": False,
     }
 
 
+def test_an_embedding_of_another_program_is_a_row(counts, capsys, run):
+    table = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(counts.n_obs, 3)), index=counts.obs_names[::-1]
+    )
+    table.to_csv("scgpt.csv")
+    line = BENCH.replace("--methods pca r2mae", "--methods pca --embedding X_scgpt=scgpt.csv")
+    assert run(line) == 0
+    shown = pd.read_csv(io.StringIO(capsys.readouterr().out), sep="\t", index_col="method")
+    assert set(shown.index) == {"pca", "X_scgpt"}
+    table.iloc[1:].to_csv("scgpt.csv")
+    assert run(line.replace("-o out", "-o other")) == 1
+    assert "1 of 120 cells have no embedding" in capsys.readouterr().err
+
+
+def test_paper_passes_the_settings_of_the_paper(atlas_file, monkeypatch, run):
+    seen = {}
+
+    def stop(adata, **options):
+        seen.update(options, n_vars=adata.n_vars)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(benchmark, "run", stop)
+    line = f"benchmark {atlas_file} --paper --atlas hlca -o out --n-train-donors 4 --scvi-max-epochs 7 --n-hidden 8"
+    assert run(line) == 1
+    expected = dict(scr2mae.paper("hlca").benchmark)
+    expected["model_kwargs"] = expected["model_kwargs"] | {"n_hidden": 8}
+    expected["scvi_train_kwargs"] = {"max_epochs": 7}
+    assert {name: seen[name] for name in expected} == expected
+    assert seen["targets"] == benchmark.tasks("hlca")
+    assert seen["n_train_donors"] == 4
+    assert seen["n_vars"] == datasets.hlca(atlas_file).n_vars
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (f"{BENCH} --atlas hlca", "give either --target or --atlas"),
+        (f"{BENCH} --embedding X_scgpt", "--embedding: expected NAME=FILE, got 'X_scgpt'"),
+        (BENCH.replace("--methods pca r2mae", "--embedding X=counts.h5ad"), "--embedding needs --methods"),
         (BENCH.replace("--seeds 0", "--seeds 1 1"), "--seeds must differ, got 1 1"),
         (
             "benchmark counts.h5ad --donor-key donor -o out",
             "give either --target or --atlas",
+        ),
+        (
+            "benchmark counts.h5ad --atlas hlca -o out",
+            "--donor-key is needed, except with --atlas and --paper",
         ),
         ("benchmark counts.h5ad --donor-key donor --atlas hlca", "parameter --output requires an argument"),
     ],

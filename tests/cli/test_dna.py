@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import scr2mae
-from scr2mae._schemes import scheme_names
+from scr2mae._paper import scheme_names
 from scr2mae.cli import main
 from scr2mae.extra import dna
 
@@ -130,6 +130,44 @@ def test_tracks_selection_and_a_curriculum_are_taken(folder, rows):
     assert dna.GPNMSAForMaskedLM.from_pretrained("model").config.curriculum.n_ratios == 10
 
 
+def test_paper_keeps_the_most_conserved_windows_and_stops_early(folder, monkeypatch):
+    seen = {}
+
+    def stop(network, train, validation, **options):
+        seen.update(options, n_windows=len(train) + len(validation))
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(dna, "pretrain", stop)
+    line = ["dna", "train", "msa.npy", "-o", "m", "--chrom", "chr1", "--phastcons", "phastcons.npy", *WINDOWS]
+    assert main([*line, *NETWORK, "--paper", "--random", "0", "--scheme", "dynamic"]) == 1
+    assert seen["early_stopping"] is True
+    assert seen["n_windows"] <= 2 * round(0.05 * 124)
+    assert (seen["max_steps"], seen["batch_size"], seen["scheme"]) == (30_000, 2048, "dynamic")
+    assert main([*line, *NETWORK]) == 1
+    assert seen["early_stopping"] is False
+    assert seen["n_windows"] > 200
+
+
+def test_windows_chosen_elsewhere_replace_the_selection(folder, rows):
+    starts = range(0, 3600, 40)
+    table = pd.DataFrame({"chrom": "1", "start": starts, "end": [start + 32 for start in starts]})
+    table.to_csv("windows.tsv", sep="\t", index=False)
+    line = [
+        "dna",
+        "train",
+        "msa.zarr",
+        "-o",
+        "model",
+        "-q",
+        "--windows",
+        "windows.tsv",
+        "--validation-size",
+        "0",
+    ]
+    assert main([*line, *NETWORK, *TRAINING]) == 0
+    assert int(rows()["windows_train"]) == 2 * len(table)
+
+
 def test_a_run_goes_on_from_its_checkpoint(folder, capsys, rows):
     command = ["dna", "train", "msa.zarr", "-q", *NETWORK, *TRAINING, *WINDOWS, "--checkpoint-dir", "run"]
     assert main([*command, "-o", "short", "--max-steps", "14"]) == 0
@@ -153,6 +191,18 @@ def test_a_run_goes_on_from_its_checkpoint(folder, capsys, rows):
         (["train", "msa.zarr", "-o", "m", "--reference", "hg38"], 2, "are for MAF files"),
         (["train", "msa.zarr", "-o", "m", "--top", "0.05"], 2, "--top ranks windows by --phastcons"),
         (["train", "msa.zarr", "-o", "m", "--phastcons", "p.wig"], 1, "No track p.wig"),
+        (["train", "msa.zarr", "-o", "m", "--paper"], 2, "--paper ranks and weights windows by --phastcons"),
+        (["train", "msa.zarr", "-o", "m", "--windows", "w.tsv"], 1, "No windows w.tsv"),
+        (
+            ["train", "msa.zarr", "-o", "m", "--windows", "w", "--forward-only"],
+            2,
+            "--windows stands in place of",
+        ),
+        (
+            ["train", "msa.zarr", "-o", "m", "--early-stopping", "--validation-size", "0"],
+            2,
+            "--early-stopping needs validation windows",
+        ),
         (
             ["train", "msa.zarr", "-o", "m", "--phastcons", "phastcons.npy"],
             2,

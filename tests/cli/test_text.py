@@ -42,6 +42,23 @@ def test_text_becomes_packed_text_and_a_second_file_takes_its_tokenizer(folder, 
     assert (len(again), again.length, again.tokenizer.sha256) == (3, 32, packed.tokenizer.sha256)
 
 
+def test_the_tokenizer_of_roberta_comes_from_the_hub(folder, rows, run, monkeypatch, tokenizer, capsys):
+    library = pytest.importorskip("tokenizers")
+    asked = []
+    monkeypatch.setattr(
+        library.Tokenizer,
+        "from_pretrained",
+        staticmethod(lambda name: asked.append(name) or tokenizer.tokenizer),
+    )
+    assert run("text pack corpus.txt -o mine --hub-tokenizer FacebookAI/roberta-base --length 16") == 0
+    assert asked == ["FacebookAI/roberta-base"]
+    assert int(rows()["vocabulary"]) == len(tokenizer)
+    assert run("text pack corpus.txt -o other --hub-tokenizer x --tokenizer mine") == 2
+    monkeypatch.setattr(library.Tokenizer, "from_pretrained", staticmethod(lambda name: 1 / 0))
+    assert run("text pack corpus.txt -o other --hub-tokenizer no/such") == 1
+    assert "No tokenizer of 'no/such' on the hub" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("option", "expected"), [("--scheme dynamic", "dynamic"), ("--scheme r2mae_cl", "r2mae_cl")]
 )

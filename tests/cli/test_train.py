@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from scr2mae import R2MAEModel
+import scr2mae
+from scr2mae import R2MAEModel, datasets
 from scr2mae.cli import main
 from scr2mae.data import open_store
 
@@ -105,6 +106,63 @@ def test_options_of_training_reach_the_trainer(counts, monkeypatch):
         "early_stopping": True,
         "enable_progress_bar": True,
     }
+
+
+def _stop_at_training(monkeypatch):
+    """Keep the model and the arguments of its training, and stop."""
+    seen = {}
+
+    def stop(self, **options):
+        seen.update(options, model=self)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(R2MAEModel, "train", stop)
+    return seen
+
+
+def test_paper_trains_the_network_of_the_paper_on_its_genes(counts, monkeypatch):
+    seen = _stop_at_training(monkeypatch)
+    line = "train counts.h5ad -o model --paper --batch-key batch --scheme r2mae_dynamic --seed 3 --n-latent 9"
+    assert main(shlex.split(line)) == 1
+    model = seen.pop("model")
+    assert {name: seen[name] for name in scr2mae.paper().train} == scr2mae.paper().train
+    expected = scr2mae.paper().model | {"n_latent": 9, "seed": 3}
+    assert model.init_params_ == expected
+    assert model.mask_ratio == scr2mae.schemes(seed=3)["r2mae_dynamic"].mask_ratio
+    genes = datasets.preprocess(counts, **scr2mae.paper().preprocess).var_names
+    assert list(model.spec.var_names) == list(genes)
+
+
+@pytest.mark.parametrize("name", ["mdlm", "cl_k0"])
+def test_a_scheme_sets_ratio_and_curriculum(counts, monkeypatch, name):
+    seen = _stop_at_training(monkeypatch)
+    assert main(shlex.split(f"train counts.h5ad -o model --scheme {name} --precision bf16-mixed")) == 1
+    expected = R2MAEModel(counts, **scr2mae.schemes()[name]._asdict())
+    assert (seen["model"].mask_ratio, seen["model"].curriculum) == (expected.mask_ratio, expected.curriculum)
+    assert seen["precision"] == "bf16-mixed"
+
+
+def test_an_atlas_trains_with_its_columns_and_steps(atlas_file, monkeypatch):
+    seen = _stop_at_training(monkeypatch)
+    assert main(shlex.split(f"train {atlas_file} -o model --paper --atlas hlca --scheme cl")) == 1
+    model = seen["model"]
+    assert model.curriculum == scr2mae.schemes("hlca")["cl"].curriculum
+    assert model.registry["setup_args"]["batch_key"] == "dataset"
+    assert model.registry["setup_args"]["donor_key"] == "donor_id"
+    assert seen["split_key"] is False
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--scheme mae --mask-ratio 0.2", "--mask-ratio stands in place of --scheme"),
+        ("--atlas hlca", "--atlas needs --paper"),
+        ("--scheme mee", "Invalid value"),
+    ],
+)
+def test_options_of_the_paper_that_do_not_fit_are_refused(counts, capsys, line, message):
+    assert main(shlex.split(f"train counts.h5ad -o model {line}")) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_batches_are_aligned_unless_turned_off(counts, tiny):

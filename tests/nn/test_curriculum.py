@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import scr2mae
-from scr2mae._schemes import Scheme
+from scr2mae._paper import Scheme
 from scr2mae.masking import DecayRatio, DiscreteRatio, FixedRatio, UniformDecayRatio, UniformRatio
 from scr2mae.nn.curriculum import (
     Curriculum,

@@ -20,7 +20,7 @@ from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts, w
 from scr2mae.data.donors import Fingerprints
 from scr2mae.data.genes import warn_about_genes
 from scr2mae.probe import DonorSplit
-from scr2mae.probe.inputs import as_text, cap_cells, read_donors, read_target
+from scr2mae.probe.inputs import Protocol, as_text, cap_cells, check_protocol, read_donors, read_target
 from scr2mae.probe.splits import draw_splits
 from scr2mae.probe.task import make_task
 
@@ -31,7 +31,7 @@ PretrainOn = Literal["all", "train"]
 class Design:
     """Counts, labels and splits.
 
-    ``cells`` has raw counts and the batch; ``obs`` has the labels of each task, the donor and, if there is one, the
+    ``caps`` has the maximum number of cells per donor of each task. ``cells`` has raw counts and the batch; ``obs`` has the labels of each task, the donor and, if there is one, the
     sample; ``splits`` are the same for all tasks; ``seed`` draws the validation cells.
     """
 
@@ -44,6 +44,7 @@ class Design:
     has_batch: bool
     pretrain_on: PretrainOn
     seed: int
+    caps: dict[str, int | None]
 
     @cached_property
     def cells_key(self) -> str:
@@ -53,7 +54,7 @@ class Design:
     @cached_property
     def labels_key(self) -> str:
         """Hash of the labels, donors and samples."""
-        tasks = [(task.name, task.kind, task.cell_level) for task in self.tasks]
+        tasks = [(task.name, task.kind, task.cell_level, self.caps[task.name]) for task in self.tasks]
         return digest(self.obs.astype(str), self.sample_key, tasks)
 
     def pretraining(self, split: int | None) -> Pretraining:
@@ -84,13 +85,16 @@ def make_design(
     n_train_donors: int | None = None,
     max_cells_per_donor: int | None = None,
     max_cells_per_donor_and_class: int | None = None,
+    protocol: Protocol = "stratified",
     pretrain_on: PretrainOn = "all",
     seed: int = 0,
 ) -> Design:
     """Read the inputs of a benchmark and check them before anything expensive starts."""
+    check_protocol(protocol, max_cells_per_donor_and_class)
     check_anndata(adata)
     donors = read_donors(adata.obs, donor_key)
-    columns = {task.name: _labels(adata.obs, task, donors, max_cells_per_donor, seed) for task in tasks}
+    caps = {task.name: task.max_cells_per_donor or max_cells_per_donor for task in tasks}
+    columns = {task.name: _labels(adata.obs, task, donors, caps[task.name], seed) for task in tasks}
     donor_name = key_name(donor_key)
     own = {donor_name: donors}
     if sample_key is not None:
@@ -102,14 +106,15 @@ def make_design(
         cells=_read_cells(adata, layer, batch_key),
         obs=obs,
         tasks=tasks,
-        splits=_shared_splits(obs, tasks, donor_name, n_train_donors, n_splits, seed),
+        splits=_shared_splits(obs, tasks, donor_name, n_train_donors, n_splits, seed, protocol),
         donor_key=donor_name,
         sample_key=None if sample_key is None else key_name(sample_key),
         has_batch=batch_key is not None,
         pretrain_on=pretrain_on,
         seed=seed,
+        caps=caps,
     )
-    _check_labels(design, max_cells_per_donor, max_cells_per_donor_and_class)
+    _check_labels(design, max_cells_per_donor_and_class, protocol)
     if pretrain_on == "train" and batch_key is not None:
         _check_batches(design, batch_key)
     return design
@@ -150,11 +155,18 @@ def _read_cells(adata: AnnData, layer: str | None, batch_key: str | None) -> Ann
 
 
 def _shared_splits(
-    obs: pd.DataFrame, tasks: Sequence[Task], key: str, n_train_donors: int | None, n_splits: int, seed: int
+    obs: pd.DataFrame,
+    tasks: Sequence[Task],
+    key: str,
+    n_train_donors: int | None,
+    n_splits: int,
+    seed: int,
+    protocol: Protocol,
 ) -> list[DonorSplit]:
     """Draw splits for all tasks, so that a network can be trained on one side of them.
 
-    A class of any task is on both sides if two donors have it. Donors without a label are on neither side.
+    A class of any task is on both sides if two donors have it; the paper's protocol draws donors at random. Donors
+    without a label are on neither side.
     """
     donors, classes = [], []
     for task in tasks:
@@ -163,12 +175,12 @@ def _shared_splits(
         classify = task.kind == "classification"
         values = known[task.name].astype(str) if classify else pd.Series("known", index=known.index)
         classes.append(f"{task.name}: " + values.to_numpy(dtype=object))
-    labels = np.concatenate(classes).astype(str)
+    labels = None if protocol == "paper" else np.concatenate(classes).astype(str)
     seeds = np.random.SeedSequence(seed).generate_state(n_splits).tolist()
     return draw_splits(np.concatenate(donors), labels, n_train_donors=n_train_donors, seeds=seeds)
 
 
-def _check_labels(design: Design, per_donor: int | None, per_class: int | None) -> None:
+def _check_labels(design: Design, per_class: int | None, protocol: Protocol) -> None:
     """Raise for labels that cannot be probed and log classes that a split lacks, before anything is trained."""
     cell_level = [task.name for task in design.tasks if task.cell_level]
     for task in design.tasks:
@@ -181,7 +193,8 @@ def _check_labels(design: Design, per_donor: int | None, per_class: int | None) 
             cell_level=cell_level,
         )
         for split in design.splits:
-            make_task(target, split, design.obs.index, per_donor, per_class if task.cell_level else None)
+            caps = design.caps[task.name], per_class if task.cell_level else None
+            make_task(target, split, design.obs.index, *caps, protocol=protocol)
 
 
 def _check_batches(design: Design, batch_key: str) -> None:

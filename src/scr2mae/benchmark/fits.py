@@ -15,9 +15,10 @@ from scr2mae.benchmark.design import Design, PretrainOn
 from scr2mae.benchmark.environment import log_level, measure, versions
 from scr2mae.benchmark.methods import Method
 from scr2mae.probe import linear_probe
+from scr2mae.probe.inputs import Protocol
 
 # Increase it when a change of the code makes stored work out of date.
-_REVISION = 1
+_REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Probing:
 
     max_cells_per_donor: int | None
     max_cells_per_donor_and_class: int | None
+    protocol: Protocol
     scale: tuple[bool, ...]
     n_bootstrap: int
     confidence: float
@@ -116,6 +118,7 @@ def _embed(fit: Fit, design: Design, store: Store, key: str) -> tuple[Any, dict[
         embedding = fit.method.fit(design.pretraining(fit.split), fit.seed or 0)
     # Pairs, because JSON would turn ratios as keys into text.
     about = asdict(cost) | {"reconstruction": [list(pair) for pair in embedding.reconstruction.items()]}
+    about["epochs"] = embedding.epochs
     if fit.method.learns:
         store.write_embedding(fit.name, key, embedding.matrix, about)
     return embedding.matrix, about
@@ -131,7 +134,7 @@ def _probe(values: Any, fit: Fit, design: Design, probing: Probing) -> pd.DataFr
         sample_key=design.sample_key,
         cell_level=[task.name for task in design.tasks if task.cell_level],
         splits=[design.splits[i] for i in probed],
-        **asdict(probing),
+        **asdict(probing) | {"max_cells_per_donor": design.caps},
     )
     frame = frame.drop(columns="method").rename(columns={"seed": "split_seed"})
     return frame.assign(split=[probed[i] for i in frame["split"]])

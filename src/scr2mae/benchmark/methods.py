@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 
-from scr2mae._schemes import SCHEME_NAMES, schemes
+from scr2mae._paper import SCHEME_NAMES, schemes
 from scr2mae.benchmark.cache import digest
 from scr2mae.benchmark.pretraining import BATCH, Embedding, Options, Pretraining
 from scr2mae.benchmark.scvi import fit_scvi
@@ -99,6 +99,8 @@ def _built_in(options: Options) -> dict[str, Method]:
     for name, model_class in SCVI_CLASSES.items():
         methods.append(Method(name, partial(fit_scvi, model_class=model_class, options=options), settings))
     settings = {"model": dict(options.model_kwargs), "train": dict(options.train_kwargs)} | masks
+    if options.schemes != "single_cell" or options.curriculum is not None:
+        settings |= {"schemes": options.schemes, "curriculum": options.curriculum}
     for name in SCHEME_NAMES:
         methods.append(Method(name, partial(_fit_scheme, name=name, options=options), settings))
     return {method.name: method for method in methods}
@@ -169,7 +171,7 @@ BASELINES: dict[str, Callable[..., Any]] = {
 
 
 def _fit_scheme(cells: Pretraining, seed: int, *, name: str, options: Options) -> Embedding:
-    scheme = schemes(seed=seed)[name]
+    scheme = schemes(options.schemes, seed=seed, curriculum=options.curriculum)[name]
     seen = cells.subset(cells.seen)
     R2MAEModel.setup_anndata(seen, batch_key=BATCH if cells.has_batch else None)
     model = R2MAEModel(
@@ -185,9 +187,11 @@ def _fit_scheme(cells: Pretraining, seed: int, *, name: str, options: Options) -
     model.train(**defaults | dict(options.train_kwargs))
     everything = cells.subset()
     values = model.get_latent_representation(everything)
+    epochs = len(model.history["train_loss"])
     if not options.ratios:
-        return Embedding(values)
+        return Embedding(values, epochs=epochs)
     frame = model.get_masked_reconstruction(
         everything, cells.scored, ratios=options.ratios, seed=options.mask_seed
     )
-    return Embedding(values, dict(zip(options.ratios, frame["pearson"].tolist(), strict=True)))
+    pearson = dict(zip(options.ratios, frame["pearson"].tolist(), strict=True))
+    return Embedding(values, pearson, epochs)

@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scr2mae.benchmark.cache import digest
+from scr2mae.nn.curriculum import Curriculum
 from scr2mae.probe.inputs import Rows
 
 BATCH = "batch"
@@ -65,6 +66,8 @@ class Options:
     train_kwargs: Mapping[str, Any] = field(default_factory=dict)
     scvi_model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     scvi_train_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    schemes: str = "single_cell"
+    curriculum: Curriculum | None = None
     n_pcs: int = 50
     ratios: tuple[float, ...] = ()
     mask_seed: int = 0
@@ -73,7 +76,8 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """Embedding of all cells, shape ``(n_obs, n_latent)``, and Pearson correlation of the reconstruction by ratio."""
+    """Embedding of all cells, Pearson correlation of the reconstruction by ratio, and epochs of training."""
 
-    matrix: Any
+    matrix: Any  # (n_obs, n_latent)
     reconstruction: Mapping[float, float] = field(default_factory=dict)
+    epochs: int | None = None

@@ -47,7 +47,7 @@ class Benchmark:
         One row per score. ``part`` is "probe" or "reconstruction"; ``method``, ``pretrained_on``, ``seed`` (training
         seed; missing if the method does not depend on it), ``split``; the columns of
         :func:`scr2mae.probe.linear_probe`, with its ``seed`` as ``split_seed``; ``ratio``, fraction of masked genes;
-        ``value``. Cost of the fit: ``seconds`` (training and embedding), ``probe_seconds``, ``peak_memory_mb``
+        ``value``. Cost of the fit: ``epochs`` (passes over the cells in training), ``seconds`` (training and embedding), ``probe_seconds``, ``peak_memory_mb``
         (memory of the process) and ``peak_gpu_memory_mb``; and ``versions``.
     columns
         (metric, level) pairs of each task that are columns of the table.
@@ -126,7 +126,7 @@ class Benchmark:
         n_train = about["splits"][0]["train_donors"]
         return (
             f"{about['n_obs']} cells, {about['n_vars']} genes, {about['n_donors']} donors. {_SAW[about['pretrain_on']]}\n\n"
-            f"Linear probes: {len(about['splits'])} split(s) with {len(n_train)} training donors; training seeds "
+            f"Linear probes, protocol {about['probing']['protocol']!r}: {len(about['splits'])} split(s) with {len(n_train)} training donors; training seeds "
             f"{', '.join(map(str, about['seeds']))}. Score is the mean over tasks ± its standard deviation over training "
             f"seeds; Rank is the mean over columns, with the smallest rank for ties. Versions: {versions}."
         )
@@ -138,8 +138,9 @@ class Benchmark:
         shown = table.map("{:.3f}".format)
         shown["Score"] += spread
         shown["Rank"] = table["Rank"].map("{:.2f}".format)
-        saw = self._probe(scale).drop_duplicates("method").set_index("method")["pretrained_on"]
-        shown["Pretrained on"] = saw.reindex(shown.index)
+        first = self._probe(scale).drop_duplicates("method").set_index("method").reindex(shown.index)
+        shown["Epochs"] = first["epochs"].astype("string").fillna("")
+        shown["Pretrained on"] = first["pretrained_on"]
         return self._markdown_table(shown, table.assign(Rank=-table["Rank"]))
 
     def _markdown_table(self, shown: pd.DataFrame, values: pd.DataFrame) -> str:

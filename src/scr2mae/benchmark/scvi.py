@@ -53,7 +53,8 @@ def fit_scvi(cells: Pretraining, seed: int, *, model_class: Any, options: Option
             )
             for ratio in options.ratios
         }
-    return Embedding(np.asarray(values, dtype=np.float32), pearson)
+    epochs = int(model.trainer.current_epoch)
+    return Embedding(np.asarray(values, dtype=np.float32), pearson, epochs)
 
 
 @contextmanager

@@ -39,7 +39,9 @@ def results_frame(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) 
     first = [name for name in _FIRST_COLUMNS if name in frame]
     frame = frame[first + [name for name in frame if name not in first]]
     integers = [
-        name for name in frame if name in ("seed", "split", "split_seed") or str(name).startswith("n_")
+        name
+        for name in frame
+        if name in ("seed", "split", "split_seed", "epochs") or str(name).startswith("n_")
     ]
     frame = frame.astype(dict.fromkeys(integers, "Int64") | {"scale": "boolean"})
     position = frame["method"].map({name: i for i, name in enumerate(methods)})

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -34,6 +34,8 @@ class Task:
         Whether the label belongs to the cell rather than to its donor, such as cell type.
     drop_after_cap
         Labels that are dropped after the cells of a donor are drawn, not before.
+    max_cells_per_donor
+        Maximum number of cells per donor, in place of the benchmark's.
     """
 
     name: str
@@ -42,9 +44,10 @@ class Task:
     scores: tuple[Score, ...]
     cell_level: bool = False
     drop_after_cap: tuple[str, ...] = ()
+    max_cells_per_donor: int | None = None
 
 
-def tasks(atlas: str) -> tuple[Task, ...]:
+def tasks(atlas: str, *, max_cells_per_donor: Mapping[str, int] | None = None) -> tuple[Task, ...]:
     """Return the paper's tasks on an atlas.
 
     Parameters
@@ -52,6 +55,9 @@ def tasks(atlas: str) -> tuple[Task, ...]:
     atlas
         ``"hlca"`` or ``"sea_ad"``, as loaded by :func:`scr2mae.datasets.hlca` and :func:`scr2mae.datasets.sea_ad`;
         donors are in ``obs["donor_id"]``.
+    max_cells_per_donor
+        Maximum number of cells per donor by task, in place of the benchmark's: ``{"Cell state": 200}``. The paper has
+        another number for the cell states of SEA-AD.
 
     Returns
     -------
@@ -73,12 +79,17 @@ def tasks(atlas: str) -> tuple[Task, ...]:
     Notes
     -----
     Dong et al. (2025), appendix C.8. It is inferred that the cell states of SEA-AD are supertypes and that the
-    Alzheimer-specific ones are those named "...-SEAAD". The paper does not give the numbers of donors and cells:
-    they are arguments of :func:`run`.
+    Alzheimer-specific ones are those named "...-SEAAD". The numbers of donors and cells are not in our copy
+    of the paper: they are arguments of :func:`run`.
     """
     if atlas not in _ATLASES:
         raise ValueError(f"atlas must be one of {list(_ATLASES)}, got {atlas!r}.")
-    return _ATLASES[atlas]
+    caps = dict(max_cells_per_donor or {})
+    if unknown := caps.keys() - {task.name for task in _ATLASES[atlas]}:
+        raise ValueError(
+            f"No task {sorted(unknown)} on {atlas}; there are {[task.name for task in _ATLASES[atlas]]}."
+        )
+    return tuple(replace(task, max_cells_per_donor=caps.get(task.name)) for task in _ATLASES[atlas])
 
 
 def as_tasks(targets: Mapping[str, Kind] | Sequence[Task], cell_level: Sequence[str]) -> tuple[Task, ...]:

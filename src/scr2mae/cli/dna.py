@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from scr2mae._schemes import scheme_names
+from scr2mae._paper import scheme_names
 from scr2mae.cli import options as opt
 from scr2mae.cli.files import check_output, replacing
 from scr2mae.cli.process import is_first_process, last_losses, loading, results
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
+_TOP = 0.05  # of the paper
 
 AlignmentPath = Annotated[
     opt.InPath,
@@ -88,6 +90,8 @@ class Reading:
 class Windows:
     """Windows of the alignment, their weights and their split."""
 
+    windows: opt.InPath | None = None
+    """Table of windows in place of a selection: chrom, start, end and, if given, strand (.tsv, .bed, .parquet)."""
     window_size: opt.PositiveInt = 128
     """Positions per window."""
     step: opt.PositiveInt = 64
@@ -98,8 +102,8 @@ class Windows:
     """PhastCons track that weights the loss: .bw (needs pyBigWig), .wig, .wig.gz or .npy (see --chrom)."""
     phylop: opt.InPath | None = None
     """PhyloP track that weights the loss, in the same formats."""
-    top: opt.Fraction = 1.0
-    """Fraction of most conserved windows to keep, by --phastcons (GPN-MSA: 0.05)."""
+    top: opt.Fraction | None = None
+    """Fraction of most conserved windows to keep, by --phastcons; all by default, 0.05 with --paper."""
     random: opt.Fraction = 0.001
     """Fraction of the other windows to sample."""
     repeat_weight: opt.PositiveFloat = 0.1
@@ -109,10 +113,16 @@ class Windows:
     block_size: opt.PositiveInt = 5000
     """Positions per block."""
 
-    def check(self, reading: Reading) -> None:
+    def check(self, reading: Reading, *, paper: bool) -> None:
         """Raise for tracks that are missing, or are not read with these options."""
-        if self.top < 1 and self.phastcons is None:
+        if paper and self.phastcons is None:
+            raise opt.UsageError("--paper ranks and weights windows by --phastcons, which is not given")
+        if self.top is not None and self.top < 1 and self.phastcons is None:
             raise opt.UsageError("--top ranks windows by --phastcons, which is not given")
+        if self.windows is not None and (self.top is not None or self.forward_only):
+            raise opt.UsageError("--windows stands in place of --top and --forward-only")
+        if self.windows is not None and not self.windows.is_file():
+            raise FileNotFoundError(f"No windows {self.windows}.")
         for name, place in (("phastcons", self.phastcons), ("phylop", self.phylop)):
             if place is not None and not place.is_file():
                 raise FileNotFoundError(f"No track {place}.")
@@ -120,7 +130,7 @@ class Windows:
                 raise opt.UsageError(f"--{name} in .npy needs --chrom, the name of its chromosome")
 
     def open(
-        self, msa: GenomeMSA, reading: Reading, *, seed: int
+        self, msa: GenomeMSA, reading: Reading, *, seed: int, paper: bool
     ) -> tuple[MSAWindowDataset, MSAWindowDataset | None]:
         """Return the windows that train, and those that validate, if any."""
         from scr2mae.extra import dna
@@ -131,13 +141,15 @@ class Windows:
             else dna.open_track(place, chrom=reading.only_chrom, start=reading.start)
             for name, place in (("phastcons", self.phastcons), ("phylop", self.phylop))
         }
-        windows = dna.make_windows(
-            msa, size=self.window_size, step=self.step, both_strands=not self.forward_only
-        )
-        if self.top < 1 and tracks["phastcons"] is not None:
-            windows = dna.select_windows(
-                windows, tracks["phastcons"], top=self.top, random=self.random, seed=seed
+        if self.windows is not None:
+            windows = dna.read_windows(self.windows, msa)
+        else:
+            windows = dna.make_windows(
+                msa, size=self.window_size, step=self.step, both_strands=not self.forward_only
             )
+        top = self.top if self.top is not None else (_TOP if paper else 1.0)
+        if self.windows is None and top < 1 and tracks["phastcons"] is not None:
+            windows = dna.select_windows(windows, tracks["phastcons"], top=top, random=self.random, seed=seed)
         weights: dict[str, Any] = {"repeat_weight": self.repeat_weight, **tracks}
         if self.validation_size == 0:
             return dna.MSAWindowDataset(msa, windows, **weights), None
@@ -183,6 +195,15 @@ class Training:
     warmup: opt.NonNegativeInt = 1000
     """Warm-up steps, over which the learning rate rises."""
     seed: opt.Seed = 0
+    early_stopping: bool = False
+    """Stop when the validation loss stops improving."""
+    paper: bool = False
+    """Keep the 5 % of most conserved windows and stop early, as in the paper."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of ``dna.pretrain``."""
+        return opt.given(self, "paper") | {"early_stopping": self.early_stopping or self.paper}
 
 
 def train(
@@ -203,7 +224,9 @@ def train(
     Examples
     --------
     scr2mae dna train 89.zarr -o model/ --phastcons phastCons.bw \
-        --phylop phyloP.bw --top 0.05 --devices 4 --batch-size 512
+        --phylop phyloP.bw --paper --devices 4 --batch-size 512
+    scr2mae dna train 89.zarr -o model/ --windows windows.parquet \
+        --phastcons phastCons.bw --phylop phyloP.bw
     scr2mae dna train 89.zarr -o model/ --chrom 20 21 22 --batch-size 256 \
         --accumulate 8 --precision bf16-mixed
     scr2mae dna train chr22.maf.gz -o model/ --reference hg38 --hidden-size 64 \
@@ -212,14 +235,16 @@ def train(
         --checkpoint-dir run1/ --resume run1/
     """
     reading.check(input, windows.phastcons, windows.phylop)
-    windows.check(reading)
+    windows.check(reading, paper=training.paper)
+    if training.arguments["early_stopping"] and windows.validation_size == 0:
+        raise opt.UsageError("--early-stopping needs validation windows; raise --validation-size")
     run.check()
     with loading():
         from scr2mae import schemes
         from scr2mae.extra import dna
 
     msa = reading.open(input)
-    data, validation = windows.open(msa, reading, seed=training.seed)
+    data, validation = windows.open(msa, reading, seed=training.seed, paper=training.paper)
     config = dna.GPNMSAConfig(
         n_species=msa.n_species,
         hidden_dropout_prob=network.dropout,
@@ -232,7 +257,7 @@ def train(
         dna.GPNMSAForMaskedLM(config, seed=training.seed),
         data,
         validation,
-        **vars(training),
+        **training.arguments,
         **run.arguments,
     )
     if not is_first_process():

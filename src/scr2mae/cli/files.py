@@ -73,6 +73,18 @@ def place_counts(adata: AnnData, model: R2MAEModel | None, *, layer: str | None,
     return adata if source is None or model is None else move_counts(adata, source, model.spec.layer)
 
 
+def read_with_genes_of_paper(path: Path, atlas: str | None, *, layer: str | None = None) -> AnnData:
+    """Read the raw counts of a file or store, with the paper's selection of genes and cells."""
+    from scr2mae._paper import paper
+    from scr2mae.data.preprocess import preprocess
+    from scr2mae.datasets.atlas import HLCA, SEA_AD, load_atlas
+
+    settings = paper(atlas).preprocess
+    if atlas is not None:
+        return load_atlas({"hlca": HLCA, "sea_ad": SEA_AD}[atlas], path, **settings)
+    return preprocess(open_counts(path), layer=layer, **settings)
+
+
 def check_output(path: Path, *, folder: bool = False, force: bool) -> None:
     """Raise unless an output can be written, and replaces something only with ``force``."""
     check_free(path, folder=folder, force=force)

@@ -174,12 +174,34 @@ class Counts:
 
 @options("Network")
 class Widths:
-    """Widths of an ``R2MAEModel``."""
+    """Widths and layers of an ``R2MAEModel``."""
 
+    encoder: Literal["linear+mlp", "mlp"] | None = None
+    """linear+mlp: principal components beside the hidden layers, the default; mlp: the paper's network."""
     n_hidden: PositiveInt | None = None
     """Width of the hidden layers."""
     n_latent: PositiveInt | None = None
     """Width of the embedding."""
+    n_layers: PositiveInt | None = None
+    """Number of hidden layers in the encoder."""
+    n_layers_decoder: NonNegativeInt | None = None
+    """Number of hidden layers in the decoder."""
+
+
+@options("Network")
+class Paper:
+    """The paper's settings, and its steps on an atlas."""
+
+    paper: bool = False
+    """Use the paper's genes, network, training and probes; options that are given replace them."""
+    atlas: Literal["hlca", "sea_ad"] | None = None
+    """One of the paper's atlases, a file of CELLxGENE."""
+
+    def settings(self) -> Any:
+        """Return the paper's settings, empty ones without ``--paper``."""
+        from scr2mae._paper import PaperSettings, paper
+
+        return paper(self.atlas) if self.paper else PaperSettings({}, {}, {}, {}, {})
 
 
 @options("Training")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCALINGS = {"no": [False], "yes": [True], "both": [False, True]}
+N_SPLITS = 5
 _KINDS = ("classification", "regression")
 _SUMMARIZED_BY = ["method", "target", "metric", "level", "scale"]
 
@@ -46,14 +47,16 @@ class Splits:
     """Column of obs with sample IDs, or several that together name a sample, if donors have several samples."""
     cell_level: opt.Names = ("cell_type",)
     """Targets that belong to the cell rather than to its donor."""
-    n_splits: opt.PositiveInt = 5
-    """Splits of donors."""
+    n_splits: opt.PositiveInt | None = None
+    """Splits of donors; 5 by default."""
     n_train_donors: opt.PositiveInt | None = None
     """Donors that train the probe; half of them by default."""
     max_cells_per_donor: opt.PositiveInt | None = None
     """Limit on the cells per donor."""
     max_cells_per_donor_and_class: opt.PositiveInt | None = None
     """Limit on the cells per donor and class, for targets of --cell-level."""
+    protocol: Literal["stratified", "paper"] | None = None
+    """How donors and folds are drawn and classes are scored: stratified by default; paper is that of Dong et al."""
     n_bootstrap: opt.NonNegativeInt = 0
     """Bootstrap resamples of test donors, for the intervals in the file."""
 
@@ -156,7 +159,7 @@ def probe(
             donor_key=donor_key,
             seeds=(seed,),
             scale=SCALINGS[scale],
-            **vars(splits),
+            **{"n_splits": N_SPLITS} | opt.given(splits),
         )
     finally:
         if adata.isbacked:

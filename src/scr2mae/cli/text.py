@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from cyclopts import Parameter
 
-from scr2mae._schemes import scheme_names
+from scr2mae._paper import scheme_names
 from scr2mae.cli import options as opt
 from scr2mae.cli.files import check_exists, check_output, replacing
 from scr2mae.cli.process import is_first_process, last_losses, loading, results
@@ -47,6 +47,8 @@ class Tokens:
 
     tokenizer: opt.InPath | None = None
     """A tokenizer.json, or a folder with one, such as packed text or a model; trained by default."""
+    hub_tokenizer: opt.Name | None = None
+    """Tokenizer of the Hugging Face hub: FacebookAI/roberta-base is that of RoBERTa, the paper's."""
     vocab_size: opt.PositiveInt = 50_265
     """Symbols to learn at most."""
     tokenizer_documents: opt.PositiveInt = 1_000_000
@@ -76,10 +78,12 @@ def pack(
     scr2mae text pack corpus.txt -o packed/
     scr2mae text pack held_out.txt -o packed_held_out/ --tokenizer packed/
     scr2mae text pack --hub HuggingFaceFW/fineweb --hub-config sample-10BT \
-        -o fineweb/
+        --hub-tokenizer FacebookAI/roberta-base -o fineweb/
     """
     if bool(inputs) == bool(hub.hub):
         raise opt.UsageError("give either text files or --hub")
+    if tokens.tokenizer is not None and tokens.hub_tokenizer is not None:
+        raise opt.UsageError("give --tokenizer or --hub-tokenizer, not both")
     if hub.hub_config and not hub.hub:
         raise opt.UsageError("--hub-config belongs to --hub")
     check_exists(*inputs, tokens.tokenizer)
@@ -95,6 +99,8 @@ def pack(
     tokenizer: BytePairTokenizer
     if tokens.tokenizer is not None:
         tokenizer = text.BytePairTokenizer.load(tokens.tokenizer)
+    elif tokens.hub_tokenizer is not None:
+        tokenizer = text.BytePairTokenizer.from_hub(tokens.hub_tokenizer)
     else:
         sample = islice(documents(), tokens.tokenizer_documents)
         tokenizer = text.BytePairTokenizer.train(sample, vocab_size=tokens.vocab_size)

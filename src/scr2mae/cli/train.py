@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from scr2mae._paper import scheme_names
 from scr2mae.cli import options as opt
 from scr2mae.cli.columns import check_input
-from scr2mae.cli.files import check_counts, open_counts
+from scr2mae.cli.files import check_counts, open_counts, read_with_genes_of_paper
 from scr2mae.cli.process import is_first_process, last_losses, loading, results
 
 if TYPE_CHECKING:
@@ -70,11 +71,9 @@ class Data:
 class Network(opt.Widths):
     """Arguments of ``R2MAEModel``."""
 
-    n_layers: opt.PositiveInt | None = None
-    """Number of hidden layers in the encoder."""
-    encoder: Literal["linear+mlp", "mlp"] | None = None
-    """linear+mlp: principal components beside the hidden layers, the default; mlp: the paper's network."""
-    mask_ratio: opt.MaskRatio = (0.1, 0.5)
+    scheme: Annotated[str, Parameter(choices=scheme_names("single_cell"))] = "r2mae"
+    """Masking scheme, with the paper's ratios."""
+    mask_ratio: opt.MaskRatio | None = None
     seed: opt.Seed = 0
 
 
@@ -100,6 +99,7 @@ def train(
     *,
     run: Run,
     data: Data = Data(),
+    paper: opt.Paper = opt.Paper(),
     network: Network = Network(),
     training: Training = Training(),
 ) -> str:
@@ -110,6 +110,7 @@ def train(
     scr2mae train counts.h5ad -o model/
     scr2mae train counts.h5ad -o model/ --batch-key batch --donor-key donor
     scr2mae train counts.h5ad -o model/ --mask-ratio 0.25 --n-hidden 1000
+    scr2mae train hlca.h5ad -o model/ --paper --atlas hlca --scheme r2mae_cl
     scr2mae train counts.h5ad -o model/ --checkpoint-dir run1/
     scr2mae train counts.h5ad -o model/ --checkpoint-dir run1/ --resume run1/
     scr2mae train counts.h5ad -o model/ --devices 4
@@ -120,6 +121,10 @@ def train(
         raise opt.UsageError("--early-stopping needs validation cells; lower --train-size")
     if training.split_cells and training.split_key is not None:
         raise opt.UsageError("--split-cells is not allowed with --split-key")
+    if network.mask_ratio is not None and network.scheme != "r2mae":
+        raise opt.UsageError("--mask-ratio stands in place of --scheme; give one of the two")
+    if paper.atlas is not None and not paper.paper:
+        raise opt.UsageError("--atlas needs --paper")
     if run.checkpoint_every_n_steps is not None and run.checkpoint_dir is None:
         raise opt.UsageError("--checkpoint-every needs --checkpoint-dir")
     check_counts(input)
@@ -129,20 +134,33 @@ def train(
         layer=data.layer,
         use_raw=data.use_raw,
         columns={**data.columns, "--split-key": training.split_key},
-        integers=not data.no_check_counts,
+        # With --paper the counts may be in raw, and are checked where they are read.
+        integers=not (data.no_check_counts or paper.paper),
     )
     with loading():
+        from scr2mae import schemes
         from scr2mae.model import R2MAEModel
 
     if not is_first_process():
         logging.getLogger("scr2mae").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
-    adata = open_counts(input, use_raw=data.use_raw)
+    keys = paper.settings().setup | opt.given(data, "no_check_counts")
+    if paper.paper:
+        adata = read_with_genes_of_paper(input, paper.atlas, layer=data.layer)
+        keys = {name: value for name, value in keys.items() if name not in ("layer", "use_raw")}
+    else:
+        adata = open_counts(input, use_raw=data.use_raw)
     logger.info("Read %d cells and %d genes from %s.", adata.n_obs, adata.n_vars, input)
-    keys = opt.given(data, "no_check_counts")
     R2MAEModel.setup_anndata(adata, check_counts=not data.no_check_counts, **keys)
-    model = R2MAEModel(adata, **opt.given(network))
-    arguments: dict[str, Any] = opt.given(training, "split_cells", "no_integration") | run.arguments
+    scheme = schemes(paper.atlas or "single_cell", seed=network.seed)[network.scheme]._asdict()
+    if network.mask_ratio is not None:
+        scheme["mask_ratio"] = network.mask_ratio
+    sizes = paper.settings().model | opt.given(network, "scheme", "mask_ratio")
+    model = R2MAEModel(adata, **scheme, **sizes)
+    given = opt.given(training, "split_cells", "no_integration") | run.arguments
+    arguments: dict[str, Any] = paper.settings().train | given
+    if paper.paper and run.precision == "auto":
+        arguments["precision"] = paper.settings().train["precision"]
     if training.split_cells:
         arguments["split_key"] = False
     if training.no_integration:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from scr2mae._schemes import scheme_names
+from scr2mae._paper import scheme_names
 from scr2mae.cli import options as opt
 from scr2mae.cli.files import check_exists, check_output, replacing
 from scr2mae.cli.process import is_first_process, last_losses, loading, results

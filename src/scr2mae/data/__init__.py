@@ -9,6 +9,7 @@ from scr2mae._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from scr2mae.data.cells import Cells, CellSpec, read_cells
+    from scr2mae.data.embeddings import add_embedding
     from scr2mae.data.genes import align_genes
     from scr2mae.data.joining import find_copies, join_studies
     from scr2mae.data.loaders import BatchSampler, CellDataModule, CellLoader
@@ -25,6 +26,7 @@ __all__ = [
     "Cells",
     "Panels",
     "Split",
+    "add_embedding",
     "align_genes",
     "find_copies",
     "join_studies",
@@ -35,6 +37,7 @@ __all__ = [
 
 _SUBMODULES = {
     "cells": ["CellSpec", "Cells", "read_cells"],
+    "embeddings": ["add_embedding"],
     "genes": ["align_genes"],
     "joining": ["find_copies", "join_studies"],
     "loaders": ["BatchSampler", "CellDataModule", "CellLoader"],

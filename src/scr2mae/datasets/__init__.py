@@ -9,6 +9,7 @@ from scr2mae.datasets.atlas import Atlas, hlca, load_atlas, sea_ad
 from scr2mae.datasets.download import fetch
 from scr2mae.datasets.pbmc import pbmc68k, recover_counts
 from scr2mae.datasets.simulate import simulate_donors
+from scr2mae.datasets.simulated_atlas import simulate_atlas
 
 __all__ = [
     "Atlas",
@@ -21,5 +22,6 @@ __all__ = [
     "preprocess",
     "recover_counts",
     "sea_ad",
+    "simulate_atlas",
     "simulate_donors",
 ]

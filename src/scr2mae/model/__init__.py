@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scr2mae._paper import paper
 from scr2mae.model.attribution import AttributionMixin
 from scr2mae.model.hub import HubMixin
 from scr2mae.model.predictive import PredictiveMixin
@@ -70,21 +71,18 @@ class R2MAEModel(TrainingMixin, AttributionMixin, PredictiveMixin, QueryMixin, S
 
     @classmethod
     def paper(cls, adata: AnnData, **kwargs: Any) -> Self:
-        """Build a model of the paper's size: 1000 hidden units, 512 latent dimensions, two encoder layers.
-
-        The widths are inferred from the authors' earlier code; the paper gives none. Train it with the paper's
-        settings with ``model.train(50, batch_size=400, split_key=False)``.
+        """Build a model of the paper's size; train it with ``model.train(**scr2mae.paper().train)``.
 
         Parameters
         ----------
         adata
             Raw counts.
         kwargs
-            Additional arguments of the class.
+            Additional arguments of the class, such as those of a scheme: ``**scr2mae.schemes("hlca")["cl"]._asdict()``.
 
         Returns
         -------
-        The model, not trained yet.
+        The model, not trained yet: 1000 hidden units, 512 latent dimensions, two encoder layers and one decoder layer
+        (:func:`scr2mae.paper`).
         """
-        sizes = {"n_hidden": 1000, "n_latent": 512, "n_layers": 2, "n_layers_decoder": 1}
-        return cls(adata, **{"encoder": "mlp", **sizes, **kwargs})
+        return cls(adata, **{**paper().model, **kwargs})

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scr2mae.data.columns import Key
 
 Kind = Literal["classification", "regression"]
+Protocol = Literal["stratified", "paper"]
 Rows = NDArray[np.intp]
 
 
@@ -52,6 +53,17 @@ def kinds_of(targets: Any) -> Mapping[str, Kind]:
             f"{{'age': 'regression'}}; got {targets!r}."
         )
     return targets
+
+
+def check_protocol(protocol: str, max_cells_per_donor_and_class: int | None) -> None:
+    """Raise unless this is a protocol of the probes, and its cap of cells is the protocol's."""
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"protocol must be one of {get_args(Protocol)}, got {protocol!r}.")
+    if protocol == "paper" and max_cells_per_donor_and_class is not None:
+        raise ValueError(
+            "protocol='paper' caps the cells of a donor, whatever their class; pass max_cells_per_donor in place of "
+            "max_cells_per_donor_and_class."
+        )
 
 
 def as_text(values: ArrayLike | pd.Series, what: str) -> NDArray[np.str_]:

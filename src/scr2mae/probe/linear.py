@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
+from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from scr2mae.probe.inputs import Kind
+from scr2mae.probe.inputs import Kind, Protocol
 from scr2mae.probe.logistic import LogisticProbe
 from scr2mae.probe.ridge import RidgeProbe
 
@@ -20,14 +21,27 @@ _ABSENT = -20.0
 _RATIOS = 1e-2, 1e2
 
 
-def fit_estimator(X: Any, y: NDArray[Any], donors: NDArray[Any], kind: Kind, scaled: bool) -> tuple[Any, Any]:
+_N_FOLDS = 5
+
+
+def fit_estimator(
+    X: Any,
+    y: NDArray[Any],
+    donors: NDArray[Any],
+    kind: Kind,
+    scaled: bool,
+    *,
+    protocol: Protocol = "stratified",
+) -> tuple[Any, Any]:
     """Fit a probe whose penalty is chosen across donors; return it and its scaler, or None."""
     scaler = None
     if scaled:
         # The intercept is free, so centering changes nothing; without it, sparse features stay sparse.
         scaler = StandardScaler(with_mean=False).fit(X)
         X = scaler.transform(X)
-    estimator: Any = LogisticProbe() if kind == "classification" else RidgeProbe()
+    # The paper's folds of donors do not look at their classes.
+    cv: Any = GroupKFold(min(_N_FOLDS, len(np.unique(donors)))) if protocol == "paper" else _N_FOLDS
+    estimator: Any = LogisticProbe(cv=cv) if kind == "classification" else RidgeProbe(cv=cv)
     return estimator.fit(X, y, groups=donors), scaler
 
 

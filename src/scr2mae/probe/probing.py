@@ -13,7 +13,15 @@ from scr2mae._utils.progress import progress
 from scr2mae.data.columns import as_keys
 from scr2mae.data.containers import check_anndata
 from scr2mae.data.donors import Fingerprints
-from scr2mae.probe.inputs import Kind, kinds_of, read_donors, read_representation, read_target
+from scr2mae.probe.inputs import (
+    Kind,
+    Protocol,
+    check_protocol,
+    kinds_of,
+    read_donors,
+    read_representation,
+    read_target,
+)
 from scr2mae.probe.splits import DonorSplit, draw_splits
 from scr2mae.probe.task import ProbeTask, make_task, run_task
 
@@ -28,6 +36,7 @@ def donor_splits(
     n_train_donors: int | None = None,
     n_splits: int = 1,
     seeds: Sequence[int] = (0,),
+    protocol: Protocol = "stratified",
 ) -> dict[str, list[DonorSplit]]:
     """Draw the splits of :func:`linear_probe`, to share them between several calls.
 
@@ -45,10 +54,13 @@ def donor_splits(
         Number of splits per seed.
     seeds
         Random seeds for the splits.
+    protocol
+        As in :func:`linear_probe`.
 
     Returns
     -------
-    The splits of each target, ordered by seed. Donors without a label for the target are excluded.
+    The splits of each target, ordered by seed. Donors without a label for the target are excluded; with
+    ``protocol="paper"`` all donors are split, alike for all targets.
 
     Raises
     ------
@@ -65,8 +77,12 @@ def donor_splits(
         )
     check_anndata(adata)
     kinds_of(targets)
-    read_donors(adata.obs, donor_key)
+    check_protocol(protocol, None)
+    donors = read_donors(adata.obs, donor_key)
     children = [_child_seed(seed, i) for seed in seeds for i in range(n_splits)]
+    if protocol == "paper":
+        drawn_alike = draw_splits(donors, None, n_train_donors=n_train_donors, seeds=children)
+        return {name: list(drawn_alike) for name in targets}
     drawn: dict[str, list[DonorSplit]] = {}
     for name, kind in targets.items():
         target = read_target(adata.obs, name, kind, donor_key=donor_key)
@@ -89,8 +105,9 @@ def linear_probe(
     n_train_donors: int | None = None,
     n_splits: int = 1,
     seeds: Sequence[int] = (0,),
-    max_cells_per_donor: int | None = None,
+    max_cells_per_donor: int | Mapping[str, int | None] | None = None,
     max_cells_per_donor_and_class: int | None = None,
+    protocol: Protocol = "stratified",
     scale: bool | Sequence[bool] = False,
     n_bootstrap: int = 500,
     confidence: float = 0.95,
@@ -124,9 +141,17 @@ def linear_probe(
     seeds
         Random seeds for the splits.
     max_cells_per_donor
-        Maximum number of cells per donor, drawn at random, the same cells for every representation.
+        Maximum number of cells per donor, drawn at random, the same cells for every representation; a mapping has one
+        per target.
     max_cells_per_donor_and_class
         Maximum number of cells per donor and class, for the targets in ``cell_level``.
+    protocol
+        ``"stratified"``: a class that two donors have is placed on both sides of a split; folds are stratified by class;
+        test cells of a class without training cells are counted, not scored; F1 is averaged over the classes of the test
+        cells; each target has its own splits. ``"paper"``, to the letter of Dong et al. (2025): donors are drawn at
+        random from all, alike for all targets; folds are of donors, whatever their classes; every test cell is scored,
+        so that a class that training lacks counts as missed; F1 is averaged over the classes of cells and predictions,
+        as in scikit-learn; cells are capped per donor, not per class.
     scale
         Whether to divide each feature by its standard deviation over training cells; ``(False, True)`` reports both.
     n_bootstrap
@@ -160,7 +185,8 @@ def linear_probe(
 
     Notes
     -----
-    Protocol of Dong et al. (2025): held-out donors, penalty by five folds grouped by donor, no scaling.
+    As in Dong et al. (2025), whole donors are held out, the penalty is chosen by five folds of donors, and features are
+    not scaled; ``protocol`` selects what differs.
 
     Examples
     --------
@@ -180,6 +206,7 @@ def linear_probe(
         )
     if not 0 < confidence < 1:
         raise ValueError(f"Wanted confidence between 0 and 1, got {confidence}.")
+    check_protocol(protocol, max_cells_per_donor_and_class)
     check_anndata(adata)
     kinds_of(targets)
     if splits is not None:
@@ -192,6 +219,7 @@ def linear_probe(
             n_train_donors=n_train_donors,
             n_splits=n_splits,
             seeds=seeds,
+            protocol=protocol,
         )
     by_target: Splits = splits if isinstance(splits, Mapping) else dict.fromkeys(targets, splits)
     tasks: list[tuple[int, ProbeTask]] = []
@@ -202,8 +230,11 @@ def linear_probe(
             adata.obs, name, kind, donor_key=donor_key, sample_key=sample_key, cell_level=cell_level
         )
         per_class = max_cells_per_donor_and_class if name in as_keys(cell_level, "cell_level") else None
+        per_donor = (
+            max_cells_per_donor.get(name) if isinstance(max_cells_per_donor, Mapping) else max_cells_per_donor
+        )
         tasks += [
-            (i, make_task(target, split, adata.obs_names, max_cells_per_donor, per_class))
+            (i, make_task(target, split, adata.obs_names, per_donor, per_class, protocol=protocol))
             for i, split in enumerate(by_target[name])
         ]
     records = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import f1_score
 
 from scr2mae.metrics import balanced_accuracy, macro_auroc, macro_f1, spearman
 from scr2mae.probe.inputs import Kind
@@ -33,19 +34,26 @@ def undefined(kind: Kind, note: str) -> Iterator[dict[str, Any]]:
 
 
 def score_classes(
-    truth: Codes, probability: Float, donors: Codes, interval: Interval
+    truth: Codes, probability: Float, donors: Codes, interval: Interval, *, all_predicted: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Score class probabilities, shape ``(n_units, n_classes)``, whose columns are the codes in ``truth``."""
+    """Score class probabilities, shape ``(n_units, n_classes)``, whose columns are the codes in ``truth``.
+
+    F1 is averaged over the classes present; with ``all_predicted`` also over those that are only predicted, as
+    scikit-learn does by default.
+    """
     if len(present := np.unique(truth)) < 2:
         note = f"the test donors have {len(present)} of the classes; two are needed"
         yield from undefined("classification", note)
         return
     n_classes = probability.shape[1]
     predicted = probability.argmax(axis=1)
-    accuracy, f1 = weighted_accuracy_and_f1(truth, predicted, donors, n_classes=n_classes)
+    accuracy, f1 = weighted_accuracy_and_f1(
+        truth, predicted, donors, n_classes=n_classes, all_predicted=all_predicted
+    )
+    plain_f1 = f1_score(truth, predicted, average="macro") if all_predicted else macro_f1(truth, predicted)
     area = macro_auroc(truth, probability, classes=np.arange(n_classes))
     yield _record("balanced_accuracy", balanced_accuracy(truth, predicted), accuracy, donors, interval)
-    yield _record("macro_f1", macro_f1(truth, predicted), f1, donors, interval)
+    yield _record("macro_f1", float(plain_f1), f1, donors, interval)
     yield _record("macro_auroc", area, weighted_auroc(truth, probability, donors), donors, interval)
 
 
@@ -89,7 +97,7 @@ def donor_interval(
 
 
 def weighted_accuracy_and_f1(
-    y_true: Codes, y_pred: Codes, donors: Codes, *, n_classes: int
+    y_true: Codes, y_pred: Codes, donors: Codes, *, n_classes: int, all_predicted: bool = False
 ) -> tuple[WeightedScore, WeightedScore]:
     """Return balanced accuracy and macro F1, averaged over the classes in a draw; NaN with fewer than two."""
 
@@ -105,7 +113,8 @@ def weighted_accuracy_and_f1(
         return _mean_present(weights @ hit, weights @ true, weights @ true)
 
     def f1(weights: Float) -> Float:
-        return _mean_present(2 * (weights @ hit), weights @ (true + predicted), weights @ true)
+        either = weights @ (true + predicted)
+        return _mean_present(2 * (weights @ hit), either, either if all_predicted else weights @ true)
 
     return accuracy, f1
 

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scr2mae.metrics import group_means
-from scr2mae.probe.inputs import Rows, Target, cap_cells
+from scr2mae.probe.inputs import Protocol, Rows, Target, cap_cells
 from scr2mae.probe.linear import fit_estimator
 from scr2mae.probe.scores import donor_interval, score_classes, score_numbers, undefined
 from scr2mae.probe.splits import DonorSplit
@@ -30,6 +30,7 @@ class ProbeTask:
     absent_train: tuple[str, ...] = ()
     absent_test: tuple[str, ...] = ()
     n_unseen: int = 0
+    protocol: Protocol = "stratified"
 
     @property
     def classify(self) -> bool:
@@ -69,7 +70,13 @@ class ProbeTask:
 
 
 def make_task(
-    target: Target, split: DonorSplit, names: pd.Index, per_donor: int | None, per_class: int | None
+    target: Target,
+    split: DonorSplit,
+    names: pd.Index,
+    per_donor: int | None,
+    per_class: int | None,
+    *,
+    protocol: Protocol = "stratified",
 ) -> ProbeTask:
     """Find the cells of each side, capped per donor and per class of a donor; ``names`` are those of all cells."""
     train, test = split.rows(target.donors)
@@ -78,7 +85,7 @@ def make_task(
             cap = partial(cap_cells, keys=keys, names=names[target.rows], limit=limit, seed=_seed(split))
             train, test = cap(train), cap(test)
     if target.kind == "regression":
-        return ProbeTask(target, split, train, test)
+        return ProbeTask(target, split, train, test, protocol=protocol)
     trained, tested = set(target.y[train].tolist()), set(target.y[test].tolist())
     absent_train, absent_test = tuple(sorted(tested - trained)), tuple(sorted(trained - tested))
     if absent_train or absent_test:
@@ -88,9 +95,12 @@ def make_task(
             list(absent_train),
             list(absent_test),
         )
-    # No model can predict a class without training cells; its test cells are counted instead of scored.
     seen = np.isin(target.y[test], list(trained))
-    return ProbeTask(target, split, train, test[seen], absent_train, absent_test, int((~seen).sum()))
+    n_unseen = int((~seen).sum())
+    if protocol != "paper":
+        # No model can predict a class without training cells; its test cells are counted instead of scored.
+        test = test[seen]
+    return ProbeTask(target, split, train, test, absent_train, absent_test, n_unseen, protocol)
 
 
 def run_task(
@@ -105,9 +115,17 @@ def run_task(
             yield from (common | fields | record for record in undefined(target.kind, note))
         return
     model, predicted = _fit_predict(X, task, scaled)
-    score: Any = score_classes if task.classify else score_numbers
+    score: Any = score_numbers
+    truth = target.y[test]
+    if task.classify:
+        score = partial(score_classes, all_predicted=task.protocol == "paper")
+        classes = np.union1d(model.classes_, truth)
+        truth = np.searchsorted(classes, truth)
+        if len(classes) > len(model.classes_):  # classes that are never predicted
+            known = np.zeros((len(predicted), len(classes)))
+            known[:, np.searchsorted(classes, model.classes_)] = predicted
+            predicted = known
     common["penalty"] = model.C_ if task.classify else model.alpha_
-    truth = np.searchsorted(model.classes_, target.y[test]) if task.classify else target.y[test]
     donors = np.unique(target.donors[test], return_inverse=True)[1]
     interval = partial(donor_interval, n_draws=n_bootstrap, confidence=confidence, seed=_seed(task.split))
     for level, unit in task.levels():
@@ -128,7 +146,12 @@ def _fit_predict(X: Any, task: ProbeTask, scaled: bool) -> tuple[Any, NDArray[np
     target, train, test = task.target, task.train, task.test
     X_test = X[target.rows[test]]
     model, scaler = fit_estimator(
-        X[target.rows[train]], target.y[train], target.donors[train], target.kind, scaled
+        X[target.rows[train]],
+        target.y[train],
+        target.donors[train],
+        target.kind,
+        scaled,
+        protocol=task.protocol,
     )
     if scaler is not None:
         X_test = scaler.transform(X_test)

@@ -248,7 +248,7 @@ def beta_covariance(
     n_features
         Number of covariates.
     a, b
-        Shape of the Beta distribution. The paper does not give its values; ours yield few strong and many weak directions.
+        Shape of the Beta distribution. Its values are not in our copy of the paper; ours yield few strong and many weak directions.
     low, high
         Smallest and largest eigenvalue after rescaling.
     seed

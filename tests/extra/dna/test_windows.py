@@ -1,6 +1,7 @@
 """Tables of windows: cutting, selection and splits."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from scr2mae.extra import dna
@@ -123,3 +124,40 @@ def test_splits_repeat_with_the_seed_and_blocks_of_other_chromosomes_are_others(
 def test_invalid_splits_are_refused(msa, options, message):
     with pytest.raises(ValueError, match=message):
         dna.split_windows(dna.make_windows(msa, size=32, step=32), **options)
+
+
+def test_windows_are_read_with_the_names_and_strands_of_the_alignment(tmp_path):
+    msa, _ = dna.simulate_alignment(1000, 2, seed=0)
+    wanted = dna.make_windows(msa, size=50, step=50)
+    for name, strands in (("w.tsv", True), ("w.csv", True), ("w.bed", False), ("w.tsv.gz", False)):
+        table = wanted.assign(chrom="1", score=0.5)
+        if not strands:
+            table = table[table["strand"] == "+"].drop(columns="strand")
+        sep, is_bed = ("," if ".csv" in name else "\t"), name.endswith(".bed")
+        table.to_csv(tmp_path / name, sep=sep, index=False, header=not is_bed)
+        pd.testing.assert_frame_equal(dna.read_windows(tmp_path / name, msa), wanted, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"end": 990}, ValueError, "windows of one length"),
+        ({"start": 980, "end": 1030}, ValueError, "are they of this assembly"),
+        ({"strand": "?"}, ValueError, "A strand must be"),
+        ({"chrom": "7"}, KeyError, "7"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(tmp_path, change, error, message):
+    msa, _ = dna.simulate_alignment(1000, 2, seed=0)
+    table = dna.make_windows(msa, size=50, step=50)
+    table.iloc[:1].assign(**change).pipe(lambda row: pd.concat([row, table.iloc[1:]])).to_csv(
+        tmp_path / "w.tsv", sep="\t", index=False
+    )
+    with pytest.raises(error, match=message):
+        dna.read_windows(tmp_path / "w.tsv", msa)
+
+
+def test_a_table_without_ends_is_refused(tmp_path):
+    (tmp_path / "w.tsv").write_text("chrom\tstart\n1\t5\n")
+    with pytest.raises(KeyError, match="lacks the columns"):
+        dna.read_windows(tmp_path / "w.tsv", dna.simulate_alignment(1000, 2, seed=0)[0])

@@ -3,10 +3,14 @@
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+
+import scr2mae
+from scr2mae.extra import vision
 
 from .conftest import make_images
 from .test_formats import ATTRIBUTES, write_celeba
@@ -54,13 +58,40 @@ def arrays(tmp_path):
     return tmp_path / "images.npz"
 
 
-def test_figure_2c_finetunes_at_each_ratio(run, arrays, tmp_path, capsys):
+def test_figure_2c_finetunes_at_each_ratio_and_goes_on(run, arrays, tmp_path, capsys):
     common = ["--data", arrays, "-o", tmp_path, "--presets", "tiny", "--patch-size", 8, "--batch-size", 12]
-    run("vision/figure_2c.py", *common, "--epochs", 1, "--finetune-epochs", 1, "--ratios", 0.5, 0.75)
+    common += ["--epochs", 1, "--finetune-epochs", 1, "--images-per-step", 24, 12]
+    run("vision/imagenet.py", "figure_2c", *common, "--rows", 0.5)
+    run("vision/imagenet.py", "figure_2c", *common, "--rows", 0.5, 0.75)
     frame = pd.read_csv(tmp_path / "figure_2c.csv")
-    assert frame["ratio"].tolist() == [0.5, 0.75]
+    assert frame["row"].tolist() == [0.5, 0.75]
     assert (frame["top5"] == 100).all()  # of three classes
     assert (tmp_path / "figure_2c.png").stat().st_size > 5000
+
+
+def test_the_dry_run_of_table_1_has_its_shape(run, tmp_path, capsys):
+    run("vision/imagenet.py", "table_1", "-o", tmp_path, "--dry-run", "--shard", "0/2")
+    assert len(pd.read_csv(tmp_path / "table_1.csv")) == 3
+    run("vision/imagenet.py", "table_1", "-o", tmp_path, "--dry-run")
+    frame = pd.read_csv(tmp_path / "table_1.csv")
+    assert set(frame["row"]) == set(scr2mae.schemes("vision"))
+    assert (frame["top5"] >= frame["top1"]).all()
+    *_, heading, _, top1, top5 = capsys.readouterr().out.strip().splitlines()
+    assert [text.strip() for text in heading.strip("|").split("|")] == [
+        *("metric", "mae", "mae_high", "mae_low", "mdlm", "dynamic", "r2mae"),
+    ]
+    assert top1.startswith("| top1")
+    assert top5.startswith("| top5")
+
+
+def test_a_step_of_table_1_has_the_images_of_mae():
+    script = runpy.run_path(str(BENCHMARKS / "vision/imagenet.py"))
+    options = SimpleNamespace(images_per_step=script["IMAGES_PER_STEP"], batch_size=256)
+    for name, n_images, n_epochs, lr in (("vit", 4096, 150, 1.5e-4), ("finetune", 1024, 100, 5e-4)):
+        recipe, n_accumulated = script["recipe_and_accumulation"](name, options, n_epochs)
+        assert recipe.batch_size * n_accumulated == n_images
+        assert recipe.plan_kwargs(n_images)["lr"] == pytest.approx(lr * n_images / 256)
+        assert recipe.warmup_epochs == vision.RECIPES[name].warmup_epochs
 
 
 def test_the_comparison_of_schemes_goes_on_where_it_was_stopped(run, arrays, tmp_path, capsys):

@@ -131,3 +131,20 @@ def test_arrays_in_a_file_are_opened_by_split(tmp_path):
         vision.open_images(tmp_path / "whole.npz", split="test")
     with pytest.raises(FileNotFoundError, match="No file or folder"):
         vision.open_images(tmp_path / "nowhere.npz")
+
+
+def test_the_folders_of_torchvision_are_train_and_val(tmp_path):
+    for split, n in (("train", 3), ("val", 2)):
+        for label in ("n01440764", "n01443537"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (12, 10), (40 * i, 0, 0)).save(
+                    tmp_path / split / label / f"{i}.JPEG", "JPEG"
+                )
+    assert vision.image_splits(tmp_path) == ["train", "validation"]
+    train, validation = (
+        vision.open_images(tmp_path, split=split, size=8) for split in ("train", "validation")
+    )
+    assert (len(train), len(validation)) == (6, 4)
+    assert train.classes_ == validation.classes_ == ["n01440764", "n01443537"]
+    assert not hasattr(train, "images")  # decoded when they are needed

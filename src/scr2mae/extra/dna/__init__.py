@@ -13,7 +13,7 @@ from scr2mae.extra.dna.simulation import simulate_alignment
 from scr2mae.extra.dna.tracks import ArrayTrack, Track, open_track
 from scr2mae.extra.dna.training import VALIDATION_RATIOS, pretrain
 from scr2mae.extra.dna.variants import STATUSES, check_variants, read_variants
-from scr2mae.extra.dna.windows import WindowSplit, make_windows, select_windows, split_windows
+from scr2mae.extra.dna.windows import WindowSplit, make_windows, read_windows, select_windows, split_windows
 
 __all__ = [
     "STATUSES",
@@ -37,6 +37,7 @@ __all__ = [
     "predict_bases",
     "pretrain",
     "read_variants",
+    "read_windows",
     "reverse_complement",
     "score",
     "select_windows",

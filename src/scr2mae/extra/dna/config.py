@@ -46,8 +46,8 @@ class GPNMSAConfig:
     max_position_embeddings
         Longest window.
     curriculum
-        Settings of learned loss weights, ``"cl"``, ``"cl_k0"``, or None. A name is replaced by its settings; ``rank`` and
-        ``per_cell`` are ignored.
+        Settings of learned loss weights, ``"cl"``, ``"cl_k0"``, or None. A name is replaced by the paper's settings for DNA;
+        ``rank`` and ``per_cell`` are ignored.
 
     Raises
     ------
@@ -68,7 +68,7 @@ class GPNMSAConfig:
     curriculum: Curriculum | str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "curriculum", Curriculum.named(self.curriculum))
+        object.__setattr__(self, "curriculum", Curriculum.named(self.curriculum, domain="dna"))
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

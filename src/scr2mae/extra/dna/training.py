@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from scr2mae._schemes import schemes
+from scr2mae._paper import schemes
 from scr2mae._utils.batches import BatchSampler
 from scr2mae.extra.dna.compatibility import check_windows
 from scr2mae.extra.dna.dataset import WindowDataModule

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scr2mae._utils.files import as_path
 from scr2mae.extra.dna.alignment import row_slices
 from scr2mae.extra.dna.alphabet import GAP_ID, encode
 from scr2mae.extra.dna.chromosomes import find_chrom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from scr2mae.extra.dna.alignment import GenomeMSA
     from scr2mae.extra.dna.tracks import Track
 
-__all__ = ["WINDOW_COLUMNS", "WindowSplit", "make_windows", "select_windows", "split_windows"]
+__all__ = ["WINDOW_COLUMNS", "WindowSplit", "make_windows", "read_windows", "select_windows", "split_windows"]
 
 WINDOW_COLUMNS = ("chrom", "start", "end", "strand")
 
@@ -97,6 +99,61 @@ def make_windows(
     if not both_strands:
         return windows
     return pd.concat([windows, windows.assign(strand="-")], ignore_index=True)
+
+
+def read_windows(path: str | Path, msa: GenomeMSA) -> pd.DataFrame:
+    """Read windows that were chosen elsewhere, such as the published ones of GPN-MSA.
+
+    Parameters
+    ----------
+    path
+        Tab- or comma-separated, gzipped or not, or Parquet, with the columns ``chrom``, ``start``, ``end`` (0-based,
+        half-open) and, if given, ``strand``; a ``.bed`` file has no header.
+    msa
+        The alignment; its names of the chromosomes are used.
+
+    Returns
+    -------
+    Columns as of :func:`make_windows`. Without strands, each window is there twice, once per strand.
+
+    Raises
+    ------
+    KeyError
+        If a column is missing, or a chromosome is not in the alignment.
+    ValueError
+        If windows differ in length, leave their chromosome, or a strand is neither + nor -.
+    """
+    place = as_path(path)
+    suffixes = [suffix for suffix in place.suffixes if suffix != ".gz"]
+    kind = suffixes[-1] if suffixes else ""
+    if kind == ".parquet":
+        table = pd.read_parquet(place)
+    elif kind == ".bed":
+        table = pd.read_csv(place, sep="\t", header=None, usecols=[0, 1, 2], names=list(WINDOW_COLUMNS[:3]))
+    else:
+        table = pd.read_csv(place, sep="," if kind == ".csv" else "\t", comment="#")
+    if missing := [name for name in WINDOW_COLUMNS[:3] if name not in table]:
+        raise KeyError(f"{place} lacks the columns {missing}; it has {list(table)}.")
+    table = table[[name for name in WINDOW_COLUMNS if name in table]]
+    names = {
+        each: find_chrom(each, msa.chroms, place="the alignment")
+        for each in table["chrom"].astype(str).unique()
+    }
+    windows = table.assign(chrom=table["chrom"].astype(str).map(names))
+    lengths = np.unique(windows["end"] - windows["start"])
+    if len(lengths) != 1:
+        raise ValueError(f"{place} must have windows of one length, got {lengths[:5].tolist()}.")
+    for chrom, rows in windows.groupby("chrom"):
+        first, last = msa.span(str(chrom))
+        if rows["start"].min() < first or rows["end"].max() > last:
+            raise ValueError(
+                f"Windows of {chrom} in {place} leave its positions {first} to {last}; are they of this assembly?"
+            )
+    if "strand" not in windows:
+        return pd.concat([windows.assign(strand="+"), windows.assign(strand="-")], ignore_index=True)
+    if wrong := set(windows["strand"]) - {"+", "-"}:
+        raise ValueError(f"A strand must be + or -, got {sorted(map(str, wrong))[:5]} in {place}.")
+    return windows.reset_index(drop=True)
 
 
 def select_windows(

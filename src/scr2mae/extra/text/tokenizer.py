@@ -133,6 +133,34 @@ class BytePairTokenizer:
             raise ValueError(f"{file} is not a tokenizer.json, or is damaged: {error}") from error
         return cls(tokenizer)
 
+    @classmethod
+    def from_hub(cls, name: str = "FacebookAI/roberta-base") -> BytePairTokenizer:
+        """Download the tokenizer of a model on the Hugging Face hub.
+
+        Parameters
+        ----------
+        name
+            The model; by default RoBERTa-base, whose 50,265 symbols are the paper's.
+
+        Returns
+        -------
+        The tokenizer.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be downloaded, or lacks a special token.
+        """
+        try:
+            tokenizer = require("tokenizers", extra="text").Tokenizer.from_pretrained(name)
+        except ImportError:
+            raise
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(
+                f"No tokenizer of {name!r} on the hub ({error}); download its tokenizer.json and load that."
+            ) from error
+        return cls(tokenizer)
+
     def save(self, path: str | Path) -> None:
         """Write a ``tokenizer.json``, which ``transformers`` and ``tokenizers`` read.
 

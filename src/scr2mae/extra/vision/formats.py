@@ -24,6 +24,7 @@ _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _MNIST_PREFIX = {"train": "train", "test": "t10k"}
 _CELEBA_SPLITS = {"train": "0", "validation": "1", "test": "2"}
 _SPLITS = tuple(_CELEBA_SPLITS)
+_FOLDERS = {"validation": ("validation", "val")}  # torchvision and MAE have "val"
 
 
 class CelebA(ImageFiles):
@@ -194,8 +195,14 @@ def image_splits(path: str | Path) -> list[str]:
         return [
             split for split in _MNIST_PREFIX if any(place.glob(f"{_MNIST_PREFIX[split]}-images?idx3-ubyte*"))
         ]
-    found = [split for split in _SPLITS if (place / split).is_dir()]
+    found = [split for split in _SPLITS if _folder(place, split).is_dir()]
     return found if "train" in found else []
+
+
+def _folder(place: Path, split: str) -> Path:
+    """Return the subfolder of a split, the first of its names that exists."""
+    names = _FOLDERS.get(split, (split,))
+    return next((place / name for name in names if (place / name).is_dir()), place / split)
 
 
 def open_images(path: str | Path, *, split: str | None = None, **options: Any) -> Images:
@@ -207,8 +214,8 @@ def open_images(path: str | Path, *, split: str | None = None, **options: Any) -
         A folder; or an ``.npz`` file with the arrays ``x_train``, ``y_train``, ``x_test``, ``y_test`` (or ``x`` and,
         with labels, ``y``).
     split
-        ``"train"``, ``"validation"`` or ``"test"``; a folder of image files is split by subfolders of these names. None
-        opens images that are not split.
+        ``"train"``, ``"validation"`` or ``"test"``; a folder of image files is split by subfolders of these names, or
+        ``val``. None opens images that are not split.
     options
         ``size`` and further arguments for images in files; arrays are used as they are.
 
@@ -230,9 +237,9 @@ def open_images(path: str | Path, *, split: str | None = None, **options: Any) -
         return _read_npz(place, "" if split is None else f"_{split}")
     if (place / "list_attr_celeba.txt").is_file():
         return CelebA(place, str(split), **options)
-    if splits and not (place / str(split)).is_dir():
+    if splits and not _folder(place, str(split)).is_dir():
         return read_mnist(place, str(split))
-    return ImageFolder(place if split is None else place / split, **options)
+    return ImageFolder(place if split is None else _folder(place, split), **options)
 
 
 def _read_npz(path: Path, suffix: str) -> ImageArray:

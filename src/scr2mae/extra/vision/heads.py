@@ -108,7 +108,7 @@ class AttributeHead(Head):
     n_hidden
         Width of the shared layer.
     dropout
-        Dropout rate of the shared layer (0.5: inferred, the paper gives no value).
+        Dropout rate of the shared layer (0.5: inferred; the value is not in our copy of the paper).
 
     Notes
     -----

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,8 @@ class GradientSchedule:
 
     Notes
     -----
-    The paper's 5,000 and 30,000 to 120,000 steps are the defaults .02, .12 and .5 of its 243,000 steps on HLCA.
+    The defaults are the paper's 5,000 and 30,000 to 120,000 steps as shares of its 243,000 steps on HLCA; the steps
+    themselves, and the times for DNA, are those of ``schemes("hlca")``, ``schemes("sea_ad")`` and ``schemes("dna")``.
     """
 
     frozen: int | float = 0.02
@@ -92,6 +93,17 @@ class GradientSchedule:
             return 0.0
         share = min(max((step - start) / (end - start), 0.0), 1.0) if end > start else float(step >= end)
         return 1.0 + (self.final - 1.0) * share
+
+
+TIMES = {
+    "single_cell": GradientSchedule(),
+    "text": GradientSchedule(),
+    "hlca": GradientSchedule(frozen=5_000, start=30_000, end=120_000),
+    "sea_ad": GradientSchedule(frozen=5_000, start=30_000, end=120_000),
+    # 5,000 of 30,000 steps, then a fall "throughout its training".
+    "dna": GradientSchedule(frozen=1 / 6, start=0.0, end=1.0),
+}
+"""The paper's schedules by domain (appendix C.7 and C.8); the one for text is inferred."""
 
 
 @dataclass(frozen=True)
@@ -195,13 +207,15 @@ class Curriculum:
         )
 
     @classmethod
-    def named(cls, curriculum: str | Curriculum | None) -> Curriculum | None:
+    def named(cls, curriculum: str | Curriculum | None, *, domain: str = "single_cell") -> Curriculum | None:
         """Convert the ``curriculum`` argument of a model to settings; None for no curriculum.
 
         Parameters
         ----------
         curriculum
             ``"cl"`` (from easy to hard), ``"cl_k0"`` (easy throughout), settings, or None.
+        domain
+            A domain or atlas of :func:`scr2mae.schemes`, which has times of its own.
 
         Returns
         -------
@@ -215,9 +229,9 @@ class Curriculum:
         if curriculum is None or isinstance(curriculum, cls):
             return curriculum
         if curriculum == "cl":
-            return cls()
+            return cls(schedule=TIMES[domain])
         if curriculum == "cl_k0":
-            return cls(schedule=GradientSchedule(final=1.0))
+            return cls(schedule=replace(TIMES[domain], final=1.0))
         raise ValueError(
             f"curriculum must be 'cl', 'cl_k0', Curriculum settings or None, got {curriculum!r}."
         )
