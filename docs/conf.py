@@ -130,6 +130,7 @@ html_css_files = ["custom.css"]
 html_extra_path = ["llms.txt"]
 html_show_sourcelink = False
 html_theme_options = {
+    "logo": {"text": f"scr2mae {version}"},
     "navbar_persistent": [],
     "show_toc_level": 2,
     "show_navbar_depth": 1,
@@ -201,7 +202,8 @@ def _public_bases(app: Sphinx, name: str, obj: Any, options: Any, bases: list[An
 
     def public(base: Any) -> list[Any]:
         first, *inner = base.__module__.split(".")
-        if first != "scr2mae" or not any(part.startswith("_") for part in inner):
+        is_private = any(part.startswith("_") for part in inner) or base.__name__.endswith("Mixin")
+        if first != "scr2mae" or not is_private:
             return [base]
         return [shown for each in base.__bases__ for shown in public(each)]
 
@@ -246,9 +248,33 @@ def _mark_wide_images(app: Sphinx, doctree: Element, docname: str) -> None:
                 image["classes"].append("wide")
 
 
+def _lead_to_sources(
+    app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Let buttons of tutorials lead to the folder in the repository; pages that are generated have nothing to edit."""
+
+    def mend(buttons: list[Any]) -> list[Any]:
+        kept = []
+        for button in buttons:
+            if "buttons" in button:
+                button["buttons"] = mend(button["buttons"])
+            url = button.get("url", "")
+            if pagename.startswith("api/generated/") and "/edit/" in url:
+                continue
+            if url and pagename.startswith("tutorials/") and pagename != "tutorials/index":
+                button["url"] = url.replace("docs/tutorials/", "tutorials/").replace(
+                    "docs%2Ftutorials", "tutorials"
+                )
+            kept.append(button)
+        return kept
+
+    context["header_buttons"] = mend(context.get("header_buttons", []))
+
+
 def setup(app: Sphinx) -> None:
     """Register the handlers: before autodoc reads signatures, after intersphinx gave up, before pages are written."""
     app.connect("doctree-resolved", _mark_wide_images)
     app.connect("autodoc-before-process-signature", _annotations_as_written)
     app.connect("autodoc-process-bases", _public_bases)
     app.connect("missing-reference", _resolve_short_name, priority=600)
+    app.connect("html-page-context", _lead_to_sources, priority=900)
