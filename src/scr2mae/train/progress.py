@@ -134,7 +134,7 @@ class _Lines:
         since, at = self.warm if now > self.warm[1] else (self.first, self.began)
         speed = (done - since) / max(now - at, 1e-9)  # epochs per second
         if self.start is not None:
-            if now - at < _WARM_UP and done != int(done):
+            if now - at < _WARM_UP and done != self.epochs:
                 return
             time_left = "" if self.epochs is None else f"; about {_time((self.epochs - done) / speed)}"
             logger.info("%s%s.", self.start, time_left)
