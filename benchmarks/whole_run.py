@@ -1,18 +1,15 @@
-"""Time of whole runs at the defaults, compared with scVI: ``train()`` of ten epochs, and from counts to embedding.
+"""Time of whole calls of ``train()`` at the defaults, ten epochs, compared with scVI.
 
-    python benchmarks/whole_run.py -o OUT [--rounds 3] [--process]
+    python benchmarks/whole_run.py -o OUT [--rounds 3]
 
 Both packages run in one process on the same simulated counts, by turns: this package at its defaults (mini-batches of 128),
 scVI at its own (128 hidden units, 10 latent dimensions, mini-batches of 128). The ratio of each round is taken and the
-median reported, for 5,000 and 2,000 genes. With ``--process``, each side instead embeds 10,000 cells of 2,000 genes with the
-epochs that it chooses itself, in a process of its own, imports included; scVI takes long.
+median reported, for 5,000 and 2,000 genes. ``jobs.py`` measures whole processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
 
 import anndata as ad
@@ -24,8 +21,8 @@ SIDES = ("scr2mae", "scvi")
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
-def run(side: str, adata: ad.AnnData, max_epochs: int | None) -> None:
-    """Build, train and embed."""
+def run(side: str, adata: ad.AnnData, max_epochs: int) -> None:
+    """Build and train."""
     if side == "scr2mae":
         import scr2mae
 
@@ -36,8 +33,6 @@ def run(side: str, adata: ad.AnnData, max_epochs: int | None) -> None:
         scvi.model.SCVI.setup_anndata(adata)
         model = scvi.model.SCVI(adata)
     model.train(max_epochs, **QUIET)
-    if max_epochs is None:
-        model.get_latent_representation()
 
 
 def train_rates(options: argparse.Namespace) -> pd.DataFrame:
@@ -67,23 +62,9 @@ def main() -> None:
     parser.add_argument("--genes", type=int, nargs="+", default=[5000, 2000])
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--process", action="store_true")
-    parser.add_argument("--alone", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     silence()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.alone:
-        run(options.alone, ad.read_h5ad(options.out / "cells.h5ad"), None)
-        return
-    if options.process:
-        from speed import Size, draw_counts
-
-        draw_counts(Size(0, 0, 0, n_obs=10_000, n_vars=2000)).write_h5ad(options.out / "cells.h5ad")
-        for side in SIDES:
-            start = time.perf_counter()
-            subprocess.run([sys.executable, __file__, "-o", options.out, "--alone", side], check=True)
-            print(f"{side}: {time.perf_counter() - start:.1f} s", flush=True)
-        return
     frame = train_rates(options)
     frame.to_csv(options.out / "whole_run.csv", index=False)
     table = frame.pivot_table("cells per second", ["genes", "round"], "side")
