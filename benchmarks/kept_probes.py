@@ -2,9 +2,10 @@
 
     python benchmarks/kept_probes.py --data FOLDER -o out
 
-Three tables: the calibration error on held-out donors before and after calibration; the share of known cells that are
-called unknown, and of cells of a type that the reference lacks; and, on simulated donors, the share of planted genes
-among the top genes of a probe, and of a t test on pseudobulk counts. Scores of a probe are nested: penalty and
+Four tables: the calibration error on held-out donors before and after calibration; the share of known cells that are
+called unknown, and of cells of a type that the reference lacks; on simulated donors, the share of planted genes among
+the top genes of a probe, and of a t test on pseudobulk counts; and how alike the ranks of genes are between training
+seeds of the network, and between folds of donors. Scores of a probe are nested: penalty and
 calibration of a prediction come from other donors.
 """
 
@@ -21,7 +22,7 @@ from scipy.stats import ttest_ind
 
 import scr2mae
 from common_setup import make_parser, select_genes, silence
-from scr2mae.probe import fit_probe, gene_attribution
+from scr2mae.probe import fit_probe, gene_attribution, rank_stability
 
 # File, target, and whether cells of the type can be withheld.
 SETS = {
@@ -101,13 +102,40 @@ def pseudobulk_t(adata: ad.AnnData) -> pd.Series:
     return pd.Series(np.abs(np.nan_to_num(t)), index=adata.var_names)
 
 
+def simulate(options: argparse.Namespace, seed: int) -> ad.AnnData:
+    """Return 20 donors whose disease shifts planted genes."""
+    return scr2mae.datasets.simulate_donors(
+        n_donors=20, n_cells_per_donor=100, n_genes=500, disease_effect=options.effect, donor_effect=0.2, seed=seed
+    )  # fmt: skip
+
+
+def repeat(options: argparse.Namespace) -> pd.DataFrame:
+    """Return how alike the ranks of genes are between networks that differ in their training seed alone."""
+    sets = {"simulated": (simulate(options, 0), "disease")}
+    for name in ("csle", "ifnb"):
+        file, target = SETS[name]
+        sets[name] = (read(options.data, file, options.n_top_genes), target)
+    rows = []
+    for name, (adata, target) in sets.items():
+        tables = []
+        for seed in range(options.training_seeds):
+            model = train(adata, seed=seed)
+            kept = fit_probe(
+                adata, target=target, kind="classification", donor_key="donor", model=model, n_bootstrap=0
+            )
+            tables.append(gene_attribution(kept, adata, n_top=50, max_cells_per_donor=30))
+        top = tables[0][tables[0]["rank"] <= 50]
+        between = rank_stability(tables, n_top=50)
+        rows.append({"data": name, **between, "overlap of folds": top["stability"].mean()})
+        print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
 def plant(options: argparse.Namespace) -> pd.DataFrame:
     """Return the precision at the number of planted genes, for attributions, their t, and the pseudobulk t test."""
     rows = []
     for seed in range(options.seeds):
-        adata = scr2mae.datasets.simulate_donors(
-            n_donors=20, n_cells_per_donor=100, n_genes=500, disease_effect=options.effect, donor_effect=0.2, seed=seed
-        )  # fmt: skip
+        adata = simulate(options, seed)
         planted = adata.var["disease_lfc"] != 0
         k = int(planted.sum())
         model = train(adata, seed=seed)
@@ -136,6 +164,9 @@ def main() -> None:
     parser.add_argument("--withheld", nargs="+", default=list(WITHHELD))
     parser.add_argument("--rate", type=float, default=0.05, help="nominal share of unknown cells")
     parser.add_argument("--effect", type=float, default=0.5, help="log fold change of planted genes")
+    parser.add_argument(
+        "--training-seeds", type=int, default=3, help="networks per set, for the ranks of genes"
+    )
     parser.add_argument("--n-top-genes", type=int, default=2000)
     options = parser.parse_args()
     silence()
@@ -146,7 +177,7 @@ def main() -> None:
         print(table.to_markdown(index=False, floatfmt=".3f"), flush=True)
 
 
-PARTS = {"calibration": calibrate, "unknown": withhold, "genes": plant}
+PARTS = {"calibration": calibrate, "unknown": withhold, "genes": plant, "seeds": repeat}
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from scr2mae import datasets
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 MACHINE = re.compile(
@@ -57,3 +59,23 @@ def test_a_notebook_keeps_no_times_of_day(path):
 def test_the_table_of_tutorials_has_every_notebook():
     table = (ROOT / "tutorials" / "README.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| \[\w+\]\((\w+\.ipynb)\)", table, re.M)) == [p.name for p in NOTEBOOKS]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_tutorial_on_new_donors_takes_a_file_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    cells = datasets.simulate_donors(
+        n_donors=14, n_cells_per_donor=25, n_genes=60, n_batches=2, disease_effect=1.5, effect_fraction=0.4
+    )
+    labels = cells.obs["disease"].map({"control": "well", "disease": "sick"}).astype(object)
+    cells.obs["disease"] = labels.where(cells.obs["donor"].cat.codes < 10)
+    del cells.var["disease_lfc"]
+    cells.write_h5ad(tmp_path / "mine.h5ad")
+    code = ["".join(cell["source"]) for cell in code_cells(ROOT / "tutorials" / "10_new_donors.ipynb")]
+    assert "PATH = None" in code[0]
+    names = {}
+    for source in code:
+        exec(source.replace("PATH = None", f"PATH = {str(tmp_path / 'mine.h5ad')!r}"), names)
+    assert len(names["calls"]) == 4
+    assert set(names["calls"]["prediction"]) <= {"well", "sick", "unknown"}

@@ -620,7 +620,63 @@ def test_three_thousand_batches_are_set_up_saved_and_loaded(tmp_path: Path) -> N
     assert len(R2MAEModel.load(tmp_path / "m").spec.categorical[0][1]) == 3000
 
 
-@pytest.mark.parametrize("name", ["with blank", "Zürich", "模型", "a'b"])
-def test_blanks_umlauts_and_quotes_in_paths(name: str, trained: R2MAEModel, tmp_path: Path) -> None:
-    trained.save(tmp_path / name / "m")
-    assert R2MAEModel.load(tmp_path / name / "m").is_trained
+@pytest.mark.parametrize("name", ["with blank and ü", "模型's"])
+def test_blanks_umlauts_and_quotes_in_paths(
+    name: str, trained: R2MAEModel, sick: AnnData, tmp_path: Path
+) -> None:
+    from scr2mae.cli import main
+
+    place = tmp_path / name
+    trained.save(place / "m")
+    assert R2MAEModel.load(place / "m").is_trained
+    R2MAEModel(sick.copy(), **TINY).train(**QUICK, checkpoint_dir=place / "run")
+    R2MAEModel(sick.copy(), **TINY).train(**{**QUICK, "max_epochs": 3}, resume=place / "run")
+    fit_probe(sick, **FIT).save(place / "probe")
+    assert Probe.load(place / "probe").target == "disease"
+    run = {"targets": TARGET, "donor_key": "donor", "methods": "lognorm", "n_splits": 1}
+    benchmark.run(sick, out=place / "bench", enable_progress_bar=False, **run)
+    assert (place / "bench" / "results.csv").is_file()
+    sick.obs["donor"] = "new"
+    sick.write_h5ad(place / f"{name}.h5ad")
+    cells, out = str(place / f"{name}.h5ad"), str(place / "out")
+    assert main(["prepare", cells, "-o", f"{out}.zarr", "-q"]) == 0
+    assert main(["embed", cells, "--model", str(place / "m"), "-o", f"{out}.h5ad", "-q"]) == 0
+    assert main(["predict", cells, "--probe", str(place / "probe"), "-o", f"{out}2.h5ad", "-q"]) == 0
+    assert {"disease_predicted"} <= set(anndata.read_h5ad(f"{out}2.h5ad").obs)
+
+
+@pytest.mark.parametrize("command", ["embed", "predict", "prepare"])
+def test_an_interrupt_in_the_middle_leaves_no_output(
+    command: str,
+    trained: R2MAEModel,
+    sick: AnnData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    from scr2mae.cli import main
+    from scr2mae.data.prepare import pipeline
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    trained.save(tmp_path / "m")
+    fit_probe(sick, **FIT).save(tmp_path / "probe")
+    sick.obs["donor"] = "new"
+    sick.write_h5ad(tmp_path / "a.h5ad")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    lines = {
+        "embed": ["a.h5ad", "--model", "m", "-o", "out.h5ad"],
+        "predict": ["a.h5ad", "--probe", "probe", "-o", "out.h5ad"],
+        "prepare": ["a.h5ad", "-o", "out.zarr"],
+    }
+    monkeypatch.chdir(tmp_path)
+    if command == "predict":
+        monkeypatch.setattr("anndata.io.write_elem", interrupted)  # the copy of the input is there already
+    elif command == "embed":
+        monkeypatch.setattr(R2MAEModel, "get_latent_representation", interrupted)
+    else:
+        monkeypatch.setattr(pipeline, "write_counts", interrupted)
+    assert main([command, *lines[command], "-q"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi.criticism import PosteriorPredictiveCheck
 
-from scr2mae import R2MAEModel
+from scr2mae import R2MAEModel, datasets
 from scr2mae.data import CellLoader, read_cells
 
 
@@ -73,6 +73,22 @@ def test_a_draw_in_folds_does_not_know_the_count_that_it_is_compared_with(
     assert not torch.allclose(known[0], known[1])
     panel = trained.posterior_predictive_sample(adata[:, :50].copy(), n_folds=n_folds)
     assert panel.shape == (120, 60)
+
+
+def test_draws_of_genes_hidden_in_folds_are_calibrated(train_tiny: Any) -> None:
+    adata = datasets.simulate_donors(n_donors=8, n_cells_per_donor=50, n_genes=80, seed=1)
+    model = train_tiny(adata, max_epochs=20, model={"n_hidden": 32, "n_latent": 8})
+    drawn = model.posterior_predictive_sample(n_samples=99, n_folds=5).todense()
+    counts = adata.X.toarray()[:, :, None]
+    # Counts are discrete; a random rank among equal ones makes the rank of a calibrated count uniform.
+    rng = np.random.default_rng(0)
+    below = (drawn < counts).sum(axis=2) + rng.uniform(size=counts.shape[:2]) * (
+        (drawn == counts).sum(axis=2) + 1
+    )
+    rank = below / 100
+    outside = ((rank < 0.05) | (rank > 0.95)).mean()
+    assert outside == pytest.approx(0.1, abs=0.04)  # nominal .10
+    assert ((rank < 0.25) | (rank > 0.75)).mean() == pytest.approx(0.5, abs=0.06)
 
 
 def test_arguments_out_of_range_are_refused(trained: R2MAEModel) -> None:

@@ -1,6 +1,7 @@
 """Model folders of every schema version there has been are read, and embed as they did when they were written."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ from anndata import AnnData
 from scr2mae import R2MAEModel
 from scr2mae._utils.model_folder import read_index
 from scr2mae.model.state import FORMAT
+from scr2mae.probe import Probe, fit_probe
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FOLDERS = sorted(path.parent for path in FIXTURES.glob("schema_*/*/model.json"))
@@ -65,3 +67,23 @@ def test_an_old_folder_takes_data_trains_on_and_is_saved_as_this_version(
 def test_the_folders_are_small() -> None:
     size = sum(path.stat().st_size for path in FIXTURES.rglob("*.*") if path.is_file())
     assert size < 250_000
+
+
+@pytest.mark.parametrize("kind", ["model", "probe"])
+def test_a_folder_of_a_newer_version_is_refused_with_what_reads_it(kind, adata, train_tiny, tmp_path):
+    if kind == "model":
+        train_tiny(adata).save(tmp_path / "folder")
+        load = R2MAEModel.load
+    else:
+        adata.obs["disease"] = np.where(adata.obs["donor"].isin(["donor0", "donor2", "donor4"]), "x", "y")
+        target = {"target": "disease", "kind": "classification", "donor_key": "donor"}
+        fit_probe(adata, use_rep="X", n_bootstrap=0, cv=2, **target).save(tmp_path / "folder")
+        load = Probe.load
+    index = tmp_path / "folder" / f"{kind}.json"
+    document = json.loads(index.read_text())
+    version = document["schema_version"]
+    index.write_text(json.dumps({**document, "schema_version": version + 1, "of the future": [1]}))
+    with pytest.raises(
+        ValueError, match=rf"has schema version {version + 1}, this version .* up to {version}; upgrade"
+    ):
+        load(tmp_path / "folder")

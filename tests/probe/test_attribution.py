@@ -17,7 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
 DISEASE = {"target": "disease", "kind": "classification", "donor_key": "donor"}
 
 
-@pytest.fixture(scope="module")
+# Of the session, since tests that are run with each encoder are moved to the end of the module.
+@pytest.fixture(scope="session")
 def cells():
     return datasets.simulate_donors(
         n_donors=12,
@@ -31,12 +32,12 @@ def cells():
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(cells, train_tiny):
     return train_tiny(cells, model={"n_hidden": 64, "n_latent": 8}, max_epochs=50)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def probe(cells, model):
     return fit_probe(cells, model=model, n_bootstrap=0, **DISEASE)
 
