@@ -237,6 +237,12 @@ def test_isotonic_curves_are_saved_and_a_probe_without_curves_too(donors, new, t
         pd.testing.assert_frame_equal(again.predict_proba(new), probe.predict_proba(new))
 
 
+def test_the_summary_of_a_probe_without_intervals_outlives_its_folder(donors, tmp_path):
+    probe = fit_probe(donors, use_rep="Z", n_bootstrap=0, **DISEASE)
+    probe.save(tmp_path / "probe")
+    assert Probe.load(tmp_path / "probe").summary() == probe.summary()
+
+
 def test_names_of_donors_can_be_left_out(disease, tmp_path):
     disease.save(tmp_path / "probe", donor_names=False)
     assert "d01" not in (tmp_path / "probe" / "probe.json").read_text()
@@ -351,6 +357,16 @@ def test_a_class_with_one_donor_is_named(donors):
     rare.obs.loc[rare.obs["donor"] == "d05", "disease"] = "rare"
     with pytest.raises(ValueError, match=r"\['rare'\] of 'disease' have one"):
         fit_probe(rare, use_rep="Z", **DISEASE)
+
+
+def test_a_class_called_unknown_is_refused_where_cells_can_be_rejected(donors):
+    other = donors.copy()
+    other.obs["disease"] = other.obs["disease"].replace({"control": "unknown"})
+    assert fit_probe(other, use_rep="Z", n_bootstrap=0, **DISEASE).classes.tolist() == ["case", "unknown"]
+    with pytest.raises(
+        ValueError, match="'unknown' is a class of 'disease' and what rejected cells are called"
+    ):
+        fit_probe(other, use_rep="Z", reject=0.1, **DISEASE)
 
 
 def test_a_rate_outside_its_range_is_refused(donors):
