@@ -59,6 +59,14 @@ const load = (url, width) => new Promise((done) => {
         const last = all[all.length - 1];
         wide.push([page, width, root.scrollWidth, last ? last.tagName + "." + last.className : ""]);
       }
+      for (const table of root.querySelectorAll("table")) {
+        let box = table.parentElement;
+        const overflow = (e) => frame.contentWindow.getComputedStyle(e).overflowX;
+        while (box && overflow(box) === "visible") box = box.parentElement;
+        const right = (e) => e.getBoundingClientRect().right;
+        if (box && ["hidden", "clip"].includes(overflow(box)) && right(table) > right(box) + 1)
+          wide.push([page, width, Math.round(right(table)), "a table that is cut"]);
+      }
     }
   }
   for (const words of searches) {

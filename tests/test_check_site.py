@@ -44,9 +44,11 @@ def test_without_a_site_it_says_so(tmp_path, capsys):
 def test_the_browser_measures_widths_and_hits(tmp_path):
     (tmp_path / "narrow.html").write_text("<!doctype html><p>text</p>")
     (tmp_path / "wide.html").write_text("<!doctype html><pre style='width: 700px'>text</pre>")
+    cut = "<div style='width: 300px; overflow-x: {}'><table style='width: 500px'><tr><td>1</td></tr></table></div>"
+    (tmp_path / "cut.html").write_text("<!doctype html>" + cut.format("hidden"))
+    (tmp_path / "scrolls.html").write_text("<!doctype html>" + cut.format("auto"))
     (tmp_path / "search.html").write_text("<!doctype html>" + SEARCH)
-    report = SCRIPT["measure"](
-        tmp_path, ["narrow.html", "wide.html"], ["narrow"], browser=BROWSER, timeout=120
-    )
-    assert [row[:2] for row in report["wide"]] == [["wide.html", 390]]
+    pages = ["narrow.html", "wide.html", "cut.html", "scrolls.html"]
+    report = SCRIPT["measure"](tmp_path, pages, ["narrow"], browser=BROWSER, timeout=120)
+    assert [row[:2] for row in report["wide"]] == [["wide.html", 390], ["cut.html", 390], ["cut.html", 1280]]
     assert report["hits"] == {"narrow": ["narrow.html"]}
