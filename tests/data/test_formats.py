@@ -126,3 +126,38 @@ def test_antibodies_among_the_genes_are_warned_about(adata: AnnData, tmp_path: P
         UserWarning, match=r"has 50 'Gene Expression', 10 'Antibody Capture'; all are trained as genes"
     ):
         R2MAEModel.setup_anndata(read_file(tmp_path / "counts.h5"))
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize("opened", [open, gzip.open])
+def test_the_line_that_converts_a_table_reads_it(
+    separator: str, opened: Any, adata: AnnData, tmp_path: Path
+) -> None:
+    path = tmp_path / ("table.txt.gz" if opened is gzip.open else "table.txt")
+    with opened(path, "wt") as file:
+        file.write(adata.to_df().to_csv(sep=separator))
+    advice = str(not_anndata(path))
+    assert f"anndata.read_csv({str(path)!r}, delimiter={separator!r})" in advice
+    read = anndata.read_csv(path, delimiter=separator)
+    np.testing.assert_array_equal(read.X, adata.X.toarray())
+
+
+def test_pickles_and_archives_of_numpy_are_named(adata: AnnData, tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04\x95rest")
+    sp.save_npz(tmp_path / "a.npz", adata.X)
+    assert "is a pickle, which may run code when it is read" in str(not_anndata(tmp_path / "a.pkl"))
+    assert "is an archive of NumPy; convert it once: anndata.AnnData(scipy.sparse.load_npz(" in str(
+        not_anndata(tmp_path / "a.npz")
+    )
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Writing zarr v2 data:UserWarning", "ignore:zarr v3 autosharding:UserWarning"
+)
+def test_a_store_where_a_file_is_wanted_is_told_how_to_become_one(
+    adata: AnnData, tmp_path: Path, capsys: Any
+) -> None:
+    adata.write_zarr(tmp_path / "a.zarr")
+    line = f"probe {tmp_path}/a.zarr --use-rep X --target age:regression --donor-key donor -q"
+    assert main(shlex.split(line)) == 1
+    assert "anndata.read_zarr(" in capsys.readouterr().err

@@ -38,7 +38,13 @@ def check_input_file(path: Path) -> None:
 
     _check_format(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; expected an .h5ad file.")
+        is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
+        advice = (
+            f" Convert it once: anndata.read_zarr({str(path)!r}).write_h5ad('counts.h5ad')."
+            if is_store
+            else ""
+        )
+        raise IsADirectoryError(f"{path} is a folder; expected an .h5ad file.{advice}")
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}.")
     with path.open("rb"):  # raises if it may not be read

@@ -20,7 +20,11 @@ _HDF5_ADVICE = {
     "h5mu": "a MuData without a modality 'rna'; write one: mudata.read({path!r}).mod[NAME].write_h5ad('counts.h5ad')",
 }
 _MARKET = "a folder in Matrix Market format, as Cell Ranger writes it; convert it once: scanpy.read_10x_mtx({path!r})"
-_TABLE = "a text table; convert it once: anndata.read_csv({path!r}).write_h5ad('counts.h5ad'), with .T in between if genes are rows"
+_TABLE = "a text table; convert it once: anndata.read_csv({{path!r}}, delimiter={separator!r}).write_h5ad('counts.h5ad'), with .T in between if genes are rows"
+_PICKLE = (
+    "a pickle, which may run code when it is read; read it only if you trust it, and write it by write_h5ad"
+)
+_NUMPY = "an archive of NumPy; convert it once: anndata.AnnData(scipy.sparse.load_npz({path!r})).write_h5ad('counts.h5ad'), with names of cells and genes"
 _RDS = "an R object; convert it once in R: anndataR::write_h5ad(readRDS({path!r}), 'counts.h5ad')"
 _LONGEST_LINE = 1 << 24
 _WRITE = ".write_h5ad('counts.h5ad')"
@@ -76,14 +80,14 @@ def _in_file(path: Path) -> str | None:
         try:
             with gzip.open(path) as unpacked:
                 inner = unpacked.read(512)
-                is_table = _is_table(unpacked)
+                table = _table(unpacked)
         except (OSError, EOFError):
             return None
         if inner[:4] == b"\x89HDF":
             return "a compressed HDF5 file; unpack it first: gunzip {path!r}"
-        return _by_head(inner) or (_TABLE if is_table else None)
+        return _by_head(inner) or table
     with path.open("rb") as opened:
-        return _by_head(head) or (_TABLE if _is_table(opened) else None)
+        return _by_head(head) or _table(opened)
 
 
 def _in_archive(path: Path) -> str | None:
@@ -94,6 +98,8 @@ def _in_archive(path: Path) -> str | None:
         return None
     if any(name.rpartition("/")[2] in ("zarr.json", ".zgroup", ".zattrs") for name in names):
         return "a zipped zarr store; unpack it first: python -m zipfile -e {path!r} counts.zarr"
+    if names and all(name.endswith(".npy") for name in names):
+        return _NUMPY
     if any(name.startswith("xl/") for name in names):
         return (
             "an Excel file; convert it once: anndata.AnnData(pandas.read_excel({path!r}, index_col=0))"
@@ -107,20 +113,23 @@ def _by_head(head: bytes) -> str | None:
         return "a matrix in Matrix Market format, without names of cells and genes; pass their folder to scanpy.read_10x_mtx"
     if head[:5] in (b"RDX2\n", b"RDX3\n", b"RDA2\n", b"RDA3\n") or head[:2] == b"X\n":
         return _RDS
+    if len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5:
+        return _PICKLE
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it first: tar -xf {path!r}"
     return None
 
 
-def _is_table(file: Any) -> bool:
-    """Return whether the first two lines have the same number of fields, and the second ends in a number."""
+def _table(file: Any) -> str | None:
+    """Return what to do with a table: its first two lines have the same number of fields, and the second ends in a number."""
     file.seek(0)
     try:
         header, row = (file.readline(_LONGEST_LINE).decode("utf-8").rstrip("\r\n") for _ in range(2))
     except UnicodeDecodeError:
-        return False
-    for separator in (",", "\t"):
+        return None
+    for separator in (",", "\t", ";"):
         fields = row.split(separator)
         if len(fields) > 1 and header.count(separator) + 1 in (len(fields), len(fields) - 1):
-            return fields[-1].strip().replace(".", "", 1).isdigit()
-    return False
+            is_number = fields[-1].strip().replace(".", "", 1).isdigit()
+            return _TABLE.format(separator=separator) if is_number else None
+    return None
