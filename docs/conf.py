@@ -53,9 +53,9 @@ nitpick_ignore_regex = [  # internal classes in annotations and among bases, des
     ("py:class", r"lightning\..*\.WeightAveraging"),
     (
         "py:class",
-        r"(scr2mae\.[\w.]+\.|history\.)?(BackedCounts|BatchLoader|BatchLoss|Calibration|CellModel|Collate|Columns|Corruption|Density|"
+        r"(scr2mae\.[\w.]+\.|history\.)?(BackedCounts|BatchLoader|BatchLoss|Calibration|CellModel|CellPanels|Collate|Columns|Corruption|Density|"
         r"Device|DeviceCells|Embedder|Features|Float|GroupAttributions|Head|History|ImageFiles|Kind|LawLike|LinearMap|Method|"
-        r"PixelNetwork|Rejection|RobertaConfig|Scheme|ShrunkCovariance|SparseRows|"
+        r"PaperSettings|PixelNetwork|Rejection|RobertaConfig|Scheme|ShrunkCovariance|SparseRows|Studies|"
         r"MaskedLoss|SavedNetwork|Splits|TextNetwork|ViTMAEConfig|_Head|_Network|\w+Mixin)",
     ),
 ]
