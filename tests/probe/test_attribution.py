@@ -34,7 +34,7 @@ def cells():
 
 @pytest.fixture(scope="session")
 def model(cells, train_tiny):
-    return train_tiny(cells, model={"n_hidden": 64, "n_latent": 8}, max_epochs=50)
+    return train_tiny(cells, model={"n_hidden": 64, "n_latent": 8}, max_epochs=30)
 
 
 @pytest.fixture(scope="session")

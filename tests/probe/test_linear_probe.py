@@ -377,7 +377,7 @@ class TestBadInput:
             )
 
     def test_an_unknown_kind_is_refused(self, adata):
-        with pytest.raises(ValueError, match=r"targets\['age'\] to be one of .*got 'ranking'"):
+        with pytest.raises(ValueError, match=r"the kind of 'age' to be one of .*got 'ranking'"):
             linear_probe(adata, use_rep="Z", targets={"age": "ranking"}, **FAST)
 
     def test_empty_requests_are_refused(self, adata, split):
