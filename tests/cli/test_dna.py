@@ -309,11 +309,3 @@ def test_chromosomes_are_chosen_and_gradients_accumulated(folder, capsys, rows):
     assert counts["both"] == 2 * counts["one"]
     assert main([*command, "-o", "none", "--chrom", "7"]) == 1
     assert "No chromosome '7' in two.zarr" in capsys.readouterr().err
-
-
-def test_a_missing_dependency_is_no_defect(folder, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "zarr", None)
-    assert main(["dna", "train", "msa.zarr", "-o", "model"]) == 1
-    err = capsys.readouterr().err
-    assert "needs zarr; pip install 'scr2mae[dna]' installs it." in err
-    assert "defect" not in err

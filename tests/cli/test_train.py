@@ -53,6 +53,9 @@ def test_every_option_reaches_the_model(counts, capsys):
         "categorical_covariate_keys": ["chemistry"],
         "continuous_covariate_keys": ["age"],
         "check_counts": False,
+        "study_key": None,
+        "measured_key": None,
+        "infer_measured": False,
     }
     sizes = {name: model.init_params_[name] for name in ("n_hidden", "n_latent", "n_layers", "seed")}
     assert sizes == {"n_hidden": 8, "n_latent": 3, "n_layers": 1, "seed": 7}

@@ -36,6 +36,7 @@ def test_an_anndata_never_set_up_is_registered_with_defaults_and_one_log_line(
     assert "setup_anndata" in ours[0]
     arguments = model.registry["setup_args"]
     assert arguments.pop("check_counts") is True
+    assert arguments.pop("infer_measured") is False
     assert set(arguments.values()) == {None}
 
 
@@ -116,7 +117,7 @@ def test_the_paper_preset_has_the_paper_s_widths(adata: AnnData) -> None:
 def test_a_model_describes_itself(trained: R2MAEModel, adata: AnnData) -> None:
     assert "16 hidden units, 4 latent dimensions" in trained._model_summary_string
     model = R2MAEModel(adata, **TINY, mask_ratio=DecayRatio(0.6, 0.2))
-    assert "DecayRatio(high=0.6, low=0.2)" in model._model_summary_string
+    assert "DecayRatio(high=0.6, low=0.2, rate=None)" in model._model_summary_string
 
 
 def _set(adata: AnnData, value: float) -> AnnData:

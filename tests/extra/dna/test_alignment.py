@@ -215,14 +215,6 @@ def test_wrong_symbols_on_disk_are_found_when_they_are_read(tmp_path):
         msa.to_memory()
 
 
-def test_without_zarr_the_error_says_what_to_install(monkeypatch, tmp_path, small):
-    monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(ImportError, match=r"needs zarr; pip install 'scr2mae\[dna\]'"):
-        dna.GenomeMSA.from_zarr(tmp_path)
-    with pytest.raises(ImportError, match=r"needs zarr; pip install 'scr2mae\[dna\]'"):
-        small.to_zarr(tmp_path / "new")
-
-
 def test_importing_dna_does_not_load_zarr():
     code = "import sys, scr2mae.extra.dna; print({'zarr', 'pyBigWig'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
