@@ -43,6 +43,22 @@ def test_a_shifted_and_scaled_copy_lands_on_its_original():
     assert np.median(apart) < 0.1 * np.median(spread)
 
 
+def test_vectors_of_one_length_keep_it():
+    Z, codes = two_batches()
+    Z *= 3 / np.linalg.norm(Z, axis=1, keepdims=True)
+    alignment = fit_alignment(Z, codes)
+    aligned = apply(alignment, Z, codes)
+    np.testing.assert_allclose(np.linalg.norm(aligned, axis=1), 3, rtol=1e-5)
+    assert np.abs(aligned - Z).max() > 0.1
+    new = apply(alignment.extend(Z[:50], (2, 0)), Z[:50], np.full(50, 2))
+    np.testing.assert_allclose(np.linalg.norm(new, axis=1), 3, rtol=1e-5)
+
+
+def test_fewer_cells_than_clusters_are_aligned():
+    Z, codes = draw(7)[0], np.array([0, 0, 0, 0, 1, 1, 2])
+    assert np.isfinite(apply(fit_alignment(Z, codes, guard=False), Z, codes)).all()
+
+
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**16))
 def test_neither_the_order_of_cells_nor_the_codes_of_batches_matter(seed):

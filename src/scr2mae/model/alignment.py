@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from sklearn.cluster import KMeans
 
 from scr2mae.model.soft_clusters import TEMPERATURE, covariance, powers, solve
 
@@ -22,8 +23,12 @@ N_CELLS = 20_000
 
 _N_CLUSTERS = 20  # fewer join cell types, more split them by batch
 _CELLS_PER_CLUSTER = 30  # of small data, so that each cluster has a mean
+_N_PASSES = (
+    3  # each mixes what the one before left: two studies .67, .73, .75 after one, two, three (total of scIB)
+)
+_N_COMPONENTS, _CELLS_PER_COMPONENT, _MIXTURE_CELLS = 100, 15, 5000
 _N_DRAWN = 300, 3000  # cells drawn as the reference of a new batch, as many as it has within these limits
-_MIXTURE = "means", "masses", "covariance"
+_SHAPE = "length", "means", "masses", "covariance"  # of all batches together
 _SHARED = 0.4, 0.5  # overlap up to which a batch stays where it is, and from which it is aligned in full
 
 
@@ -31,28 +36,32 @@ _SHARED = 0.4, 0.5  # overlap up to which a batch stays where it is, and from wh
 class Alignment:
     """Displacement of each batch onto what the batches have in common.
 
-    A latent vector z of batch b is moved by ::
+    In each of three passes, a latent vector z of batch b moves to ::
 
-        s_b [sum_k r_k (t_k - m_bk) + (A_b - I) (z - sum_k r_k m_bk)],   r_k ~ n_bk exp(2 cos(z, u_bk) / temperature)
+        z + sum_k r_k (t_k - m_bk) + (A_b - I) (z - sum_k r_k m_bk),   r_k ~ n_bk exp(2 cos(z, u_bk) / temperature)
 
-    with soft clusters k, their means m_bk in the batch and t_k over batches, the Gaussian optimal-transport map A_b from
-    the residual covariance of the batch to that of all, and the strength s_b. All vectors are relative to ``center``;
-    ``directions`` are u, ``log_masses`` log n, ``offsets`` s (t - A m), ``stretches`` the transposes of s (A - I).
+    with soft clusters k, their means m_bk in the batch and t_k over batches, and the Gaussian optimal-transport map A_b
+    from the residual covariance of the batch to that of all. Of the whole way, the share ``strengths`` is gone. All
+    vectors are relative to ``center``; ``directions`` are u, ``log_masses`` log n, ``offsets`` t - A m, ``stretches`` the
+    transposes of A - I. If the vectors of all cells have one ``length`` (else it is 0), it is restored after each pass:
+    otherwise cells far from the means of their clusters have few neighbors of other batches.
 
-    A row is for the codes of covariates and measured genes in ``keys``, -1 for any covariate. ``shared`` is the overlap of a batch's clusters with those of
-    the others. New batches are aligned with the Gaussian mixture of ``means``, ``masses`` and ``covariance``.
+    A row is for the codes of covariates and measured genes in ``keys``, -1 for any covariate. ``shared`` is the overlap of
+    a batch's clusters with those of the others. New batches are aligned with draws from the Gaussian mixture of
+    ``means``, ``masses`` and ``covariance``.
     """
 
-    center: Tensor  # (n_rows, n_latent)
-    directions: Tensor  # (n_rows, n_clusters, n_latent)
-    log_masses: Tensor  # (n_rows, n_clusters)
-    offsets: Tensor  # (n_rows, n_clusters, n_latent)
-    stretches: Tensor  # (n_rows, n_latent, n_latent)
+    center: Tensor  # (n_rows, n_passes, n_latent)
+    directions: Tensor  # (n_rows, n_passes, n_clusters, n_latent)
+    log_masses: Tensor  # (n_rows, n_passes, n_clusters)
+    offsets: Tensor  # (n_rows, n_passes, n_clusters, n_latent)
+    stretches: Tensor  # (n_rows, n_passes, n_latent, n_latent)
     shared: Tensor  # (n_rows,)
     strengths: Tensor  # (n_rows,)
     keys: Tensor  # int64, (n_rows, n_covariates + 1)
-    means: Tensor  # (n_clusters, n_latent)
-    masses: Tensor  # (n_clusters,)
+    length: Tensor  # ()
+    means: Tensor  # (n_components, n_latent)
+    masses: Tensor  # (n_components,)
     covariance: Tensor  # (n_latent, n_latent)
 
     def apply(self, z: Tensor, keys: np.ndarray) -> Tensor:
@@ -60,14 +69,23 @@ class Alignment:
         moved = z.clone()
         unique, inverse = np.unique(keys, axis=0, return_inverse=True)
         for i, row in enumerate(self.rows(unique)):
-            if row is None:
+            if row is None or self.strengths[row] == 0:
                 continue
             at = torch.from_numpy(np.flatnonzero(inverse.reshape(-1) == i)).to(z.device)
-            centered = z[at] - self.center[row]
-            cosines = torch.nn.functional.normalize(centered, dim=1) @ self.directions[row].T
-            weights = (2 / TEMPERATURE * cosines + self.log_masses[row]).softmax(dim=1)
-            moved[at] = z[at] + weights @ self.offsets[row] + centered @ self.stretches[row]
+            moved[at] = self._scaled(torch.lerp(z[at], self._moved(z[at], row), self.strengths[row]))
         return moved
+
+    def _moved(self, z: Tensor, row: int) -> Tensor:
+        """Return vectors of a batch after all passes."""
+        for i in range(self.center.shape[1]):
+            centered = z - self.center[row, i]
+            cosines = torch.nn.functional.normalize(centered, dim=1) @ self.directions[row, i].T
+            weights = (2 / TEMPERATURE * cosines + self.log_masses[row, i]).softmax(dim=1)
+            z = self._scaled(z + weights @ self.offsets[row, i] + centered @ self.stretches[row, i])
+        return z
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(z, dim=1) * self.length if self.length > 0 else z
 
     def rows(self, keys: np.ndarray) -> list[int | None]:
         """Return the row of each key (n, n_covariates + 1), None if there is none."""
@@ -76,27 +94,26 @@ class Alignment:
         return [known.get(tuple(key), known.get((key[0], *anything, key[-1]))) for key in keys.tolist()]
 
     def extend(self, Z: np.ndarray, key: tuple[int, ...], *, seed: int = 0) -> Alignment:
-        """Add or replace the row of a new batch with latent vectors Z, aligned with a draw from the mixture.
+        """Add or replace the row of a new batch with latent vectors Z, aligned with draws from the mixture.
 
         The other rows do not change.
         """
-        masses, means = self.masses.double().numpy(), self.means.double().numpy()
-        center = masses @ means / masses.sum()
+        masses, length = self.masses.double().numpy(), float(self.length)
         rng, n = np.random.default_rng(seed), int(np.clip(len(Z), *_N_DRAWN))
         at = rng.choice(len(masses), n, p=masses / masses.sum())
-        noise = rng.standard_normal((n, len(center))) @ powers(self.covariance.double().numpy(), 0.5)[0]
-        reference = means[at] + noise
-        both = np.concatenate([reference, Z[np.lexsort(Z.T)]]) - center
-        codes = np.repeat([0, 1], [n, len(Z)])
-        solution = solve(both, codes, n_clusters=len(self.means), anchored=True, seed=seed)
-        new = {name: values[1:] for name, values in _to_rows(solution, center, np.ones(2)).items()}
+        noise = rng.standard_normal((n, Z.shape[1])) @ powers(self.covariance.double().numpy(), 0.5)[0]
+        reference = _of_length(self.means.double().numpy()[at] + noise, length)
+        both, codes = np.concatenate([reference, Z[np.lexsort(Z.T)]]), np.repeat([0, 1], [n, len(Z)])
+        n_passes, n_clusters = self.directions.shape[1:3]
+        passes, _ = _solve_passes(both, codes, n_passes, n_clusters, length=length, anchored=True, seed=seed)
+        new = {name: values[1:] for name, values in _to_rows(passes, np.ones(2)).items()}
         return self.join(replace(self, keys=torch.tensor([key]), **new))
 
     def join(self, other: Alignment) -> Alignment:
-        """Add the rows of another alignment, in place of those with the same keys; the mixture stays."""
+        """Add the rows of another alignment, in place of those with the same keys; length and mixture stay."""
         theirs = other.keys.tolist()
         kept = torch.tensor([key not in theirs for key in self.keys.tolist()])
-        names = [field.name for field in fields(self) if field.name not in _MIXTURE]
+        names = [field.name for field in fields(self) if field.name not in _SHAPE]
         return replace(
             self, **{name: torch.cat([getattr(self, name)[kept], getattr(other, name)]) for name in names}
         )
@@ -115,18 +132,20 @@ class Alignment:
         names = {field.name for field in fields(cls)}
         if set(tensors) != names:
             raise ValueError(f"The alignment of batches lacks or adds {sorted(set(tensors) ^ names)}.")
-        n_rows, n_clusters, n_latent = (len(tensors[name]) for name in ("keys", "masses", "covariance"))
+        n_rows, n_components, n_latent = (len(tensors[name]) for name in ("keys", "masses", "covariance"))
+        n_passes, n_clusters = (*tensors["log_masses"].shape[1:], 0, 0)[:2]
         shapes = {
-            "center": (n_rows, n_latent),
-            "directions": (n_rows, n_clusters, n_latent),
-            "log_masses": (n_rows, n_clusters),
-            "offsets": (n_rows, n_clusters, n_latent),
-            "stretches": (n_rows, n_latent, n_latent),
+            "center": (n_rows, n_passes, n_latent),
+            "directions": (n_rows, n_passes, n_clusters, n_latent),
+            "log_masses": (n_rows, n_passes, n_clusters),
+            "offsets": (n_rows, n_passes, n_clusters, n_latent),
+            "stretches": (n_rows, n_passes, n_latent, n_latent),
             "shared": (n_rows,),
             "strengths": (n_rows,),
             "keys": (n_rows, n_covariates + 1),
-            "means": (n_clusters, n_latent),
-            "masses": (n_clusters,),
+            "length": (),
+            "means": (n_components, n_latent),
+            "masses": (n_components,),
             "covariance": (n_latent, n_latent),
         }
         for name, shape in shapes.items():
@@ -178,38 +197,67 @@ def fit_alignment(
         raise ValueError(f"Wanted finite latent vectors of one cell or more, got shape {Z.shape}.")
     order = np.lexsort(Z.T)
     Z, (names, codes) = Z[order], np.unique(codes[order], return_inverse=True)
-    center = Z.mean(axis=0)
+    lengths = np.linalg.norm(Z, axis=1)
+    length = float(lengths.mean()) if np.ptp(lengths) < 1e-3 * lengths.mean() else 0.0
     n_clusters = n_clusters or int(np.clip(len(Z) // _CELLS_PER_CLUSTER, 1, _N_CLUSTERS))
-    solution = solve(Z - center, codes, n_clusters=n_clusters, anchored=False, seed=seed)
+    passes, moved = _solve_passes(Z, codes, _N_PASSES, n_clusters, length=length, anchored=False, seed=seed)
     low, high = _SHARED
-    strengths = np.clip((solution.shared - low) / (high - low), 0, 1) if guard else np.ones(len(names))
+    strengths = np.clip((passes[0][1].shared - low) / (high - low), 0, 1) if guard else np.ones(len(names))
     strengths = strengths * (len(names) > 1)  # one batch stays, to the bit
-    rows = _to_rows(solution, center, strengths)
-    aligned = Z - center + strengths[codes, None] * (solution.aligned - (Z - center))
-    masses = solution.weights.sum(axis=0)
-    means = solution.weights.T @ aligned / np.maximum(masses, 1e-9)[:, None]
+    aligned = _of_length(Z + strengths[codes, None] * (moved - Z), length)
     keys = torch.full((len(names), n_covariates + 1), -1)
     keys[:, 0], keys[:, -1] = torch.from_numpy(names.astype(np.int64)), genes
-    mixture = {
-        "means": means + center,
-        "masses": masses,
-        "covariance": covariance(aligned - solution.weights @ means),
-    }
-    return Alignment(
-        keys=keys, **rows, **{k: torch.from_numpy(v.astype(np.float32)) for k, v in mixture.items()}
-    )
+    shape = {"length": np.array(length), **_mixture(aligned, seed=seed)}
+    tensors = {name: torch.from_numpy(values.astype(np.float32)) for name, values in shape.items()}
+    return Alignment(keys=keys, **_to_rows(passes, strengths), **tensors)
 
 
-def _to_rows(solution: Solution, center: np.ndarray, strengths: np.ndarray) -> dict[str, Tensor]:
+def _solve_passes(
+    Z: np.ndarray,
+    codes: np.ndarray,
+    n_passes: int,
+    n_clusters: int,
+    *,
+    length: float,
+    anchored: bool,
+    seed: int,
+) -> tuple[list[tuple[np.ndarray, Solution]], np.ndarray]:
+    """Align repeatedly; return the center and solution of each pass, and the vectors after the last."""
+    passes = []
+    for _ in range(n_passes):
+        center = Z[codes == 0].mean(axis=0) if anchored else Z.mean(axis=0)
+        solution = solve(Z - center, codes, n_clusters=n_clusters, anchored=anchored, seed=seed)
+        Z = _of_length(solution.aligned + center, length)
+        passes.append((center, solution))
+    return passes, Z
+
+
+def _of_length(Z: np.ndarray, length: float) -> np.ndarray:
+    return Z / np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), 1e-12) * length if length else Z
+
+
+def _mixture(Z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """Return a Gaussian mixture with a common covariance, from which single cells cannot be read."""
+    Z = Z[np.sort(np.random.default_rng(seed).permutation(len(Z))[:_MIXTURE_CELLS])]
+    n_components = int(np.clip(len(Z) // _CELLS_PER_COMPONENT, 1, _N_COMPONENTS))
+    found = KMeans(n_components, n_init=1, random_state=seed).fit(Z)
+    residuals = Z - found.cluster_centers_[found.labels_]
+    masses = np.bincount(found.labels_, minlength=n_components)
+    return {"means": found.cluster_centers_, "masses": masses, "covariance": covariance(residuals)}
+
+
+def _to_rows(passes: list[tuple[np.ndarray, Solution]], strengths: np.ndarray) -> dict[str, Tensor]:
     """Return the tensors of an alignment that have a row for each batch."""
-    scale = strengths[:, None, None]
-    arrays = {
-        "center": np.broadcast_to(center, (len(strengths), len(center))),
-        "directions": solution.directions,
-        "log_masses": np.log(solution.masses + 1e-3),
-        "offsets": scale * (solution.targets - solution.sources @ solution.maps.transpose(0, 2, 1)),
-        "stretches": scale * (solution.maps.transpose(0, 2, 1) - np.eye(solution.maps.shape[-1])),
-        "shared": solution.shared,
-        "strengths": strengths,
-    }
+    stacked = [
+        {
+            "center": np.broadcast_to(center, (len(strengths), len(center))),
+            "directions": solution.directions,
+            "log_masses": np.log(solution.masses + 1e-3),
+            "offsets": solution.targets - solution.sources @ solution.maps.transpose(0, 2, 1),
+            "stretches": solution.maps.transpose(0, 2, 1) - np.eye(solution.maps.shape[-1]),
+        }
+        for center, solution in passes
+    ]
+    arrays = {name: np.stack([each[name] for each in stacked], axis=1) for name in stacked[0]}
+    arrays |= {"shared": passes[0][1].shared, "strengths": strengths}
     return {name: torch.from_numpy(values.astype(np.float32)) for name, values in arrays.items()}

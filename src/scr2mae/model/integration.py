@@ -88,7 +88,9 @@ class IntegrationMixin(CellModel):
             self._raw_latent(cells, seen),
             of_unit[seen],
             n_covariates=cells.categories.shape[1],
-            n_clusters=None if adata is None or self.alignment_ is None else len(self.alignment_.means),
+            n_clusters=None
+            if adata is None or self.alignment_ is None
+            else self.alignment_.directions.shape[2],
             guard=guard,
             seed=seed,
         )

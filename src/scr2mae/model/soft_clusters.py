@@ -14,9 +14,9 @@ TEMPERATURE = 0.1
 """Of the weights of clusters, as in Harmony."""
 
 _N_ITER = 10  # further ones change scores by less than .001
-_PSEUDO_CELLS = 2  # per latent dimension: weight of the shared covariance in that of a batch
+_PSEUDO_CELLS = 0.5  # per latent dimension: weight of the shared covariance in that of a batch
 _RIDGE = 0.02  # of the mean variance, so that covariances are invertible
-_NOVELTY = 0.3  # share of the reference in a cluster, relative to the new batch's, at which half is trusted
+_NOVELTY = 0.6  # share of the reference in a cluster, relative to the new batch's, at which half is trusted
 _TINY = 1e-9
 
 
@@ -60,7 +60,7 @@ def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, 
             directions = _unit(weights.T @ unit)
         sums = np.stack([weights[at].T @ Z[at] for at in members])
         sources, targets = (_anchored_means if anchored else _pooled_means)(masses, sums)
-        if iteration % 2:  # these take half of the time
+        if iteration % 4 == 3:  # these take half of the time
             maps = _transport_maps(Z, members, weights, sources, anchored=anchored)
         aligned = _displace(Z, members, weights, sources, targets, maps)
     shares = masses / sizes[:, None]
