@@ -51,6 +51,42 @@ def test_a_batch_key_aligns_and_one_argument_turns_it_off(
     np.testing.assert_array_equal(without.get_latent_representation(), aligned)
 
 
+@pytest.mark.parametrize("encoder", ["mlp", "linear+mlp"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_network_and_precision_is_aligned_and_comes_back(
+    cells: AnnData, train_tiny: Callable[..., Any], tmp_path: Path, encoder: str, precision: str
+) -> None:
+    model = train_tiny(
+        cells.copy(), setup=BATCH, model={"encoder": encoder}, max_epochs=4, precision=precision
+    )
+    raw, aligned = (model.get_latent_representation(integrated=value) for value in (False, True))
+    assert gap(aligned, cells.obs["batch"]) < 0.7 * gap(raw, cells.obs["batch"])
+    lengths = [np.linalg.norm(z, axis=1) for z in (raw, aligned)]
+    if encoder == "linear+mlp":
+        np.testing.assert_allclose(lengths[1], lengths[0], rtol=1e-4)
+    model.save(tmp_path / "model")
+    loaded = R2MAEModel.load(tmp_path / "model", accelerator="cpu")
+    np.testing.assert_array_equal(loaded.get_latent_representation(cells, integrated=True), aligned)
+
+
+@pytest.mark.filterwarnings("ignore:Category 2 in adata.obs:UserWarning", "ignore:1 of 3 batches:UserWarning")
+def test_a_batch_of_one_cell_is_finite(cells: AnnData, train_tiny: Callable[..., Any]) -> None:
+    adata = cells.copy()
+    adata.obs["batch"] = np.where(np.arange(adata.n_obs) == 5, "one", adata.obs["batch"].astype(str))
+    model = train_tiny(adata, setup=BATCH, max_epochs=1)
+    assert np.isfinite(model.get_latent_representation(integrated=True)).all()
+
+
+def test_a_latent_vector_that_is_not_finite_is_refused(
+    cells: AnnData, train_tiny: Callable[..., Any]
+) -> None:
+    model = train_tiny(cells.copy(), setup=BATCH, max_epochs=1, integration=False)
+    with torch.no_grad():
+        model.module.to_latent.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="finite latent vectors"):
+        model.integrate()
+
+
 def test_the_decoder_reads_the_raw_vector(model: R2MAEModel) -> None:
     before = model.get_normalized_expression(return_numpy=True), model.get_reconstruction_error()
     alignment, model.alignment_ = model.alignment_, None

@@ -46,10 +46,12 @@ COMMAND = [
 ]
 
 
-def fit(counts: Path, *, curriculum: Curriculum | None = None, **options: Any) -> R2MAEModel:
+def fit(
+    counts: Path, *, curriculum: Curriculum | None = None, batch_key: str | None = None, **options: Any
+) -> R2MAEModel:
     """Train a tiny model."""
     adata = anndata.read_h5ad(counts)
-    R2MAEModel.setup_anndata(adata, donor_key="donor")
+    R2MAEModel.setup_anndata(adata, donor_key="donor", batch_key=batch_key)
     model = R2MAEModel(adata, n_hidden=16, n_latent=4, curriculum=curriculum)
     quick = {
         "max_epochs": 3,
@@ -130,12 +132,15 @@ def torchrun(folder: Path) -> None:
     frozen = fit(counts, **FROZEN)
     curriculum = fit(counts, curriculum=CURRICULUM)
     compiled = fit(counts, plan_kwargs=COMPILED)
+    aligned = fit(counts, max_epochs=1, batch_key="batch")
     extreme = {
         "one": with_extreme_ages(counts, slice(3, 4)),
         "all": with_extreme_ages(counts, slice(None)),
     }
+    alignment = b"".join(value.numpy().tobytes() for value in aligned.alignment_.to_state().values())
     said = {
         "extreme": extreme,
+        "alignment": hashlib.sha256(alignment).hexdigest(),
         "masks": drawn,
         "split": model.split_.sha256,
         "history": {name: curve[name].tolist() for name, curve in model.history_.items()},

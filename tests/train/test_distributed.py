@@ -74,6 +74,11 @@ def test_compiled_steps_share_gradients_as_eager_ones_do(together: dict[str, Any
     np.testing.assert_allclose(first["losses_compiled"], first["history"]["train_loss_step"], rtol=1e-4)
 
 
+def test_every_rank_fits_the_same_alignment_of_batches(together: dict[str, Any]) -> None:
+    first, second = (said["alignment"] for said in together["said"])
+    assert first == second
+
+
 def test_ranks_skip_the_same_steps_and_stop_together_with_the_same_names(together: dict[str, Any]) -> None:
     first, second = (said["extreme"] for said in together["said"])
     assert first == second

@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scr2mae._utils.optional import require
 from scr2mae.benchmark.cache import digest
 from scr2mae.benchmark.pretraining import BATCH, Pretraining
 from scr2mae.benchmark.tasks import Task
@@ -31,8 +32,9 @@ PretrainOn = Literal["all", "train"]
 class Design:
     """Counts, labels and splits.
 
-    ``caps`` has the maximum number of cells per donor of each task. ``cells`` has raw counts and the batch; ``obs`` has the labels of each task, the donor and, if there is one, the
-    sample; ``splits`` are the same for all tasks; ``seed`` draws the validation cells.
+    ``caps`` has the maximum number of cells per donor of each task. ``cells`` has raw counts and the batch; ``obs`` has
+    the labels of each task, the donor and, if there is one, the sample; ``splits`` are the same for all tasks; ``seed``
+    draws the validation cells; ``integration`` is the task by whose labels the integration of batches is scored.
     """
 
     cells: AnnData
@@ -45,6 +47,7 @@ class Design:
     pretrain_on: PretrainOn
     seed: int
     caps: dict[str, int | None]
+    integration: str | None = None
 
     @cached_property
     def cells_key(self) -> str:
@@ -88,6 +91,7 @@ def make_design(
     protocol: Protocol = "stratified",
     pretrain_on: PretrainOn = "all",
     seed: int = 0,
+    integration: Task | None = None,
 ) -> Design:
     """Read the inputs of a benchmark and check them before anything expensive starts."""
     check_protocol(protocol, max_cells_per_donor_and_class)
@@ -113,7 +117,10 @@ def make_design(
         pretrain_on=pretrain_on,
         seed=seed,
         caps=caps,
+        integration=None if integration is None else integration.name,
     )
+    if integration is not None:
+        _check_integration(design)
     _check_labels(design, max_cells_per_donor_and_class, protocol)
     if pretrain_on == "train" and batch_key is not None:
         _check_batches(design, batch_key)
@@ -195,6 +202,29 @@ def _check_labels(design: Design, per_class: int | None, protocol: Protocol) -> 
         for split in design.splits:
             caps = design.caps[task.name], per_class if task.cell_level else None
             make_task(target, split, design.obs.index, *caps, protocol=protocol)
+
+
+def integration_task(tasks: tuple[Task, ...], batch_key: str | None) -> Task:
+    """Return the task by whose labels integration is scored: the first classification of cells."""
+    if batch_key is None:
+        raise ValueError("integration=True scores how batches mix; name their column by batch_key.")
+    found = [task for task in tasks if task.cell_level and task.kind == "classification"]
+    if not found:
+        raise ValueError(
+            "integration=True needs labels of cells; add their column to targets as a classification, and to cell_level."
+        )
+    return found[0]
+
+
+def _check_integration(design: Design) -> None:
+    require("scib_metrics", extra="metrics")
+    labels = design.obs[str(design.integration)]
+    batches = pd.Series(design.cells.obs[BATCH].to_numpy(), index=labels.index)[labels.notna()]
+    if batches.groupby(labels[labels.notna()].astype(str)).nunique().max() < 2:
+        raise ValueError(
+            f"Integration is scored by {design.integration!r}, but no label of it is in two batches; choose another "
+            "batch_key or target."
+        )
 
 
 def _check_batches(design: Design, batch_key: str) -> None:

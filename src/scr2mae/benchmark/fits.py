@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from scr2mae._utils.progress import no_progress, progress
@@ -14,6 +14,8 @@ from scr2mae.benchmark.cache import Store, digest
 from scr2mae.benchmark.design import Design, PretrainOn
 from scr2mae.benchmark.environment import log_level, measure, versions
 from scr2mae.benchmark.methods import Method
+from scr2mae.benchmark.pretraining import BATCH
+from scr2mae.metrics import integration_scores
 from scr2mae.probe import linear_probe
 from scr2mae.probe.inputs import Protocol
 
@@ -87,18 +89,20 @@ def _run_fit(fit: Fit, design: Design, probing: Probing, store: Store) -> list[d
     cells = design.pretraining(fit.split)
     fit_key = digest(_REVISION, fit.method.name, fit.method.settings, fit.seed, cells.key, numbers)
     splits = [design.splits[i].to_manifest() for i in design.probed_splits(fit.split)]
-    key = digest(fit_key, splits, design.labels_key, asdict(probing))
+    scored = [] if design.integration is None else [design.integration]
+    key = digest(fit_key, splits, design.labels_key, asdict(probing), *scored)
     if (kept := store.read_scores(fit.name, key)) is not None:
         return kept["rows"]
     values, about = _embed(fit, design, store, fit_key)
     reconstruction = about.pop("reconstruction")
     with measure() as cost:
-        frame = _probe(values, fit, design, probing)
+        rows = _probe(values, fit, design, probing) if fit.method.probed else []
     saw = fit.method.saw or ("all cells" if fit.split is None else "training donors")
     common = {"method": fit.method.name, "pretrained_on": saw, "seed": fit.seed}
     common |= about | {"probe_seconds": cost.seconds}
     common["versions"] = "; ".join(f"{name} {number}" for name, number in numbers.items())
-    rows: list[dict[Any, Any]] = [{"part": "probe"} | row for row in frame.to_dict("records")]
+    if design.integration is not None:
+        rows += _integration(values, fit, design)
     rows += [
         {"part": "reconstruction", "split": fit.split, "metric": "pearson", "level": "cell"}
         | {"ratio": float(ratio), "value": value}
@@ -124,7 +128,17 @@ def _embed(fit: Fit, design: Design, store: Store, key: str) -> tuple[Any, dict[
     return embedding.matrix, about
 
 
-def _probe(values: Any, fit: Fit, design: Design, probing: Probing) -> pd.DataFrame:
+def _integration(values: Any, fit: Fit, design: Design) -> list[dict[Any, Any]]:
+    """Score how batches mix; expression itself has too many dimensions."""
+    if sp.issparse(values):
+        return []
+    labels = design.obs[design.integration]
+    scores = integration_scores(values, design.cells.obs[BATCH].to_numpy(), labels.to_numpy())
+    common = {"part": "integration", "split": fit.split, "target": design.integration, "level": "cell"}
+    return [common | {"metric": name, "value": value} for name, value in scores.items()]
+
+
+def _probe(values: Any, fit: Fit, design: Design, probing: Probing) -> list[dict[Any, Any]]:
     probed = design.probed_splits(fit.split)
     frame = linear_probe(
         AnnData(obs=design.obs, obsm={"embedding": values}),
@@ -137,7 +151,8 @@ def _probe(values: Any, fit: Fit, design: Design, probing: Probing) -> pd.DataFr
         **asdict(probing) | {"max_cells_per_donor": design.caps},
     )
     frame = frame.drop(columns="method").rename(columns={"seed": "split_seed"})
-    return frame.assign(split=[probed[i] for i in frame["split"]])
+    frame = frame.assign(split=[probed[i] for i in frame["split"]])
+    return [{"part": "probe"} | row for row in frame.to_dict("records")]
 
 
 def _plain(value: Any) -> Any:

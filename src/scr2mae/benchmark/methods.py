@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import scvi
 from anndata import AnnData
@@ -14,6 +15,7 @@ from sklearn.decomposition import PCA
 
 from scr2mae._paper import SCHEME_NAMES, schemes
 from scr2mae.benchmark.cache import digest
+from scr2mae.benchmark.integrators import INTEGRATORS, installed_integrators
 from scr2mae.benchmark.pretraining import BATCH, Embedding, Options, Pretraining
 from scr2mae.benchmark.scvi import fit_scvi
 from scr2mae.metrics import TARGET_SUM
@@ -44,6 +46,10 @@ LABELS = {
     "cl_k0": "CL (k=0)",
     "r2mae_cl": "R²MAE + CL",
     "r2mae_cl_k0": "R²MAE + CL (k=0)",
+    "r2mae_aligned": "R²MAE, aligned",
+    "harmony": "Harmony",
+    "scanvi": "scANVI",
+    "sysvi": "SysVI",
 }
 """Names of the methods in tables and figures; a user's embedding is shown by its key."""
 
@@ -66,16 +72,22 @@ class Method:
     learns: bool = True  # whether it is fitted to cells, so that it matters which
     seeded: bool = True  # whether the embedding depends on the seed
     saw: str = ""  # cells that pretraining has seen, if ``learns`` is False
+    probed: bool = True  # False if the embedding has seen the labels
 
 
-def make_methods(names: Sequence[str] | None, adata: AnnData, options: Options) -> list[Method]:
-    """Return methods by name; None means all except the embeddings of ``adata``."""
+def make_methods(
+    names: Sequence[str] | None, adata: AnnData, options: Options, *, labels: pd.Series | None = None
+) -> list[Method]:
+    """Return methods by name; None means all except the embeddings of ``adata``.
+
+    With ``labels`` of the cells, there are also those that integrate batches.
+    """
     for argument, fixed in _FIXED.items():
         if taken := sorted(getattr(options, argument).keys() & fixed):
             raise ValueError(
                 f"{argument} sets {taken}, which the benchmark sets for all methods; leave it out."
             )
-    built_in = _built_in(options)
+    built_in = _built_in(options) | ({} if labels is None else _integrators(options, labels))
     chosen = list(built_in) if names is None else [names] if isinstance(names, str) else list(names)
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"Wanted at least one method, each of them once; got {chosen}.")
@@ -83,6 +95,10 @@ def make_methods(names: Sequence[str] | None, adata: AnnData, options: Options) 
         raise ValueError(f"{both} name both a method and an entry of adata.obsm; rename the entry.")
     if unknown := [name for name in chosen if name not in built_in and name not in adata.obsm]:
         hint = " 'scvi_joint' needs scvi-tools 1.5 or newer." if "scvi_joint" in unknown else ""
+        if wanting := sorted({"r2mae_aligned", *INTEGRATORS} & set(unknown)):
+            hint += f" {wanting} need integration=True" + (
+                ", and their packages." if labels is not None else "."
+            )
         raise ValueError(
             f"No method {unknown}; choose from {list(built_in)} and the embeddings in adata.obsm, {list(adata.obsm)}.{hint}"
         )
@@ -103,6 +119,26 @@ def _built_in(options: Options) -> dict[str, Method]:
         settings |= {"schemes": options.schemes, "curriculum": options.curriculum}
     for name in SCHEME_NAMES:
         methods.append(Method(name, partial(_fit_scheme, name=name, options=options), settings))
+    return {method.name: method for method in methods}
+
+
+def _integrators(options: Options, labels: pd.Series) -> dict[str, Method]:
+    masks = {"ratios": options.ratios, "mask_seed": options.mask_seed}
+    settings = {"model": dict(options.model_kwargs), "train": dict(options.train_kwargs)} | masks
+    fit = partial(_fit_scheme, name="r2mae", options=options, integration=True)
+    methods = [Method("r2mae_aligned", fit, settings)]
+    for name in installed_integrators():
+        fit = partial(INTEGRATORS[name], options=options, labels=labels)
+        if name == "harmony":
+            fit = partial(fit, components=BASELINES["pca_1e4"])  # the library of scanpy's tutorial
+        used = [
+            options.n_pcs,
+            dict(options.scvi_model_kwargs),
+            dict(options.scvi_train_kwargs),
+            digest(labels.astype(str)),
+        ]
+        saw = "all cells and labels" if name == "scanvi" else "all cells"
+        methods.append(Method(name, fit, used, learns=False, saw=saw, probed=name != "scanvi"))
     return {method.name: method for method in methods}
 
 
@@ -170,7 +206,9 @@ BASELINES: dict[str, Callable[..., Any]] = {
 """Embeddings that do not learn by gradient, as functions of counts and the indices of the cells to fit to."""
 
 
-def _fit_scheme(cells: Pretraining, seed: int, *, name: str, options: Options) -> Embedding:
+def _fit_scheme(
+    cells: Pretraining, seed: int, *, name: str, options: Options, integration: bool = False
+) -> Embedding:
     scheme = schemes(options.schemes, seed=seed, curriculum=options.curriculum)[name]
     seen = cells.subset(cells.seen)
     R2MAEModel.setup_anndata(seen, batch_key=BATCH if cells.has_batch else None)
@@ -180,7 +218,7 @@ def _fit_scheme(cells: Pretraining, seed: int, *, name: str, options: Options) -
     defaults: dict[str, Any] = {
         "accelerator": options.accelerator,
         "split_key": False,
-        "integration": False,  # as in the paper
+        "integration": integration,  # the paper does not align batches
         "enable_progress_bar": False,
         "datasplitter_kwargs": {"external_indexing": cells.external_indexing},
     }

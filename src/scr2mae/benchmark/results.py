@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scr2mae._utils.files import as_path, atomic_write
+from scr2mae._utils.scib import INTEGRATION_SCORES
 from scr2mae.benchmark.table import (
     Columns,
     headings,
@@ -37,6 +38,9 @@ _MASKED = {
 }
 
 
+_INTEGRATION = "Scores of scib-metrics by the labels {!r}, means over training seeds, and seconds of a fit; scANVI has seen the labels."
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Benchmark:
     """Scores of all methods.
@@ -44,7 +48,7 @@ class Benchmark:
     Attributes
     ----------
     results
-        One row per score. ``part`` is "probe" or "reconstruction"; ``method``, ``pretrained_on``, ``seed`` (training
+        One row per score. ``part`` is "probe", "reconstruction" or "integration"; ``method``, ``pretrained_on``, ``seed`` (training
         seed; missing if the method does not depend on it), ``split``; the columns of
         :func:`scr2mae.probe.linear_probe`, with its ``seed`` as ``split_seed``; ``ratio``, fraction of masked genes;
         ``value``. Cost of the fit: ``epochs`` (passes over the cells in training), ``seconds`` (training and embedding), ``probe_seconds``, ``peak_memory_mb``
@@ -104,6 +108,16 @@ class Benchmark:
         wide = rows.pivot_table(index="method", columns="ratio", values="value", sort=False)
         return wide.sort_index(axis="columns")
 
+    def integration(self) -> pd.DataFrame:
+        """Return the scores of integration: methods by metric, means over seeds and splits, and ``seconds`` of a fit."""
+        rows = self.results[self.results["part"] == "integration"]
+        wide = rows.pivot_table(index="method", columns="metric", values="value", sort=False)
+        if not len(wide):
+            return wide
+        wide = wide[[name for name in INTEGRATION_SCORES if name in wide]]
+        seconds = rows.drop_duplicates(["method", "seed", "split"]).groupby("method")["seconds"].mean()
+        return wide.assign(seconds=seconds).sort_values("total", ascending=False, kind="stable")
+
     def to_markdown(self) -> str:
         """Return a description of the benchmark and its tables as Markdown."""
         parts = ["# Benchmark", self._description()]
@@ -116,6 +130,13 @@ class Benchmark:
             )
             parts += ["## Reconstruction by fraction of masked genes", _MASKED[self.about["pretrain_on"]]]
             parts.append(self._markdown_table(shown, reconstruction))
+        integration = self.integration()
+        if len(integration):
+            shown = integration.map("{:.3f}".format).assign(
+                seconds=integration["seconds"].map("{:.0f}".format)
+            )
+            parts += ["## Integration of batches", _INTEGRATION.format(self.about["integration"])]
+            parts.append(self._markdown_table(shown, integration.assign(seconds=-integration["seconds"])))
         if notes := self._notes():
             parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in notes))
         return "\n\n".join(parts) + "\n"
@@ -175,7 +196,7 @@ class Benchmark:
         return notes
 
     def write(self, folder: str | Path) -> list[Path]:
-        """Write the rows, the tables, two figures, and the settings with the splits.
+        """Write the rows, the tables, the figures, and the settings with the splits.
 
         Parameters
         ----------
@@ -202,10 +223,15 @@ class Benchmark:
         figures = {
             "scores.png": (pl.benchmark_scores, self.table()),
             "reconstruction.png": (pl.benchmark_reconstruction, self.reconstruction()),
+            "integration.png": (
+                pl.integration_scores,
+                self.integration().drop(columns="seconds", errors="ignore"),
+            ),
         }
         drawn = {name: item for name, item in figures.items() if len(item[1])}
         for name, (draw, frame) in drawn.items():
-            figure = Figure(figsize=(7.5, max(3.6, 1.5 + 0.3 * len(frame))), layout="constrained")
+            width = 7.5 if name != "integration.png" else 1.5 + 0.75 * frame.shape[1]
+            figure = Figure(figsize=(width, max(3.6, 1.5 + 0.3 * len(frame))), layout="constrained")
             draw(frame.rename(index=self.labels), ax=figure.add_subplot())
             with atomic_write(folder / name) as part:
                 figure.savefig(part, dpi=150, format="png")

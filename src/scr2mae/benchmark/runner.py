@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from scr2mae._utils.files import as_path
 from scr2mae.benchmark.cache import Store
-from scr2mae.benchmark.design import PretrainOn, make_design
+from scr2mae.benchmark.design import PretrainOn, integration_task, make_design
 from scr2mae.benchmark.environment import versions
 from scr2mae.benchmark.fits import Probing, run_fits
 from scr2mae.benchmark.methods import LABELS, make_methods
@@ -53,6 +53,7 @@ def run(
     schemes: Literal["single_cell", "hlca", "sea_ad"] = "single_cell",
     curriculum: Curriculum | None = None,
     n_pcs: int = 50,
+    integration: bool = False,
     accelerator: str = "auto",
     out: str | Path | None = None,
     enable_progress_bar: bool = True,
@@ -107,6 +108,10 @@ def run(
         The masking schemes, ``domain`` and ``curriculum`` of :func:`scr2mae.schemes`.
     n_pcs
         Number of principal components of log-normalized expression, at most one less than cells or genes.
+    integration
+        Whether to also score how batches mix and labels stay apart, by :func:`scr2mae.metrics.integration_scores` with
+        the labels of the first classification in ``cell_level``. Adds the methods ``"r2mae_aligned"``, ``"harmony"``,
+        ``"scanvi"`` (which sees the labels, so it is not probed) and ``"sysvi"``, where their packages are installed.
     accelerator
         As in :class:`lightning.pytorch.Trainer`.
     out
@@ -149,11 +154,15 @@ def run(
         accelerator=accelerator,
     )
     check_anndata(adata)
-    chosen = make_methods(methods, adata, options)
+    named = as_tasks(targets, cell_level)
+    scored = integration_task(named, batch_key) if integration else None
+    chosen = make_methods(
+        methods, adata, options, labels=None if scored is None else scored.labels(adata.obs)
+    )
     # Invalid data and settings raise here, before the first fit.
     design = make_design(
         adata,
-        as_tasks(targets, cell_level),
+        named,
         donor_key=donor_key,
         sample_key=sample_key,
         batch_key=batch_key,
@@ -165,6 +174,7 @@ def run(
         protocol=protocol,
         pretrain_on=pretrain_on,
         seed=split_seed,
+        integration=scored,
     )
     about = {
         "n_obs": design.cells.n_obs,
@@ -173,6 +183,7 @@ def run(
         "pretrain_on": pretrain_on,
         "seeds": [int(seed) for seed in seeds],
         "probing": asdict(probing),
+        "integration": design.integration,
         "options": asdict(options),
         "versions": versions(),
         "splits": [split.to_manifest() for split in design.splits],

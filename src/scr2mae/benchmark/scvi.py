@@ -39,7 +39,7 @@ def fit_scvi(cells: Pretraining, seed: int, *, model_class: Any, options: Option
             "drop_last": len(cells.train) % batch_size == 1,
         },
     }
-    with isolate_rng(), _quiet(), _interruptible():
+    with isolate_rng(), quiet(), interruptible():
         torch.manual_seed(seed)
         model_class.setup_anndata(seen, batch_key=BATCH if cells.has_batch else None)
         model = model_class(seen, **options.scvi_model_kwargs)
@@ -58,7 +58,7 @@ def fit_scvi(cells: Pretraining, seed: int, *, model_class: Any, options: Option
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress messages of Lightning and scvi-tools about settings that the user did not choose."""
     with log_level(logging.WARNING, *_VERBOSE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
@@ -66,7 +66,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt on Ctrl-C; Lightning exits instead, and then ignores a second one."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:

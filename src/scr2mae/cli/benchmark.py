@@ -37,6 +37,8 @@ class Methods:
     """Training seeds; 0 1 2 by default, 0 with --paper."""
     pretrain_on: Literal["all", "train"] = "all"
     """Pretrain on all cells, or on those of each split's training donors."""
+    integration: bool = False
+    """Also score how batches mix (needs --batch-key and scib-metrics), with Harmony, scANVI and SysVI beside."""
     accelerator: opt.Accelerator = "auto"
 
 
