@@ -96,7 +96,7 @@ def test_every_option_reaches_the_benchmark(counts, monkeypatch, atlas, run):
     what = "--atlas sea_ad" if atlas else "--target a:b:classification --target age:regression"
     line = (
         f"benchmark counts.h5ad -o out --donor-key donor {what} --layer counts --batch-key batch --sample-key s "
-        "--cell-level a b --methods pca scvi --seeds 4 5 --pretrain-on train --n-hidden 7 --n-latent 3 --max-epochs 2 "
+        "--cell-level a b --methods pca scvi --seeds 4 5 --integration --pretrain-on train --n-hidden 7 --n-latent 3 --max-epochs 2 "
         "--batch-size 9 --n-layers 3 --n-layers-decoder 0 --encoder mlp --scvi-max-epochs 6 --accelerator cpu --n-splits 3 --n-train-donors 4 --max-cells-per-donor 11 "
         "--max-cells-per-donor-and-class 12 --scale yes --n-bootstrap 13 -q"
     )
@@ -114,6 +114,7 @@ def test_every_option_reaches_the_benchmark(counts, monkeypatch, atlas, run):
         "methods": ("pca", "scvi"),
         "seeds": (4, 5),
         "pretrain_on": "train",
+        "integration": True,
         "n_splits": 3,
         "n_train_donors": 4,
         "max_cells_per_donor": 11,
