@@ -61,7 +61,7 @@ LABELS = {
     "pca": "PCA, own cells",
     "pca union": "PCA, all cells",
 }
-METRICS = ("balanced_accuracy", "auroc", "spearman")
+METRICS = ("balanced_accuracy", "macro_auroc", "spearman")
 
 
 def read(path: Path) -> ad.AnnData:

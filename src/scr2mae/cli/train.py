@@ -45,6 +45,8 @@ class Data:
     """Column of obs with the batch, used as input to the network."""
     labels_key: opt.Name | None = None
     """Column of obs with cell types; stored but not used as input."""
+    study_key: opt.Name | None = None
+    """Column of obs with the study, if studies have measured different genes; found by itself after prepare --join outer."""
     donor_key: opt.Key | None = None
     """Column of obs with donor IDs, or several that together name a donor; a donor is either in training or in validation."""
     size_factor_key: opt.Name | None = None
@@ -75,6 +77,8 @@ class Network(opt.Widths):
     """Masking scheme, with the paper's ratios."""
     mask_ratio: opt.MaskRatio | None = None
     seed: opt.Seed = 0
+    from_model: Annotated[opt.InPath | None, Parameter(name="--from")] = None
+    """Folder of a trained model to start from, with its network; genes that it lacks are added."""
 
 
 @opt.options("Training")
@@ -114,6 +118,7 @@ def train(
     scr2mae train counts.h5ad -o model/ --checkpoint-dir run1/
     scr2mae train counts.h5ad -o model/ --checkpoint-dir run1/ --resume run1/
     scr2mae train counts.h5ad -o model/ --devices 4
+    scr2mae train counts.h5ad -o mine/ --from model/ --donor-key donor
     """
     if training.train_size == 0:
         raise opt.UsageError("--train-size must be above 0")
@@ -127,6 +132,10 @@ def train(
         raise opt.UsageError("--atlas needs --paper")
     if run.checkpoint_every_n_steps is not None and run.checkpoint_dir is None:
         raise opt.UsageError("--checkpoint-every needs --checkpoint-dir")
+    if network.from_model is not None and (
+        given := set(opt.given(network, "from_model")) - {"mask_ratio", "seed"}
+    ):
+        raise opt.UsageError(f"--from takes the network of the model; leave out {sorted(given)}")
     check_counts(input)
     run.check()
     check_input(
@@ -155,8 +164,11 @@ def train(
     scheme = schemes(paper.atlas or "single_cell", seed=network.seed)[network.scheme]._asdict()
     if network.mask_ratio is not None:
         scheme["mask_ratio"] = network.mask_ratio
-    sizes = paper.settings().model | opt.given(network, "scheme", "mask_ratio")
-    model = R2MAEModel(adata, **scheme, **sizes)
+    sizes = paper.settings().model | opt.given(network, "scheme", "mask_ratio", "from_model")
+    if network.from_model is None:
+        model = R2MAEModel(adata, **scheme, **sizes)
+    else:
+        model = R2MAEModel.from_pretrained(network.from_model, adata)
     given = opt.given(training, "split_cells", "no_integration") | run.arguments
     arguments: dict[str, Any] = paper.settings().train | given
     if paper.paper and run.precision == "auto":

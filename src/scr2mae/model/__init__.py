@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from scr2mae._paper import paper
 from scr2mae.model.attribution import AttributionMixin
-from scr2mae.model.hub import HubMixin
 from scr2mae.model.predictive import PredictiveMixin
+from scr2mae.model.pretrained import PretrainedMixin
 from scr2mae.model.query import QueryMixin
-from scr2mae.model.saving import SavingMixin
 from scr2mae.model.training import TrainingMixin
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["R2MAEModel"]
 
 
-class R2MAEModel(TrainingMixin, AttributionMixin, PredictiveMixin, QueryMixin, SavingMixin, HubMixin):
+class R2MAEModel(TrainingMixin, AttributionMixin, PredictiveMixin, QueryMixin, PretrainedMixin):
     """Masked autoencoder of single-cell counts whose masking ratio is redrawn for every mini-batch.
 
     Parameters

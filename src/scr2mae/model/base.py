@@ -101,6 +101,7 @@ class CellModel(BaseModelClass):
         self.runs_: list[dict[str, Any]] = []
         self.n_new_categories_: list[int] | None = None
         self.alignment_: Alignment | None = None
+        self.is_warm_ = False
         self.module = self.build_module()
         self._model_summary_string = (
             f"R2MAEModel with encoder {encoder!r}, {n_hidden} hidden units, {integers['n_latent']} latent dimensions, "

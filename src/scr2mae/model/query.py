@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
+__all__ = ["QueryMixin", "add_categories", "aligned"]
+
 _SCVI_UNS = ("_scvi_uuid", "_scvi_manager_uuid")
 
 
@@ -67,10 +69,10 @@ class QueryMixin(CellModel):
         genes = _reference_genes(reference_model)
         if return_reference_var_names:
             return pd.Index(genes)
-        aligned = _aligned(adata, genes, layer=_reference_layer(reference_model), min_shared=min_shared)
+        result = aligned(adata, genes, layer=_reference_layer(reference_model), min_shared=min_shared)
         if not inplace:
-            return aligned
-        adata._init_as_actual(aligned)
+            return result
+        adata._init_as_actual(result)
         return None
 
     @classmethod
@@ -153,8 +155,13 @@ def _reference_genes(reference: CellModel | str | Path) -> np.ndarray:
     return np.asarray(registry["field_registries"]["X"]["state_registry"]["column_names"]).astype(str)
 
 
-def _aligned(adata: AnnData, genes: np.ndarray, *, layer: str | None, min_shared: float) -> AnnData:
-    """Return a copy with the reference's genes in its order, missing ones as empty sparse columns."""
+def aligned(
+    adata: AnnData, genes: np.ndarray, *, layer: str | None, min_shared: float | None = None
+) -> AnnData:
+    """Return a copy with the given genes in their order, missing ones as empty sparse columns.
+
+    ``min_shared`` is the smallest fraction of them that must be there; None checks nothing.
+    """
     check_anndata(adata)
     check_genes(adata)
     position = align_genes(adata.var_names, genes)
@@ -163,7 +170,8 @@ def _aligned(adata: AnnData, genes: np.ndarray, *, layer: str | None, min_shared
         measured &= adata.var[MEASURED_COLUMN].to_numpy(dtype=bool)[position]
         position = np.where(measured, position, -1)
     n_shared = int(measured.sum())
-    check_overlap(adata.var, genes, measured, min_shared=min_shared)
+    if min_shared is not None:
+        check_overlap(adata.var, genes, measured, min_shared=min_shared)
     found = adata.var.iloc[position[measured]].set_axis(genes[measured])
     # Plain booleans would become a column of mixed type, which cannot be written to a file.
     booleans = {name: "boolean" for name, dtype in found.dtypes.items() if pd.api.types.is_bool_dtype(dtype)}

@@ -38,6 +38,7 @@ _N_SEEN = {"linear+mlp": 160_000, "mlp": 480_000}
 # Cells, and counts of all genes, in the sample from which the linear path is fitted: at most 400 MB.
 _START_CELLS, _START_COUNTS = 10_000, 100_000_000
 _TRAIN_SIZE = 0.9
+_WARM_EPOCHS, _WARM_RATE = 0.25, 1 / 3  # of a model that starts from a trained one
 
 
 class TrainingMixin(IntegrationMixin):
@@ -54,7 +55,7 @@ class TrainingMixin(IntegrationMixin):
         validation_size: float | None = None,
         batch_size: int = 128,
         split_key: str | Sequence[str] | bool | None = None,
-        early_stopping: bool = False,
+        early_stopping: bool | None = None,
         seed: int | None = None,
         precision: str | int | None = "auto",
         counts_on: str = "auto",
@@ -77,7 +78,7 @@ class TrainingMixin(IntegrationMixin):
         ----------
         max_epochs
             Passes over the training cells. If None, from 33 for few cells to 6 for many; from 100 to 20 with
-            ``encoder="mlp"``.
+            ``encoder="mlp"``; a quarter of it for a model of :meth:`from_pretrained`.
         accelerator, devices
             As in :class:`lightning.pytorch.Trainer`.
         train_size, validation_size
@@ -88,7 +89,7 @@ class TrainingMixin(IntegrationMixin):
             Column of ``obs`` whose groups are kept together by the split. If None, use the registered donor
             column, or split individual cells if there is none; several columns together name a group; False splits individual cells, as in the paper.
         early_stopping
-            Stop when the validation loss stops decreasing.
+            Stop when the validation loss stops decreasing; by default only for a model of :meth:`from_pretrained`.
         seed
             Seed for splitting, shuffling and masking; defaults to the model's seed.
         precision
@@ -161,18 +162,22 @@ class TrainingMixin(IntegrationMixin):
             split = {"train_size": train_size, "validation_size": validation_size}
             datamodule = self._data_module(
                 self._split(split_key, seed=seed, **split, **(datasplitter_kwargs or {})),
-                early_stopping=early_stopping,
+                early_stopping=bool(early_stopping),
                 batch_size=batch_size,
                 seed=seed,
                 counts_on=counts_on,
             )
             obs_names = self.adata.obs_names
+        if early_stopping is None:
+            early_stopping = self.is_warm_ and len(getattr(self.split_, "validation", ())) > 0
         self._standardize(datamodule, seed)
         if self.module.needs_start:
             self._start(datamodule, seed)
         plan = self._training_plan(seed, plan_kwargs or {})
         n_seen = _N_SEEN[self.init_params_["encoder"]]
-        max_epochs = max_epochs or default_max_epochs(_n_obs_epoch(datamodule), n_seen)
+        if max_epochs is None:
+            max_epochs = default_max_epochs(_n_obs_epoch(datamodule), n_seen)
+            max_epochs = max(1, round(max_epochs * _WARM_EPOCHS)) if self.is_warm_ else max_epochs
         arguments = {
             "max_epochs": max_epochs,
             "batch_size": batch_size,
@@ -267,13 +272,14 @@ class TrainingMixin(IntegrationMixin):
 
     def _training_plan(self, seed: int, plan_kwargs: dict[str, Any]) -> MaskedTrainingPlan:
         curriculum = None if self.module.is_query else self.curriculum
+        rate = _LEARNING_RATES[self.init_params_["encoder"]]
         return MaskedTrainingPlan(
             self.module,
             ratio_schedule=self._ratio_schedule(seed),
             seed=seed,
             gradient_schedule=None if curriculum is None else curriculum.schedule,
             before=self.history_,
-            **{"averaging": _AVERAGING, "lr": _LEARNING_RATES[self.init_params_["encoder"]], **plan_kwargs},
+            **{"averaging": _AVERAGING, "lr": rate * _WARM_RATE if self.is_warm_ else rate, **plan_kwargs},
         )
 
     def _trainer_arguments(
