@@ -5,7 +5,8 @@
 For each set and draw of donors, every method is fitted to the training donors and to N cells of other blood studies, drawn
 with equal numbers of each study where it has them; copies of the set's own cells are dropped (``scr2mae.data.find_copies``).
 Genes: those of the set (``union``: what another study lacks is masked), those that all studies have (``shared``), or
-those of the set with zeros for what was not measured (``zeros``). Linear probes and the masked likelihood are of the donors
+those of the set with zeros for what was not measured (``zeros``). ``own start`` fits components, frequencies and dispersions
+to the set's own cells, ``batch`` names the study as batch. Linear probes and the masked likelihood are of the donors
 that took no part. Writes a table per set, ``summary.csv`` and ``studies.png``.
 """
 
@@ -20,6 +21,7 @@ import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.decomposition import PCA
 
 import scr2mae
@@ -52,10 +54,12 @@ TARGETS = {
     "control": Target("kang_pbmc_ctrl_12k.h5ad", {"cell_type": CELLS}, 2, 3000, ("covid", "zheng", "onek1k")),
     "onek1k": Target("onek1k_40donors_age.h5ad", {"cell_type": CELLS, "age": NUMBER}, 20, 3000, ("covid", "zheng", "control")),
 }  # fmt: skip
-METHODS = ("own", "union", "shared", "zeros", "pca", "pca union")
+METHODS = ("own", "union", "own start", "batch", "shared", "zeros", "pca", "pca union")
 LABELS = {
     "own": "R²MAE, own cells",
     "union": "R²MAE, missing genes masked",
+    "own start": "R²MAE, missing genes masked, components of the own cells",
+    "batch": "R²MAE, missing genes masked, study as batch",
     "shared": "R²MAE, shared genes",
     "zeros": "R²MAE, missing genes zero",
     "pca": "PCA, own cells",
@@ -129,14 +133,20 @@ def pca_of(train: ad.AnnData, adata: ad.AnnData, seed: int) -> np.ndarray:
     return PCA(50, random_state=seed).fit(logged(train)).transform(logged(adata))
 
 
-def fit(train: ad.AnnData, own: ad.AnnData, seed: int, *, unequal: bool, **kwargs: Any) -> scr2mae.R2MAEModel:
+def fit(method: str, train: ad.AnnData, seed: int) -> scr2mae.R2MAEModel:
     """Train on cells of several studies with the defaults."""
     train = train.copy()
-    if not unequal:
+    if method == "zeros":
         train.varm.clear()
-    scr2mae.R2MAEModel.setup_anndata(train)
+    scr2mae.R2MAEModel.setup_anndata(train, batch_key="study" if method == "batch" else None)
     model = scr2mae.R2MAEModel(train, seed=seed)
-    model.train(enable_progress_bar=False, accelerator="cpu", split_key=False, train_size=1.0, **kwargs)
+    if method == "own start":
+        own = train[train.obs["study"] == "own"]
+        counts = torch.from_numpy(own.X.toarray())
+        log_library = counts.sum(dim=1, keepdim=True).clamp(min=1).log()
+        model.module.start_from(counts, log_library, seed=seed)
+    quiet = {"enable_progress_bar": False, "accelerator": "cpu"}
+    model.train(split_key=False, train_size=1.0, integration=False, **quiet)
     return model
 
 
@@ -155,7 +165,7 @@ def embed(
     if method == "shared":
         genes = both.varm["scr2mae_measured"].all(axis=1).to_numpy()
         both, own = both[:, genes].copy(), own[:, genes].copy()
-    model = fit(train if method == "own" else both, own, seed, unequal=method == "union")
+    model = fit(method, train if method == "own" else both, seed)
     masked = model.get_masked_reconstruction(own, np.flatnonzero(~on_train), ratios=(0.3,))
     return model.get_latent_representation(own), float(masked["nll"].iloc[0])
 

@@ -250,3 +250,40 @@ def test_processes_other_than_the_first_write_and_say_nothing(counts, monkeypatc
     assert main(["train", "counts.h5ad", "-o", "model"]) == 0
     assert capsys.readouterr() == ("", "")
     assert not Path("model").exists()
+
+
+def test_training_starts_from_a_model_and_adds_genes(counts, capsys, tiny):
+    counts[:, :50].copy().write_h5ad("few.h5ad")
+    assert main(["train", "few.h5ad", "-o", "first", *tiny]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "counts.h5ad",
+                "-o",
+                "second",
+                "--from",
+                "first",
+                "--accelerator",
+                "cpu",
+                "--max-epochs",
+                "1",
+            ]
+        )
+        == 0
+    )
+    first, second = R2MAEModel.load("first"), R2MAEModel.load("second")
+    assert second.spec.var_names[:50].tolist() == first.spec.var_names.tolist()
+    assert (len(second.spec.var_names), len(second.runs_)) == (60, 2)
+    assert second.init_params_["n_latent"] == first.init_params_["n_latent"]
+    assert main(["train", "counts.h5ad", "-o", "third", "--from", "first", "--n-hidden", "8"]) == 2
+    assert "--from takes the network of the model; leave out ['n_hidden']" in capsys.readouterr().err
+
+
+def test_a_store_of_an_outer_join_is_trained_with_its_panels(counts, tiny):
+    counts[:60, :50].copy().write_h5ad("one.h5ad")
+    counts[60:, 10:].copy().write_h5ad("two.h5ad")
+    assert main(["prepare", "one.h5ad", "two.h5ad", "-o", "both.zarr", "--join", "outer", "--quiet"]) == 0
+    assert main(["train", "both.zarr", "-o", "model", *tiny]) == 0
+    measured = R2MAEModel.load("model").spec.studies.measured
+    assert {name: genes.sum() for name, genes in measured.items()} == {"one": 50, "two": 50}

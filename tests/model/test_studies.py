@@ -13,6 +13,8 @@ from scipy import sparse
 from scr2mae import R2MAEModel
 from scr2mae.data import find_copies, join_studies
 from scr2mae.datasets import simulate_donors
+from scr2mae.model.card import model_card
+from scr2mae.model.saving import to_state
 
 ENCODERS = ("linear+mlp", "mlp")
 SIZES = {"n_hidden": 16, "n_latent": 32}
@@ -247,6 +249,37 @@ def test_damaged_studies_of_a_saved_model_are_an_error(tmp_path):
     path.write_text(json.dumps(text))
     with pytest.raises(ValueError, match="genes of study 'first' are damaged"):
         R2MAEModel.load(tmp_path / "model")
+
+
+def test_genes_that_a_study_lacks_are_checked_in_studies_that_have_them():
+    adata = joined()
+    model = trained(adata, train={"max_epochs": 20})
+    scores = model.get_imputation_scores("first")
+    assert scores["measured"].tolist() == [True] * 45 + [False] * 15
+    assert (scores["n_obs"][:45] == 35).all()  # its own cells, each gene hidden once
+    assert (scores["n_obs"][45:] == 50 + 35).all()  # the cells of both other studies
+    expected = model.get_imputation_scores("first", indices=np.arange(50))["pearson"][45:]
+    alone = adata[:50, :45].copy()
+    del alone.obs["study"], alone.varm["scr2mae_measured"]
+    with pytest.warns(UserWarning, match="Few shared genes"):
+        predicted = model.get_normalized_expression(alone, return_numpy=True)
+    rho = predicted[:, 45:] / predicted[:, :45].sum(axis=1, keepdims=True)
+    counts = adata.X[:50].toarray()
+    observed = np.log1p(1e4 * counts[:, 45:] / counts[:, :45].sum(axis=1, keepdims=True))
+    for i, value in enumerate(expected):
+        assert value == pytest.approx(np.corrcoef(np.log1p(1e4 * rho[:, i]), observed[:, i])[0, 1], abs=1e-4)
+    with pytest.raises(KeyError, match="No study 'other'"):
+        model.get_imputation_scores("other")
+    with pytest.raises(ValueError, match="have one panel"):
+        model.get_imputation_scores("all", adata[50:85].copy())
+    with pytest.raises(ValueError, match="without study_key"):
+        trained(blood()).get_imputation_scores("all")
+
+
+def test_the_card_names_studies_and_their_genes():
+    state = to_state(trained(joined()))
+    card = model_card(state, repo="ann/blood", revision="main", versions={})
+    assert "| Studies | `study`: all (60 genes), first (45 genes), last (40 genes) |" in card
 
 
 def test_batches_are_aligned_panel_by_panel():

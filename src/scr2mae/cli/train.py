@@ -132,10 +132,11 @@ def train(
         raise opt.UsageError("--atlas needs --paper")
     if run.checkpoint_every_n_steps is not None and run.checkpoint_dir is None:
         raise opt.UsageError("--checkpoint-every needs --checkpoint-dir")
-    if network.from_model is not None and (
-        given := set(opt.given(network, "from_model")) - {"mask_ratio", "seed"}
-    ):
-        raise opt.UsageError(f"--from takes the network of the model; leave out {sorted(given)}")
+    if network.from_model is not None:
+        if given := sorted(opt.given(network, "from_model", "scheme", "seed")):
+            raise opt.UsageError(f"--from takes the network of the model; leave out {given}")
+        if paper.paper or network.scheme != "r2mae":
+            raise opt.UsageError("--from takes the settings of the model; leave out --paper and --scheme")
     check_counts(input)
     run.check()
     check_input(
@@ -173,6 +174,8 @@ def train(
     arguments: dict[str, Any] = paper.settings().train | given
     if paper.paper and run.precision == "auto":
         arguments["precision"] = paper.settings().train["precision"]
+    if network.from_model is not None and not training.early_stopping:
+        del arguments["early_stopping"]  # stops by itself
     if training.split_cells:
         arguments["split_key"] = False
     if training.no_integration:

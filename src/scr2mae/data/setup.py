@@ -189,7 +189,11 @@ def register(
                 check_new_categories(find_column(adata.obs, key), key, known)
     reference = None if source_registry is None else CellSpec.from_registry(source_registry).studies
     studies, check = register_studies(
-        adata, arguments, reference, lambda: _blocks(counts, adata, layer, arguments["check_counts"], None)
+        adata,
+        arguments,
+        known=reference,
+        is_new=source_registry is None,
+        read_blocks=lambda: _blocks(counts, adata, layer, arguments["check_counts"], None),
     )
     _check_all_counts(counts, adata, layer, integers=arguments["check_counts"], check=check)
     if layer == RAW_LAYER:

@@ -246,19 +246,16 @@ def register_studies(
     adata: AnnData,
     arguments: dict[str, Any],
     known: Studies | None,
+    is_new: bool,
     read_blocks: Callable[[], Iterable[sparse.csr_matrix]],
 ) -> tuple[dict[str, np.ndarray], MeasuredCheck | None]:
     """Return the genes of each study of an AnnData in its setup, and the check of its counts.
 
-    ``arguments`` are those of the setup; ``known`` are the studies of a reference; counts are read where measured genes
-    are to be inferred, or their zeros named.
+    ``arguments`` are those of the setup, which ``is_new`` or that of a reference with the studies ``known``; counts are read
+    where measured genes are to be inferred, or their zeros named.
     """
-    if (
-        arguments["study_key"] is None
-        and arguments["measured_key"] is None
-        and MEASURED_COLUMN in adata.varm
-        and known is None
-    ):
+    is_unnamed = arguments["study_key"] is None and arguments["measured_key"] is None
+    if is_new and is_unnamed and MEASURED_COLUMN in adata.varm and not arguments["infer_measured"]:
         arguments["study_key"] = _find_study_key(adata)
     key, measured_key = arguments["study_key"], arguments["measured_key"]
     if key is None:
@@ -267,9 +264,9 @@ def register_studies(
                 "measured_key and infer_measured need study_key=, the column of adata.obs with the study."
             )
         return {}, None
-    if measured_key is not None and measured_key not in adata.varm and known is None:
+    if is_new and measured_key is not None and measured_key not in adata.varm:
         raise KeyError(f"No {measured_key!r} in adata.varm; choose one of {list(adata.varm)}.")
-    if known is None:
+    if is_new:
         find_column(adata.obs, key)  # raises
     position = np.arange(adata.n_vars)
     if MEASURED_COLUMN in adata.var:
@@ -280,7 +277,7 @@ def register_studies(
         return {}, None
     measured, codes = found
     names = study_codes(adata, key)[0]
-    if known is None:
+    if is_new:
         _check_columns(adata, studies, names)
         if (measured_key or MEASURED_COLUMN) not in adata.varm:
             measured &= ~_infer(adata, names, codes, read_blocks, infer=arguments["infer_measured"])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scr2mae._paper import paper
 from scr2mae.model.attribution import AttributionMixin
+from scr2mae.model.imputation import ImputationMixin
 from scr2mae.model.predictive import PredictiveMixin
 from scr2mae.model.pretrained import PretrainedMixin
 from scr2mae.model.query import QueryMixin
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["R2MAEModel"]
 
 
-class R2MAEModel(TrainingMixin, AttributionMixin, PredictiveMixin, QueryMixin, PretrainedMixin):
+class R2MAEModel(
+    TrainingMixin, AttributionMixin, ImputationMixin, PredictiveMixin, QueryMixin, PretrainedMixin
+):
     """Masked autoencoder of single-cell counts whose masking ratio is redrawn for every mini-batch.
 
     Parameters

@@ -115,6 +115,9 @@ def _data_rows(document: Mapping[str, Any]) -> dict[str, str]:
         "Genes": f"{len(spec.var_names):,} ({genes}{more})",
         "Counts": f"`layers[{spec.layer!r}]`" if spec.layer else "`X`",
     }
+    if spec.studies is not None:
+        sizes = [f"{name} ({int(genes.sum()):,} genes)" for name, genes in spec.studies.measured.items()]
+        rows["Studies"] = f"`{spec.studies.key}`: {', '.join(sizes)}"
     (batch_key, batches), *further = spec.categorical
     if batch_key is not None:
         rows["Batch"] = f"`{batch_key}`, {len(batches)} known"
