@@ -281,9 +281,26 @@ def test_training_starts_from_a_model_and_adds_genes(counts, capsys, tiny):
 
 
 def test_a_store_of_an_outer_join_is_trained_with_its_panels(counts, tiny):
+    counts.raw = None
     counts[:60, :50].copy().write_h5ad("one.h5ad")
     counts[60:, 10:].copy().write_h5ad("two.h5ad")
-    assert main(["prepare", "one.h5ad", "two.h5ad", "-o", "both.zarr", "--join", "outer", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                "one.h5ad",
+                "two.h5ad",
+                "-o",
+                "both.zarr",
+                "--join",
+                "outer",
+                "--prefix",
+                "donor",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert main(["train", "both.zarr", "-o", "model", *tiny]) == 0
     measured = R2MAEModel.load("model").spec.studies.measured
     assert {name: genes.sum() for name, genes in measured.items()} == {"one": 50, "two": 50}

@@ -53,7 +53,10 @@ def test_sums_and_products_are_those_over_the_genes_of_each_panel(panels, measur
     axes = torch.randn(N_VARS, 5, generator=torch.Generator().manual_seed(0))
     for p, genes in enumerate(measured):
         torch.testing.assert_close(panels.sums(axes)[p], axes[genes].sum(dim=0))
-        torch.testing.assert_close(panels.products(axes)[p], axes[genes].T @ axes[genes])
+        torch.testing.assert_close(panels.products(axes, 3)[p], axes[genes, :3].T @ axes[genes])
+        visible = torch.arange(N_VARS) % 2 == 0
+        seen = axes[genes & visible]
+        torch.testing.assert_close(panels.products(axes, 5, visible)[p], seen.T @ seen)
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 0.33, 0.5, 0.99])

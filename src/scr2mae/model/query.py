@@ -199,7 +199,7 @@ def aligned(
             "scr2mae": {**adata.uns.get("scr2mae", {}), "gene_overlap": report},
         },
         layers={name: select_genes(as_csr(matrix), position) for name, matrix in layers.items()},
-        raw=adata.raw.to_adata() if adata.raw is not None else None,
+        raw=None if adata.raw is None or adata.isbacked else adata.raw.to_adata(),
     )
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from scr2mae.masking import draw_mask
 from scr2mae.nn.curriculum import scale_gradient
 from scr2mae.nn.layers import CovariateMLP, CovariateShift, Standardize
-from scr2mae.nn.likelihood import log_mean_of_counts, nb_log_prob, shapes_are_free
-from scr2mae.nn.panels import MEASURED_KEY, PANEL_KEYS, CellPanels, cell_means, measured_genes, scored_rows
+from scr2mae.nn.likelihood import nb_log_prob, shapes_are_free
+from scr2mae.nn.panels import MEASURED_KEY, PANEL_KEYS, CellPanels, cell_means, log_means, scored_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -233,7 +233,7 @@ class R2MAEModule(BaseModuleClass):
         """
         counts = tensors[REGISTRY_KEYS.X_KEY]
         log_theta: Tensor = self.log_theta
-        log_mean = log_mean_of_counts(logits, self.log_library(tensors), measured=measured_genes(tensors))
+        log_mean = log_means(tensors, logits, self.log_library(tensors))
         if genes is not None:
             counts, log_mean, log_theta = (
                 counts.index_select(1, genes),

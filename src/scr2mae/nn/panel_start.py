@@ -102,7 +102,7 @@ def _scores(x: Tensor, axes: Tensor, measured: Tensor, panels: CellPanels) -> Te
     )
     seen = torch.where(measured, x, 0.0) @ axes
     scores = torch.empty_like(seen)
-    for panel, gram in enumerate(panels.products(axes)):
+    for panel, gram in enumerate(panels.products(axes, axes.shape[1])):
         rows = panels.of_cell == panel
         scores[rows] = torch.linalg.solve(gram + ratio.diag(), seen[rows].T).T
     return scores

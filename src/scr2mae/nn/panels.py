@@ -9,11 +9,20 @@ from torch import Tensor
 
 from scr2mae._utils.splitmix import hash_integers
 from scr2mae.masking import mask_words
+from scr2mae.nn.likelihood import log_mean_of_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MEASURED_KEY", "PANEL_KEYS", "CellPanels", "cell_means", "measured_genes", "scored_rows"]
+__all__ = [
+    "MEASURED_KEY",
+    "PANEL_KEYS",
+    "CellPanels",
+    "cell_means",
+    "log_means",
+    "measured_genes",
+    "scored_rows",
+]
 
 MEASURED_KEY = "measured"
 """Optional entry of a mini-batch: boolean (n_vars,), False for genes that the panel of all its cells lacks."""
@@ -48,15 +57,30 @@ class CellPanels(NamedTuple):
         of_class.index_add_(0, self.gene_class, values)
         return torch.tensordot(self.classes.to(values.dtype), of_class, dims=1)
 
-    def products(self, axes: Tensor) -> Tensor:
-        """Return ``A_p' A_p`` with the rows of each panel's genes, (n_panels, k, k), for axes A (n_vars, k)."""
-        if axes.device.type == "cpu" and not torch.compiler.is_compiling():
+    def products(self, columns: Tensor, n_rows: int, visible: Tensor | None = None) -> Tensor:
+        """Return ``R_p' C_p`` over the visible genes of each panel, (n_panels, ..., n_rows, k).
+
+        ``columns`` C have shape (..., n_vars, k); R are the first ``n_rows`` of the k.
+        """
+        if columns.device.type == "cpu" and not torch.compiler.is_compiling():
             order = self.gene_class.argsort(stable=True)
-            sizes = self.gene_class.bincount(minlength=self.classes.shape[1]).tolist()
-            of_class = torch.stack([rows.T @ rows for rows in axes[order].split(sizes)])
-            return torch.tensordot(self.classes.to(axes.dtype), of_class, dims=1)
-        rows = axes * self.classes[:, self.gene_class].unsqueeze(2)  # (n_panels, n_vars, k)
-        return rows.mT @ axes
+            order = order if visible is None else order[visible[order]]
+            sizes = self.gene_class[order].bincount(minlength=self.classes.shape[1]).tolist()
+            parts = columns.index_select(-2, order).split(sizes, dim=-2)
+            of_class = torch.stack([part[..., :n_rows].mT @ part for part in parts])
+            return torch.tensordot(self.classes.to(columns.dtype), of_class, dims=1)
+        measured = self.classes[:, self.gene_class]
+        measured = (measured if visible is None else measured & visible).to(columns.dtype)
+        rows = columns[..., :n_rows]
+        return torch.stack([(rows * genes.unsqueeze(1)).mT @ columns for genes in measured])
+
+    def log_total(self, logits: Tensor) -> Tensor:
+        """Return the log of the sum of ``exp(logits)`` over the measured genes of each cell, (n_obs, 1)."""
+        largest = logits.detach().amax(dim=1, keepdim=True)
+        measured = self.classes[:, self.gene_class].to(logits.dtype)
+        of_panels = (logits - largest).exp() @ measured.T  # (n_obs, n_panels)
+        total = of_panels.gather(1, self.of_cell.unsqueeze(1))
+        return total.clamp(min=torch.finfo(logits.dtype).tiny).log() + largest
 
     def means(
         self, values: Tensor, genes: Tensor | None = None, mask: Tensor | None = None
@@ -107,6 +131,15 @@ def measured_genes(tensors: Mapping[str, Tensor]) -> Tensor | None:
     """Return the measured genes, boolean, (n_vars,) or, if panels differ, (n_obs, n_vars); None for all."""
     panels = CellPanels.of(tensors)
     return tensors.get(MEASURED_KEY) if panels is None else panels.measured()
+
+
+def log_means(tensors: Mapping[str, Tensor], logits: Tensor, log_library: Tensor) -> Tensor:
+    """Return log means of all counts, (n_obs, n_vars), with the softmax over the measured genes of each cell."""
+    panels = CellPanels.of(tensors)
+    if panels is None:
+        return log_mean_of_counts(logits, log_library, measured=tensors.get(MEASURED_KEY))
+    logits = logits.float()
+    return logits - panels.log_total(logits) + log_library
 
 
 def cell_means(

@@ -122,19 +122,21 @@ class LinearPath(nn.Module):
 
         ``products`` multiply the features, less those of a count of zero, by axes: genes that were not measured add nothing.
         """
+        centers, axes, _ = self._blocks(None)
+        scale = axes.square().sum(dim=1).amax(dim=1).clamp(min=1e-12)
+        seen = axes if visible is None else axes * visible.unsqueeze(1)
+        shifts = torch.stack([center - zero for center, zero in zip(centers, self._at_zero(), strict=True)])
+        columns = torch.cat([axes, shifts.unsqueeze(2)], dim=2)
+        found = panels.products(columns, self.n_components, visible)  # (n_panels, 2, k, k + 1)
+        noise = torch.stack([getattr(self, f"{name}_noise") for name in _WEIGHTS])
+        gram = found[..., :-1] / scale[:, None, None] + noise.diag_embed()
+        # Symmetric and, by the noise, regular; the host of a GPU would wait for a check.
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram).L)
         scores = []
-        for name, zero, product in zip(_WEIGHTS, self._at_zero(), products, strict=True):
-            center, axes, noise = (getattr(self, f"{name}_{part}") for part in ("center", "axes", "noise"))
-            scale = axes.square().sum(dim=0).max().clamp(min=1e-12)
-            seen = axes if visible is None else axes * visible.unsqueeze(1)
-            offsets = panels.sums((center - zero).unsqueeze(1) * seen)  # (n_panels, n_components)
-            gram = panels.products(seen) / scale
-            added = noise.diag()
-            solved, _ = torch.linalg.solve_ex(
-                gram + added, (added + torch.eye(len(added), device=added.device)).expand_as(gram)
-            )
-            centered = product(seen) - offsets[panels.of_cell]
-            scores.append(torch.bmm(centered.unsqueeze(1), solved[panels.of_cell]).squeeze(1))
+        for i, product in enumerate(products):
+            centered = product(seen[i]) - found[panels.of_cell, i, :, -1]
+            solved = torch.bmm(inverse[panels.of_cell, i], centered.unsqueeze(2)).squeeze(2)
+            scores.append(solved * (1 + noise[i]))
         return torch.cat(scores, dim=1)
 
     def _blocks(self, visible: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor | None]:
