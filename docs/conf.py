@@ -83,11 +83,11 @@ autosummary_generate = True
 autosummary_context = {
     "model_methods": {  # by task, without what only the package calls; tests/test_docs.py checks that none is forgotten
         "Set up": ["setup_anndata", "paper"],
-        "Train": ["train", "integrate"],
+        "Train": ["train", "integrate", "from_pretrained"],
         "Embed": ["get_latent_representation", "get_reconstruction_error", "get_gene_attributions"],
         "Impute and predict": [
             *("get_normalized_expression", "get_masked_reconstruction"),
-            *("get_likelihood_parameters", "posterior_predictive_sample"),
+            *("get_likelihood_parameters", "posterior_predictive_sample", "get_imputation_scores"),
         ],
         "Query": ["prepare_query_anndata", "load_query_data"],
         "Save, load and share": [

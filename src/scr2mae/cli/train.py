@@ -133,8 +133,8 @@ def train(
     if run.checkpoint_every_n_steps is not None and run.checkpoint_dir is None:
         raise opt.UsageError("--checkpoint-every needs --checkpoint-dir")
     if network.from_model is not None:
-        if given := sorted(opt.given(network, "from_model", "scheme", "seed")):
-            raise opt.UsageError(f"--from takes the network of the model; leave out {given}")
+        if own := sorted(opt.given(network, "from_model", "scheme", "seed")):
+            raise opt.UsageError(f"--from takes the network of the model; leave out {own}")
         if paper.paper or network.scheme != "r2mae":
             raise opt.UsageError("--from takes the settings of the model; leave out --paper and --scheme")
     check_counts(input)
