@@ -15,7 +15,8 @@ RUN = {"batch_size": 16, "accelerator": "cpu", "devices": 1, "enable_progress_ba
 
 
 @pytest.fixture
-def train(adata: AnnData) -> Callable[..., R2MAEModel]:
+def train(adata: AnnData, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R2MAEModel]:
+    monkeypatch.setattr("scr2mae.train.progress._WARM_UP", 0.0)  # these runs may take less than a second
     R2MAEModel.setup_anndata(adata, donor_key="donor")
 
     def run(**kwargs) -> R2MAEModel:
