@@ -177,6 +177,13 @@ def _counts_and_var(adata: AnnData, layer: str | None) -> tuple[Any, pd.DataFram
         counts, var = adata.layers[layer], adata.var
     elif adata.raw is not None:
         counts, var = adata.raw.X, adata.raw.var
+        if len(var) != adata.n_vars:
+            logger.warning(
+                "Reading the counts of adata.raw, with %d genes; X has %d. To work on them, start from "
+                "adata.raw.to_adata().",
+                len(var),
+                adata.n_vars,
+            )
     else:
         counts, var = adata.X, adata.var
     if counts is None:

@@ -98,6 +98,8 @@ class InferenceMixin(IntegrationMixin):
             )
         keys = keys_of(cells, slice(None) if rows is None else rows)
         alignment = self._alignment_for(integrated, keys)
+        if integrated is None and alignment is not None:
+            self._note_unaligned(alignment, keys)
         for filled, z in embed(self.module, cells, rows, batch_size, precision):
             out[filled] = (z if alignment is None else alignment.apply(z, keys[filled])).cpu().numpy()
         return out

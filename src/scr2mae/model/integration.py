@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scr2mae.data import Cells
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 5
 
@@ -69,6 +72,8 @@ class IntegrationMixin(CellModel):
             self.alignment_ = alignment
         else:
             self.alignment_ = self.alignment_.join(alignment)
+        if alignment is not None:
+            logger.info("Aligned %d batches in the embedding.", len(np.unique(alignment.keys[:, 0])))
 
     def _align_known_batches(self, adata: AnnData | None, *, guard: bool, seed: int) -> Alignment | None:
         """Fit an alignment; None if the batch determines the labels."""
@@ -160,6 +165,19 @@ class IntegrationMixin(CellModel):
                     "returned, integrate() with cells of the reference on the same genes, or pass integrated=False."
                 )
         return self.alignment_.to(self.module.device)
+
+    def _note_unaligned(self, alignment: Alignment, keys: np.ndarray) -> None:
+        """Log a warning if cells are embedded without the alignment that the model has."""
+        unique, of_cell = np.unique(keys, axis=0, return_inverse=True)
+        is_left = np.array([row is None for row in alignment.rows(unique)])
+        if is_left.any():
+            because = "on these genes" if (unique[is_left][:, -1] != 0).any() else "of these batches"
+            logger.warning(
+                "%d cells are embedded without the alignment of batches, which has none %s: call integrate() with the "
+                "reference's cells on the same genes, or pass integrated=False everywhere.",
+                is_left[of_cell.reshape(-1)].sum(),
+                because,
+            )
 
     def _is_confounded(self, adata: Any, batches: np.ndarray) -> bool:
         """Warn of columns of which each batch has a single value; return whether the labels are such a column."""
