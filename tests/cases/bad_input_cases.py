@@ -276,7 +276,7 @@ USE = [
     Case("load: nothing", FileNotFoundError, "No model folder at", lambda p: R2MAEModel.load(p.folder / "none")),
     Case("load: a folder of something", FileNotFoundError, "has no model.json, only ['something']", lambda p: R2MAEModel.load(p.folder / "full")),
     Case("load: an accelerator", ValueError, "accelerator must be", lambda p: R2MAEModel.load_query_data(p.adata, p.reference, accelerator="abacus")),
-    Case("query: not aligned", ValueError, "prepare_query_anndata(adata, reference_model) first", lambda p: R2MAEModel.load_query_data(p.adata, p.reference), lambda a: a[:, ::-1].copy()),
+    Case("query: not aligned", ValueError, "prepare_query_anndata(adata, model), then R2MAEModel.load_query_data(", lambda p: R2MAEModel.load_query_data(p.adata, p.reference), lambda a: a[:, ::-1].copy()),
     Case("query: no batch key", ValueError, "set up without batch_key", lambda p: R2MAEModel.load_query_data(p.adata, p.trained)),
     Case("query: no model", FileNotFoundError, "No model folder at", lambda p: R2MAEModel.load_query_data(p.adata, p.folder / "none")),
     Case("prepare query: no gene shared", ValueError, "No shared genes", lambda p: R2MAEModel.prepare_query_anndata(p.adata, p.trained), _foreign_genes),

@@ -164,7 +164,7 @@ def test_the_message_about_counts_names_the_layers_and_raw_that_exist(adata: Ann
     adata = _log_normalize(adata)
     with pytest.raises(
         ValueError,
-        match=r"layers\['counts'\], adata\.raw; whole numbers are in layers\['counts'\] and adata\.raw: "
+        match=r"layers\['counts'\], adata\.raw; whole numbers are in adata\.layers\['counts'\] and adata\.raw: "
         r"write R2MAEModel\.setup_anndata\(adata, layer='counts'\)",
     ):
         R2MAEModel.setup_anndata(adata)

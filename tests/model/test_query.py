@@ -1,8 +1,10 @@
 """New batches: learned without touching the reference."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 import torch
@@ -211,6 +213,55 @@ def test_a_reference_without_categories_cannot_grow(query: AnnData, trained: R2M
         ValueError, match=r"without batch_key or categorical covariates.*get_latent_representation"
     ):
         R2MAEModel.load_query_data(query, trained)
+
+
+@pytest.mark.parametrize("source", ["adata.X", "adata.layers['whole']", "adata.raw"])
+@pytest.mark.parametrize("target", ["adata.X", "adata.layers['counts']", "adata.raw.X"])
+def test_the_line_that_an_error_gives_puts_counts_where_the_model_reads_them(
+    source: str, target: str, adata: AnnData, train_tiny: Callable[..., R2MAEModel]
+) -> None:
+    if source.removesuffix(".X") == target.removesuffix(".X"):
+        pytest.skip("the model reads what the query has")
+    counts = adata.X.copy()
+    normalized = adata.copy()
+    normalized.X.data = np.log1p(normalized.X.data)
+    setup = {"adata.X": {}, "adata.layers['counts']": {"layer": "counts"}, "adata.raw.X": {"use_raw": True}}
+    adata.layers["counts"], adata.raw = counts, adata.copy()
+    model = train_tiny(adata, setup={"batch_key": "batch", **setup[target]})
+    expected = model.get_latent_representation()
+    query = normalized.copy()
+    if source == "adata.raw":
+        query.raw = adata
+    elif source == "adata.X":
+        query.X = counts
+    else:
+        query.layers["whole"] = counts
+    for read in (model.get_latent_representation, lambda query: R2MAEModel.load_query_data(query, model)):
+        with pytest.raises((KeyError, ValueError)) as caught:
+            read(query.copy())
+        assert "setup_anndata" not in str(caught.value)
+        line = re.search(r"whole numbers are in .*?: write (.*?)\.(?: It looks|$)", caught.value.args[0])
+        assert line is not None
+        names = {"adata": query.copy(), "anndata": anndata}
+        exec(line[1], names)
+        np.testing.assert_array_equal(model.get_latent_representation(names["adata"]), expected)
+
+
+def test_a_new_batch_with_fewer_genes_is_told_both_calls_in_order(
+    query: AnnData, reference: R2MAEModel
+) -> None:
+    fewer = query[:, :50].copy()
+    prepare, load = (
+        "R2MAEModel.prepare_query_anndata(adata, model)",
+        "R2MAEModel.load_query_data(adata, model)",
+    )
+    with pytest.raises(ValueError, match=re.escape(f"call {prepare}, since genes differ, then {load}.")):
+        reference.get_latent_representation(fewer)
+    with pytest.raises(ValueError, match=re.escape(f"call {prepare}, then {load}.")):
+        R2MAEModel.load_query_data(fewer, reference)
+    names = {"R2MAEModel": R2MAEModel, "adata": fewer, "model": reference}
+    exec(f"{prepare}; grown = {load}", names)
+    assert names["grown"].get_latent_representation(fewer).shape[0] == 90
 
 
 @pytest.mark.parametrize("column", ["batch", "chemistry", "age"])

@@ -70,6 +70,8 @@ class BackedCounts:
         Column in ``matrix`` of each reference gene, -1 if absent; None if the genes are the same.
     check
         Further check of counts in the reference's order and their rows, which raises.
+    is_query
+        Whether these are new data for a model, for which errors say what to copy to where.
     """
 
     def __init__(
@@ -81,9 +83,10 @@ class BackedCounts:
         integers: bool,
         gene_indices: np.ndarray | None = None,
         check: Callable[[sparse.csr_matrix, np.ndarray], None] | None = None,
+        is_query: bool = False,
     ) -> None:
         self._check = check
-        self._adata, self._layer, self._integers = adata, layer, integers
+        self._adata, self._layer, self._integers, self._is_query = adata, layer, integers, is_query
         self._gene_indices = gene_indices
         n_obs, self._n_query_vars = matrix.shape
         self.shape = (n_obs, self._n_query_vars if gene_indices is None else len(gene_indices))
@@ -180,7 +183,8 @@ class BackedCounts:
 
     def _finish(self, counts: sparse.csr_matrix, rows: np.ndarray) -> sparse.csr_matrix:
         """Validate the counts of the given rows and put their columns in the reference's order."""
-        check_counts(counts, self._adata, self._layer, integers=self._integers, rows=rows)
+        options = {"integers": self._integers, "is_query": self._is_query}
+        check_counts(counts, self._adata, self._layer, rows=rows, **options)
         counts = counts if self._gene_indices is None else select_genes(counts, self._gene_indices)
         if self._check is not None:
             self._check(counts, rows)

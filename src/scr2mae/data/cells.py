@@ -253,15 +253,14 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_di
         measured = None if measured.all() else measured
     elif panels is not None:
         measured = None
-    stored = get_counts(adata, spec.layer)
+    stored = get_counts(adata, spec.layer, is_query=True)
     counts: sparse.csr_matrix | BackedCounts
+    checks: dict[str, Any] = {"integers": spec.integers, "is_query": True}
     if on_disk and is_streamable(stored):
-        counts = BackedCounts(
-            stored, adata, spec.layer, integers=spec.integers, gene_indices=gene_indices, check=check
-        )
+        counts = BackedCounts(stored, adata, spec.layer, gene_indices=gene_indices, check=check, **checks)
     else:
         counts = as_csr(stored)
-        check_counts(counts, adata, spec.layer, integers=spec.integers)
+        check_counts(counts, adata, spec.layer, **checks)
         counts = counts if gene_indices is None else select_genes(counts, gene_indices)
         if check is not None:
             check(counts)
@@ -271,7 +270,8 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_di
         check_positive(size_factor, spec.size_factor_key)
     elif not isinstance(counts, BackedCounts):
         _warn_about_empty_cells(counts)
-    codes = [_encode_categories(adata, key, categories) for key, categories in spec.categorical]
+    is_same = gene_indices is None
+    codes = [_encode_categories(adata, key, known, is_same=is_same) for key, known in spec.categorical]
     continuous = [_numbers(adata, key, "continuous_covariate_keys") for key in spec.continuous]
     return Cells(
         counts=counts,
@@ -317,7 +317,9 @@ def _numbers(adata: AnnData, key: str, argument: str) -> np.ndarray:
     return read_numbers(find_column(adata.obs, key), key, argument)
 
 
-def _encode_categories(adata: AnnData, key: str | None, categories: np.ndarray) -> np.ndarray:
+def _encode_categories(
+    adata: AnnData, key: str | None, categories: np.ndarray, *, is_same: bool
+) -> np.ndarray:
     """Return the codes of a column in the reference's categories, int64, shape (n_obs,); zeros without a column."""
     if key is None:
         return np.zeros(adata.n_obs, dtype=np.int64)
@@ -328,9 +330,10 @@ def _encode_categories(adata: AnnData, key: str | None, categories: np.ndarray) 
     codes = pd.Index(categories).get_indexer(pd.Index(column.to_numpy()))
     if (codes < 0).any():
         unseen = pd.unique(column.to_numpy()[codes < 0]).tolist()
+        first = "" if is_same else "R2MAEModel.prepare_query_anndata(adata, model), since genes differ, then "
         raise ValueError(
             f"adata.obs[{key!r}] holds {unseen[:5]}, which the model has not seen; its categories are "
-            f"{categories.tolist()[:20]}. Use R2MAEModel.load_query_data to learn new batches."
+            f"{categories.tolist()[:20]}. To learn new batches, call {first}R2MAEModel.load_query_data(adata, model)."
         )
     return codes.astype(np.int64)
 

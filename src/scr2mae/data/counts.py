@@ -51,10 +51,14 @@ def named_layer(layer: str | None, *, use_raw: bool) -> str | None:
     return RAW_LAYER
 
 
-def get_counts(adata: AnnData, layer: str | None) -> Any:
-    """Return ``adata.X`` or a layer as it is stored."""
+def get_counts(adata: AnnData, layer: str | None, *, is_query: bool = False) -> Any:
+    """Return ``adata.X`` or a layer as it is stored; of a query, errors say what to copy to where."""
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"Expected cells and genes, got an empty AnnData ({adata.n_obs} x {adata.n_vars}).")
+    if is_query and not _has_matrix(adata, layer):
+        error = ValueError if layer in (None, RAW_LAYER) else KeyError
+        absent = "adata.X is None" if layer is None else f"No {place_of(layer)}"
+        raise error(f"{absent}, where the model reads counts; {_counts_elsewhere(adata, layer, is_query)}.")
     if layer is not None:
         if layer == RAW_LAYER and layer not in adata.layers:
             return raw_counts(adata)
@@ -64,6 +68,12 @@ def get_counts(adata: AnnData, layer: str | None) -> Any:
     if adata.X is None:
         raise ValueError(f"adata.X is None; name the layer of raw counts, one of {layer_names(adata)}.")
     return adata.X
+
+
+def _has_matrix(adata: AnnData, layer: str | None) -> bool:
+    if layer is None:
+        return adata.X is not None
+    return layer in adata.layers or (layer == RAW_LAYER and adata.raw is not None)
 
 
 def raw_counts(adata: AnnData) -> Any:
@@ -83,7 +93,7 @@ def raw_counts(adata: AnnData) -> Any:
     return matrix[:, columns] if sparse.issparse(matrix) else np.asarray(matrix)[:, columns]
 
 
-def move_counts(adata: AnnData, source: str, target: str | None) -> AnnData:
+def move_counts(adata: AnnData, source: str | None, target: str | None) -> AnnData:
     """Return the cells with the matrix at ``source`` as that at ``target``, None for ``X``; nothing is copied."""
     if source == RAW_LAYER and adata.raw is not None:
         counts, var = adata.raw.X, adata.raw.var  # with all of its genes
@@ -110,26 +120,41 @@ def _holds_counts(matrix: Any) -> bool:
         )
 
 
-def _counts_elsewhere(adata: AnnData, layer: str | None) -> str:
-    """Return where other matrices are, and which of them look like counts."""
+def _counts_elsewhere(adata: AnnData, layer: str | None, is_query: bool) -> str:
+    """Return where other matrices are, which of them look like counts, and the line to write."""
     places = {
-        f"layers[{name!r}]": adata.layers[name]
+        f"adata.layers[{name!r}]": (name, adata.layers[name])
         for name in layer_names(adata)
         if name not in (layer, RAW_LAYER)
     }
     if layer is not None and adata.X is not None:
-        places["adata.X"] = adata.X
+        places["adata.X"] = (None, adata.X)
     if adata.raw is not None and layer != RAW_LAYER:
-        places["adata.raw"] = adata.raw.X
+        places["adata.raw"] = (RAW_LAYER, adata.raw.X)
     if not places:
         return "this AnnData has neither layers nor raw"
-    whole = [name for name, matrix in places.items() if _holds_counts(matrix)]
+    whole = {name: source for name, (source, matrix) in places.items() if _holds_counts(matrix)}
     found = f"whole numbers are in {' and '.join(whole)}" if whole else "none of them holds whole numbers"
     if whole:
-        names = {"adata.raw": "use_raw=True", "adata.X": "layer=None"}
-        argument = names.get(whole[0], f"layer={whole[0][8:-2]!r}")
-        found += f": write R2MAEModel.setup_anndata(adata, {argument})"
+        source = next(iter(whole.values()))
+        found += f": write {_line_to_copy(source, layer) if is_query else _line_to_set_up(source)}"
     return f"here there are {', '.join(places)}; {found}"
+
+
+def _line_to_set_up(source: str | None) -> str:
+    argument = "use_raw=True" if source == RAW_LAYER else f"layer={source!r}"
+    return f"R2MAEModel.setup_anndata(adata, {argument})"
+
+
+def _line_to_copy(source: str | None, target: str | None) -> str:
+    """Return the code that puts counts where a model reads them."""
+    if target == RAW_LAYER:
+        matrix = "X" if source is None else f"layers[{source!r}]"
+        return f"adata.raw = anndata.AnnData(adata.{matrix}, var=adata.var)"
+    if source == RAW_LAYER:  # raw may have other genes, so its table of genes comes along
+        copy = "" if target is None else f"; adata.layers[{target!r}] = adata.X"
+        return f"adata = adata.raw.to_adata(){copy}"
+    return f"{place_of(target)} = {place_of(source)}"
 
 
 def as_csr(matrix: Any) -> sparse.csr_matrix:
@@ -230,6 +255,7 @@ def check_counts(
     *,
     integers: bool = True,
     rows: np.ndarray | None = None,
+    is_query: bool = False,
 ) -> None:
     """Raise unless all counts are non-negative, finite and (by default) integers.
 
@@ -243,8 +269,9 @@ def check_counts(
     gene = adata.var_names[found.column]
     note = ""
     if found.reason == "fractional":
-        note = " It looks normalized or log-transformed; pass check_counts=False for estimated counts (soupX, CellBender)."
+        remedy = "set the model up with check_counts=False" if is_query else "pass check_counts=False"
+        note = f" It looks normalized or log-transformed; for estimated counts (SoupX, CellBender), {remedy}."
     raise ValueError(
         f"Expected raw counts in {place_of(layer)}, got {found.value:g} ({found.reason}) at cell {cell!r}, gene {gene!r}. "
-        f"Raw counts are usually in adata.layers['counts'] (layer='counts') or adata.raw; {_counts_elsewhere(adata, layer)}.{note}"
+        f"Raw counts are usually in adata.layers['counts'] (layer='counts') or adata.raw; {_counts_elsewhere(adata, layer, is_query)}.{note}"
     )

@@ -126,24 +126,29 @@ def _check_obs(adata: AnnData, arguments: dict[str, Any], *, is_new: bool) -> No
 
 
 def _check_all_counts(
-    counts: Any, adata: AnnData, layer: str | None, *, integers: bool, check: MeasuredCheck | None
+    counts: Any,
+    adata: AnnData,
+    layer: str | None,
+    *,
+    check: MeasuredCheck | None,
+    **options: Any,
 ) -> None:
     """Raise unless all values are counts of measured genes; those on disk are read once, block by block."""
     largest = 0.0
-    for block in _blocks(counts, adata, layer, integers, check):
+    for block in _blocks(counts, adata, layer, check=check, **options):
         largest = max(largest, block.data.max(initial=0))
     warn_about_binary(largest, layer)
 
 
 def _blocks(
-    counts: Any, adata: AnnData, layer: str | None, integers: bool, check: MeasuredCheck | None
+    counts: Any, adata: AnnData, layer: str | None, *, check: MeasuredCheck | None = None, **options: Any
 ) -> Iterator[sparse.csr_matrix]:
     """Yield checked counts: all of those in memory, and those on disk block by block."""
     if is_streamable(counts):
-        yield from BackedCounts(counts, adata, layer, integers=integers, check=check).blocks()
+        yield from BackedCounts(counts, adata, layer, check=check, **options).blocks()
         return
     checked = as_csr(counts)
-    check_counts(checked, adata, layer, integers=integers)
+    check_counts(checked, adata, layer, **options)
     if check is not None:
         check(checked)
     yield checked
@@ -181,8 +186,11 @@ def register(
     make_actual(adata)
     check_genes(adata)
     warn_about_genes(adata.var)
-    counts = raw_counts(adata) if layer == RAW_LAYER else get_counts(adata, layer)
-    _check_obs(adata, arguments, is_new=source_registry is None)
+    is_query = source_registry is not None
+    is_raw = layer == RAW_LAYER and not (is_query and adata.raw is None)
+    counts = raw_counts(adata) if is_raw else get_counts(adata, layer, is_query=is_query)
+    options = {"integers": arguments["check_counts"], "is_query": is_query}
+    _check_obs(adata, arguments, is_new=not is_query)
     if source_registry is not None:
         for key, known in CellSpec.from_registry(source_registry).categorical:
             if key is not None:
@@ -192,10 +200,10 @@ def register(
         adata,
         arguments,
         known=reference,
-        is_new=source_registry is None,
-        read_blocks=lambda: _blocks(counts, adata, layer, arguments["check_counts"], None),
+        is_new=not is_query,
+        read_blocks=lambda: _blocks(counts, adata, layer, **options),
     )
-    _check_all_counts(counts, adata, layer, integers=arguments["check_counts"], check=check)
+    _check_all_counts(counts, adata, layer, check=check, **options)
     if layer == RAW_LAYER:
         adata.layers[RAW_LAYER] = counts
     fields: list[Any] = [

@@ -13,7 +13,7 @@ from scr2mae._utils.compat import torch_device
 from scr2mae._utils.model_folder import read_index
 from scr2mae.data import MEASURED_COLUMN, align_genes
 from scr2mae.data.containers import check_anndata
-from scr2mae.data.counts import RAW_LAYER, as_csr, check_genes, layer_names, raw_counts
+from scr2mae.data.counts import RAW_LAYER, as_csr, check_genes, get_counts, layer_names
 from scr2mae.data.genes import check_overlap, select_genes
 from scr2mae.data.setup import make_actual
 from scr2mae.model.base import CellModel
@@ -119,7 +119,7 @@ class QueryMixin(CellModel):
         if not np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names):
             raise ValueError(
                 "The genes of adata are not those of the reference, in its order; "
-                f"call {cls.__name__}.prepare_query_anndata(adata, reference_model) first."
+                f"call {cls.__name__}.prepare_query_anndata(adata, model), then {cls.__name__}.load_query_data(adata, model)."
             )
         if all(key is None for key, _ in spec.categorical):
             raise ValueError(
@@ -185,7 +185,7 @@ def aligned(
         varm[MEASURED_COLUMN] = table.set_axis(var.index).mul(measured, axis=0)
     layers = {name: adata.layers[name] for name in layer_names(adata)}
     if layer == RAW_LAYER:
-        layers.setdefault(RAW_LAYER, raw_counts(adata))
+        layers.setdefault(RAW_LAYER, get_counts(adata, RAW_LAYER, is_query=True))
     report = {"n_reference_genes": len(genes), "n_shared_genes": n_shared, "n_query_genes": adata.n_vars}
     return AnnData(
         X=None if adata.X is None else select_genes(as_csr(adata.X), position),
