@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from anndata import AnnData
@@ -10,6 +11,7 @@ from anndata import AnnData
 from scr2mae import R2MAEModel
 from scr2mae._utils.progress import no_progress
 from scr2mae.data import loaders
+from scr2mae.train.progress import _Lines
 
 RUN = {"batch_size": 16, "accelerator": "cpu", "devices": 1, "enable_progress_bar": True}
 
@@ -44,6 +46,26 @@ def test_the_first_line_says_what_is_trained_where_and_for_how_long(train, lines
         in first
     )
     assert re.search(r"; about \d+ (s|min|h)\.$", first)
+
+
+def test_the_expected_time_leaves_out_what_comes_before_the_first_mini_batch(lines, monkeypatch) -> None:
+    clock = iter(
+        [0.0, 7.0, *(7.5 + 0.5 * i for i in range(32))]
+    )  # seven seconds to the end of the first epoch
+    monkeypatch.setattr("scr2mae.train.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    log = _Lines("Training", None, 0, 33)
+    for epoch in range(1, 34):
+        log.advance(epoch, 900, "cells", {})
+    assert lines()[0] == "Training; about 15 s."
+    assert lines()[1] == "12 %, epoch 4 of 33, 1,800 cells per second, 14 s left."
+    assert len(lines()) == 11
+
+
+def test_a_run_that_ends_with_its_first_position_is_timed_as_a_whole(lines, monkeypatch) -> None:
+    clock = iter([0.0, 9.0])
+    monkeypatch.setattr("scr2mae.train.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    _Lines("Training", None, 0, 1).advance(1, 900, "cells", {})
+    assert lines() == ["Training; about 1 s.", "100 %, epoch 1 of 1, 100 cells per second, done."]
 
 
 def test_a_line_follows_for_every_tenth_of_the_run(train, lines) -> None:

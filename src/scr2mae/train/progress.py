@@ -122,19 +122,22 @@ class _Lines:
         self.start: str | None = start
         self.hint, self.first, self.epochs = hint, first, epochs
         self.n_logged = 0
-        # The first mini-batch takes longer than the others: memory is reserved, code compiled.
+        # What comes before the first position takes longer: memory is reserved, code compiled.
         self.warm: tuple[float, float] | None = None
         self.began = time.monotonic()
 
     def advance(self, done: float, n_obs_epoch: int, unit: str, losses: dict[str, str]) -> None:
         """Log what is due at a position."""
         now = time.monotonic()
+        is_first, is_last = self.warm is None, done == self.epochs
         if self.warm is None:
             self.warm = (done, now)
-        since, at = self.warm if now > self.warm[1] else (self.first, self.began)
+            if not is_last:
+                return  # it says nothing about the speed of the rest
+        since, at = (self.first, self.began) if is_first else self.warm
         speed = (done - since) / max(now - at, 1e-9)  # epochs per second
         if self.start is not None:
-            if now - at < _WARM_UP and done != self.epochs:
+            if now - at < _WARM_UP and not is_last:
                 return
             time_left = "" if self.epochs is None else f"; about {_time((self.epochs - done) / speed)}"
             logger.info("%s%s.", self.start, time_left)
