@@ -228,6 +228,25 @@ def test_booleans_are_categories(cells, layouts, ax):
     assert labels(ax) == ["False", "True"]
 
 
+def test_a_list_of_columns_gives_a_panel_each_at_the_positions_of_one_umap(cells, layouts):
+    axes = pl.embedding(cells, color=["group", "depth", None, "group"])
+    assert len(axes) == 4
+    assert len({axis.figure for axis in axes}) == len(layouts) == 1
+    assert labels(axes[0]) == labels(axes[3]) == ["a", "b", "c"]
+    np.testing.assert_array_equal(axes[1].collections[0].get_array(), np.arange(60.0))
+    np.testing.assert_allclose(axes[2].collections[0].get_offsets(), cells.obsm["X_r2mae"][:, :2])
+    assert [axis.get_subplotspec().get_gridspec().get_geometry() for axis in axes] == [(2, 3)] * 4
+    assert isinstance(pl.embedding(cells, color=["group"]), list)
+    plt.close("all")
+
+
+def test_a_list_of_columns_is_not_drawn_on_one_axes(cells, layouts, ax):
+    with pytest.raises(ValueError, match="ax takes one panel, but color has 2; leave out ax"):
+        pl.embedding(cells, color=["group", "depth"], ax=ax)
+    with pytest.raises(KeyError, match=r"No 'donor' in adata\.obs"):
+        pl.embedding(cells, color=["group", "donor"])
+
+
 def test_an_error_about_an_unknown_basis_or_column_lists_the_known_ones(cells, ax):
     with pytest.raises(KeyError, match=r"No 'X_pca' in adata\.obsm; choose one of \['X_r2mae'\]"):
         pl.embedding(cells, "X_pca", ax=ax)

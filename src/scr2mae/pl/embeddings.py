@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from scr2mae.pl.axes import MARKERS, OKABE_ITO, despine, frameless_legend, make_axes
+from scr2mae.pl.axes import MARKERS, OKABE_ITO, despine, frameless_legend
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -20,17 +22,38 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MISSING = "#BBBBBB"
+_COLUMNS, _WIDTH, _HEIGHT = 3, 6.5, 4.5  # of panels
 
 
+@overload
+def embedding(
+    adata: AnnData,
+    basis: str = ...,
+    *,
+    color: str | None = ...,
+    n_neighbors: int = ...,
+    seed: int = ...,
+    ax: Axes | None = ...,
+) -> Axes: ...
+@overload
+def embedding(
+    adata: AnnData,
+    basis: str = ...,
+    *,
+    color: Sequence[str | None],
+    n_neighbors: int = ...,
+    seed: int = ...,
+    ax: None = ...,
+) -> list[Axes]: ...
 def embedding(
     adata: AnnData,
     basis: str = "X_r2mae",
     *,
-    color: str | None = None,
+    color: str | Sequence[str | None] | None = None,
     n_neighbors: int = 15,
     seed: int = 0,
     ax: Axes | None = None,
-) -> Axes:
+) -> Axes | list[Axes]:
     """Draw the UMAP of an embedding.
 
     Parameters
@@ -40,24 +63,25 @@ def embedding(
     basis
         Key of ``adata.obsm``, shape ``(n_obs, n_latent)``. An embedding with two columns is drawn without UMAP.
     color
-        Column of ``adata.obs``; numbers get a color bar, other values a legend. None draws all cells alike.
+        Column of ``adata.obs``; numbers get a color bar, other values a legend. None draws all cells alike. A list
+        draws one panel per entry.
     n_neighbors
         Number of neighbors per cell, at least 2 and at most all other cells.
     seed
         Random seed for the UMAP.
     ax
-        Axes to draw on.
+        Axes to draw on, for a single ``color``.
 
     Returns
     -------
-    The Axes.
+    The Axes; a list of them if ``color`` is a list.
 
     Raises
     ------
     KeyError
-        If the embedding or the column is missing.
+        If the embedding or a column is missing.
     ValueError
-        If the embedding is not finite or there are fewer than four cells.
+        If the embedding is not finite, there are fewer than four cells, or ``ax`` is given for a list.
 
     Notes
     -----
@@ -68,25 +92,50 @@ def embedding(
     """
     if basis not in adata.obsm:
         raise KeyError(f"No {basis!r} in adata.obsm; choose one of {list(adata.obsm)}.")
-    if color is not None and color not in adata.obs:
-        raise KeyError(f"No {color!r} in adata.obs; choose one of {list(adata.obs)}.")
+    is_single = color is None or isinstance(color, str)
+    colors: list[Any] = [color] if is_single else list(color or [None])
+    if absent := [name for name in colors if name is not None and name not in adata.obs]:
+        raise KeyError(f"No {absent[0]!r} in adata.obs; choose one of {list(adata.obs)}.")
+    if ax is not None and not is_single:
+        raise ValueError(
+            f"ax takes one panel, but color has {len(colors)}; leave out ax, or call embedding once per column."
+        )
     values = np.asarray(adata.obsm[basis])
     if values.shape[1] == 2:
         points, title = values, "UMAP" if basis.endswith("umap") else basis
     else:
         points, title = _stored_umap(adata, basis, values, n_neighbors=n_neighbors, seed=seed), "UMAP"
-    ax = make_axes(ax, width=6.5, height=4.5)
+    axes = _panels(len(colors)) if ax is None else [ax]
+    for panel, name in zip(axes, colors, strict=True):
+        _draw(panel, points, None if name is None else adata.obs[name])
+        panel.set(xlabel=f"{title} 1", ylabel=f"{title} 2", xticks=[], yticks=[])
+        despine(panel)
+    return axes[0] if is_single else axes
+
+
+def _panels(n: int) -> list[Axes]:
+    """Return the Axes of a new figure with this number of panels."""
+    import matplotlib.pyplot as plt
+
+    n_columns = min(n, _COLUMNS)
+    n_rows = -(-n // n_columns)
+    size = (n_columns * _WIDTH, n_rows * _HEIGHT)
+    _, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+    for unused in axes.flat[n:]:
+        unused.remove()
+    return list(axes.flat[:n])
+
+
+def _draw(ax: Axes, points: np.ndarray, column: pd.Series | None) -> None:
+    """Draw the cells in the colors of a column."""
     size = float(np.clip(20_000 / max(len(points), 1), 1, 24))
     style: dict[str, Any] = {"s": size, "rasterized": len(points) > 5_000}
-    if color is None:
+    if column is None:
         _dots(ax, points, color=OKABE_ITO[0], **style)
-    elif is_numeric_dtype(adata.obs[color]) and not is_bool_dtype(adata.obs[color]):
-        _scatter_numbers(ax, points, adata.obs[color], style)
+    elif is_numeric_dtype(column) and not is_bool_dtype(column):
+        _scatter_numbers(ax, points, column, style)
     else:
-        _scatter_categories(ax, points, adata.obs[color], style)
-    ax.set(xlabel=f"{title} 1", ylabel=f"{title} 2", xticks=[], yticks=[])
-    despine(ax)
-    return ax
+        _scatter_categories(ax, points, column, style)
 
 
 def _stored_umap(
