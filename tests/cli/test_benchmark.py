@@ -93,6 +93,8 @@ def test_every_option_reaches_the_benchmark(counts, monkeypatch, atlas, run):
         raise ValueError("far enough")
 
     monkeypatch.setattr(benchmark, "run", stop)
+    counts.obs["s"], counts.obs["a:b"] = counts.obs["donor"], counts.obs["disease"]
+    counts.write_h5ad("counts.h5ad")
     what = "--atlas sea_ad" if atlas else "--target a:b:classification --target age:regression"
     line = (
         f"benchmark counts.h5ad -o out --donor-key donor {what} --layer counts --batch-key batch --sample-key s "
@@ -200,7 +202,10 @@ def test_wrong_usage_exits_with_two_and_leaves_nothing(line, message, counts, ca
     [
         (BENCH.replace("counts.h5ad", "none.h5ad"), "No file none.h5ad."),
         (BENCH.replace("-o out", "-o notes.txt"), "notes.txt is a file; expected a folder"),
-        (BENCH.replace("donor-key donor", "donor-key patient"), "No 'patient' in adata.obs; choose one of"),
+        (
+            BENCH.replace("donor-key donor", "donor-key patient"),
+            "no column 'patient' in obs; --donor-key takes",
+        ),
         (BENCH.replace("pca r2mae", "r3mae"), "No method ['r3mae']; choose from"),
         (
             BENCH.replace("--target disease:classification", "--atlas hlca"),

@@ -175,7 +175,10 @@ def test_counts_of_a_layer_or_of_raw_are_embedded_where_the_model_read_x(
     getattr(portal, f"write_{suffix}")(f"portal.{suffix}")
     line = f"embed portal.{suffix} --model model -q -o "
     assert main(shlex.split(f"{line} none.h5ad")) == 1
-    assert "(fractional) at cell" in capsys.readouterr().err
+    assert (
+        "whole numbers are in layers['counts'] and layers['mine'] and raw: pass --layer counts."
+        in capsys.readouterr().err
+    )
     assert main(shlex.split(f"{line} raw.h5ad --use-raw")) == 0
     expected = trained.get_latent_representation(counts)
     np.testing.assert_array_equal(anndata.read_h5ad("raw.h5ad").obsm["X_r2mae"], expected)

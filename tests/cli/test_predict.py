@@ -116,14 +116,14 @@ def test_an_embedding_of_another_model_is_refused(place, run, capsys, donors, tr
     [
         ("predict new.h5ad --probe none -o out.h5ad", 1, "No file or folder none."),
         ("predict new.h5ad --probe model -o out.h5ad", 1, "not a scr2mae probe folder"),
-        ("predict new.h5ad --probe probe -o out.h5ad", 1, "No 'X_r2mae' in adata.obsm or adata.layers"),
+        ("predict new.h5ad --probe probe -o out.h5ad", 1, "no 'X_r2mae' in obsm or layers; scr2mae embed"),
         ("predict new.h5ad --probe probe --model model -o new.h5ad", 1, "new.h5ad exists"),
         ("predict new.h5ad --probe probe --model model -o out.h5ad --key age", 1, "has 'age' in obs already"),
         ("predict new.h5ad --probe probe -o out.h5ad --donors d.csv", 2, "--donors needs --donor-key"),
         (
             "predict new.h5ad --probe probe --model model -o out.h5ad --donor-key who",
             1,
-            "No 'who' in adata.obs",
+            "no column 'who' in obs; --donor-key takes one of",
         ),
         (SAVE, 1, "probe exists and is not empty"),
         (
@@ -190,3 +190,62 @@ def test_cells_of_a_file_that_is_no_anndata_are_written_as_one(place, run, tmp_p
         assert run(f"predict {name} --model model --probe probe -o {name}.out -q") == 0
     plain, written = ad.read_h5ad("new.h5ad.out"), ad.read_h5ad("new.h5mu.out")
     pd.testing.assert_frame_equal(written.obs, plain.obs)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:zarr v3 autosharding:UserWarning",
+    "ignore:Consolidated metadata",
+    "ignore:Writing zarr v2 data:UserWarning",
+)
+def test_a_store_is_probed_and_predicted_like_a_file(place, run, capsys):
+    assert run("embed reference.h5ad --model model -o embedded.h5ad -q") == 0
+    assert run("embed new.h5ad --model model -o new_embedded.h5ad -q") == 0
+    for name in ("embedded", "new", "new_embedded"):
+        ad.read_h5ad(f"{name}.h5ad").write_zarr(f"{name}.zarr")
+    scores, calls = [], []
+    for suffix in ("h5ad", "zarr"):
+        capsys.readouterr()
+        line = f"probe embedded.{suffix} --use-rep X_r2mae X --target disease:classification --donor-key donor -q"
+        assert run(f"{line} --n-splits 1") == 0
+        scores.append(capsys.readouterr().out)
+        save = SAVE.replace("reference.h5ad", f"embedded.{suffix}").replace(
+            "--save probe", f"--save {suffix}"
+        )
+        assert run(save) == 0
+        assert run(f"predict new.{suffix} --model model --probe {suffix} -o {suffix}.h5ad -q") == 0
+        calls.append(ad.read_h5ad(f"{suffix}.h5ad"))
+    assert scores[0] == scores[1]
+    pd.testing.assert_frame_equal(calls[0].obs, calls[1].obs)
+    assert calls[1].n_vars == 0
+    assert run("predict new_embedded.zarr --probe zarr -o again.h5ad -q") == 0
+    pd.testing.assert_frame_equal(ad.read_h5ad("again.h5ad").obs, calls[0].obs, rtol=1e-4)
+    assert run("predict new.zarr --model model --probe zarr -o out.zarr -q") == 2
+    assert "-o: the predictions are written to an .h5ad file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_a_target_of_cells_is_counted_or_averaged_by_donor(kind, place, run, capsys):
+    cells = ad.read_h5ad("reference.h5ad")
+    cells.obs["depth"] = np.log(np.asarray(cells.X.sum(axis=1)).ravel())
+    cells.write_h5ad("reference.h5ad")
+    target = {"classification": "cell_type", "regression": "depth"}[kind]
+    save = SAVE.replace("disease:classification", f"{target}:{kind}")
+    assert run(f"{save} --cell-level {target}") == 0
+    capsys.readouterr()
+    line = "predict new.h5ad --model model --probe probe -o out.h5ad --donor-key donor --donors donors.csv"
+    assert run(line) == 0
+    out, err = capsys.readouterr()
+    assert f"{target} is a property of cells, so the table describes the cells of each donor." in err
+    obs = ad.read_h5ad("out.h5ad").obs
+    printed = pd.read_csv(io.StringIO(out), sep="\t", index_col=0)
+    written = pd.read_csv("donors.csv", index_col=0)
+    predicted = obs[f"{target}_predicted"].groupby(obs["donor"].astype(str))
+    if kind == "classification":
+        for donor, calls in predicted:
+            assert written.loc[donor].to_dict() == {name: (calls == name).sum() for name in written}
+        assert written.to_numpy().sum() == len(obs)
+        pd.testing.assert_frame_equal(printed, written)
+    else:
+        np.testing.assert_allclose(written["mean_prediction"], predicted.mean(), rtol=1e-5)
+        assert list(written["n_cells"]) == [15, 15, 15]
+        np.testing.assert_allclose(printed, written, atol=1e-4)

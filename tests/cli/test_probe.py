@@ -108,9 +108,9 @@ def test_wrong_usage_exits_with_two_and_leaves_nothing(line, message, counts, ca
         (PROBE.replace("counts.h5ad", "none.h5ad"), "No file none.h5ad."),
         (
             PROBE.replace("X_mine", "X_other"),
-            "No 'X_other' in adata.obsm or adata.layers; choose 'X', one of",
+            "counts.h5ad has no 'X_other' in obsm or layers; scr2mae embed adds one, or choose one of ['X', 'X_mine'",
         ),
-        (PROBE.replace("age:", "agee:"), "No 'agee' in adata.obs; choose one of"),
+        (PROBE.replace("age:", "agee:"), "no column 'agee' in obs; --target takes one of"),
         (f"{PROBE} -o notes.txt", "notes.txt exists; choose another path or pass --force."),
         (f"{PROBE} --n-train-donors 8", "Wanted n_train_donors between 1 and 7"),
     ],

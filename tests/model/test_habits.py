@@ -331,9 +331,16 @@ def test_counts_in_raw_train_save_and_embed_new_data(
     np.testing.assert_array_equal(loaded.get_latent_representation(backed), z)
 
 
-def test_raw_with_more_genes_is_cut_to_those_of_the_data(portal: AnnData) -> None:
+def test_raw_with_more_genes_is_cut_to_those_of_the_data_and_says_so(
+    portal: AnnData, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="scr2mae")
+    R2MAEModel.setup_anndata(portal.copy(), use_raw=True)
+    assert "leaving out" not in caplog.text
     fewer = portal[:, 10:50].copy()
     R2MAEModel.setup_anndata(fewer, use_raw=True)
+    left_out = portal.raw.n_vars - 40
+    assert f"counts of 40 genes from adata.raw and leaving out {left_out} that adata lacks" in caplog.text
     np.testing.assert_array_equal(fewer.layers["scr2mae_raw"].toarray(), portal.raw.X[:, 10:50].toarray())
 
 

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae.cli import options as opt
+from scr2mae.cli.columns import check_input
 from scr2mae.cli.files import check_exists, check_input_file, check_output, read_with_genes_of_paper
 from scr2mae.cli.probe import N_SPLITS, SCALINGS, DonorKey, Scale, Splits, Targets, kinds_of
 from scr2mae.cli.process import loading
@@ -102,6 +103,11 @@ def benchmark(
     check_input_file(input)
     # The folder of an earlier benchmark is continued in; nothing that was computed there is lost.
     check_output(output, folder=True, force=force or (output / _MARKER).is_file())
+    columns = {"--target": list(kinds), "--donor-key": donor_key}
+    columns |= {"--batch-key": methods.batch_key, "--sample-key": splits.sample_key}
+    counts = opt.Counts(layer=methods.layer, use_raw=methods.use_raw)
+    # With --paper, the step that selects genes checks the counts, which may be in raw.
+    check_input(input, columns=columns, counts=None if paper.paper else counts)
     with loading():
         from scr2mae import benchmark as api
         from scr2mae.data.store import read_file

@@ -1,8 +1,8 @@
-"""Whether a file has the counts and columns that options name: read from its head, before PyTorch is imported."""
+"""Whether a file has what options name and a model reads: known from its head, before PyTorch is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from scr2mae.cli.options import Counts
+
+__all__ = ["check_input", "read_index"]
+
 _LOOKED_AT = 100_000  # values of a matrix
+_RAW_LAYER = "scr2mae_raw"
+_COVARIATES = ("batch_key", "size_factor_key", "categorical_covariate_keys", "continuous_covariate_keys")
 
 
 @contextmanager
@@ -21,7 +27,11 @@ def _opened(path: Path) -> Iterator[Any]:
     if path.is_dir():
         import zarr
 
-        yield zarr.open_group(path, mode="r")
+        try:
+            group = zarr.open_group(path, mode="r")
+        except (OSError, LookupError, TypeError, ValueError):  # damaged
+            group = None
+        yield group
         return
     from scr2mae._utils.untrusted import check_store
     from scr2mae.data.formats import hdf5_kind
@@ -39,52 +49,109 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def check_input(
-    path: Path, *, layer: str | None, use_raw: bool, columns: Mapping[str, Any], integers: bool
+    path: Path,
+    *,
+    columns: Mapping[str, Any],
+    counts: Counts | None = None,
+    integers: bool = True,
+    model: Path | None = None,
+    use_rep: Sequence[str] = (),
+    new: str | None = None,
 ) -> None:
-    """Raise if a layer or a column of ``obs`` is missing, or if the first counts are none.
+    """Raise if a column, an embedding or a matrix is missing, if the first counts are none, or if a result is there already.
 
-    ``columns`` has the names by flag; files that are not laid out as expected are left to their reader.
+    ``columns`` has names by flag, and ``new`` is the place of the result. A model reads counts where its data had them
+    unless ``counts`` says otherwise, and its covariates. Files that are not laid out as expected are left to their reader.
     """
+    setup = {} if model is None else _setup(model)
     with _opened(path) as root:
         if root is None or not hasattr(root.get("obs"), "keys"):
             return
-        _check_columns(root["obs"], path, columns)
-        layers = sorted(root["layers"].keys()) if "layers" in root else []
-        if layer is not None and layer not in layers:
+        if new is not None and new in root:
+            group, _, name = new.partition("/")
+            raise FileExistsError(
+                f"{path} has {name!r} in {group} already; choose another --key or pass --force."
+            )
+        _check_columns(root["obs"], path, columns, {name: setup.get(name) for name in _COVARIATES})
+        groups = [root.get(group) for group in ("obsm", "layers")]
+        known = ["X", *(name for group in groups if hasattr(group, "keys") for name in sorted(group.keys()))]
+        if absent := [name for name in use_rep if name not in known]:
             raise ValueError(
-                f"{path} has no layer {layer!r}; --layer takes one of {layers}, and no --layer means X."
+                f"{path} has no {absent[0]!r} in obsm or layers; scr2mae embed adds one, or choose one of {known}."
             )
-        places = {f"layers[{name!r}]": (f"layers/{name}", f"--layer {name}") for name in layers}
-        places = {"X": ("X", "no --layer"), **places, "raw": ("raw/X", "--use-raw")}
-        place = "raw" if use_raw else "X" if layer is None else f"layers[{layer!r}]"
-        value = _not_a_count(root, places[place][0], integers)
-        if value is None:
-            return
-        others = {name: flag for name, (key, flag) in places.items() if key in root and name != place}
-        whole = [name for name in others if _holds_counts(root, places[name][0])]
-        found = (
-            f"whole numbers are in {' and '.join(whole)}: pass {others[whole[0]]}"
-            if whole
-            else (
-                f"none of {', '.join(others)} has whole numbers"
-                if others
-                else "it has neither layers nor raw"
-            )
-        )
-        raise ValueError(
-            f"Expected raw counts in {place} of {path}, got {value:g}; {found}. "
-            "Estimated counts (SoupX, CellBender): --no-check-counts."
-        )
+        if counts is not None and (setup or model is None):
+            is_checked = integers and setup.get("check_counts", True)
+            _check_counts(root, path, counts, setup.get("layer"), is_checked, is_query=model is not None)
 
 
-def _check_columns(obs: Any, path: Path, columns: Mapping[str, Any]) -> None:
+def read_index(path: Path) -> dict[str, Any]:
+    """Return the index of a folder of a model or a probe; nothing if it cannot be read, which its reader will say."""
+    from scr2mae._utils.untrusted import read_json
+
+    try:
+        index = read_json(path, may_be_nan=("history", "runs"))
+    except (OSError, ValueError):
+        return {}
+    return index if isinstance(index, dict) else {}
+
+
+def _setup(model: Path) -> dict[str, Any]:
+    """Return the arguments of ``setup_anndata`` that a model keeps."""
+    registry = read_index(model / "model.json").get("registry")
+    setup = registry.get("setup_args") if isinstance(registry, dict) else None
+    return setup if isinstance(setup, dict) else {}
+
+
+def _check_columns(obs: Any, path: Path, columns: Mapping[str, Any], covariates: Mapping[str, Any]) -> None:
     """Raise for the first name that is not a column."""
     index = obs.attrs.get("_index", "_index")
     known = [name for name in obs if name not in (index, "__categories")]
-    for flag, given in columns.items():
+    for source, given in {**columns, **covariates}.items():
         for name in (given,) if isinstance(given, str) else given or ():
             if name not in known:
-                raise ValueError(f"{path} has no column {name!r} in obs; {flag} takes one of {known}.")
+                reader = (
+                    f"{source} takes one of"
+                    if source in columns
+                    else f"the model reads it as {source}. It has"
+                )
+                raise ValueError(f"{path} has no column {name!r} in obs; {reader} {known}.")
+
+
+def _check_counts(
+    root: Any, path: Path, counts: Counts, of_model: str | None, integers: bool, *, is_query: bool
+) -> None:
+    """Raise if the matrix that is read is missing or is not one of counts, with the flag for one that is."""
+    if counts.use_raw and counts.layer is not None:
+        raise ValueError(f"--use-raw and --layer {counts.layer} name two matrices; give one of them.")
+    layers = sorted(root["layers"].keys()) if "layers" in root else []
+    places = {f"layers[{name!r}]": (f"layers/{name}", f"--layer {name}") for name in layers}
+    places = {"X": ("X", "--layer X" if is_query else "no --layer"), **places, "raw": ("raw/X", "--use-raw")}
+    layer = of_model if counts.layer is None and not counts.use_raw else counts.layer
+    if counts.use_raw or (layer == _RAW_LAYER and layer not in layers):
+        place = "raw"
+    else:
+        place = "X" if layer is None or (is_query and layer == "X") else f"layers[{layer!r}]"
+    key = places[place][0] if place in places else None
+    is_there = key is not None and key in root
+    value = _not_a_count(root, key, integers) if key is not None and is_there else None
+    if is_there and value is None:
+        return
+    others = {name: flag for name, (key, flag) in places.items() if key in root and name != place}
+    whole = [name for name in others if _holds_counts(root, places[name][0])]
+    found = (
+        f"whole numbers are in {' and '.join(whole)}: pass {others[whole[0]]}"
+        if whole
+        else f"none of {', '.join(others)} has whole numbers"
+        if others
+        else "it has neither layers nor raw"
+    )
+    if not is_there:
+        raise ValueError(f"{path} has no {place}, where counts are read; {found}.")
+    estimates = "need a model trained with" if is_query else "pass"
+    raise ValueError(
+        f"Expected raw counts in {place} of {path}, got {value:g}; {found}. "
+        f"Estimated counts (SoupX, CellBender) {estimates} --no-check-counts."
+    )
 
 
 def _values(root: Any, key: str) -> np.ndarray:

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae.cli import options as opt
-from scr2mae.cli.files import check_counts, check_free, check_writable, open_counts, place_counts, replacing
+from scr2mae.cli.columns import check_input
+from scr2mae.cli.files import (
+    check_counts,
+    check_exists,
+    check_free,
+    check_writable,
+    open_counts,
+    place_counts,
+    reads_raw,
+    replacing,
+)
 from scr2mae.cli.process import loading, results
 
 if TYPE_CHECKING:
@@ -55,23 +65,20 @@ def embed(
     scr2mae embed embedded.h5ad --model model_seed1/ -o both.h5ad --key X_seed1
     """
     check_counts(input)
+    check_exists(model)
     to_store = output.suffix == ".zarr"
     if not to_store:
         check_free(output, folder=False, force=force)
     check_writable(output.parent)
+    # A store is not copied, so an embedding in it is in nobody's way.
+    new = None if force or input.is_dir() else f"obsm/{key}"
+    check_input(input, columns={}, counts=counts, model=model, new=new)
     with loading():
-        from scr2mae.data.counts import RAW_LAYER
         from scr2mae.model import R2MAEModel
 
     trained = R2MAEModel.load(model, accelerator=accelerator)
-    adata = open_counts(
-        input, use_raw=counts.use_raw or (counts.layer is None and trained.spec.layer == RAW_LAYER)
-    )
+    adata = open_counts(input, use_raw=reads_raw(counts, trained))
     try:
-        if key in adata.obsm and not force:
-            raise FileExistsError(
-                f"{input} has {key!r} in obsm already; choose another --key or pass --force."
-            )
         logger.info("Embedding %d cells of %s.", adata.n_obs, input)
         shape = adata.n_obs, trained.init_params_["n_latent"]
         new = _new_store if to_store else _new_file
@@ -79,7 +86,7 @@ def embed(
         made_by = {f"{key}_model": trained.embedding_fingerprint(integrated=integrated)}
         with new(adata, shape, source=input, output=output, key=key, force=force, made_by=made_by) as rows:
             trained.get_latent_representation(
-                place_counts(adata, trained, **vars(counts)),
+                place_counts(adata, trained, counts),
                 batch_size=batch_size,
                 precision=precision,
                 integrated=integrated,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from scr2mae._utils.files import atomic_write, is_free
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scr2mae.cli.options import Counts
     from scr2mae.model import R2MAEModel
 
 
@@ -64,19 +65,32 @@ def check_counts(path: Path) -> None:
         )
 
 
-def open_counts(path: Path, *, use_raw: bool = False) -> AnnData:
-    """Open a file or a store of cells and leave the counts on disk; ``use_raw`` attaches ``raw`` of a store."""
-    from scr2mae.data.store import open_store, read_file
+def open_counts(path: Path, *, use_raw: bool = False, use_rep: Sequence[str] = ()) -> AnnData:
+    """Open a file or a store of cells and leave the counts on disk; of a store, attach ``raw`` and embeddings on request."""
+    from scr2mae.data.store import open_group, open_store, read_file
 
-    return open_store(path, use_raw=use_raw) if path.is_dir() else read_file(path, backed="r")
+    if not path.is_dir():
+        return read_file(path, backed="r")
+    stored = open_group(path).get("obsm", {})
+    return open_store(path, use_raw=use_raw, obsm_keys=[name for name in use_rep if name in stored])
 
 
-def place_counts(adata: AnnData, model: R2MAEModel | None, *, layer: str | None, use_raw: bool) -> AnnData:
-    """Return the cells with the counts of a layer or of raw where a model reads them."""
+def reads_raw(counts: Counts, model: R2MAEModel | None) -> bool:
+    """Return whether counts are in raw, by the options or because the data of the model had them there."""
+    from scr2mae.data.counts import RAW_LAYER
+
+    return counts.use_raw or (counts.layer is None and model is not None and model.spec.layer == RAW_LAYER)
+
+
+def place_counts(adata: AnnData, model: R2MAEModel | None, counts: Counts) -> AnnData:
+    """Return the cells with the counts of a layer, of ``"X"`` or of raw where a model reads them."""
     from scr2mae.data.counts import move_counts, named_layer
 
-    source = named_layer(layer, use_raw=use_raw)
-    return adata if source is None or model is None else move_counts(adata, source, model.spec.layer)
+    source = named_layer(counts.layer, use_raw=counts.use_raw)
+    if source is None or model is None:
+        return adata
+    is_x = source == "X" and source not in adata.layers
+    return move_counts(adata, None if is_x else source, model.spec.layer)
 
 
 def read_with_genes_of_paper(path: Path, atlas: str | None, *, layer: str | None = None) -> AnnData:

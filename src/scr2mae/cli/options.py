@@ -167,7 +167,8 @@ class Messages:
 class Counts:
     """Where a file has its counts; None is where the data of the model had them."""
 
-    layer: Layer | None = None
+    layer: Name | None = None
+    """Layer of raw counts, or X; by default where the data of the model had them."""
     use_raw: bool = False
     """Read the counts from raw, as in files of CELLxGENE, with the genes of raw."""
 

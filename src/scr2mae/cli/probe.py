@@ -7,12 +7,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae.cli import options as opt
-from scr2mae.cli.files import check_input_file, check_output, place_counts, replacing
+from scr2mae.cli.columns import check_input
+from scr2mae.cli.files import (
+    check_counts,
+    check_exists,
+    check_output,
+    open_counts,
+    place_counts,
+    reads_raw,
+    replacing,
+)
 from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+    from scr2mae.model import R2MAEModel
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +87,7 @@ class Kept:
 
 
 def probe(
-    input: Annotated[opt.InPath, opt.doc("AnnData with embeddings (.h5ad).")],
+    input: Annotated[opt.InPath, opt.doc("AnnData with embeddings: an .h5ad file or a .zarr store.")],
     /,
     *,
     use_rep: Annotated[opt.Names, opt.doc("Embeddings in obsm, layers, or X, used as they are.")],
@@ -117,18 +128,28 @@ def probe(
         )
     if kept.save is not None and (len(use_rep) > 1 or len(kinds) > 1 or scale == "both"):
         raise opt.UsageError("--save takes one embedding, one target and one scaling")
-    check_input_file(input)
+    check_counts(input)
+    check_exists(kept.model)
     if output is not None:
         check_output(output, force=force)
     if kept.save is not None:
         check_output(kept.save, folder=True, force=force)
+    columns = {"--target": list(kinds), "--donor-key": donor_key, "--sample-key": splits.sample_key}
+    if kept.model is None:
+        check_input(input, columns=columns, use_rep=use_rep)
+    else:
+        check_input(input, columns=columns, counts=counts, model=kept.model)
     with loading():
-        from scr2mae.data.store import read_file
         from scr2mae.probe import linear_probe
 
-    adata = read_file(input, backed="r")
+    model = None
+    if kept.model is not None:
+        from scr2mae.model import R2MAEModel
+
+        model = R2MAEModel.load(kept.model)
+    adata = open_counts(input, use_raw=reads_raw(counts, model), use_rep=use_rep)
     try:
-        if any(name not in adata.obsm for name in use_rep):
+        if adata.isbacked and any(name not in adata.obsm for name in use_rep):
             adata = adata.to_memory()
         logger.info("Probing %d cells of %s.", adata.n_obs, input)
         if kept.save is not None:
@@ -139,11 +160,11 @@ def probe(
             }
             options |= {"sample_key": splits.sample_key, "cell_level": splits.cell_level}
             frame = _keep(
-                adata,
+                place_counts(adata, model, counts),
                 kept,
                 use_rep[0],
                 *kinds.items(),
-                counts=counts,
+                model=model,
                 donor_key=donor_key,
                 force=force,
                 **options,
@@ -176,20 +197,15 @@ def _keep(
     use_rep: str,
     target: tuple[str, Any],
     *,
-    counts: opt.Counts,
+    model: R2MAEModel | None,
     force: bool,
     **options: Any,
 ) -> pd.DataFrame:
     """Fit and save a probe; return its scores on held-out donors."""
     from scr2mae.probe import fit_probe
 
-    model = None
-    if kept.model is not None:
-        from scr2mae.model import R2MAEModel
-
-        model = R2MAEModel.load(kept.model)
     fitted = fit_probe(
-        place_counts(adata, model, **vars(counts)),
+        adata,
         use_rep=use_rep,
         target=target[0],
         kind=target[1],

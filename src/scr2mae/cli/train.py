@@ -40,7 +40,7 @@ class Data:
 
     layer: opt.Layer | None = None
     use_raw: bool = False
-    """Take the counts from raw, as in files of CELLxGENE."""
+    """Take the counts from raw, as in files of CELLxGENE, of the genes in X; scr2mae prepare takes all of raw."""
     batch_key: opt.Name | None = None
     """Column of obs with the batch, used as input to the network."""
     labels_key: opt.Name | None = None
@@ -141,8 +141,7 @@ def train(
     run.check()
     check_input(
         input,
-        layer=data.layer,
-        use_raw=data.use_raw,
+        counts=opt.Counts(layer=data.layer, use_raw=data.use_raw),
         columns={**data.columns, "--split-key": training.split_key},
         # With --paper the counts may be in raw, and are checked where they are read.
         integers=not (data.no_check_counts or paper.paper),

@@ -189,6 +189,12 @@ def register(
     is_query = source_registry is not None
     is_raw = layer == RAW_LAYER and not (is_query and adata.raw is None)
     counts = raw_counts(adata) if is_raw else get_counts(adata, layer, is_query=is_query)
+    if layer == RAW_LAYER and not is_query and (n_more := adata.raw.n_vars - adata.n_vars):
+        logger.info(
+            "Taking the counts of %d genes from adata.raw and leaving out %d that adata lacks; adata.raw.to_adata() and "
+            "scr2mae prepare keep all.",
+            *(adata.n_vars, n_more),
+        )
     options = {"integers": arguments["check_counts"], "is_query": is_query}
     _check_obs(adata, arguments, is_new=not is_query)
     if source_registry is not None:

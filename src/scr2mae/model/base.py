@@ -148,8 +148,9 @@ class CellModel(BaseModelClass):
         check_counts
             Whether to raise an error if counts are not integers.
         use_raw
-            Whether to take the counts from ``adata.raw``, as in files of CELLxGENE; they are put into
-            ``layers["scr2mae_raw"]``, and read from ``raw`` of new data.
+            Whether to take the counts of the genes of ``adata`` from ``adata.raw``, as in files of CELLxGENE; they are put
+            into ``layers["scr2mae_raw"]``, and read from ``raw`` of new data. For all genes of raw, pass
+            ``adata.raw.to_adata()`` instead.
         study_key
             Column with the study, where studies have measured different genes. Not an input of the network: a gene that a
             study has not measured is masked in its cells and never scored. Found by itself if there is a table of
