@@ -123,11 +123,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--panel", type=int, default=300, help="number of genes of the panel")
     parser.add_argument("--study", action="store_true", help="add a query from another study")
+    parser.add_argument("--only", nargs="+", help="names of tasks to run, such as 'another study'; default: all")
     options = parser.parse_args()
     silence()
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for task, (reference, query) in tasks(options).items():
+        if options.only and task not in options.only:
+            continue
         truth = query.obs["cell_type"].astype(str).to_numpy()
         for method in options.methods:
             for seed in range(options.seeds):
