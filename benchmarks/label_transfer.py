@@ -123,7 +123,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--panel", type=int, default=300, help="number of genes of the panel")
     parser.add_argument("--study", action="store_true", help="add a query from another study")
-    parser.add_argument("--only", nargs="+", help="names of tasks to run, such as 'another study'; default: all")
+    parser.add_argument(
+        "--only", nargs="+", help="names of tasks to run, such as 'another study'; default: all"
+    )
     options = parser.parse_args()
     silence()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,8 @@ autosummary_context = {
         "Embed": ["get_latent_representation", "get_reconstruction_error", "get_gene_attributions"],
         "Impute and predict": [
             *("get_normalized_expression", "get_masked_reconstruction"),
-            *("get_likelihood_parameters", "posterior_predictive_sample", "get_imputation_scores"),
+            *("get_likelihood_parameters", "posterior_predictive_sample", "get_pearson_residuals"),
+            "get_imputation_scores",
         ],
         "Query": ["prepare_query_anndata", "load_query_data"],
         "Save, load and share": [

@@ -160,3 +160,25 @@ def test_mini_batches_that_do_not_fit_the_model_are_refused(
     assert message in str(caught.value)
     with pytest.raises(ValueError, match="leave out adata, indices, batch_size"):
         getattr(reference, method)(adata, dataloader=[])
+
+
+def test_pearson_residuals_are_those_of_the_predicted_distribution(
+    trained: R2MAEModel, adata: AnnData
+) -> None:
+    parameters = trained.get_likelihood_parameters(adata)
+    mean, theta = parameters["mean"], parameters["dispersions"]
+    expected = (np.asarray(adata.X.todense()) - mean) / np.sqrt(mean + mean**2 / theta)
+    np.testing.assert_allclose(
+        trained.get_pearson_residuals(adata), np.clip(expected, -10, 10), rtol=1e-3, atol=1e-4
+    )
+    clipped = trained.get_pearson_residuals(adata, [2, 0], clip=1.5)
+    np.testing.assert_allclose(clipped, np.clip(expected, -1.5, 1.5)[[2, 0]], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="clip must be above 0, got 0"):
+        trained.get_pearson_residuals(adata, clip=0)
+
+
+def test_genes_that_were_not_measured_have_no_residual(trained: R2MAEModel, adata: AnnData) -> None:
+    panel = adata[:, :58].copy()
+    found = trained.get_pearson_residuals(panel)
+    assert np.isnan(found[:, 58:]).all()
+    assert np.isfinite(found[:, :58]).all()

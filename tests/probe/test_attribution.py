@@ -11,6 +11,7 @@ from anndata import AnnData
 from scr2mae import datasets
 from scr2mae.probe import fit_probe, gene_attribution, rank_stability, score_without_genes
 from scr2mae.probe.attribution import _class_table
+from scr2mae.probe.features import surprises_by_donor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
 
@@ -271,7 +272,7 @@ def test_reconstruction_errors_of_cells_average_to_the_one_of_all(trained, adata
     assert trained.get_reconstruction_error(adata[:, :50].copy(), return_mean=False)["n_missing"] == 10
 
 
-def test_a_model_adds_the_reconstruction_error_to_the_rejection(cells, model):
+def test_a_model_adds_the_surprise_to_the_rejection(cells, model):
     probe = fit_probe(cells, model=model, reject=0.1, n_bootstrap=0, **DISEASE)
     rate = probe.scores.set_index("metric")["value"]["unknown_rate"]
     assert rate == pytest.approx(0.1, abs=0.06)
@@ -284,9 +285,33 @@ def test_a_model_adds_the_reconstruction_error_to_the_rejection(cells, model):
         probe.predict(shuffled)
 
 
+def test_a_type_that_model_and_probe_lack_is_unknown(train_tiny):
+    cells = datasets.simulate_donors(
+        n_donors=8, n_cells_per_donor=80, n_genes=120, cell_type_effect=1.0, seed=3
+    )
+    withheld = cells.obs["cell_type"].cat.categories[0]
+    is_new = cells.obs["donor"].isin(cells.obs["donor"].cat.categories[:4]).to_numpy()
+    is_absent = (cells.obs["cell_type"] == withheld).to_numpy()
+    reference = cells[~is_new & ~is_absent].copy()
+    model = train_tiny(reference, model={"n_hidden": 64, "n_latent": 16}, max_epochs=30)
+    settings = {"target": "cell_type", "kind": "classification", "donor_key": "donor", "n_bootstrap": 0}
+    probe = fit_probe(reference, model=model, reject=0.05, **settings)
+    unknown = probe.predict(cells[is_new])["unknown"].to_numpy()
+    assert unknown[is_absent[is_new]].mean() > 0.9
+    assert unknown[~is_absent[is_new]].mean() < 0.1
+
+
 def test_a_probe_fitted_to_a_panel_keeps_its_rate_on_cells_of_that_panel(cells, model):
     panel = cells[:, ::2].copy()
     probe = fit_probe(panel, model=model, reject=0.1, n_bootstrap=0, **DISEASE)
-    assert probe.rejection.curve is None  # errors of fewer genes are not comparable
+    assert probe.rejection.n_genes == 40
     panel.obs["donor"] = "other"
     assert probe.predict(panel)["unknown"].mean() == pytest.approx(0.1, abs=0.06)
+
+
+def test_surprise_does_not_depend_on_the_order_of_the_cells(cells, model):
+    Z, donors = model.get_latent_representation(cells), cells.obs["donor"].to_numpy()
+    found = surprises_by_donor(model, cells, Z, donors)
+    order = np.random.default_rng(0).permutation(cells.n_obs)
+    again = surprises_by_donor(model, cells[order], Z[order], donors[order])
+    np.testing.assert_allclose(again.medians, found.medians[order], rtol=1e-4)

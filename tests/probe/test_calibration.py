@@ -11,7 +11,7 @@ from sklearn.frozen import FrozenEstimator
 from scr2mae.metrics import calibration_error
 from scr2mae.probe.calibration import cross_calibrate, fit_calibration, reliability
 from scr2mae.probe.linear import HeldOut, log_odds
-from scr2mae.probe.rejection import _thresholds, fit_depth_curve, fit_novelty, fit_rejection
+from scr2mae.probe.rejection import Surprises, _thresholds, fit_novelty, fit_rejection, surprise
 
 
 class Scores(ClassifierMixin, BaseEstimator):
@@ -126,20 +126,17 @@ def test_the_distance_is_that_of_mahalanobis_to_the_nearest_class():
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
-@pytest.mark.parametrize("with_errors", [False, True])
-def test_known_cells_of_new_donors_are_unknown_at_the_nominal_rate(rate, with_errors):
+@pytest.mark.parametrize("with_surprise", [False, True])
+def test_known_cells_of_new_donors_are_unknown_at_the_nominal_rate(rate, with_surprise):
     X, codes, donors = cells_of_donors()
     new, _, new_donors = cells_of_donors(60, 100, seed=1)
     rng = np.random.default_rng(0)
 
-    def counts(n):
-        depth = np.exp(rng.normal(7, 0.5, n))
-        return 3 * np.log(depth) ** 2 + rng.normal(size=n), depth
+    def draw(n):
+        return Surprises(rng.chisquare(50, n) / 50, np.ones(n), 100) if with_surprise else None
 
-    errors, depth = counts(len(X)) if with_errors else (None, None)
-    rule, expected = fit_rejection(X, codes, donors, folds_of(donors), rate=rate, errors=errors, depth=depth)
-    unknown = rule(new, *counts(len(new))) if with_errors else rule(new)
-    share = pd.Series(unknown).groupby(new_donors).mean().mean()
+    rule, expected = fit_rejection(X, codes, donors, folds_of(donors), rate=rate, found=draw(len(X)))
+    share = pd.Series(rule(new, draw(len(new)))).groupby(new_donors).mean().mean()
     assert abs(share - rate) < 0.02
     assert abs(expected - rate) < 0.02
 
@@ -152,23 +149,47 @@ def test_a_kind_of_cell_that_the_reference_lacks_is_unknown():
     assert rule(X[known]).mean() < 0.1
 
 
-def test_a_cell_that_is_reconstructed_badly_for_its_depth_is_unknown():
+def test_surprise_is_one_without_structure_and_large_where_neighbors_share_it():
+    rng = np.random.default_rng(0)
+    residuals, X = rng.normal(size=(600, 300)), rng.normal(size=(600, 5))
+    X[:100] += 20  # a group of its own ...
+    assert surprise(residuals, X).mean() == pytest.approx(1, abs=0.05)
+    residuals[:100, :30] += 1  # ... whose cells have thirty genes that the network does not expect
+    found = surprise(residuals, X)
+    assert found[:100].min() > 1.5 > 1.4 > found[100:].max()
+    for n in (1, 3):
+        assert surprise(residuals[-n:], X[-n:]).mean() == pytest.approx(1, abs=0.2)
+
+
+def test_genes_that_were_not_measured_add_no_surprise():
+    rng = np.random.default_rng(0)
+    residuals, X = rng.normal(size=(50, 40)), rng.normal(size=(50, 5))
+    panel = residuals.copy()
+    panel[:, 20:] = np.nan
+    np.testing.assert_allclose(surprise(panel, X), surprise(residuals[:, :20], X))
+
+
+def test_a_surprising_cell_is_unknown_if_as_many_genes_were_measured():
     X, codes, donors = cells_of_donors()
-    depth = np.exp(np.random.default_rng(0).normal(7, 0.5, len(X)))
-    errors = 100 * np.log1p(depth)
-    curve = fit_depth_curve(errors + np.random.default_rng(1).normal(size=len(X)), depth)
-    assert np.abs(curve(errors, depth)).max() < 1
-    rule, _ = fit_rejection(
-        X,
-        codes,
-        donors,
-        folds_of(donors),
-        rate=0.1,
-        errors=errors + np.random.default_rng(1).normal(size=len(X)),
-        depth=depth,
-    )
-    assert rule(X, errors + 30, depth).all()
-    assert not rule(X).all()
+    drawn = np.random.default_rng(1).chisquare(50, len(X)) / 50
+    found = Surprises(drawn, np.ones(len(X)), 100)
+    rule, _ = fit_rejection(X, codes, donors, folds_of(donors), rate=0.1, found=found)
+    surprising = found._replace(values=drawn + 2)
+    assert rule(X, surprising).all()
+    assert not rule(X, found).all()
+    np.testing.assert_array_equal(rule(X, surprising._replace(n_genes=50)), rule(X))
+
+
+def test_surprise_is_relative_to_the_donor_up_to_a_limit():
+    X, codes, donors = cells_of_donors()
+    drawn = np.random.default_rng(1).chisquare(50, len(X)) / 50
+    found = Surprises(drawn, np.ones(len(X)), 100)
+    rule, _ = fit_rejection(X, codes, donors, folds_of(donors), rate=0.1, found=found)
+    assert rule.usual == 1.0
+    worse = Surprises(1.4 * drawn, np.full(len(X), 1.4), 100)  # a donor that the network fits less well
+    np.testing.assert_array_equal(rule(X, worse), rule(X, found))
+    strange = Surprises(5 * drawn, np.full(len(X), 5.0), 100)  # most of its cells are of another kind
+    assert rule(X, strange).all()
 
 
 def test_the_rate_is_of_donors_not_of_cells():

@@ -15,7 +15,7 @@ from scr2mae.model.inference import InferenceMixin
 from scr2mae.model.scvi_words import understands_scvi
 from scr2mae.model.selection import batch_codes, gene_indices
 from scr2mae.model.streaming import n_rows, stream
-from scr2mae.nn.panels import log_means
+from scr2mae.nn.panels import log_means, measured_genes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class PredictiveMixin(InferenceMixin, CellModel):
-    """``get_likelihood_parameters`` and ``posterior_predictive_sample``."""
+    """``get_likelihood_parameters``, ``get_pearson_residuals`` and ``posterior_predictive_sample``."""
 
     @understands_scvi
     @torch.inference_mode()
@@ -117,6 +117,52 @@ class PredictiveMixin(InferenceMixin, CellModel):
         empty = sparse.COO.from_numpy(np.zeros((0, len(genes), n_samples), dtype=np.float32))
         counts = sparse.concatenate(drawn, axis=0) if drawn else empty
         return sparse.GCXS(counts[:, :, 0] if n_samples == 1 else counts, compressed_axes=(0,))
+
+    @torch.inference_mode()
+    def get_pearson_residuals(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+        *,
+        clip: float = 10.0,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Return counts less their predicted means, in standard deviations of the predicted distribution.
+
+        The network sees the counts that it predicts. Single residuals are noisy; averaged over similar cells, they show
+        genes that the network does not know in these cells.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        clip
+            Largest absolute value, above 0.
+
+        Returns
+        -------
+        float32, shape ``(n_obs, n_vars)``; NaN for genes that were not measured.
+
+        Raises
+        ------
+        ValueError
+            If ``clip`` is not above 0.
+        """
+        if not clip > 0:
+            raise ValueError(f"clip must be above 0, got {clip!r}.")
+        cells, rows = self._trained_cells(adata, indices)
+        shape = n_rows(cells, rows), self.module.n_vars
+        check_array(shape, np.float32, "The residuals", advice="take some of the cells at a time by indices=")
+        residuals = np.empty(shape, dtype=np.float32)
+        inverse = (-self.module.log_theta).exp()
+        for filled, tensors in stream(self.module, cells, rows, batch_size, desc="Predicting"):
+            mean = self._log_mean(tensors).exp()
+            scale = (mean + mean.square() * inverse).clamp(min=1e-12).rsqrt()
+            found = ((tensors[REGISTRY_KEYS.X_KEY] - mean) * scale).clamp(-clip, clip)
+            if (measured := measured_genes(tensors)) is not None:
+                found = found.masked_fill(~measured, torch.nan)
+            residuals[filled] = found.cpu().numpy()
+        return residuals
 
     def _log_mean(self, tensors: dict[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """Return the log mean of the counts of a mini-batch, with the genes in ``mask`` hidden from the encoder."""

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from scr2mae.data.containers import check_anndata
 from scr2mae.probe.inputs import read_representation
+from scr2mae.probe.rejection import Surprises, surprise
 
 Float = NDArray[np.float64]
 _N_COMPARED = 32
+_BLOCK = 5000  # cells among which neighbors are looked for
 # Embeddings in bfloat16 stay within 3 % of the spread of a dimension.
 _TOLERANCE = 0.1
 
@@ -27,8 +29,8 @@ class Embedder(Protocol):
     def get_latent_representation(self, adata: AnnData, indices: Any = None) -> np.ndarray:
         """Embed cells."""
 
-    def get_reconstruction_error(self, adata: AnnData, *, return_mean: bool) -> dict[str, Any]:
-        """Score the counts of cells."""
+    def get_pearson_residuals(self, adata: AnnData) -> np.ndarray:
+        """Return standardized residuals of counts."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,22 @@ def check_same(adata: AnnData, X: Any, model: Embedder, use_rep: str) -> None:
         )
 
 
-def reconstruction(model: Embedder, adata: AnnData) -> tuple[Float | None, Float | None]:
-    """Return each cell's reconstruction error per gene and its depth; None for a panel, whose errors are not comparable."""
-    found = model.get_reconstruction_error(adata, return_mean=False)
-    if found["n_missing"]:
-        return None, None
-    return np.asarray(found["reconstruction_loss"]), np.asarray(found["library_size"])
+def surprises_by_donor(model: Embedder, adata: AnnData, X: Any, donors: Any) -> Surprises | None:
+    """Return the surprise of each cell among those of its donor; None if cells differ in what was measured.
+
+    Without donors, the cells are taken together. Groups beyond a few thousand cells are split at random.
+    """
+    order = np.random.default_rng(0).permutation(adata.n_obs)
+    groups = np.zeros(adata.n_obs, dtype=np.intp) if donors is None else pd.factorize(donors)[0]
+    order = order[np.argsort(groups[order], kind="stable")]
+    found, n_genes = np.empty(adata.n_obs), np.empty(adata.n_obs, dtype=np.intp)
+    for of_group in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        for chosen in np.array_split(of_group, -(-len(of_group) // _BLOCK)):
+            rows = np.sort(chosen)
+            residuals = model.get_pearson_residuals(adata[rows])
+            n_genes[rows] = (~np.isnan(residuals)).sum(axis=1)
+            found[rows] = surprise(residuals, np.asarray(X[rows]))
+    if (n_genes != n_genes[0]).any():
+        return None
+    medians = pd.Series(found).groupby(groups).transform("median").to_numpy()
+    return Surprises(found, medians, int(n_genes[0]))

@@ -15,7 +15,7 @@ from scr2mae.data.columns import as_keys, key_name
 from scr2mae.metrics import group_means
 from scr2mae.probe.calibration import Calibration, Method, cross_calibrate, fit_calibration, reliability
 from scr2mae.probe.designs import covariate_features, design_table, level_folds
-from scr2mae.probe.features import Embedder, fitted_features, reconstruction
+from scr2mae.probe.features import Embedder, fitted_features, surprises_by_donor
 from scr2mae.probe.folds import make_folds
 from scr2mae.probe.inputs import Kind, Target, checked_obs, read_names, read_target
 from scr2mae.probe.kept import UNKNOWN, Probe
@@ -74,7 +74,8 @@ def fit_probe(
         logistic model.
     reject
         Share of cells of a known kind that may be called unknown, such as 0.05; cells farther from the reference are
-        rejected. With a model, by their reconstruction error too. None rejects no cell.
+        rejected. With a model, so are cells which, with their neighbors among the donor's cells, have counts that the
+        model does not expect. None rejects no cell.
     scale
         Whether to divide each feature by its standard deviation over the cells.
     design_keys
@@ -166,18 +167,15 @@ def fit_probe(
     scores = pd.concat(tables, ignore_index=True)
     rejection = None
     if reject is not None:
-        errors = depth = None
-        if model is not None:
-            errors, depth = reconstruction(model, adata)
-        rows = described.rows
+        known = adata[described.rows]
+        found = None if model is None else surprises_by_donor(model, known, X, described.donors)
         rejection, share = fit_rejection(
             X,
             np.zeros(len(truth), dtype=np.intp) if codes is None else codes,
             described.donors,
             folds,
             rate=reject,
-            errors=None if errors is None else errors[rows],
-            depth=None if depth is None else depth[rows],
+            found=found,
         )
         row = {"method": "embedding", "level": "cell", "unit": "donor", "metric": "unknown_rate"}
         n_donors = len(np.unique(described.donors))

@@ -18,7 +18,7 @@ from scr2mae.data.containers import check_anndata
 from scr2mae.data.donors import warn_about_donors
 from scr2mae.probe.calibration import Calibration
 from scr2mae.probe.donors import conformal_width, unit_means, warn_about_known_donors
-from scr2mae.probe.features import Embedder, Features, reconstruction
+from scr2mae.probe.features import Embedder, Features, surprises_by_donor
 from scr2mae.probe.inputs import Kind, as_text
 from scr2mae.probe.linear import LinearMap, log_odds
 from scr2mae.probe.rejection import Rejection
@@ -102,8 +102,8 @@ class Probe:
         model
             Model that embeds the counts. By default the attached one does if ``adata`` lacks the embedding.
         donor_key
-            Column with the donors of the new cells, to warn about those of the fit. By default the column of the fit is
-            used if ``adata`` has it.
+            Column with the donors of the new cells, to warn about those of the fit and to judge cells beside others of
+            their donor. By default the column of the fit is used if ``adata`` has it.
         key_added
             Column of ``adata.obs`` to write the prediction to; it is the prefix of the other columns. None writes nothing.
 
@@ -122,7 +122,7 @@ class Probe:
         KeyError
             If ``adata`` lacks the features and there is no model.
         """
-        X, unknown = self._read(adata, model)
+        X, unknown = self._read(adata, model, donor_key)
         self._warn_about_donors(adata, donor_key)
         outputs = self.linear(X)
         frame = pd.DataFrame(index=adata.obs_names.copy())
@@ -219,7 +219,7 @@ class Probe:
         keys = [donor_key or self.donor_key, *([] if sample_key is None else [sample_key])]
         groups = {key_name(key): as_text(find_column(adata.obs, key), repr(key_name(key))) for key in keys}
         warn_about_donors(groups[key_name(keys[0])], keys[0])
-        X, unknown = self._read(adata, model)
+        X, unknown = self._read(adata, model, donor_key)
         self._warn_about_donors(adata, donor_key)
         members = pd.DataFrame(groups).groupby(list(groups), sort=True)
         unit = members.ngroup().to_numpy().astype(np.intp)
@@ -355,22 +355,23 @@ class Probe:
         shown = self.scores[(self.scores["method"] == "embedding") & self.scores["value"].notna()]
         for row in shown[~shown["metric"].str.endswith("_before")].to_dict("records"):
             name = str(row["metric"]).replace("_", " ").capitalize().replace("auroc", "AUROC")
-            interval = (
-                f" ({row['ci_low']:.2f} to {row['ci_high']:.2f})" if row["ci_low"] == row["ci_low"] else ""
-            )
+            has_interval = row["ci_low"] == row["ci_low"]
+            interval = f" ({row['ci_low']:.2f} to {row['ci_high']:.2f})" if has_interval else ""
             rows[f"{name} by {row['unit']}"] = f"{row['value']:.3f}{interval}, on held-out donors"
         return rows
 
-    def _read(self, adata: AnnData, model: Embedder | None) -> tuple[Any, NDArray[np.bool_] | None]:
+    def _read(
+        self, adata: AnnData, model: Embedder | None, donor_key: str | Sequence[str] | None = None
+    ) -> tuple[Any, NDArray[np.bool_] | None]:
         """Return features, and which cells are unknown; None if the probe does not reject."""
         embedder = model if model is not None else self.model
         X = self.features.read(adata, embedder, embed=model is not None)
         if self.rejection is None:
             return X, None
-        errors = depth = None
-        if self.rejection.curve is not None and embedder is not None:
-            errors, depth = reconstruction(embedder, adata)
-        unknown = self.rejection(X, errors, depth)
+        found = None
+        if self.rejection.surprises is not None and embedder is not None:
+            found = surprises_by_donor(embedder, adata, X, self._new_donors(adata, donor_key))
+        unknown = self.rejection(X, found)
         if unknown.all():
             warnings.warn(
                 f"All {len(unknown)} cells differ too much from those of the fit and are marked unknown; check whether "
@@ -390,6 +391,10 @@ class Probe:
         return (values < low) | (values > high)
 
     def _warn_about_donors(self, adata: AnnData, donor_key: str | Sequence[str] | None) -> None:
-        key = donor_key or self.donor_key
-        if donor_key is not None or has_columns(adata.obs, key):
-            warn_about_known_donors(find_column(adata.obs, key), self.donors)
+        if (donors := self._new_donors(adata, donor_key)) is not None:
+            warn_about_known_donors(donors, self.donors)
+
+    def _new_donors(self, adata: AnnData, donor_key: str | Sequence[str] | None) -> pd.Series | None:
+        if donor_key is None and not has_columns(adata.obs, self.donor_key):
+            return None
+        return find_column(adata.obs, donor_key or self.donor_key)

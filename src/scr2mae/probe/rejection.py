@@ -1,17 +1,20 @@
 """Cells unlike those of the reference, with the share of known cells that is rejected set over donors."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf
+from sklearn.neighbors import NearestNeighbors
 
 from scr2mae.probe.folds import Folds
 
 Float = NDArray[np.float64]
 _N_QUANTILES = 501
+_N_NEIGHBORS = 10  # the cell among them
+_LARGEST_MEDIAN = 1.5  # of the surprise of a donor, relative to the usual one; up to 1.3 was measured
 
 
 @dataclass(frozen=True)
@@ -37,46 +40,55 @@ def fit_novelty(X: Float, codes: NDArray[np.intp]) -> Novelty:
     return Novelty(means, vectors / np.sqrt(np.maximum(values, values.max() * 1e-10)))
 
 
-@dataclass(frozen=True)
-class DepthCurve:
-    """Reconstruction error expected at a cell's depth, so that shallow and deep cells can be compared."""
+def surprise(residuals: Float, X: Float) -> Float:
+    """Return how far each cell and its nearest neighbors in ``X`` are from what a network predicts, shape ``(n_obs,)``.
 
-    coef: Float  # of the powers of the log depth, highest first
-    spread: float
+    Standardized residuals of each gene are averaged over the neighbors, which leaves what they have in common; the mean
+    of the squares over genes, times the number of neighbors, is near 1 if they have nothing in common.
+    """
+    k = min(_N_NEIGHBORS, len(X))
+    near = NearestNeighbors(n_neighbors=k).fit(X).kneighbors_graph(X)
+    return np.asarray(np.nanmean((near @ residuals) ** 2, axis=1) / k)
 
-    def __call__(self, errors: Float, depth: Float) -> Float:
-        """Return the deviation of each error in units of the residual spread, shape ``(n_obs,)``."""
-        return (errors - np.polyval(self.coef, np.log1p(depth))) / self.spread
 
+class Surprises(NamedTuple):
+    """Surprise of cells, its median over the cells of their donor, and the number of genes that were measured.
 
-def fit_depth_curve(errors: Float, depth: Float) -> DepthCurve:
-    """Fit a parabola of the log depth, or a constant if the depth hardly varies."""
-    x = np.log1p(depth)
-    coef = np.polyfit(x, errors, min(2, len(np.unique(x)) - 1))
-    return DepthCurve(coef, max(float((errors - np.polyval(coef, x)).std()), 1e-12))
+    A network fits the donors that it was trained on better than new ones; values relative to the donor's own median are
+    comparable, unless most of its cells are strange: so the median counts up to a limit.
+    """
+
+    values: Float
+    medians: Float
+    n_genes: int
+
+    def relative(self, usual: float) -> Float:
+        """Divide by the donor's median, or by the limit that follows from the usual median."""
+        return self.values / np.minimum(self.medians, _LARGEST_MEDIAN * usual)
 
 
 @dataclass(frozen=True)
 class Rejection:
     """Rule by which cells become unknown: they lie beyond ``1 - rate`` of the held-out donors' cells.
 
-    Each of the scores (distance, and reconstruction error if there is one) is turned into its quantile among held-out
-    cells, donors weighing the same; the larger quantile is compared with ``threshold``.
+    Each of the scores (distance, and surprise if there is one) is turned into its quantile among held-out cells, donors
+    weighing the same; the larger quantile is compared with ``threshold``.
     """
 
     rate: float
     novelty: Novelty
     distances: Float  # quantiles of the held-out distances
-    curve: DepthCurve | None = None
-    errors: Float | None = None
     threshold: float = 1.0  # of the larger quantile, for both scores together
+    surprises: Float | None = None  # quantiles of the relative surprise
+    usual: float = 1.0  # median of the donors' medians
+    n_genes: int = 0  # that were measured; surprise on another number of genes is not comparable
 
-    def __call__(self, X: Any, errors: Float | None = None, depth: Float | None = None) -> NDArray[np.bool_]:
-        """Return which cells are unknown; without their errors, from the distance alone."""
+    def __call__(self, X: Any, found: Surprises | None = None) -> NDArray[np.bool_]:
+        """Return which cells are unknown; without their surprise on as many genes, from the distance alone."""
         distance = _rank(self.novelty(_dense(X)), self.distances)
-        if self.curve is None or self.errors is None or errors is None or depth is None:
+        if self.surprises is None or found is None or found.n_genes != self.n_genes:
             return distance > 1 - self.rate
-        return np.maximum(distance, _rank(self.curve(errors, depth), self.errors)) > self.threshold
+        return np.maximum(distance, _rank(found.relative(self.usual), self.surprises)) > self.threshold
 
 
 def fit_rejection(
@@ -86,8 +98,7 @@ def fit_rejection(
     folds: Folds,
     *,
     rate: float,
-    errors: Float | None = None,
-    depth: Float | None = None,
+    found: Surprises | None = None,
 ) -> tuple[Rejection, float]:
     """Fit the rule, and return the share of cells that it rejects in a donor that it has not seen, on average."""
     if not 0 < rate < 1:
@@ -95,11 +106,9 @@ def fit_rejection(
     X = _dense(X)
     distances = _held_out(X, codes, folds)
     scores = [distances]
-    if errors is not None and depth is not None:
-        deviations = np.full(len(X), np.nan)
-        for train, test in folds:
-            deviations[test] = fit_depth_curve(errors[train], depth[train])(errors[test], depth[test])
-        scores.append(deviations)
+    if found is not None:
+        usual = float(np.median(found.medians[np.unique(donors, return_index=True)[1]]))
+        scores.append(found.relative(usual))
     tested = ~np.isnan(distances)
     shares = []
     for _, test in folds:
@@ -112,9 +121,9 @@ def fit_rejection(
             )
             shares += [rejected[donors[test] == donor].mean() for donor in np.unique(donors[test])]
     *grids, threshold = _thresholds([s[tested] for s in scores], donors[tested], rate)
-    rule = Rejection(rate, fit_novelty(X, codes), grids[0], threshold=threshold)
-    if errors is not None and depth is not None:
-        rule = Rejection(rate, rule.novelty, grids[0], fit_depth_curve(errors, depth), grids[1], threshold)
+    rule = Rejection(rate, fit_novelty(X, codes), grids[0], threshold)
+    if found is not None:
+        rule = replace(rule, surprises=grids[1], usual=usual, n_genes=found.n_genes)
     return rule, float(np.mean(shares)) if shares else float("nan")
 
 

@@ -14,7 +14,7 @@ from scr2mae.probe.calibration import Calibration, Method
 from scr2mae.probe.features import Features
 from scr2mae.probe.inputs import Kind
 from scr2mae.probe.linear import LinearMap
-from scr2mae.probe.rejection import DepthCurve, Novelty, Rejection
+from scr2mae.probe.rejection import Novelty, Rejection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,8 +44,8 @@ def write_probe(probe: Any, dir_path: str | Path, *, donor_names: bool, overwrit
     if rejection is not None:
         arrays |= {"means": rejection.novelty.means, "whitening": rejection.novelty.whitening}
         arrays["distances"] = rejection.distances
-        if rejection.curve is not None and rejection.errors is not None:
-            arrays |= {"curve": rejection.curve.coef, "errors": rejection.errors}
+        if rejection.surprises is not None:
+            arrays["surprises"] = rejection.surprises
     tables = {name: _columns(getattr(probe, name)) for name in _TABLES}
     if not donor_names and tables["held_out"] is not None:
         del tables["held_out"]["donor"]
@@ -63,7 +63,8 @@ def write_probe(probe: Any, dir_path: str | Path, *, donor_names: bool, overwrit
         else {
             "rate": rejection.rate,
             "threshold": rejection.threshold,
-            "spread": None if rejection.curve is None else rejection.curve.spread,
+            "usual": rejection.usual,
+            "n_genes": rejection.n_genes,
         },
     }
     tensors = {
@@ -164,14 +165,14 @@ def _rejection(
     novelty = Novelty(arrays["means"], arrays["whitening"])
     if novelty.means.shape[1:] != (n_features,) or novelty.whitening.shape != (n_features, n_features):
         raise ValueError("its means do not fit its width")
-    has_curve = about["spread"] is not None
     return Rejection(
         float(about["rate"]),
         novelty,
         arrays["distances"],
-        DepthCurve(arrays["curve"], float(about["spread"])) if has_curve else None,
-        arrays["errors"] if has_curve else None,
         float(about["threshold"]),
+        arrays.get("surprises"),
+        float(about["usual"]),
+        int(about["n_genes"]),
     )
 
 
