@@ -108,3 +108,30 @@ def test_preparing_data_loads_neither_torch_nor_scvi(module):
 
 def test_a_public_name_loads_what_it_needs_on_first_use():
     assert "torch" in loaded("import scr2mae; scr2mae.masking")
+
+
+TRAINING = """
+import sys
+import anndata, numpy, scvi
+before = set(sys.modules)
+import scr2mae
+counts = numpy.random.default_rng(0).poisson(1.0, (100, 30)).astype("float32")
+adata = anndata.AnnData(counts)
+adata.var_names = [f"gene{i}" for i in range(30)]
+scr2mae.R2MAEModel.setup_anndata(adata)
+scr2mae.R2MAEModel(adata, n_latent=4).train(1, accelerator="cpu", enable_progress_bar=False)
+print(*set(sys.modules) - before)
+"""
+
+
+def test_training_loads_no_large_package_that_scvi_does_not_load():
+    done = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=True)
+    new = set(done.stdout.split())
+    assert "scr2mae.train.loop" in new
+    parts = ("benchmark", "cli", "extra", "pl", "probe", "theory")
+    assert not new & {f"scr2mae.{part}" for part in parts}
+    packages = {name.partition(".")[0] for name in new}
+    assert not packages & {
+        "IPython", "datashader", "igraph", "leidenalg", "matplotlib", "numpyro", "pyarrow", "ray", "requests",
+        "scanpy", "scib_metrics", "seaborn", "sklearn", "tensorboard", "transformers", "umap", "zarr",
+    }  # fmt: skip
