@@ -1,27 +1,34 @@
-"""Inputs that are no AnnData, counts in raw, unusual units, forks, and what a save leaves behind."""
+"""Inputs that are no AnnData, counts in raw, unusual units, forks, threads, and what a save leaves behind."""
 
 import functools
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anndata
+import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from scr2mae import R2MAEModel, benchmark, datasets
 from scr2mae.probe import (
+    LogisticProbe,
     Probe,
+    RidgeProbe,
     compare_representations,
     design_table,
+    donor_split,
     donor_splits,
     fit_probe,
     gene_attribution,
@@ -512,6 +519,58 @@ def test_a_forked_process_embeds_on_one_thread_and_does_not_wait_forever() -> No
         check=True,
     )
     assert done.stdout.split() == ["1", "True", "2"]
+
+
+# --- threads
+
+
+class Watch(pl.Callback):
+    """Threads of all pools at the last mini-batch, and seconds of other threads per second of this one."""
+
+    def on_train_start(self, *_: Any) -> None:
+        self._start = time.process_time(), time.thread_time()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.threads = count_threads()
+
+    def on_train_end(self, *_: Any) -> None:
+        process, own = time.process_time() - self._start[0], time.thread_time() - self._start[1]
+        self.others = (process - own) / own
+
+
+def count_threads() -> list[int]:
+    """Threads of PyTorch, and of every pool of BLAS and OpenMP."""
+    return [torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info())]
+
+
+@pytest.fixture(params=[1, 2])
+def n_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    with threadpool_limits(limits=request.param):
+        torch.set_num_threads(request.param)
+        yield request.param
+        torch.set_num_threads(before)
+
+
+def test_training_keeps_its_threads_after_probes_components_and_splits(
+    n_threads: int, adata: AnnData, train_tiny: Any
+) -> None:
+    given = count_threads()
+    assert set(given) == {n_threads}
+    model = train_tiny(adata, setup={"donor_key": "donor"})
+    features = model.get_latent_representation()
+    assert count_threads() == given
+    donors, groups = adata.obs["donor"], adata.obs["cell_type"]
+    LogisticProbe().fit(features, groups, groups=donors)
+    RidgeProbe().fit(features, np.arange(adata.n_obs, dtype=float), groups=donors)
+    PCA(2).fit(features)
+    donor_split(donors)
+    assert count_threads() == given
+    watch = Watch()
+    train_tiny(adata, max_epochs=10, callbacks=[watch])
+    assert watch.threads == given
+    if n_threads == 1:
+        assert watch.others < 0.2
 
 
 # --- what held before
