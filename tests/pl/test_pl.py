@@ -1,5 +1,6 @@
 """Figures show the data and change nothing else."""
 
+import io
 import logging
 
 import matplotlib.pyplot as plt
@@ -245,6 +246,21 @@ def test_a_list_of_columns_is_not_drawn_on_one_axes(cells, layouts, ax):
         pl.embedding(cells, color=["group", "depth"], ax=ax)
     with pytest.raises(KeyError, match=r"No 'donor' in adata\.obs"):
         pl.embedding(cells, color=["group", "donor"])
+
+
+@pytest.mark.parametrize("color", [None, "group", "depth"])
+def test_many_cells_are_drawn_as_pictures_in_a_pdf(color):
+    rng, n_obs = np.random.default_rng(0), 50_000
+    obs = pd.DataFrame(
+        {"group": pd.Categorical(rng.choice(["a", "b", "c"], n_obs)), "depth": rng.random(n_obs)}
+    )
+    points = rng.normal(size=(n_obs, 2)).astype(np.float32)
+    cells = AnnData(None, obs=obs.set_index(obs.index.astype(str)), obsm={"X_umap": points})
+    ax = pl.embedding(cells, "X_umap", color=color, ax=Figure().add_subplot())
+    assert sum(len(dots.get_offsets()) for dots in ax.collections) == n_obs
+    file = io.BytesIO()
+    ax.figure.savefig(file, format="pdf")
+    assert len(file.getvalue()) < 300_000  # 770,000 or more if each cell is a shape
 
 
 def test_an_error_about_an_unknown_basis_or_column_lists_the_known_ones(cells, ax):
