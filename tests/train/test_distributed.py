@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,13 @@ from scr2mae.data import CellLoader
 from scr2mae.masking import as_ratio_schedule, draw_mask
 from scr2mae.train.distributed import count_processes, data_parallel_options
 
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "several_devices.md"
 LONGEST = 600  # seconds until a run that hangs is ended
+
+
+def blocks_of_the_page(language: str) -> list[str]:
+    """Code blocks of the page on several devices."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
 
 
 def lines_of(stdout: str) -> list[str]:
@@ -238,6 +245,7 @@ def slurm(*, rank: int, n_tasks: int = 2, n_nodes: int = 2) -> dict[str, str]:
 LAUNCHERS = {
     "torchrun": {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
     "srun": slurm(rank=0, n_tasks=4, n_nodes=2),
+    "Ray Train": {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
 }
 
 
@@ -246,6 +254,7 @@ def launcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Two processes on each of two machines."""
     for name, value in LAUNCHERS[request.param].items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: request.param == "Ray Train")
     return request.param
 
 
@@ -294,33 +303,66 @@ def test_a_batch_script_of_slurm_is_one_process(missing: str, monkeypatch: pytes
     assert data_parallel_options(devices="auto", accelerator="cpu", given={}) == {"devices": "auto"}
 
 
-def test_tasks_of_srun_on_two_machines_train_the_model_that_torchrun_trains(
+SRUN = """#!{python}
+import os, subprocess, sys
+command = [sys.executable, "-m", "scr2mae.cli", *sys.argv[2:], *{options}]
+tasks = [subprocess.Popen(command, env={{**os.environ, **task}}) for task in {tasks}]
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+def test_the_script_for_slurm_trains_on_two_machines_what_torchrun_trains_and_resumes(
     runs: ModuleType, counts: Path, together: dict[str, Any], tmp_path: Path
 ) -> None:
-    line = [
-        "train",
-        str(counts),
-        "-o",
-        str(tmp_path / "model"),
-        "--batch-size",
-        str(runs.BATCH_SIZE),
-        *runs.COMMAND,
-    ]
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "scr2mae.cli", *line],
-            env={**os.environ, **slurm(rank=rank), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+    script = next(block for block in blocks_of_the_page("bash") if "#SBATCH" in block)
+    (tmp_path / "counts.h5ad").symlink_to(counts)
+    options = ["--batch-size", str(runs.BATCH_SIZE), *runs.COMMAND]
+    tasks = [slurm(rank=rank) for rank in range(2)]
+    srun = tmp_path / "srun"
+    srun.write_text(SRUN.format(python=sys.executable, options=options, tasks=tasks))
+    srun.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    for submission in ("first", "second"):
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
             text=True,
+            timeout=LONGEST,
+            check=False,
         )
-        for rank in range(2)
-    ]
-    said = [task.communicate(timeout=LONGEST) for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], said
-    assert lines_of(said[0][0])[0].startswith("model\t")
-    assert lines_of(said[1][0]) == []
-    assert runs.digest(R2MAEModel.load(tmp_path / "model")) == together["said"][0]["digest"]
+        assert done.returncode == 0, (submission, done.stderr[-3000:])
+        assert sum(line.startswith("model\t") for line in lines_of(done.stdout)) == 1
+        assert runs.digest(R2MAEModel.load(tmp_path / "model")) == together["said"][0]["digest"]
+        shutil.rmtree(tmp_path / "model")  # as if the job had ended after its last checkpoint
+
+
+@pytest.mark.slow
+def test_the_example_for_ray_trains_one_model_with_two_workers(counts: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray.train")
+    example = next(block for block in blocks_of_the_page("python") if "ray.train" in block)
+    (tmp_path / "counts.h5ad").symlink_to(counts)
+    for name, value in {
+        "/shared": str(tmp_path),
+        "num_workers=4": "num_workers=2",
+        "use_gpu=True": "use_gpu=False",
+        "model.train(": "model.train(max_epochs=2, accelerator='cpu', ",
+    }.items():
+        assert name in example
+        example = example.replace(name, value)
+    script = tmp_path / "train.py"
+    script.write_text(f"import ray\nray.init(num_cpus=2, include_dashboard=False)\n{example}")
+    paths = os.pathsep.join(path for path in sys.path if path)
+    subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        timeout=LONGEST,
+        check=True,
+    )
+    (run,) = R2MAEModel.load(tmp_path / "model").runs_
+    assert (run["n_processes"], run["epochs"]) == (2, 2)
 
 
 def test_several_gpus_synchronize_batch_normalization_by_default() -> None:

@@ -95,8 +95,8 @@ def data_parallel_options(
     """Choose devices, nodes and strategy of a trainer; ``given``, its further arguments, take precedence.
 
     Returns ``devices``, and for several processes ``num_nodes``, ``strategy`` and ``sync_batchnorm``: batch normalization
-    is synchronized on GPUs and by rank on CPUs. Raises ValueError if torchrun or srun started another number of
-    processes, or if the processes could not return their result.
+    is synchronized on GPUs and by rank on CPUs. Raises ValueError if torchrun, srun or Ray Train started another number
+    of processes, or if the processes could not return their result.
     """
     n_nodes = int(given.get("num_nodes", 1))
     launch = _launch()
@@ -162,9 +162,13 @@ class _Launch(NamedTuple):
 
 def _launch() -> _Launch | None:
     """Return the launcher that started several processes, and their numbers; None if this process is alone."""
-    if TorchElasticEnvironment.detect():
+    torchrun = TorchElasticEnvironment.detect()
+    # Ray Train sets the variables of torchrun but the one that names it, and joins its workers itself.
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if torchrun or (joined and "LOCAL_WORLD_SIZE" in os.environ):
         on_node, n_processes = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-        return _Launch("torchrun", on_node, n_processes // on_node) if n_processes > 1 else None
+        by = "torchrun" if torchrun else "Ray Train"
+        return _Launch(by, on_node, n_processes // on_node) if n_processes > 1 else None
     # SLURM_NTASKS is set in a batch script too, which is one process; these are set in a step alone.
     n_tasks, n_nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
     if n_tasks > 1 and SLURMEnvironment.detect():
