@@ -71,8 +71,8 @@ def embed(
         check_free(output, folder=False, force=force)
     check_writable(output.parent)
     # A store is not copied, so an embedding in it is in nobody's way.
-    new = None if force or input.is_dir() else f"obsm/{key}"
-    check_input(input, columns={}, counts=counts, model=model, new=new)
+    result = None if force or input.is_dir() else f"obsm/{key}"
+    check_input(input, columns={}, counts=counts, model=model, new=result)
     with loading():
         from scr2mae.model import R2MAEModel
 

@@ -122,7 +122,7 @@ def _holds_counts(matrix: Any) -> bool:
 
 def _counts_elsewhere(adata: AnnData, layer: str | None, is_query: bool) -> str:
     """Return where other matrices are, which of them look like counts, and the line to write."""
-    places = {
+    places: dict[str, tuple[str | None, Any]] = {
         f"adata.layers[{name!r}]": (name, adata.layers[name])
         for name in layer_names(adata)
         if name not in (layer, RAW_LAYER)
