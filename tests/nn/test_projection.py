@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from scr2mae.nn.layers import SparseRows
 from scr2mae.nn.linear_mlp import LinearMLPModule
@@ -123,6 +124,18 @@ def test_the_fit_depends_on_the_seed_alone(
     torch.testing.assert_close(again.state_dict(), path.state_dict(), rtol=0, atol=0)
     assert path.is_fitted
     assert not LinearPath(N_VARS, N_COMPONENTS).is_fitted
+
+
+def test_the_fit_does_not_depend_on_the_threads_of_numpy() -> None:
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(0.5, (1000, 1000)).astype(np.float32))
+    frequencies, library = counts.sum(dim=0) / counts.sum(), counts.sum(dim=1, keepdim=True)
+    axes = []
+    for n_threads in (1, 2):
+        path = LinearPath(1000, 50)
+        with threadpool_limits(n_threads, user_api="blas"):
+            path.fit(counts, library, frequencies, seed=0)
+        axes.append(path.logged_axes)
+    assert torch.equal(*axes)
 
 
 @pytest.mark.parametrize("n_obs", [1, 2, 4])

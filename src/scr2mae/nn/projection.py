@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from scr2mae.nn.panel_start import panel_components
@@ -194,6 +195,8 @@ class LinearPath(nn.Module):
             getattr(self, f"{name}_noise").copy_(noise / variances.clamp(min=1e-6 * variances.max() + 1e-9))
 
 
+# Many small factorizations: threads that wait for each other cost fifty times the time on a busy machine.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def _components(centered: Tensor, n_components: int, *, seed: int) -> Tensor:
     """Return the leading principal axes, shape (n_vars, n_components); zeros where the rank is lower."""
     axes = torch.zeros(centered.shape[1], n_components)
