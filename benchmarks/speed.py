@@ -1,13 +1,15 @@
 """Speed of this package compared with scVI: training, embedding, memory, time to the first step.
 
-    python benchmarks/speed.py -o OUT [--sizes large small ...] [--rounds 3] [--data FILE.h5ad] [--gpu] [--compile]
+    python benchmarks/speed.py -o OUT [--sizes large small ...] [--rounds 3] [--data FILE.h5ad] [--compile] [--gpu [--dry-run]]
 
 Both sides run in one process on the same counts, genes, threads and batches, by turns, so that what else the machine does
 falls on both; the ratio of each round is taken and their median reported. Memory and time to the first step are measured
 in a process of their own for each side. Counts are drawn to a density unless ``--data`` names a file of raw counts.
 ``OUT/speed.csv`` gets every round, ``OUT/speed.md`` the tables. This package averages weights over the end of a run: at every
 step at first, at every eighth after some 300, which a round does not reach; so it is also measured without, as scVI is.
-``--compile`` compares compiled steps of this package with eager ones instead, in the same way.
+``--compile`` compares compiled steps of this package with eager ones instead, in the same way. ``--gpu`` measures training,
+compiled and not, embedding and scVI on a GPU, and the share of a training call in which the device computes, copies, or
+waits for the host. ``--dry-run`` does the same on the CPU with few cells, to see that all of it runs.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import lightning.pytorch as pl
@@ -33,9 +35,15 @@ import pandas as pd
 import psutil
 import torch
 from scipy import sparse
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 SIDES = ("scr2mae", "scr2mae without average", "scr2mae float32", "scr2mae float32 without average", "scvi")
+GPU_SIDES = ("scr2mae", "scr2mae compiled", "scvi")
 COMPILED_SIDES = ("scr2mae", "scr2mae compiled", "scr2mae float32", "scr2mae float32 compiled")
 
 
@@ -62,11 +70,12 @@ SIZES = {
     "few cells": Size(128, 10, 1, batch_size=128, n_vars=765, n_obs=700, density=0.2),
 }
 GPU_SIZES = {
-    "paper, batch 400": Size(1000, 512, 2, n_obs=2_000_000),
-    "paper, batch 4096": Size(1000, 512, 2, batch_size=4096, n_obs=2_000_000),
-    "small, batch 400": Size(128, 10, 1, n_obs=2_000_000),
-    "small, batch 4096": Size(128, 10, 1, batch_size=4096, n_obs=2_000_000),
+    "paper, batch 400": Size(1000, 512, 2, n_obs=400_000),
+    "paper, batch 4096": Size(1000, 512, 2, batch_size=4096, n_obs=400_000),
+    "small, batch 400": Size(128, 10, 1, n_obs=400_000),
+    "small, batch 4096": Size(128, 10, 1, batch_size=4096, n_obs=400_000),
 }
+DRY_SIZES = {label: replace(size, n_obs=2000, n_vars=60, batch_size=100) for label, size in GPU_SIZES.items()}
 
 
 def draw_counts(size: Size, seed: int = 0) -> ad.AnnData:
@@ -179,6 +188,13 @@ class Side:
         self.model.get_latent_representation(**kwargs)
         return self.size.n_obs / (time.perf_counter() - start)
 
+    def shares(self) -> dict[str, float]:
+        """Return what :func:`device_shares` says of a training call."""
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device == "gpu" else [])]
+        with profile(activities=activities, acc_events=True) as profiler:
+            whole = self.train()[2]
+        return device_shares(profiler.events(), whole)
+
     def n_parameters(self) -> int:
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.model.module.parameters() if p.requires_grad)
@@ -203,6 +219,17 @@ class Side:
         module.zero_grad(set_to_none=True)
         module.eval()
         return counter.get_total_flops() / n_obs / 1e6
+
+
+def device_shares(events: Iterable[Any], whole: float) -> dict[str, float]:
+    """Return the fractions of ``whole`` seconds in which a GPU computes and copies, and the rest, when it waits for the host."""
+    seconds = {"kernels": 0.0, "copies": 0.0}
+    for event in events:
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            kind = "copies" if event.name.startswith(("Memcpy", "Memset")) else "kernels"
+            seconds[kind] += event.time_range.elapsed_us() / 1e6
+    shares = {kind: value / whole for kind, value in seconds.items()}
+    return {**shares, "host": 1 - sum(shares.values())}
 
 
 class PeakMemory(threading.Thread):
@@ -237,13 +264,18 @@ def measure_alone(options: argparse.Namespace) -> dict[str, float]:
     memory = PeakMemory()
     memory.start()
     start = time.perf_counter()
-    side = Side(options.alone, adata, size, "gpu" if options.gpu else "cpu")
+    side = Side(options.alone, adata, size, device_of(options))
     built = time.perf_counter() - start
     first = side.train(together=1)[0]
     result = {"first_step_s": built + first, "memory_mb": memory.stop()}
-    if options.gpu:
+    if device_of(options) == "gpu":
         result["device_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
     return result
+
+
+def device_of(options: argparse.Namespace) -> str:
+    """Return the accelerator."""
+    return "gpu" if options.gpu and not options.dry_run else "cpu"
 
 
 def alone(name: str, size: Size, options: argparse.Namespace) -> dict[str, float]:
@@ -258,7 +290,9 @@ def alone(name: str, size: Size, options: argparse.Namespace) -> dict[str, float
         "--alone-size",
         json.dumps(asdict(size)),
     ]
-    command += ["--threads", str(options.threads)] + (["--gpu"] if options.gpu else [])
+    command += ["--threads", str(options.threads)] + [
+        f"--{name}" for name in ("gpu", "dry-run") if getattr(options, name.replace("-", "_"))
+    ]
     command += ["--data", str(options.data)] if options.data else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -266,7 +300,7 @@ def alone(name: str, size: Size, options: argparse.Namespace) -> dict[str, float
 
 def measure(label: str, size: Size, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure all sides in alternating rounds; one row per side, round and quantity."""
-    device = "gpu" if options.gpu else "cpu"
+    device = device_of(options)
     adata = read_counts(options, size)
     size = Size(**{**asdict(size), "n_obs": adata.n_obs, "n_vars": adata.n_vars})
     rows: list[dict[str, Any]] = []
@@ -274,9 +308,7 @@ def measure(label: str, size: Size, options: argparse.Namespace) -> list[dict[st
     def add(side: str, quantity: str, value: float, round_: int = 0) -> None:
         rows.append({"size": label, "side": side, "quantity": quantity, "round": round_, "value": value})
 
-    names = COMPILED_SIDES if options.compile else SIDES
-    if device == "gpu":
-        names = tuple(name for name in names if "float32" not in name)
+    names = GPU_SIDES if options.gpu else COMPILED_SIDES if options.compile else SIDES
     sides = [Side(name, adata, size, device) for name in names]
     once = [side for side in sides if not side.name.endswith("without average")]
     epochs = max(1, -(-options.steps * size.batch_size // size.n_obs))
@@ -285,8 +317,11 @@ def measure(label: str, size: Size, options: argparse.Namespace) -> list[dict[st
             _, rate, whole = side.train(epochs)
             add(side.name, "train_cells_s", rate, i)
             add(side.name, "train_call_s", whole, i)
-        for side in () if options.compile else once:
+        for side in once if options.gpu or not options.compile else ():
             add(side.name, "embed_cells_s", side.embed(reduced=side.name == "scr2mae"), i)
+    for side in once if options.gpu else ():
+        for name, share in side.shares().items():
+            add(side.name, f"share_{name}", share)
     for side in once:
         add(side.name, "parameters", side.n_parameters())
         add(side.name, "train_mflop_cell", side.mflop())
@@ -308,7 +343,8 @@ def summarize(rows: pd.DataFrame) -> str:
             lines[quantity] = {name: f"{group[name].median():,.4g}" for name in group}
             for name in group:
                 other = "scvi" if "scvi" in group else name.removesuffix(" compiled")
-                if other != name and group[name].notna().any():
+                counted = not quantity.startswith("share_") and group[name].notna().any()
+                if other != name and counted:
                     ratio = group[name] / group[other]
                     lines[quantity][f"{name} / {other}"] = (
                         f"{ratio.median():.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
@@ -345,6 +381,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="steps a round, at least")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--dry-run", action="store_true", help="with --gpu: on the CPU, with few cells")
     parser.add_argument("--compile", action="store_true", help="compiled steps against eager ones")
     parser.add_argument("--alone", choices={*SIDES, *COMPILED_SIDES}, help=argparse.SUPPRESS)
     parser.add_argument("--alone-size", help=argparse.SUPPRESS)
@@ -357,10 +394,10 @@ def main() -> None:
         print(json.dumps(measure_alone(options)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    sizes = GPU_SIZES if options.gpu else SIZES
+    sizes = (DRY_SIZES if options.dry_run else GPU_SIZES) if options.gpu else SIZES
     rows: list[dict[str, Any]] = []
     for label in options.sizes or sizes:
-        rows += measure(label, {**SIZES, **GPU_SIZES}[label], options)
+        rows += measure(label, {**SIZES, **GPU_SIZES, **sizes}[label], options)
         frame = pd.DataFrame(rows)
         frame.to_csv(options.out / "speed.csv", index=False)
         (options.out / "speed.md").write_text(f"{machine()}\n\n{summarize(frame)}")
