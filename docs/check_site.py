@@ -33,6 +33,9 @@ SEARCHES = {
     "which loss": "faq.html",
     "PCA Harmony": "index.html",
     "label transfer": "faq.html",
+    "label transfer panel": "faq.html",
+    "why not scVI": "faq.html",
+    "adata.raw": "faq.html",
     "leakage": "faq.html",
 }
 _AMONG = 10  # first hits

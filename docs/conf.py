@@ -101,6 +101,7 @@ autosummary_context = {
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+toc_object_entries_show_parents = "hide"  # the contents beside a class have room for names of methods alone
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 napoleon_google_docstring = False
