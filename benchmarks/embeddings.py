@@ -40,6 +40,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "R²MAE": {},
     "R²MAE, mlp": {"encoder": "mlp"},
     "linear encoder": {},
+    "R²MAE, donor as batch": {},
 }
 METHODS = ("R²MAE", "R²MAE, mlp", *BASELINES)
 SCORES = {"balanced_accuracy": "BA", "spearman": "BA", "macro_auroc": "AUROC"}
@@ -67,6 +68,8 @@ def embed(method: str, adata: ad.AnnData, seen: np.ndarray, seed: int) -> tuple[
         peer = scvi.model.SCVI(train, n_latent=int(method.partition("-")[2]))
         peer.train(**quiet)
         return peer.get_latent_representation(everything), np.nan
+    if method == "R²MAE, donor as batch":
+        return embed_by_donor(adata, seen, seed), np.nan
     model = scr2mae.R2MAEModel(train, seed=seed, **NETWORKS[method])
     if method == "linear encoder":
         model.module.__class__ = LinearModule
@@ -76,6 +79,23 @@ def embed(method: str, adata: ad.AnnData, seen: np.ndarray, seed: int) -> tuple[
     if len(others):
         nll = float(model.get_masked_reconstruction(everything, others, ratios=(RATIO,))["nll"].iloc[0])
     return model.get_latent_representation(everything), nll
+
+
+def embed_by_donor(adata: ad.AnnData, seen: np.ndarray, seed: int) -> np.ndarray:
+    """Train with every donor as a batch, and align the others, without labels, as new batches."""
+    cells = ad.AnnData(adata.X, obs=adata.obs[["donor"]].astype(str), var=adata.var[[]])
+    train = cells[seen].copy()
+    scr2mae.R2MAEModel.setup_anndata(train, batch_key="donor")
+    model = scr2mae.R2MAEModel(train, seed=seed)
+    model.train(enable_progress_bar=False, accelerator="cpu")
+    z = np.empty((adata.n_obs, model.module.n_latent), dtype=np.float32)
+    z[seen] = model.get_latent_representation()
+    others = np.setdiff1d(np.arange(adata.n_obs), seen)
+    if len(others):
+        query = scr2mae.R2MAEModel.load_query_data(cells[others].copy(), model, accelerator="cpu")
+        query.train()
+        z[others] = query.get_latent_representation()
+    return z
 
 
 def tasks(

@@ -39,6 +39,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "hidden 512": {"n_hidden": 512},
     "hidden 1024, two layers": {"n_hidden": 1024, "n_layers": 2},
     "latent 320": {"n_latent": 320},
+    "hidden layer in the decoder": {"n_layers_decoder": 1},
     "half the epochs": {},
     "twice the epochs": {},
 }
