@@ -147,10 +147,10 @@ def _check_counts(
     )
     if not is_there:
         raise ValueError(f"{path} has no {place}, where counts are read; {found}.")
-    estimates = "need a model trained with" if is_query else "pass"
+    estimates = "train the model with" if is_query else "pass"
     raise ValueError(
         f"Expected raw counts in {place} of {path}, got {value:g}; {found}. "
-        f"Estimated counts (SoupX, CellBender) {estimates} --no-check-counts."
+        f"For estimated counts (SoupX, CellBender), {estimates} --no-check-counts."
     )
 
 
