@@ -146,6 +146,9 @@ def fit(adata: ad.AnnData, seed: int) -> scr2mae.R2MAEModel:
     return model
 
 
+FIGURES = {"kang": "integration_kang.png", "studies": "integration_studies.png"}  # as on the page
+
+
 def draw_umaps(out: Path, name: str, obs: pd.DataFrame, embeddings: dict[str, np.ndarray]) -> None:
     """Draw embeddings side by side, by batch in the first row and by label in the second."""
     adata = ad.AnnData(obs=obs[["batch", "label"]].astype("category"))
@@ -155,7 +158,7 @@ def draw_umaps(out: Path, name: str, obs: pd.DataFrame, embeddings: dict[str, np
         for row, color in enumerate(("batch", "label")):
             scr2mae.pl.embedding(adata, method, color=color, ax=axes[row, column])
             axes[row, column].set_title(method)
-    figure.savefig(out / f"umap_{name.replace(' ', '_')}.png", dpi=80)
+    figure.savefig(out / FIGURES.get(name, f"umap_{name.replace(' ', '_')}.png"), dpi=80)
     plt.close(figure)
 
 
