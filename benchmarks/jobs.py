@@ -87,7 +87,7 @@ def work(side: str, cells: Path, out: Path) -> dict[str, Any]:
         adata.obsm["X_embedding"] = model.get_latent_representation()
         parts.end("embed")
         model.save(out / f"{side}_model", overwrite=True)
-        epochs = len(model.history["train_loss_epoch" if side == "scvi" else "train_loss"])
+        epochs = len(model.history["elbo_train" if side == "scvi" else "train_loss"])
     del adata.X
     adata.write_h5ad(out / f"{side}.h5ad")
     parts.end("write")
@@ -108,7 +108,7 @@ def run(side: str, cells: Path, out: Path) -> dict[str, Any]:
     """Do a whole job in a new process; return seconds by part and in all, epochs, and peak memory in GB."""
     start = time.perf_counter()
     command = [sys.executable, __file__, "-o", str(out), "--work", side, str(cells)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     row = json.loads(done.stdout.strip().splitlines()[-1])
     return {**row, "all": time.perf_counter() - start}
 
