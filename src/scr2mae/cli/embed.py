@@ -77,7 +77,7 @@ def embed(
         from scr2mae.model import R2MAEModel
 
     trained = R2MAEModel.load(model, accelerator=accelerator)
-    adata = open_counts(input, use_raw=reads_raw(counts, trained))
+    adata = open_counts(input, use_raw=reads_raw(trained, **vars(counts)))
     try:
         logger.info("Embedding %d cells of %s.", adata.n_obs, input)
         shape = adata.n_obs, trained.init_params_["n_latent"]
@@ -86,7 +86,7 @@ def embed(
         made_by = {f"{key}_model": trained.embedding_fingerprint(integrated=integrated)}
         with new(adata, shape, source=input, output=output, key=key, force=force, made_by=made_by) as rows:
             trained.get_latent_representation(
-                place_counts(adata, trained, counts),
+                place_counts(adata, trained, **vars(counts)),
                 batch_size=batch_size,
                 precision=precision,
                 integrated=integrated,

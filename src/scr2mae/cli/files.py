@@ -14,7 +14,6 @@ from scr2mae._utils.files import atomic_write, is_free
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scr2mae.cli.options import Counts
     from scr2mae.model import R2MAEModel
 
 
@@ -75,18 +74,18 @@ def open_counts(path: Path, *, use_raw: bool = False, use_rep: Sequence[str] = (
     return open_store(path, use_raw=use_raw, obsm_keys=[name for name in use_rep if name in stored])
 
 
-def reads_raw(counts: Counts, model: R2MAEModel | None) -> bool:
+def reads_raw(model: R2MAEModel | None, *, layer: str | None, use_raw: bool) -> bool:
     """Return whether counts are in raw, by the options or because the data of the model had them there."""
     from scr2mae.data.counts import RAW_LAYER
 
-    return counts.use_raw or (counts.layer is None and model is not None and model.spec.layer == RAW_LAYER)
+    return use_raw or (layer is None and model is not None and model.spec.layer == RAW_LAYER)
 
 
-def place_counts(adata: AnnData, model: R2MAEModel | None, counts: Counts) -> AnnData:
+def place_counts(adata: AnnData, model: R2MAEModel | None, *, layer: str | None, use_raw: bool) -> AnnData:
     """Return the cells with the counts of a layer, of ``"X"`` or of raw where a model reads them."""
     from scr2mae.data.counts import move_counts, named_layer
 
-    source = named_layer(counts.layer, use_raw=counts.use_raw)
+    source = named_layer(layer, use_raw=use_raw)
     if source is None or model is None:
         return adata
     is_x = source == "X" and source not in adata.layers

@@ -103,12 +103,12 @@ def predict(
 
         trained = R2MAEModel.load(model, accelerator=accelerator)
     kept = Probe.load(probe, model=trained)
-    adata = open_counts(input, use_raw=reads_raw(counts, trained), use_rep=use_rep)
+    adata = open_counts(input, use_raw=reads_raw(trained, **vars(counts)), use_rep=use_rep)
     try:
         if trained is None and adata.isbacked and kept.features.use_rep not in adata.obsm:
             adata = adata.to_memory()
         logger.info("Predicting %s for %d cells of %s.", kept.target, adata.n_obs, input)
-        place = place_counts(adata, trained, counts)
+        place = place_counts(adata, trained, **vars(counts))
         cells = kept.predict(place, model=trained, donor_key=donor_key, key_added=key)
         table = None
         if donor_key is not None and kept.is_cell_level:

@@ -147,7 +147,7 @@ def probe(
         from scr2mae.model import R2MAEModel
 
         model = R2MAEModel.load(kept.model)
-    adata = open_counts(input, use_raw=reads_raw(counts, model), use_rep=use_rep)
+    adata = open_counts(input, use_raw=reads_raw(model, **vars(counts)), use_rep=use_rep)
     try:
         if adata.isbacked and any(name not in adata.obsm for name in use_rep):
             adata = adata.to_memory()
@@ -160,7 +160,7 @@ def probe(
             }
             options |= {"sample_key": splits.sample_key, "cell_level": splits.cell_level}
             frame = _keep(
-                place_counts(adata, model, counts),
+                place_counts(adata, model, **vars(counts)),
                 kept,
                 use_rep[0],
                 *kinds.items(),
