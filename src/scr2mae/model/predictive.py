@@ -15,7 +15,8 @@ from scr2mae.model.inference import InferenceMixin
 from scr2mae.model.scvi_words import understands_scvi
 from scr2mae.model.selection import batch_codes, gene_indices
 from scr2mae.model.streaming import n_rows, stream
-from scr2mae.nn.panels import log_means, measured_genes
+from scr2mae.nn.likelihood import log_mean_of_counts
+from scr2mae.nn.panels import measured_genes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -168,7 +169,7 @@ class PredictiveMixin(InferenceMixin, CellModel):
         """Return the log mean of the counts of a mini-batch, with the genes in ``mask`` hidden from the encoder."""
         _, generated = self.module(tensors, inference_kwargs={"mask": mask}, compute_loss=False)
         library = self.module.log_library(tensors)
-        return log_means(tensors, generated["logits"], library)
+        return log_mean_of_counts(generated["logits"], library, measured=measured_genes(tensors))
 
     def _mean_in_folds(self, tensors: dict[str, Tensor], parts: list[Tensor] | None) -> Tensor:
         if parts is None:

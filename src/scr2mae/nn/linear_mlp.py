@@ -177,8 +177,8 @@ class LinearMLPModule(R2MAEModule):
         if self.use_size_factor:
             return log_library
         if panels is not None:
-            shares = panels.sums(self.linear.frequencies.unsqueeze(1)).clamp(min=1e-12)
-            return log_library - shares.log()[panels.of_cell]
+            shares = panels.sums(self.linear.frequencies).clamp(min=1e-12)
+            return log_library - shares.log()[panels.of_cell].unsqueeze(1)
         if measured is None:
             return log_library
         return log_library - (self.linear.frequencies * measured).sum().log()

@@ -233,13 +233,9 @@ class R2MAEModule(BaseModuleClass):
         """
         counts = tensors[REGISTRY_KEYS.X_KEY]
         log_theta: Tensor = self.log_theta
-        log_mean = log_means(tensors, logits, self.log_library(tensors))
+        log_mean = log_means(tensors, logits, self.log_library(tensors), genes)
         if genes is not None:
-            counts, log_mean, log_theta = (
-                counts.index_select(1, genes),
-                log_mean.index_select(1, genes),
-                log_theta.index_select(0, genes),
-            )
+            counts, log_theta = counts.index_select(1, genes), log_theta.index_select(0, genes)
         nll = -nb_log_prob(counts, log_mean, log_theta)
         if weights is None:
             return nll

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import log_softmax
 
 from scr2mae._utils.splitmix import hash_integers
 from scr2mae.masking import mask_words
@@ -32,6 +33,7 @@ PANEL_KEYS = ("panel", "panel_classes", "gene_class")
 
 
 _CLASS_STREAM = 4  # of random words; masking.py has the others
+_LOG_ZERO = -1e4  # whose exponential is zero, but whose product with a count of zero is too
 
 
 class CellPanels(NamedTuple):
@@ -52,35 +54,25 @@ class CellPanels(NamedTuple):
         return self.classes.index_select(1, gene_class).index_select(0, self.of_cell)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sum values (n_vars, ...) over the genes of each panel; (n_panels, ...)."""
-        of_class = values.new_zeros(self.classes.shape[1], *values.shape[1:])
-        of_class.index_add_(0, self.gene_class, values)
-        return torch.tensordot(self.classes.to(values.dtype), of_class, dims=1)
+        """Sum values (n_vars,) or (n_vars, k) over the genes of each panel; (n_panels,) or (n_panels, k)."""
+        return self.classes[:, self.gene_class].to(values.dtype) @ values
 
-    def products(self, columns: Tensor, n_rows: int, visible: Tensor | None = None) -> Tensor:
-        """Return ``R_p' C_p`` over the visible genes of each panel, (n_panels, ..., n_rows, k).
+    def products(self, columns: Tensor, n_rows: int, genes: Tensor | None = None) -> Tensor:
+        """Return ``R_p' C_p`` over the genes of each panel, (n_panels, ..., n_rows, k).
 
-        ``columns`` C have shape (..., n_vars, k); R are the first ``n_rows`` of the k.
+        ``columns`` C have shape (..., n_genes, k), for the given genes or all; R are the first ``n_rows`` of the k.
         """
-        if columns.device.type == "cpu" and not torch.compiler.is_compiling():
-            order = self.gene_class.argsort(stable=True)
-            order = order if visible is None else order[visible[order]]
-            sizes = self.gene_class[order].bincount(minlength=self.classes.shape[1]).tolist()
-            parts = columns.index_select(-2, order).split(sizes, dim=-2)
-            of_class = torch.stack([part[..., :n_rows].mT @ part for part in parts])
-            return torch.tensordot(self.classes.to(columns.dtype), of_class, dims=1)
-        measured = self.classes[:, self.gene_class]
-        measured = (measured if visible is None else measured & visible).to(columns.dtype)
-        rows = columns[..., :n_rows]
-        return torch.stack([(rows * genes.unsqueeze(1)).mT @ columns for genes in measured])
-
-    def log_total(self, logits: Tensor) -> Tensor:
-        """Return the log of the sum of ``exp(logits)`` over the measured genes of each cell, (n_obs, 1)."""
-        largest = logits.detach().amax(dim=1, keepdim=True)
-        measured = self.classes[:, self.gene_class].to(logits.dtype)
-        of_panels = (logits - largest).exp() @ measured.T  # (n_obs, n_panels)
-        total = of_panels.gather(1, self.of_cell.unsqueeze(1))
-        return total.clamp(min=torch.finfo(logits.dtype).tiny).log() + largest
+        measured = self.classes[:, self.gene_class if genes is None else self.gene_class[genes]]
+        if columns.device.type != "cpu" or torch.compiler.is_compiling():
+            rows = [columns[..., :n_rows] * own.unsqueeze(1) for own in measured]
+            return torch.stack([each.mT @ columns for each in rows])
+        # Over the fewer: the genes that a panel has, or those that it lacks.
+        is_small = 2 * measured.sum(dim=1) < measured.shape[1]
+        counted = measured ^ ~is_small.unsqueeze(1)
+        parts = columns.index_select(-2, counted.nonzero()[:, 1]).split(counted.sum(dim=1).tolist(), dim=-2)
+        found = torch.stack([part[..., :n_rows].mT @ part for part in parts])
+        total = columns[..., :n_rows].mT @ columns
+        return torch.where(is_small.view(-1, *[1] * total.ndim), found, total - found)
 
     def means(
         self, values: Tensor, genes: Tensor | None = None, mask: Tensor | None = None
@@ -90,11 +82,13 @@ class CellPanels(NamedTuple):
         A cell so counts as one, whatever its panel; a cell without any of the genes counts as none. Without ``genes``, the
         values are of all genes, of which those in ``mask`` count.
         """
-        kept = self.measured(genes)
+        kept = self.classes.index_select(1, self.gene_class if genes is None else self.gene_class[genes])
         if genes is None and mask is not None:
             kept = kept & mask
-        n_kept = kept.sum(dim=1)
-        of_cells = (values * kept).sum(dim=1) / n_kept.clamp(min=1)
+        n_kept = kept.sum(dim=1).index_select(0, self.of_cell)
+        of_cells = (values * kept.to(values.dtype).index_select(0, self.of_cell)).sum(dim=1) / n_kept.clamp(
+            min=1
+        )
         return of_cells, of_cells.sum() / (n_kept > 0).sum().clamp(min=1)
 
     def exposure(self) -> Tensor:
@@ -115,16 +109,16 @@ class CellPanels(NamedTuple):
         total = torch.minimum((ratio * n_measured[-1].double()).round().clamp(min=1), n_measured[-1] - 1)
         # Rounded up or down by chance, so that a class of one gene is masked as often as the others.
         chance = (hash_integers(seed, _CLASS_STREAM, step) >> 11) / (1 << 53)
-        ends = (total / n_measured[-1] * n_measured + chance).floor()
-        ends = torch.where(n_measured == n_measured[-1], total, ends)
+        ends = (
+            total * n_measured / n_measured[-1] + chance
+        ).floor()  # in this order, of all classes the total
         n_masked = ends.diff(prepend=ends.new_zeros(1))
         order = mask_words(len(self.gene_class), seed=seed, step=step, device=ends.device).argsort()
-        order = order[self.gene_class[order].argsort(stable=True)]  # by class, then by word
-        of_class = self.gene_class[order]
-        rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[of_class]
-        mask = torch.zeros(len(order), dtype=torch.bool, device=order.device)
-        mask[order] = rank < n_masked[of_class]
-        return mask
+        of_class = self.gene_class.index_select(0, order)
+        of_class, by_class = of_class.sort(stable=True)  # by class, then by word
+        ends = (sizes.cumsum(0) - sizes + n_masked).index_select(0, of_class)
+        is_masked = torch.arange(len(order), device=order.device) < ends
+        return torch.empty_like(is_masked).scatter_(0, order.index_select(0, by_class), is_masked)
 
 
 def measured_genes(tensors: Mapping[str, Tensor]) -> Tensor | None:
@@ -133,13 +127,20 @@ def measured_genes(tensors: Mapping[str, Tensor]) -> Tensor | None:
     return tensors.get(MEASURED_KEY) if panels is None else panels.measured()
 
 
-def log_means(tensors: Mapping[str, Tensor], logits: Tensor, log_library: Tensor) -> Tensor:
-    """Return log means of all counts, (n_obs, n_vars), with the softmax over the measured genes of each cell."""
+def log_means(
+    tensors: Mapping[str, Tensor], logits: Tensor, log_library: Tensor, genes: Tensor | None = None
+) -> Tensor:
+    """Return log means of counts, (n_obs, n_genes), with the softmax over the measured genes of each cell.
+
+    If panels differ, the mean of what was not measured is zero.
+    """
     panels = CellPanels.of(tensors)
     if panels is None:
-        return log_mean_of_counts(logits, log_library, measured=tensors.get(MEASURED_KEY))
-    logits = logits.float()
-    return logits - panels.log_total(logits) + log_library
+        log_mean = log_mean_of_counts(logits, log_library, measured=tensors.get(MEASURED_KEY))
+    else:
+        lacking = torch.where(panels.classes, 0.0, _LOG_ZERO).index_select(1, panels.gene_class)
+        log_mean = log_softmax(logits.float() + lacking.index_select(0, panels.of_cell), dim=1) + log_library
+    return log_mean if genes is None else log_mean.index_select(1, genes)
 
 
 def cell_means(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,27 @@ _CLIP = 5.0  # residuals beyond five standard deviations come from single cells
 _THETA = 100.0  # overdispersion of the residuals, as in Lause et al. (2021)
 
 
+class _PanelProducts(NamedTuple):
+    """Products of the components over the genes of each panel."""
+
+    columns: Tensor  # axes, then centers less the features of a count of zero, (2, n_vars, k + 1)
+    scale: Tensor  # (2,)
+    noise: Tensor  # (2, k)
+    whole: Tensor  # of axes and columns, over all genes of a panel, (n_panels, 2, k, k + 1)
+
+    def of_visible(self, visible: Tensor | None, panels: CellPanels) -> Tensor:
+        """Return the products over the visible genes of each panel, by the visible or the hidden ones if these are fewer."""
+        if visible is None:
+            return self.whole
+        n_rows = self.whole.shape[-2]
+        if visible.device.type != "cpu" or torch.compiler.is_compiling():
+            return panels.products(self.columns * visible.unsqueeze(1), n_rows)
+        is_few = 2 * int(visible.count_nonzero()) < len(visible)
+        genes = (visible if is_few else ~visible).nonzero().squeeze(1)
+        part = panels.products(self.columns.index_select(1, genes), n_rows, genes)
+        return part if is_few else self.whole - part
+
+
 class LinearPath(nn.Module):
     """Scores of a cell on principal components that are fitted once and do not learn.
 
@@ -48,6 +69,7 @@ class LinearPath(nn.Module):
     def __init__(self, n_vars: int, n_components: int) -> None:
         super().__init__()
         self.n_components = min(n_components, n_vars)
+        self._kept: tuple[list[tuple[int, int]], tuple[Tensor, Tensor], _PanelProducts] | None = None
         self.register_buffer("frequencies", torch.full((n_vars,), 1.0 / n_vars))
         self.register_buffer("median_library", torch.zeros(()))
         for name in _WEIGHTS:
@@ -72,8 +94,10 @@ class LinearPath(nn.Module):
         with torch.autocast(counts.device.type, enabled=False):
             features = self._features(counts.float() * self._factor(log_library), slice(None))
             if panels is not None:
-                blocks = [x - zero for x, zero in zip(features, self._at_zero(), strict=True)]
-                return self._panel_scores([block.matmul for block in blocks], visible, panels)
+                differences = [
+                    partial(_product, x, z) for x, z in zip(features, self._at_zero(), strict=True)
+                ]
+                return self._panel_scores(differences, visible, panels)
             centers, axes, solved = self._blocks(visible)
             scores = [x @ w - center @ w for x, center, w in zip(features, centers, axes, strict=True)]
             return self._join(scores, solved)
@@ -114,31 +138,44 @@ class LinearPath(nn.Module):
         return self._features(torch.zeros_like(self.frequencies), slice(None))
 
     def _panel_scores(
-        self,
-        products: Sequence[Callable[[Tensor], Tensor]],
-        visible: Tensor | None,
-        panels: CellPanels,
+        self, products: Sequence[Callable[[Tensor], Tensor]], visible: Tensor | None, panels: CellPanels
     ) -> Tensor:
         """Return conditional means of the scores of cells with different panels.
 
         ``products`` multiply the features, less those of a count of zero, by axes: genes that were not measured add nothing.
         """
-        centers, axes, _ = self._blocks(None)
-        scale = axes.square().sum(dim=1).amax(dim=1).clamp(min=1e-12)
-        seen = axes if visible is None else axes * visible.unsqueeze(1)
-        shifts = torch.stack([center - zero for center, zero in zip(centers, self._at_zero(), strict=True)])
-        columns = torch.cat([axes, shifts.unsqueeze(2)], dim=2)
-        found = panels.products(columns, self.n_components, visible)  # (n_panels, 2, k, k + 1)
-        noise = torch.stack([getattr(self, f"{name}_noise") for name in _WEIGHTS])
-        gram = found[..., :-1] / scale[:, None, None] + noise.diag_embed()
+        known = self._panel_products(panels)
+        found = known.of_visible(visible, panels)
+        gram = found[..., :-1] / known.scale[:, None, None] + known.noise.diag_embed()
         # Symmetric and, by the noise, regular; the host of a GPU would wait for a check.
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram).L)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram).L)  # (n_panels, 2, k, k)
+        cell = torch.arange(len(panels.of_cell), device=gram.device)
         scores = []
         for i, product in enumerate(products):
-            centered = product(seen[i]) - found[panels.of_cell, i, :, -1]
-            solved = torch.bmm(inverse[panels.of_cell, i], centered.unsqueeze(2)).squeeze(2)
-            scores.append(solved * (1 + noise[i]))
+            axes = known.columns[i, :, :-1]
+            centered = product(axes if visible is None else axes * visible.unsqueeze(1))
+            centered = centered - found[:, i, :, -1].index_select(0, panels.of_cell)
+            of_panels = centered @ inverse[:, i]  # (n_panels, n_obs, k)
+            scores.append(of_panels[panels.of_cell, cell] * (1 + known.noise[i]))
         return torch.cat(scores, dim=1)
+
+    def _panel_products(self, panels: CellPanels) -> _PanelProducts:
+        """Return what does not depend on cells and masks, on a CPU kept until panels or components change."""
+        is_kept = panels.of_cell.device.type == "cpu" and not torch.compiler.is_compiling()
+        versions = [(b.data_ptr(), b._version) for b in self._buffers.values()] if is_kept else []
+        if is_kept and self._kept is not None:
+            of_versions, of_panels, known = self._kept
+            if of_versions == versions and all(map(torch.equal, of_panels, panels[1:])):
+                return known
+        centers, axes, _ = self._blocks(None)
+        shifts = torch.stack([center - zero for center, zero in zip(centers, self._at_zero(), strict=True)])
+        columns = torch.cat([axes, shifts.unsqueeze(2)], dim=2)
+        scale = axes.square().sum(dim=1).amax(dim=1).clamp(min=1e-12)
+        noise = torch.stack([getattr(self, f"{name}_noise") for name in _WEIGHTS])
+        known = _PanelProducts(columns, scale, noise, panels.products(columns, self.n_components))
+        if is_kept:
+            self._kept = versions, panels[1:], known
+        return known
 
     def _blocks(self, visible: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """Return centers, axes with zeros for hidden genes, and what turns products with these into conditional means."""
@@ -193,6 +230,11 @@ class LinearPath(nn.Module):
                 axes * (weight * self.spread / variances.sum().sqrt().clamp(min=1e-6))
             )
             getattr(self, f"{name}_noise").copy_(noise / variances.clamp(min=1e-6 * variances.max() + 1e-9))
+
+
+def _product(x: Tensor, zero: Tensor, axes: Tensor) -> Tensor:
+    """Return ``(x - zero) axes`` without a copy of x."""
+    return x @ axes - zero @ axes
 
 
 # Many small factorizations: threads that wait for each other cost fifty times the time on a busy machine.
