@@ -65,6 +65,33 @@ def test_new_genes_are_predicted_and_known_ones_embedded_as_before(encoder):
     assert poisson(expression[:, 50:]) < poisson(constant)
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_likelihood_of_cells_with_other_frequencies_is_better_from_the_start(encoder):
+    trained, mine = reference(encoder), cells(1)
+    counts = mine.X.toarray()
+    counts[:, ::3] *= 3
+    counts[:, 1] = 0
+    mine.X = sparse.csr_matrix(counts)
+    mine.obs["donor"] = mine.obs["donor"].astype(str)
+    is_mine = mine.obs["donor"].isin(mine.obs["donor"].unique()[:3]).to_numpy()
+    model = R2MAEModel.from_pretrained(trained, mine[is_mine].copy())
+    predicted = model.get_normalized_expression(library_size="observed", return_numpy=True).sum(axis=0)
+    np.testing.assert_allclose(predicted, counts[is_mine].sum(axis=0), rtol=0.05, atol=5)
+    before, after = (
+        m.get_masked_reconstruction(mine[~is_mine].copy(), ratios=(0.3,))["nll"].item()
+        for m in (trained, model)
+    )
+    assert after < before - 0.1
+
+
+def test_genes_that_are_not_measured_keep_the_dispersion_of_the_trained_model():
+    trained = reference()
+    model = R2MAEModel.from_pretrained(trained, cells(1)[:, 2:].copy())
+    theta = trained.module.log_theta.detach()
+    np.testing.assert_allclose(model.module.log_theta.detach()[:2], theta[:2], rtol=1e-5, atol=1e-5)
+    assert not np.allclose(model.module.log_theta.detach()[2:], theta[2:], rtol=1e-3)
+
+
 def test_training_is_short_slow_and_stops_by_itself():
     trained, mine = reference(donor_key="donor"), cells(1)
     model = R2MAEModel.from_pretrained(trained, mine)

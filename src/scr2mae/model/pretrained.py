@@ -21,6 +21,7 @@ from scr2mae.model.hub import HubMixin
 from scr2mae.model.query import aligned
 from scr2mae.model.saving import SavingMixin
 from scr2mae.model.streaming import stream
+from scr2mae.nn.likelihood import log_mean_of_counts
 from scr2mae.nn.panels import measured_genes
 
 if TYPE_CHECKING:
@@ -48,6 +49,14 @@ _MLP_AXES = {"encoder.first.linear.weight": 1}  # with encoder="mlp", whose inpu
 _COVARIATES = ("batch_key", "size_factor_key", "categorical_covariate_keys", "continuous_covariate_keys")
 _PRECISION = 10.0  # of the prior of a new gene's weights in the decoder
 _LARGEST = 3.0  # change of a new gene's log mean by one Newton step
+_FIT_CELLS, _FIT_ROUNDS = (
+    10_000,
+    3,
+)  # of biases and dispersions; more change the likelihood by less than 0.1 %
+_PRIOR_COUNTS, _PRIOR_SQUARES = (
+    1.0,
+    10.0,
+)  # weight of the trained model, in counts and squared means of a gene
 
 
 class PretrainedMixin(SavingMixin, HubMixin, CellModel):
@@ -67,7 +76,7 @@ class PretrainedMixin(SavingMixin, HubMixin, CellModel):
     ) -> Self:
         """Start a model of your own cells from a trained one; :meth:`train` then continues its training.
 
-        It embeds without further training too. Genes that the trained model knows and ``adata`` lacks stay masked. Genes that
+        It embeds without further training too. Biases and dispersions of the decoder are fitted to your cells. Genes that the trained model knows and ``adata`` lacks stay masked. Genes that
         it does not know are added: the decoder predicts them from the start, by weights and dispersions estimated from the
         cells, while the fixed components of the default network do not read them.
 
@@ -118,6 +127,7 @@ class PretrainedMixin(SavingMixin, HubMixin, CellModel):
         model.is_trained_, model.runs_ = True, list(source.runs_)
         if len(new):
             _start_genes(model, len(spec.var_names))
+        _fit_genes(model, seed=0)
         model.is_warm_ = True
         model.to_device(source.module.device)
         return model
@@ -238,6 +248,40 @@ def _start_genes(model: Any, n_known: int) -> None:
     module.to_logits.weight[n_known:] = weights.T.float()
     module.to_logits.bias[n_known:] = (bias - center @ weights).float()
     module.log_theta[n_known:] = theta.log().float()
+
+
+@torch.no_grad()
+def _fit_genes(model: Any, *, seed: int) -> None:
+    """Fit biases and dispersions of the measured genes to the cells, with those of the trained model as prior.
+
+    Studies differ most in these: how much of each gene they capture, and how it varies. With the sums of counts ``x`` and
+    means ``m`` of a gene, the bias changes by ``log((x + a) / (m + a))``, in a few rounds because genes share a softmax, and
+    then ``1 / theta = (sum (x - m)^2 - m + b / theta) / (sum m^2 + b)``.
+    """
+    module, cells = model.module, model._cells(None)
+    chosen = None
+    if cells.n_obs > _FIT_CELLS:
+        chosen = np.sort(np.random.default_rng(seed).choice(cells.n_obs, _FIT_CELLS, replace=False))
+    for _ in range(_FIT_ROUNDS):
+        total, expected, *_ = _gene_sums(module, cells, chosen)
+        module.to_logits.bias += ((total + _PRIOR_COUNTS) / (expected + _PRIOR_COUNTS)).log().float()
+    _, _, squares, excess = _gene_sums(module, cells, chosen)
+    prior = _PRIOR_SQUARES * (-module.log_theta.double()).exp()
+    inverse = (excess + prior) / (squares + _PRIOR_SQUARES)
+    module.log_theta.copy_(-inverse.clamp(1e-3, 1e4).log())
+
+
+def _gene_sums(module: Any, cells: Any, chosen: np.ndarray | None) -> torch.Tensor:
+    """Return sums over the cells that measured a gene of x, m, m^2 and (x - m)^2 - m, float64, (4, n_vars)."""
+    sums = torch.zeros(4, module.n_vars, dtype=torch.float64, device=module.device)
+    for _, tensors in stream(module, cells, chosen, None, desc="Fitting genes"):
+        _, outputs = module(tensors, compute_loss=False)
+        measured = measured_genes(tensors)
+        log_mean = log_mean_of_counts(outputs["logits"], module.log_library(tensors), measured=measured)
+        x, mean = tensors[REGISTRY_KEYS.X_KEY].double(), log_mean.double().exp()
+        for row, values in zip(sums, (x, mean, mean.square(), (x - mean).square() - mean), strict=True):
+            row += (values if measured is None else values * measured).sum(dim=0)
+    return sums
 
 
 def _seen(tensors: dict[str, torch.Tensor], known: torch.Tensor) -> torch.Tensor:

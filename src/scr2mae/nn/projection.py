@@ -162,7 +162,7 @@ class LinearPath(nn.Module):
     def _panel_products(self, panels: CellPanels) -> _PanelProducts:
         """Return what does not depend on cells and masks, on a CPU kept until panels or components change."""
         is_kept = panels.of_cell.device.type == "cpu" and not torch.compiler.is_compiling()
-        versions = [(b.data_ptr(), b._version) for b in self._buffers.values()] if is_kept else []
+        versions = [(b.data_ptr(), b._version) for b in self.buffers(recurse=False)] if is_kept else []
         if is_kept and self._kept is not None:
             of_versions, of_panels, known = self._kept
             if of_versions == versions and all(map(torch.equal, of_panels, panels[1:])):
