@@ -11,6 +11,7 @@ gene over cells and of each cell over genes, means over genes that are found in 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import anndata as ad
 import numpy as np
@@ -39,9 +40,11 @@ def median_library(adata: ad.AnnData) -> float:
     return float(np.median(np.asarray(adata.X.sum(axis=1))))
 
 
-def by_r2mae(train: ad.AnnData, test: ad.AnnData, withheld: np.ndarray, seed: int) -> np.ndarray:
+def by_r2mae(
+    train: ad.AnnData, test: ad.AnnData, withheld: np.ndarray, seed: int, **sizes: int
+) -> np.ndarray:
     """Impute the withheld genes as missing ones."""
-    model = scr2mae.R2MAEModel(train.copy(), seed=seed)
+    model = scr2mae.R2MAEModel(train.copy(), seed=seed, **sizes)
     model.train(split_key=False, **QUIET)
     panel = test[:, np.setdiff1d(np.arange(test.n_vars), withheld)].copy()
     rho = model.get_normalized_expression(panel, gene_list=test.var_names[withheld], return_numpy=True)
@@ -72,7 +75,12 @@ def by_scvi(train: ad.AnnData, test: ad.AnnData, withheld: np.ndarray, seed: int
     return np.log1p(median_library(train) * rho)
 
 
-METHODS = {"R²MAE": by_r2mae, "30 neighbors": by_neighbors, "scVI": by_scvi}
+METHODS = {
+    "R²MAE": by_r2mae,
+    "R²MAE, hidden layer in the decoder": partial(by_r2mae, n_layers_decoder=1),
+    "30 neighbors": by_neighbors,
+    "scVI": by_scvi,
+}
 
 
 def correlation(first: np.ndarray, second: np.ndarray, axis: int) -> float:

@@ -119,19 +119,29 @@ def draw(gaps: pd.DataFrame, path: Path) -> None:
     """Draw the likelihood above the default's against the number of cells, a panel per data set."""
     names = list(dict.fromkeys(gaps["data"]))
     fig, axes = plt.subplots(
-        1, len(names), figsize=(4.0 * len(names) + 1.5, 3.4), squeeze=False, layout="constrained"
+        1, len(names), figsize=(3.6 * len(names) + 2.0, 3.8), squeeze=False, layout="constrained"
     )
     for ax, data in zip(axes.flat, names, strict=True):
         rows = gaps[gaps["data"] == data].groupby(["network", "cells"])["gap"].mean()
         for i, name in enumerate(
             n for n in NETWORKS if n in rows.index.get_level_values(0) and n != "default"
         ):
-            ax.plot(rows[name].index, rows[name], marker="o", color=OKABE_ITO[i % len(OKABE_ITO)], label=name)
+            ax.plot(
+                rows[name].index,
+                rows[name],
+                marker="o",
+                color=OKABE_ITO[i % len(OKABE_ITO)],
+                label=name,
+                clip_on=False,
+            )
         ax.axhline(0.0, color="black", linewidth=0.8)
         ax.set(xscale="log", xlabel="training cells", title=data)
+        ax.set_xticks(sizes := sorted(set(gaps[gaps["data"] == data]["cells"])), [f"{n:,}" for n in sizes])
         ax.set_yscale("symlog", linthresh=2.0)
+        ax.set_yticks(ticks := [-20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20], [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("nats per gene above the default (1/1000)")
+    axes[0, 0].set_ylabel("above the default (nats / 1,000)")
     axes[0, -1].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     fig.savefig(path, dpi=150)
 

@@ -154,9 +154,9 @@ def test_surprise_is_one_without_structure_and_large_where_neighbors_share_it():
     residuals, X = rng.normal(size=(600, 300)), rng.normal(size=(600, 5))
     X[:100] += 20  # a group of its own ...
     assert surprise(residuals, X).mean() == pytest.approx(1, abs=0.05)
-    residuals[:100, :30] += 1  # ... whose cells have thirty genes that the network does not expect
+    residuals[:100, :30] += 2  # ... whose cells have thirty genes that the network does not expect
     found = surprise(residuals, X)
-    assert found[:100].min() > 1.5 > 1.4 > found[100:].max()
+    assert found[:100].min() > 2 > 1.6 > found[100:].max()
     for n in (1, 3):
         assert surprise(residuals[-n:], X[-n:]).mean() == pytest.approx(1, abs=0.2)
 
@@ -186,9 +186,9 @@ def test_surprise_is_relative_to_the_donor_up_to_a_limit():
     found = Surprises(drawn, np.ones(len(X)), 100)
     rule, _ = fit_rejection(X, codes, donors, folds_of(donors), rate=0.1, found=found)
     assert rule.usual == 1.0
-    worse = Surprises(1.4 * drawn, np.full(len(X), 1.4), 100)  # a donor that the network fits less well
+    worse = Surprises(1.8 * drawn, np.full(len(X), 1.8), 100)  # a donor that the network fits less well
     np.testing.assert_array_equal(rule(X, worse), rule(X, found))
-    strange = Surprises(5 * drawn, np.full(len(X), 5.0), 100)  # most of its cells are of another kind
+    strange = Surprises(20 * drawn, np.full(len(X), 20.0), 100)  # most of its cells are of another kind
     assert rule(X, strange).all()
 
 
