@@ -9,6 +9,7 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from anndata import AnnData
 from anndata.tests.helpers import assert_equal
 
@@ -32,6 +33,22 @@ def test_embed_adds_the_embedding_and_keeps_all_else(counts, model_folder, train
     expected.obsm["X_r2mae"] = trained.get_latent_representation(expected)
     expected.uns["scr2mae"] = {"X_r2mae_model": trained.fingerprint}
     assert_equal(got, expected, exact=True)
+
+
+def test_a_file_of_cell_ranger_becomes_an_anndata_with_its_counts(counts, model_folder, trained):
+    by_genes = sp.csc_matrix(counts.X.T)
+    with h5py.File("counts.h5", "w") as file:
+        group = file.create_group("matrix")
+        group["barcodes"], group["shape"] = np.array(counts.obs_names, dtype="S"), by_genes.shape
+        for part in ("data", "indices", "indptr"):
+            group[part] = getattr(by_genes, part)
+        names = np.array(counts.var_names, dtype="S")
+        for name, values in {"id": names, "name": names, "genome": names, "feature_type": names}.items():
+            group[f"features/{name}"] = values
+    assert main(["embed", "counts.h5", "--model", "model", "-o", "out.h5ad", "-q"]) == 0
+    got = anndata.read_h5ad("out.h5ad")
+    np.testing.assert_array_equal(got.X.toarray(), counts.X.toarray())
+    np.testing.assert_allclose(got.obsm["X_r2mae"], trained.get_latent_representation(counts), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")

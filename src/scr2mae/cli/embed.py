@@ -113,6 +113,8 @@ def _new_file(
     with replacing(output) as part:
         if source.is_file() and adata.isbacked:  # with all that is in it, as it was encoded
             shutil.copyfile(source, part)
+        elif source.is_file():  # read from another format
+            adata.write_h5ad(part)
         else:
             _write_cells(part, adata)
         with _new_obsm(part, key, shape, made_by) as rows:

@@ -333,7 +333,8 @@ def _encode_categories(
         first = "" if is_same else "R2MAEModel.prepare_query_anndata(adata, model), since genes differ, then "
         raise ValueError(
             f"adata.obs[{key!r}] holds {unseen[:5]}, which the model has not seen; its categories are "
-            f"{categories.tolist()[:20]}. To learn new batches, call {first}R2MAEModel.load_query_data(adata, model)."
+            f"{categories.tolist()[:20]}. To learn new batches, call {first}R2MAEModel.load_query_data(adata, model). "
+            "Then call train() of the model that it returns; the command line has no command for it."
         )
     return codes.astype(np.int64)
 

@@ -150,11 +150,11 @@ def _line_to_copy(source: str | None, target: str | None) -> str:
     """Return the code that puts counts where a model reads them."""
     if target == RAW_LAYER:
         matrix = "X" if source is None else f"layers[{source!r}]"
-        return f"adata.raw = anndata.AnnData(adata.{matrix}, var=adata.var)"
+        return f"adata.raw = anndata.AnnData(adata.{matrix}.copy(), var=adata.var)"
     if source == RAW_LAYER:  # raw may have other genes, so its table of genes comes along
-        copy = "" if target is None else f"; adata.layers[{target!r}] = adata.X"
+        copy = "" if target is None else f"; adata.layers[{target!r}] = adata.X.copy()"
         return f"adata = adata.raw.to_adata(){copy}"
-    return f"{place_of(target)} = {place_of(source)}"
+    return f"{place_of(target)} = {place_of(source)}.copy()"  # later steps may normalize one of them
 
 
 def as_csr(matrix: Any) -> sparse.csr_matrix:

@@ -173,8 +173,9 @@ class IntegrationMixin(CellModel):
         if is_left.any():
             because = "on these genes" if (unique[is_left][:, -1] != 0).any() else "of these batches"
             logger.warning(
-                "%d cells are embedded without the alignment of batches, which has none %s: call integrate() with the "
-                "reference's cells on the same genes, or pass integrated=False everywhere.",
+                "%d cells are embedded without the alignment, since batches were not aligned %s. They do not compare with "
+                "aligned cells: call integrate() with the reference's cells on the same genes, or embed all cells with "
+                "integrated=False (--no-integration).",
                 is_left[of_cell.reshape(-1)].sum(),
                 because,
             )
