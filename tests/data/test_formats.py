@@ -158,6 +158,6 @@ def test_a_store_where_a_file_is_wanted_is_told_how_to_become_one(
     adata: AnnData, tmp_path: Path, capsys: Any
 ) -> None:
     adata.write_zarr(tmp_path / "a.zarr")
-    line = f"probe {tmp_path}/a.zarr --use-rep X --target age:regression --donor-key donor -q"
+    line = f"benchmark {tmp_path}/a.zarr --target age:regression --donor-key donor -o {tmp_path}/out -q"
     assert main(shlex.split(line)) == 1
     assert "anndata.read_zarr(" in capsys.readouterr().err

@@ -124,6 +124,7 @@ def test_planted_genes_come_first_with_their_direction(cells, model, probe):
     pd.testing.assert_frame_equal(cells.uns["probe_genes"], table)
 
 
+@pytest.mark.filterwarnings("error:Few shared genes:UserWarning")  # they were left out on purpose
 def test_the_score_falls_without_the_top_genes(cells, model, probe):
     table = gene_attribution(probe, cells, n_steps=4, key_added=None)
     scores = score_without_genes(probe, cells, table["gene"].tolist(), n_genes=(0, 8), n_random=3)

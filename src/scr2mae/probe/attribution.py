@@ -1,5 +1,6 @@
 """Genes that drive a probe: attributions through the encoder, averaged by donor, and how stable their ranks are."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -253,7 +254,9 @@ def score_without_genes(
     def score(left_out: Sequence[str]) -> float:
         query = labeled[:, ~np.isin(names, left_out)].copy()
         truth = query.obs[probe.target]
-        X = np.asarray(embedder.get_latent_representation(query), dtype=np.float64)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Few shared genes", UserWarning)  # as asked for
+            X = np.asarray(embedder.get_latent_representation(query), dtype=np.float64)
         outputs = probe.linear(X)
         if probe.classes is None:
             return spearman(truth.to_numpy(dtype=float), outputs[:, 0])
