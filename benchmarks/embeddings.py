@@ -41,6 +41,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "R²MAE, mlp": {"encoder": "mlp"},
     "linear encoder": {},
     "R²MAE, donor as batch": {},
+    "R²MAE, hidden decoder": {"n_layers_decoder": 1},
 }
 METHODS = ("R²MAE", "R²MAE, mlp", *BASELINES)
 SCORES = {"balanced_accuracy": "BA", "spearman": "BA", "macro_auroc": "AUROC"}

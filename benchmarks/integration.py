@@ -135,13 +135,18 @@ def r2mae(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     yield "R²MAE", model.get_latent_representation()
 
 
-METHODS = {"pca": pca, "harmony": harmony, "scvi": scvi, "r2mae": r2mae}
+def mlp(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield R²MAE with ``encoder="mlp"``, aligned."""
+    yield "R²MAE, mlp", fit(adata, seed, encoder="mlp").get_latent_representation()
 
 
-def fit(adata: ad.AnnData, seed: int) -> scr2mae.R2MAEModel:
-    """Train R²MAE with its defaults."""
+METHODS = {"pca": pca, "harmony": harmony, "scvi": scvi, "r2mae": r2mae, "mlp": mlp}
+
+
+def fit(adata: ad.AnnData, seed: int, **settings: str) -> scr2mae.R2MAEModel:
+    """Train R²MAE, with its defaults but for ``settings``."""
     scr2mae.R2MAEModel.setup_anndata(adata, batch_key="batch")
-    model = scr2mae.R2MAEModel(adata, seed=seed)
+    model = scr2mae.R2MAEModel(adata, seed=seed, **settings)
     model.train(enable_progress_bar=False, accelerator="cpu")
     return model
 

@@ -14,7 +14,7 @@ from scr2mae.probe.folds import Folds
 Float = NDArray[np.float64]
 _N_QUANTILES = 501
 _N_NEIGHBORS = 5  # the cell among them; ten reach into other cell types where a donor has few cells
-_LARGEST_MEDIAN = 2.0  # of the surprise of a donor, relative to the usual one; new donors have up to 1.5
+_LARGEST_MEDIAN = 2.0  # of the surprise of a donor, relative to the usual one; new donors have somewhat more
 
 
 @dataclass(frozen=True)
