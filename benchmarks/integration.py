@@ -1,4 +1,4 @@
-"""Integration of batches: R²MAE with and without its alignment, PCA, Harmony and scVI, by the scores of scib-metrics.
+"""Integration of batches: R²MAE with and without its alignment, PCA, Harmony, scVI, scANVI and SysVI, by scib-metrics.
 
     python benchmarks/integration.py --data DATA -o OUT [--sets kang studies] [--methods pca r2mae] [--seeds 3]
 
@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
+import scvi
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import scr2mae
@@ -28,6 +29,7 @@ from common_setup import make_parser, select_genes, silence
 from scr2mae._utils.scib import INTEGRATION_SCORES
 
 N_GENES = 2000
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 COARSE = {
     "CD14+ Monocytes": "monocyte",
     "FCGR3A+ Monocytes": "monocyte",
@@ -117,15 +119,39 @@ def harmony(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         yield name, found if found.shape == components.shape else found.T
 
 
-def scvi(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield scVI with 30 dimensions and two layers, the settings of its authors for integration."""
-    import scvi as package
+def train_scvi(adata: ad.AnnData, seed: int) -> scvi.model.SCVI:
+    """Train scVI with 30 dimensions and two layers, the settings of its authors for integration."""
+    scvi.settings.seed = seed
+    scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
+    model = scvi.model.SCVI(adata, n_latent=30, n_layers=2, gene_likelihood="nb")
+    model.train(**QUIET)
+    return model
 
-    package.settings.seed = seed
-    package.model.SCVI.setup_anndata(adata, batch_key="batch")
-    model = package.model.SCVI(adata, n_latent=30, n_layers=2, gene_likelihood="nb")
-    model.train(accelerator="cpu", enable_progress_bar=False)
-    yield "scVI", model.get_latent_representation()
+
+def scvi_latent(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield scVI."""
+    yield "scVI", train_scvi(adata, seed).get_latent_representation()
+
+
+def scanvi(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield scANVI, which is told the labels that the scores compare with."""
+    adata.obs["known"] = adata.obs["label"].astype(object).fillna("unknown").astype("category")
+    model = scvi.model.SCANVI.from_scvi_model(
+        train_scvi(adata, seed), unlabeled_category="unknown", labels_key="known"
+    )
+    model.train(max_epochs=20, n_samples_per_label=100, **QUIET)
+    yield "scANVI", model.get_latent_representation()
+
+
+def sysvi(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield SysVI with its defaults, on log-normalized counts."""
+    scvi.settings.seed = seed
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    scvi.external.SysVI.setup_anndata(adata, batch_key="batch")
+    model = scvi.external.SysVI(adata)
+    model.train(**QUIET)
+    yield "SysVI", model.get_latent_representation()
 
 
 def r2mae(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -140,14 +166,22 @@ def mlp(adata: ad.AnnData, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     yield "R²MAE, mlp", fit(adata, seed, encoder="mlp").get_latent_representation()
 
 
-METHODS = {"pca": pca, "harmony": harmony, "scvi": scvi, "r2mae": r2mae, "mlp": mlp}
+METHODS = {
+    "pca": pca,
+    "harmony": harmony,
+    "scvi": scvi_latent,
+    "scanvi": scanvi,
+    "sysvi": sysvi,
+    "r2mae": r2mae,
+    "mlp": mlp,
+}
 
 
 def fit(adata: ad.AnnData, seed: int, **settings: str) -> scr2mae.R2MAEModel:
     """Train R²MAE, with its defaults but for ``settings``."""
     scr2mae.R2MAEModel.setup_anndata(adata, batch_key="batch")
     model = scr2mae.R2MAEModel(adata, seed=seed, **settings)
-    model.train(enable_progress_bar=False, accelerator="cpu")
+    model.train(**QUIET)
     return model
 
 

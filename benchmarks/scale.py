@@ -48,7 +48,7 @@ N_UNSEEN = 4000
 
 
 def simulate(n_obs: int, n_vars: int, *, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
-    """Return training cells of 40 donors and cells of ten others, from the same random network."""
+    """Return training cells of 40 donors and cells of ten others, with their types, from the same random network."""
     truth = np.random.default_rng(0)
     n_latent, n_hidden = 30, 200
     types = truth.standard_normal((60, n_latent))
@@ -61,19 +61,21 @@ def simulate(n_obs: int, n_vars: int, *, seed: int) -> tuple[ad.AnnData, ad.AnnD
 
     def draw(of: np.ndarray, n: int) -> ad.AnnData:
         donor = rng.choice(of, n)
-        blocks = []
+        blocks, labels = [], []
         for start in range(0, n, 5000):
             of_cells = donor[start : start + 5000]
             kinds = (
                 (rng.random((len(of_cells), 1)) > shares[of_cells].cumsum(axis=1)).sum(axis=1).clip(max=59)
             )
+            labels.append(kinds)
             u = types[kinds] + donors[of_cells] + 0.5 * rng.standard_normal((len(of_cells), n_latent))
             log_rate = baseline + np.maximum(u @ first, 0.0) @ second * 0.5
             rate = np.exp(log_rate - log_rate.max(axis=1, keepdims=True))
             library = rng.lognormal(7.0, 0.5, (len(of_cells), 1))
             mean = library * rate / rate.sum(axis=1, keepdims=True)
             blocks.append(sp.csr_matrix(rng.poisson(rng.gamma(2.0, mean / 2.0)).astype(np.float32)))
-        obs = pd.DataFrame({"donor": donor.astype(str)}, index=[f"cell{i}" for i in range(n)])
+        columns = {"donor": donor.astype(str), "cell_type": np.concatenate(labels).astype(str)}
+        obs = pd.DataFrame(columns, index=[f"cell{i}" for i in range(n)])
         var = pd.DataFrame(index=[f"gene{i}" for i in range(n_vars)])
         return ad.AnnData(sp.vstack(blocks, format="csr"), obs=obs, var=var)
 

@@ -7,10 +7,12 @@ For each set and draw of donors, every method is fitted to the training donors a
 with equal numbers of each study where it has them; copies of the set's own cells are dropped (``scr2mae.data.find_copies``).
 Genes: those of the set (``union``: what another study lacks is masked), those that all studies have (``shared``), or
 those of the set with zeros for what was not measured (``zeros``). ``own start`` fits components, frequencies and dispersions
-to the set's own cells, ``batch`` names the study as batch. ``start`` is ``from_pretrained`` with a model of the other studies
-alone, ``warm`` the same after its ``train``. Linear probes and the masked likelihood are of the donors
-that took no part. Writes a table per set, ``summary.csv`` and ``studies.png``. ``--step-time`` instead prints what a training
-step costs with six panels of four fifths of the genes each, against the same counts without panels, on simulated cells.
+to the set's own cells, and ``batch`` names the study as batch. ``start`` is ``from_pretrained`` with a model of the other
+studies alone, ``warm`` the same after its ``train``. ``scvi`` is scVI on the shared genes, with the study as batch. Linear
+probes and the masked likelihood are of the donors that took no part. The set ``simulated`` (``--sets simulated``) has 60 cell
+types on 1,000 own cells, and up to as many other cells as asked for, of three studies that capture each gene differently and
+lack a quarter of them. Writes a table per set, ``summary.csv`` and ``studies.png``. ``--step-time`` instead prints what a
+training step costs with six panels of four fifths of the genes each, against the same counts without panels.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import scvi
 import torch
 from scipy import sparse
 from sklearn.decomposition import PCA
 
 import scr2mae
 from common_setup import make_parser, select_genes, silence
+from scale import simulate as simulate_donors
 from scr2mae.data import find_copies, join_studies
 from scr2mae.probe import donor_splits, linear_probe
 
@@ -57,8 +61,8 @@ TARGETS = {
     "ifnb": Target("kang_pbmc_ifnb_8donors.h5ad", {"cell_type": CELLS}, 2, None, ("covid", "zheng", "onek1k")),
     "control": Target("kang_pbmc_ctrl_12k.h5ad", {"cell_type": CELLS}, 2, 3000, ("covid", "zheng", "onek1k")),
     "onek1k": Target("onek1k_40donors_age.h5ad", {"cell_type": CELLS, "age": NUMBER}, 20, 3000, ("covid", "zheng", "control")),
+    "simulated": Target("", {"cell_type": CELLS}, 5, None, ("a", "b", "c")),
 }  # fmt: skip
-METHODS = ("own", "union", "own start", "batch", "shared", "zeros", "start", "warm", "pca", "pca union")
 LABELS = {
     "own": "R²MAE, own cells",
     "union": "R²MAE, missing genes masked",
@@ -70,7 +74,9 @@ LABELS = {
     "warm": "R²MAE of the other studies, trained further on the own cells",
     "pca": "PCA, own cells",
     "pca union": "PCA, all cells",
+    "scvi": "scVI, shared genes, study as batch",
 }
+METHODS = tuple(LABELS)
 METRICS = ("balanced_accuracy", "macro_auroc", "spearman")
 
 
@@ -110,6 +116,25 @@ def read_others(own: ad.AnnData, names: tuple[str, ...], folder: Path) -> tuple[
     return joined[~is_copy & (joined.obs["study"] != "own").to_numpy()].copy(), int(is_copy.sum())
 
 
+def simulate(n_obs: int, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
+    """Return 1,000 cells of ten donors, and n cells of three studies that capture each gene differently and lack a quarter."""
+    others, own = simulate_donors(n_obs, 500, seed=seed)
+    own = own[:1000].copy()
+    rng = np.random.default_rng(seed)
+    of_cell = others.obs["donor"].astype(int).to_numpy() % len(TARGETS["simulated"].others)
+    studies = {"own": ad.AnnData(own.X, obs=own.obs[[]], var=own.var[[]])}
+    for i, name in enumerate(TARGETS["simulated"].others):
+        study = others[of_cell == i]
+        captured = sparse.csr_matrix(study.X)
+        share = np.exp(-np.abs(rng.normal(0.0, 0.7, own.n_vars)))
+        captured.data = rng.binomial(captured.data.astype(int), share[captured.indices]).astype(np.float32)
+        captured.eliminate_zeros()
+        panel = np.sort(rng.permutation(own.n_vars)[: 3 * own.n_vars // 4])
+        studies[name] = ad.AnnData(captured, obs=study.obs[[]], var=own.var[[]])[:, panel].copy()
+    joined = join_studies(studies)[:, own.var_names]
+    return own, joined[joined.obs["study"] != "own"].copy()
+
+
 def draw(studies: np.ndarray, n_obs: int, rng: np.random.Generator, how: str) -> np.ndarray:
     """Return positions of n cells: of each study equally many, by the root of its size, or by its size."""
     names, sizes = np.unique(studies, return_counts=True)
@@ -137,6 +162,15 @@ def pca_of(train: ad.AnnData, adata: ad.AnnData, seed: int) -> np.ndarray:
         return np.log1p(median * X / np.maximum(X.sum(axis=1, keepdims=True), 1))
 
     return PCA(50, random_state=seed).fit(logged(train)).transform(logged(adata))
+
+
+def scvi_of(train: ad.AnnData, adata: ad.AnnData, seed: int) -> np.ndarray:
+    """Return the embedding of scVI, trained with its defaults and the study as batch."""
+    scvi.settings.seed = seed
+    scvi.model.SCVI.setup_anndata(train, batch_key="study")
+    model = scvi.model.SCVI(train)
+    model.train(enable_progress_bar=False, accelerator="cpu")
+    return model.get_latent_representation(adata)
 
 
 def fit(method: str, train: ad.AnnData, seed: int) -> scr2mae.R2MAEModel:
@@ -179,9 +213,11 @@ def embed(
     both = join_studies({"own": mine} | parts)[:, own.var_names].copy()
     if method.startswith("pca"):
         return pca_of(train if method == "pca" else both, own, seed), np.nan
-    if method == "shared":
+    if method in ("shared", "scvi"):
         genes = both.varm["scr2mae_measured"].all(axis=1).to_numpy()
         both, own = both[:, genes].copy(), own[:, genes].copy()
+    if method == "scvi":
+        return scvi_of(both, own, seed), np.nan
     return features(fit(method, train if method == "own" else both, seed), own, on_train)
 
 
@@ -195,8 +231,11 @@ def run(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run all methods, sizes and draws of donors on one set."""
     target, rows = TARGETS[name], []
     for seed in range(options.seeds):
-        own = read_target(name, options.data, seed)
-        pool, n_copies = read_others(own, target.others, options.data)
+        if name == "simulated":
+            (own, pool), n_copies = simulate(max(options.sizes), seed), 0
+        else:
+            own = read_target(name, options.data, seed)
+            pool, n_copies = read_others(own, target.others, options.data)
         print(f"{name} {own.shape}, others {pool.n_obs}, {n_copies} copies dropped", flush=True)
         first = next(iter(target.targets))
         splits = donor_splits(own, targets={first: target.targets[first]}, donor_key="donor", n_train_donors=target.n_train_donors, n_splits=1, seeds=(seed,))[first]  # fmt: skip

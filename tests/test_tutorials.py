@@ -79,3 +79,25 @@ def test_the_tutorial_on_new_donors_takes_a_file_of_the_user(tmp_path, monkeypat
         exec(source.replace("PATH = None", f"PATH = {str(tmp_path / 'mine.h5ad')!r}"), names)
     assert len(names["calls"]) == 4
     assert set(names["calls"]["prediction"]) <= {"well", "sick", "unknown"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_tutorial_on_two_studies_takes_files_of_the_user(tmp_path, monkeypatch):
+    cells = datasets.simulate_donors(
+        n_donors=4, n_cells_per_donor=60, n_genes=80, n_cell_types=3, n_batches=2, batch_effect=0.5
+    )
+    names = {
+        "sorted": ["CD19+ B", "CD56+ NK", "CD34+"],
+        "kang": ["B cells", "NK cells", "CD4 T cells"],
+    }
+    for (name, types), batch in zip(names.items(), ("batch0", "batch1"), strict=True):
+        study = cells[cells.obs["batch"] == batch].copy()
+        study.obs["cell_type"] = study.obs["cell_type"].cat.rename_categories(types)
+        study.write_h5ad(tmp_path / f"{name}.h5ad")
+    monkeypatch.setenv("BLOOD", str(tmp_path))
+    found = {}
+    for cell in code_cells(ROOT / "tutorials" / "13_two_studies.ipynb"):
+        exec("".join(cell["source"]), found)
+    assert set(found["adata"].obs["cells"]) == {"B cells", "NK cells", "CD34+", "T cells"}
+    assert found["judge"]("X_r2mae")["mixing"] > found["judge"]("X_pca")["mixing"]
