@@ -464,7 +464,9 @@ def test_a_query_needs_the_covariates_of_its_reference_and_may_have_others(
         R2MAEModel.load_query_data(query, reference)
 
 
-@pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
+)
 def test_a_query_is_prepared_in_its_layer(adata: AnnData, simulate: Callable[..., AnnData]) -> None:
     adata.layers["counts"] = adata.X.copy()
     R2MAEModel.setup_anndata(adata, layer="counts", batch_key="batch")

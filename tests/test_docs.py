@@ -160,7 +160,9 @@ def execute(page: Path) -> None:
             exec(code, namespace)
 
 
-@pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")  # pages on gene panels
+@pytest.mark.filterwarnings(
+    "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
+)  # pages on gene panels
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
 def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
@@ -172,7 +174,9 @@ def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
         plt.close("all")
 
 
-@pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
+)
 def test_the_readme_runs_on_a_file_of_ones_own(tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("agg")

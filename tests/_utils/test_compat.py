@@ -113,7 +113,9 @@ def test_training_in_float16_on_a_processor_takes_bfloat16_and_says_so(simulate:
     assert "skipped_steps" not in model.history
 
 
-@pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
+)
 def test_multiplying_the_non_zeros_alone_gives_the_dense_embedding(
     train_tiny: object, adata: AnnData, covariates: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,9 @@ import scvi
 import torch
 
 import scr2mae
-from scr2mae.benchmark.methods import BASELINES, LABELS, SCVI_CLASSES, make_methods
+from scr2mae._methods import LABELS, method_names
+from scr2mae.benchmark.integrators import INTEGRATORS
+from scr2mae.benchmark.methods import BASELINES, SCVI_CLASSES, make_methods
 from scr2mae.benchmark.pretraining import Options
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
@@ -132,7 +134,12 @@ def test_ctrl_c_in_scvi_raises_keyboard_interrupt(cells, monkeypatch, fit_one):
 def test_all_methods_are_the_default(cells):
     names = [method.name for method in make_methods(None, cells, Options())]
     assert names == [*BASELINES, *SCVI_CLASSES, *scr2mae.schemes()]
-    assert set(names) <= set(LABELS)
+    assert set(method_names(integration=False)) == {*names, "scvi_joint"}
+    assert (
+        set(method_names(integration=True))
+        == {*LABELS}
+        == {*names, "scvi_joint", "r2mae_aligned", *INTEGRATORS}
+    )
 
 
 def test_joint_embedding_scvi_is_a_method_if_scvi_has_it(cells):

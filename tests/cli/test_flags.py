@@ -87,6 +87,12 @@ TARGET = "--target cell_type:classification"
         ("predict log.h5ad --probe probe -o out.h5ad --key age", "has 'age' in obs already"),
         (f"benchmark log.h5ad -o out --donor-key donor {TARGET}", "pass --layer counts."),
         ("benchmark log.h5ad -o out --donor-key donor --target nothing:regression", "--target takes one of ["),
+        (f"benchmark log.h5ad -o out --donor-key donor --layer counts {TARGET} --methods r3mae", "No method ['r3mae']; choose from ["),
+        (f"benchmark log.h5ad -o out --donor-key donor --layer counts {TARGET} --methods harmony", "['harmony'] need --integration."),
+        ("benchmark log.h5ad -o out --donor-key donor --layer counts --target donor:regression", "or pass --target donor:classification."),
+        ("probe log.h5ad --use-rep X --donor-key donor --target donor:regression", "holds text such as"),
+        ("train log.h5ad -o out --layer counts --size-factor-key donor", "--size-factor-key needs numbers, but obs['donor'] of log"),
+        ("train log.h5ad -o out --layer counts --continuous-covariate-key donor", "--continuous-covariate-key needs numbers"),
         ("prepare log.h5ad -o out.zarr --layer nothing", "No 'nothing' in the layers of log.h5ad"),
     ],
 )  # fmt: skip

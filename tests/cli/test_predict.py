@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -83,6 +84,24 @@ def test_a_probe_is_saved_with_the_scores_that_are_printed(place, run, capsys):
     np.testing.assert_allclose(pd.read_csv("scores.csv")["value"], probe.scores["value"].astype(float))
 
 
+def test_a_kept_probe_has_intervals_without_an_option(place, run, capsys):
+    assert run(SAVE) == 0
+    printed = pd.read_csv(io.StringIO(capsys.readouterr().out), sep="\t").set_index("metric")
+    lacking = set(printed.index[printed["ci_low"].isna()])
+    assert lacking == {"calibration_error", "calibration_error_before"}
+
+
+def test_a_panel_is_warned_of_once_in_a_job(place, run, capsys):
+    assert run(f"{SAVE} --reject 0.1") == 0
+    new = ad.read_h5ad("new.h5ad")
+    new[:, :20].copy().write_h5ad("panel.h5ad")
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert run("predict panel.h5ad --model model --probe probe -o o.h5ad --donor-key donor") == 0
+    assert capsys.readouterr().err.count("Few shared genes") == 1
+
+
 def test_predict_takes_a_file_of_donors_and_a_column(place, run, rows, capsys):
     assert run(SAVE) == 0
     assert run("predict new.h5ad --model model --probe probe -o out.h5ad --key call -q") == 0
@@ -132,6 +151,11 @@ def test_an_embedding_of_another_model_is_refused(place, run, capsys, donors, tr
             "--save takes one embedding",
         ),
         (SAVE.replace("--save probe", ""), 2, "add --save"),
+        (
+            SAVE.replace("--save probe", "--save p2 --n-splits 3"),
+            2,
+            "donors and their cells; leave out --n-splits",
+        ),
     ],
 )
 def test_what_cannot_be_done_leaves_nothing(line, code, message, place, run, capsys, files):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,9 +105,8 @@ def test_too_small_an_overlap_is_refused(n_shared: int, min_shared: float, messa
 def check(n_shared: int, *, min_shared: float) -> None:
     """Check a query that has the first genes of a reference of 100."""
     names = np.array([f"gene{i}" for i in range(100)])
-    check_overlap(
-        pd.DataFrame(index=names[:n_shared]), names, np.arange(100) < n_shared, min_shared=min_shared
-    )
+    query = AnnData(var=pd.DataFrame(index=names[:n_shared]))
+    check_overlap(query, names, np.arange(100) < n_shared, min_shared=min_shared)
 
 
 def test_an_overlap_below_95_percent_warns_and_one_above_does_not() -> None:
@@ -163,4 +163,4 @@ def test_blanks_and_ids_in_names_of_genes_are_found(spell: Any) -> None:
         [["a", "b"]] * 40, columns=["twice", "twice"], index=[spell(name) for name in reference]
     )
     with pytest.raises(ValueError, match="40 of 40 match, such as"):
-        check_overlap(var, reference, np.zeros(40, dtype=bool), min_shared=0.1)
+        check_overlap(AnnData(var=var), reference, np.zeros(40, dtype=bool), min_shared=0.1)

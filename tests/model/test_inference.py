@@ -15,7 +15,9 @@ from scr2mae.masking import draw_mask
 from scr2mae.model.inference import masked_scores
 from scr2mae.nn.linear_mlp import LinearMLPModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
+)
 
 TINY = {"n_hidden": 16, "n_latent": 4}
 

@@ -13,7 +13,9 @@ from anndata import AnnData
 
 from scr2mae import R2MAEModel
 
-pytestmark = pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
+)
 
 
 def _with_explicit_zeros(X: sp.csr_matrix) -> sp.csr_matrix:

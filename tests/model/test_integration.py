@@ -1,5 +1,6 @@
 """When batches are aligned, in which embeddings, and what is refused or warned of."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,42 @@ def test_held_out_batches_are_aligned_as_new_ones(cells: AnnData, train_tiny: Ca
     assert np.isfinite(model.get_latent_representation(integrated=True)).all()
 
 
+def test_cells_that_lack_one_gene_are_aligned_like_those_with_all(cells: AnnData, model: R2MAEModel) -> None:
+    query = cells[:, np.arange(cells.n_vars) != 7].copy()
+    full, raw = model.get_latent_representation(), model.get_latent_representation(query, integrated=False)
+    aligned = model.get_latent_representation(query)
+    np.testing.assert_array_equal(model.get_latent_representation(query, integrated=True), aligned)
+    keys = np.column_stack([cells.obs["batch"].cat.codes, np.zeros(300, dtype=int)])
+    by_hand = model.alignment_.apply(torch.from_numpy(raw), keys).numpy()
+    np.testing.assert_array_equal(aligned, by_hand)
+    distances = [np.linalg.norm(z - full, axis=1).mean() for z in (aligned, raw)]
+    assert distances[0] < 0.5 * distances[1]
+
+
+def test_an_alignment_of_the_very_genes_goes_before_that_of_all(cells: AnnData, model: R2MAEModel) -> None:
+    query = cells[:, np.arange(cells.n_vars) != 7].copy()
+    as_all, expected = model.get_latent_representation(query), model.get_latent_representation()
+    alignment = model.alignment_
+    try:
+        model.integrate(query)
+        assert np.abs(model.get_latent_representation(query) - as_all).max() > 1e-4
+        np.testing.assert_array_equal(model.get_latent_representation(), expected)
+    finally:
+        model.alignment_ = alignment
+
+
+def test_cells_with_too_few_genes_are_warned_of_once(cells: AnnData, model: R2MAEModel) -> None:
+    query = cells[:, :50].copy()
+    raw = model.get_latent_representation(query, integrated=False)
+    with pytest.warns(
+        UserWarning, match="No alignment of batches for 300 cells: the model has none on so few"
+    ):
+        np.testing.assert_array_equal(model.get_latent_representation(query), raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.get_latent_representation(query)
+
+
 class TestQuery:
     @pytest.fixture
     def query(self, cells: AnnData) -> AnnData:
@@ -309,7 +346,8 @@ class TestQuery:
         new.train()
         on_full = new.get_latent_representation(integrated=True)
         raw = new.get_latent_representation(on_panel, integrated=False)
-        np.testing.assert_array_equal(new.get_latent_representation(on_panel), raw)
+        with pytest.warns(UserWarning, match="No alignment of batches"):
+            np.testing.assert_array_equal(new.get_latent_representation(on_panel), raw)
         with pytest.raises(ValueError, match=r"batch 'b0' have not been aligned on these genes"):
             new.get_latent_representation(on_panel, integrated=True)
         new.integrate(on_panel)

@@ -46,7 +46,9 @@ def test_draws_are_repeatable_and_those_of_the_genes_asked_for(trained: R2MAEMod
     assert trained.posterior_predictive_sample(indices=[0], gene_list="gene3").shape == (1, 1)
 
 
-@pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
+)
 @pytest.mark.parametrize("n_folds", [2, 5])
 def test_a_draw_in_folds_does_not_know_the_count_that_it_is_compared_with(
     n_folds: int, trained: R2MAEModel, adata: AnnData

@@ -12,7 +12,9 @@ from anndata import AnnData
 
 from scr2mae import R2MAEModel
 
-pytestmark = pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
+)
 
 QUIET = {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "batch_size": 32}
 

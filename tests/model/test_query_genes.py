@@ -16,7 +16,9 @@ from anndata import AnnData
 from scr2mae import R2MAEModel
 from scr2mae.nn.linear_mlp import LinearMLPModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
+)
 
 
 def only(adata: AnnData, kept: np.ndarray) -> AnnData:

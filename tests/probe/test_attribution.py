@@ -13,7 +13,9 @@ from scr2mae.probe import fit_probe, gene_attribution, rank_stability, score_wit
 from scr2mae.probe.attribution import _class_table
 from scr2mae.probe.features import surprises_by_donor
 
-pytestmark = pytest.mark.filterwarnings("ignore:Few shared genes:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
+)
 
 DISEASE = {"target": "disease", "kind": "classification", "donor_key": "donor"}
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from scr2mae import datasets
 from scr2mae.metrics import group_means
 from scr2mae.probe import LogisticProbe, Probe, fit_probe, linear_probe, roll_up
-from scr2mae.probe.donors import conformal_width, unit_means
+from scr2mae.probe.donors import conformal_width, interval_width, unit_means
 from scr2mae.probe.linear import hold_out
 
 DISEASE = {"target": "disease", "kind": "classification", "donor_key": "donor"}
@@ -155,6 +155,14 @@ def test_the_interval_of_a_donor_is_jackknife_and_sampling_error():
 @pytest.mark.parametrize(("confidence", "width"), [(0.5, 5.0), (0.9, 9.0), (0.95, np.inf)])
 def test_a_conformal_width_is_a_quantile_of_the_errors(confidence, width):
     assert conformal_width(np.arange(1.0, 10) * [1, -1, 1, -1, 1, -1, 1, -1, 1], confidence) == width
+
+
+def test_an_infinite_width_says_how_many_donors_are_needed():
+    with pytest.warns(
+        UserWarning, match=r"confidence 0.9 needs 9 held-out donors, the probe has 4. Pass conf.*=0.8 "
+    ):
+        assert interval_width(np.ones(4), 0.9) == np.inf
+    assert interval_width(np.ones(4), 0.8) == 1
 
 
 def test_conformal_intervals_cover_the_value_of_new_donors():

@@ -145,7 +145,7 @@ def _read_cells(adata: AnnData, layer: str | None, batch_key: str | None) -> Ann
     warn_about_genes(adata.var)
     counts = as_csr(get_counts(adata, layer))
     check_counts(counts, adata, layer)
-    warn_about_binary(counts.data.max(initial=0), layer)
+    warn_about_binary(counts.data.max(initial=0), layer, adata)
     prints = Fingerprints(*counts.shape)
     prints.add(0, counts)
     prints.warn(adata.obs_names)

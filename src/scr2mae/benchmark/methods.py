@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 
+from scr2mae._methods import check_methods
 from scr2mae._paper import SCHEME_NAMES, schemes
 from scr2mae.benchmark.cache import digest
 from scr2mae.benchmark.integrators import INTEGRATORS, installed_integrators
@@ -26,32 +27,6 @@ SCVI_CLASSES: dict[str, Any] = {"scvi": scvi.model.SCVI}
 # Available from scvi-tools 1.5.
 if hasattr(scvi.external, "JointEmbeddingSCVI"):
     SCVI_CLASSES["scvi_joint"] = scvi.external.JointEmbeddingSCVI
-
-LABELS = {
-    "lognorm": "Log-normalized",
-    "pca": "PCA",
-    "pca_1e4": "PCA, 10,000 counts",
-    "pca_residuals": "PCA of residuals",
-    "pca_ranks": "PCA of ranks",
-    "scvi": "scVI",
-    "scvi_joint": "JointEmbeddingSCVI",
-    "mae": "MAE (25 %)",
-    "mae_low": "MAE (10 %)",
-    "mae_high": "MAE (50 %)",
-    "mdlm": "MDLM",
-    "dynamic": "Dynamic",
-    "r2mae": "R²MAE",
-    "r2mae_dynamic": "R²MAE + Dynamic",
-    "cl": "CL",
-    "cl_k0": "CL (k=0)",
-    "r2mae_cl": "R²MAE + CL",
-    "r2mae_cl_k0": "R²MAE + CL (k=0)",
-    "r2mae_aligned": "R²MAE, aligned",
-    "harmony": "Harmony",
-    "scanvi": "scANVI",
-    "sysvi": "SysVI",
-}
-"""Names of the methods in tables and figures; a user's embedding is shown by its key."""
 
 # Arguments of ``train`` that the benchmark sets for all methods.
 _DATA_ARGUMENTS = {"datasplitter_kwargs", "split_key", "train_size", "validation_size", "seed", "datamodule"}
@@ -89,19 +64,7 @@ def make_methods(
             )
     built_in = _built_in(options) | ({} if labels is None else _integrators(options, labels))
     chosen = list(built_in) if names is None else [names] if isinstance(names, str) else list(names)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"Wanted at least one method, each of them once; got {chosen}.")
-    if both := [name for name in chosen if name in built_in and name in adata.obsm]:
-        raise ValueError(f"{both} name both a method and an entry of adata.obsm; rename the entry.")
-    if unknown := [name for name in chosen if name not in built_in and name not in adata.obsm]:
-        hint = " 'scvi_joint' needs scvi-tools 1.5 or newer." if "scvi_joint" in unknown else ""
-        if wanting := sorted({"r2mae_aligned", *INTEGRATORS} & set(unknown)):
-            hint += f" {wanting} need integration=True" + (
-                ", and their packages." if labels is not None else "."
-            )
-        raise ValueError(
-            f"No method {unknown}; choose from {list(built_in)} and the embeddings in adata.obsm, {list(adata.obsm)}.{hint}"
-        )
+    check_methods(chosen, list(built_in), list(adata.obsm), integration=labels is not None)
     return [built_in[name] if name in built_in else _given(adata, name) for name in chosen]
 
 

@@ -7,12 +7,13 @@ from typing import Any, Literal, get_args
 
 from anndata import AnnData
 
+from scr2mae._methods import LABELS
 from scr2mae._utils.files import as_path
 from scr2mae.benchmark.cache import Store
 from scr2mae.benchmark.design import PretrainOn, integration_task, make_design
 from scr2mae.benchmark.environment import versions
 from scr2mae.benchmark.fits import Probing, run_fits
-from scr2mae.benchmark.methods import LABELS, make_methods
+from scr2mae.benchmark.methods import make_methods
 from scr2mae.benchmark.pretraining import Options
 from scr2mae.benchmark.results import Benchmark, write_about
 from scr2mae.benchmark.table import results_frame

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from scr2mae._methods import check_methods, method_names
 from scr2mae.cli import options as opt
 from scr2mae.cli.columns import check_input
 from scr2mae.cli.files import check_exists, check_input_file, check_output, read_with_genes_of_paper
-from scr2mae.cli.probe import N_SPLITS, SCALINGS, DonorKey, Scale, Splits, Targets, kinds_of
+from scr2mae.cli.probe import N_SPLITS, SCALINGS, DonorKey, Scale, Splits, Targets, kinds_of, numbers_of
 from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
@@ -107,7 +109,13 @@ def benchmark(
     columns |= {"--batch-key": methods.batch_key, "--sample-key": splits.sample_key}
     counts = opt.Counts(layer=methods.layer, use_raw=methods.use_raw)
     # With --paper, the step that selects genes checks the counts, which may be in raw.
-    check_input(input, columns=columns, counts=None if paper.paper else counts)
+    check_input(
+        input,
+        columns=columns,
+        counts=None if paper.paper else counts,
+        numbers=numbers_of(kinds),
+        methods=None if methods.methods is None else partial(_check_methods, methods, embeddings or ()),
+    )
     with loading():
         from scr2mae import benchmark as api
         from scr2mae.data.store import read_file
@@ -145,6 +153,13 @@ def benchmark(
         raise
     logger.info("Wrote the tables and figures to %s.", output)
     return _summary(result)
+
+
+def _check_methods(methods: Methods, embeddings: Sequence[str], stored: list[str]) -> None:
+    """Raise for a name that is neither a method nor an embedding."""
+    given = [text.partition("=")[0] for text in embeddings]
+    names = method_names(integration=methods.integration)
+    check_methods(methods.methods or (), names, [*stored, *given], integration=methods.integration)
 
 
 def _add_embeddings(adata: AnnData, embeddings: Sequence[str]) -> list[str]:

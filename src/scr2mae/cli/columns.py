@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,11 +58,14 @@ def check_input(
     model: Path | None = None,
     use_rep: Sequence[str] = (),
     new: str | None = None,
+    numbers: Mapping[str, str] = MappingProxyType({}),
+    methods: Callable[[list[str]], None] | None = None,
 ) -> None:
     """Raise if a column, an embedding or a matrix is missing, if the first counts are none, or if a result is there already.
 
-    ``columns`` has names by flag, and ``new`` is the place of the result. A model reads counts where its data had them
-    unless ``counts`` says otherwise, and its covariates. Files that are not laid out as expected are left to their reader.
+    ``columns`` has names by flag, ``numbers`` flags by name for those that must hold numbers, and ``new`` is the place of
+    the result; ``methods`` checks names beside the embeddings. A model reads counts where its data had them unless
+    ``counts`` says otherwise, and its covariates. Files that are not laid out as expected are left to their reader.
     """
     setup = {} if model is None else _setup(model)
     with _opened(path) as root:
@@ -73,6 +77,9 @@ def check_input(
                 f"{path} has {name!r} in {group} already; choose another --key or pass --force."
             )
         _check_columns(root["obs"], path, columns, {name: setup.get(name) for name in _COVARIATES})
+        _check_numbers(root["obs"], path, numbers)
+        if methods is not None:
+            methods(sorted(root["obsm"].keys()) if hasattr(root.get("obsm"), "keys") else [])
         groups = [root.get(group) for group in ("obsm", "layers")]
         known = ["X", *(name for group in groups if hasattr(group, "keys") for name in sorted(group.keys()))]
         if absent := [name for name in use_rep if name not in known]:
@@ -115,6 +122,23 @@ def _check_columns(obs: Any, path: Path, columns: Mapping[str, Any], covariates:
                     else f"the model reads it as {source}. It has"
                 )
                 raise ValueError(f"{path} has no column {name!r} in obs; {reader} {known}.")
+
+
+def _check_numbers(obs: Any, path: Path, numbers: Mapping[str, str]) -> None:
+    """Raise for the first column of text; others that hold no numbers are left to their reader."""
+    for name, flag in numbers.items():
+        values = obs[name]
+        if hasattr(values, "keys"):  # categories, or values beside a mask of missing ones
+            values = values.get("categories", values.get("values"))
+        if values is None or hasattr(values, "keys") or not values.shape or not values.shape[0]:
+            continue
+        example = values[0]
+        if isinstance(example, (str, bytes)):
+            shown = example.decode(errors="replace") if isinstance(example, bytes) else str(example)
+            other = f", or pass --target {name}:classification" if flag.startswith("--target") else ""
+            raise ValueError(
+                f"{flag} needs numbers, but obs[{name!r}] of {path} holds text such as {shown!r}; convert it to numbers{other}."
+            )
 
 
 def _check_counts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae.cli import options as opt
@@ -68,8 +68,8 @@ class Splits:
     """Limit on the cells per donor and class, for targets of --cell-level."""
     protocol: Literal["stratified", "paper"] | None = None
     """How donors and folds are drawn and classes are scored: stratified by default; paper is that of Dong et al."""
-    n_bootstrap: opt.NonNegativeInt = 0
-    """Bootstrap resamples of test donors, for the intervals in the file."""
+    n_bootstrap: opt.NonNegativeInt | None = None
+    """Bootstrap resamples of donors, for intervals; by default 500 of a probe that is kept, else none."""
 
 
 @opt.options("Kept probe")
@@ -128,6 +128,10 @@ def probe(
         )
     if kept.save is not None and (len(use_rep) > 1 or len(kinds) > 1 or scale == "both"):
         raise opt.UsageError("--save takes one embedding, one target and one scaling")
+    of_splits = opt.given(splits, "sample_key", "cell_level", "n_bootstrap")
+    if kept.save is not None and of_splits:
+        flags = ", ".join("--" + name.replace("_", "-") for name in of_splits)
+        raise opt.UsageError(f"--save fits to all donors and their cells; leave out {flags}")
     check_counts(input)
     check_exists(kept.model)
     if output is not None:
@@ -136,9 +140,9 @@ def probe(
         check_output(kept.save, folder=True, force=force)
     columns = {"--target": list(kinds), "--donor-key": donor_key, "--sample-key": splits.sample_key}
     if kept.model is None:
-        check_input(input, columns=columns, use_rep=use_rep)
+        check_input(input, columns=columns, use_rep=use_rep, numbers=numbers_of(kinds))
     else:
-        check_input(input, columns=columns, counts=counts, model=kept.model)
+        check_input(input, columns=columns, counts=counts, model=kept.model, numbers=numbers_of(kinds))
     with loading():
         from scr2mae.probe import linear_probe
 
@@ -153,11 +157,9 @@ def probe(
             adata = adata.to_memory()
         logger.info("Probing %d cells of %s.", adata.n_obs, input)
         if kept.save is not None:
-            options: dict[str, Any] = {
-                "seed": seed,
-                "scale": scale == "yes",
-                "n_bootstrap": splits.n_bootstrap,
-            }
+            options: dict[str, Any] = {"seed": seed, "scale": scale == "yes"}
+            if splits.n_bootstrap is not None:
+                options["n_bootstrap"] = splits.n_bootstrap
             options |= {"sample_key": splits.sample_key, "cell_level": splits.cell_level}
             frame = _keep(
                 place_counts(adata, model, **vars(counts)),
@@ -180,7 +182,7 @@ def probe(
             donor_key=donor_key,
             seeds=(seed,),
             scale=SCALINGS[scale],
-            **{"n_splits": N_SPLITS} | opt.given(splits),
+            **{"n_splits": N_SPLITS, "n_bootstrap": 0} | opt.given(splits),
         )
     finally:
         if adata.isbacked:
@@ -230,6 +232,11 @@ def kinds_of(targets: Sequence[str]) -> dict[str, str]:
             raise opt.UsageError(f"--target names {column!r} more than once")
         kinds[column] = kind
     return kinds
+
+
+def numbers_of(kinds: Mapping[str, str]) -> dict[str, str]:
+    """Return the flags of the targets that are numbers, by column."""
+    return {name: f"--target {name}:{kind}" for name, kind in kinds.items() if kind == "regression"}
 
 
 def _summary(frame: pd.DataFrame) -> str:

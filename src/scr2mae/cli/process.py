@@ -58,8 +58,13 @@ def messages_on_stderr(*, quiet: bool, debug: bool, say: Callable[[str], str] = 
     logger = logging.getLogger("scr2mae")
     level = logger.level
 
+    told = set()
+
     def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
-        sys.stderr.write(f"scr2mae: warning: {say(' '.join(str(message).split()))}\n")
+        text = say(" ".join(str(message).split()))
+        if text not in told:  # a job reads its data several times
+            sys.stderr.write(f"scr2mae: warning: {text}\n")
+        told.add(text)
 
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), no_progress(quiet):
         if not debug:

@@ -68,6 +68,12 @@ class Data:
         keys = {name: value for name, value in vars(self).items() if "_key" in name}
         return {"--" + name.replace("_", "-").removesuffix("s"): value for name, value in keys.items()}
 
+    @property
+    def numbers(self) -> dict[str, str]:
+        """Flags of the columns that must hold numbers, by column."""
+        found = dict.fromkeys(self.continuous_covariate_keys or (), "--continuous-covariate-key")
+        return found if self.size_factor_key is None else {**found, self.size_factor_key: "--size-factor-key"}
+
 
 @opt.options("Network")
 class Network(opt.Widths):
@@ -145,6 +151,7 @@ def train(
         columns={**data.columns, "--split-key": training.split_key},
         # With --paper the counts may be in raw, and are checked where they are read.
         integers=not (data.no_check_counts or paper.paper),
+        numbers=data.numbers,
     )
     with loading():
         from scr2mae import schemes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import pandas as pd
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
+from scr2mae._utils.once import warn_once
 from scr2mae.data.backed import BackedCounts, is_streamable
 from scr2mae.data.columns import check_new_categories, check_positive, find_column, read_numbers
 from scr2mae.data.containers import check_anndata
@@ -269,7 +269,7 @@ def read_cells(adata: AnnData, spec: CellSpec, *, min_shared: float = 0.1, on_di
         size_factor = _numbers(adata, spec.size_factor_key, "size_factor_key")
         check_positive(size_factor, spec.size_factor_key)
     elif not isinstance(counts, BackedCounts):
-        _warn_about_empty_cells(counts)
+        _warn_about_empty_cells(counts, adata)
     is_same = gene_indices is None
     codes = [_encode_categories(adata, key, known, is_same=is_same) for key, known in spec.categorical]
     continuous = [_numbers(adata, key, "continuous_covariate_keys") for key in spec.continuous]
@@ -309,7 +309,7 @@ def _match_genes(
     if is_same and measured.all():
         return None, None
     if not is_same:
-        check_overlap(adata.var, spec.var_names, measured, min_shared=min_shared)
+        check_overlap(adata, spec.var_names, measured, min_shared=min_shared)
     return np.where(measured, indices, -1), None if measured.all() else measured
 
 
@@ -326,7 +326,7 @@ def _encode_categories(
     column = find_column(adata.obs, key)
     if n_missing := int(column.isna().sum()):
         raise ValueError(f"adata.obs[{key!r}] has {n_missing} missing values; fill them or drop those cells.")
-    check_new_categories(column, key, categories)
+    check_new_categories(column, key, categories, adata)
     codes = pd.Index(categories).get_indexer(pd.Index(column.to_numpy()))
     if (codes < 0).any():
         unseen = pd.unique(column.to_numpy()[codes < 0]).tolist()
@@ -339,10 +339,10 @@ def _encode_categories(
     return codes.astype(np.int64)
 
 
-def _warn_about_empty_cells(counts: sparse.csr_matrix) -> None:
+def _warn_about_empty_cells(counts: sparse.csr_matrix, adata: AnnData) -> None:
     if n_empty := int((np.asarray(counts.sum(axis=1)) == 0).sum()):
-        warnings.warn(
+        warn_once(
             f"{n_empty} of {counts.shape[0]} cells have no counts; their library size is set to 1.",
-            UserWarning,
+            adata,
             stacklevel=3,
         )

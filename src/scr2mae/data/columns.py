@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scr2mae._utils.once import warn_once
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from anndata import AnnData
 
     Key = str | Sequence[str]
 
@@ -135,9 +139,11 @@ def check_categories(column: pd.Series, key: str, argument: str) -> None:
     warn_about_missing_text(column, key)
 
 
-def check_new_categories(column: pd.Series, key: str, known: np.ndarray) -> None:
+def check_new_categories(
+    column: pd.Series, key: str, known: np.ndarray, adata: AnnData | None = None
+) -> None:
     """Raise if a column of new data is text where the reference has numbers, or the reverse, as for 0 and "0"."""
-    _warn_about_spellings(column, key, known)
+    _warn_about_spellings(column, key, known, adata)
     ours, theirs = _kinds(_values(column)), _kinds(known)
     if not ours or not theirs or set(ours) & set(theirs):
         return
@@ -158,7 +164,7 @@ def spelling(name: str) -> str:
         return re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"[\s_-]+", "-", text))
 
 
-def _warn_about_spellings(column: pd.Series, key: str, known: np.ndarray) -> None:
+def _warn_about_spellings(column: pd.Series, key: str, known: np.ndarray, adata: AnnData | None) -> None:
     """Warn if a new category is one of the reference but for case, blanks or the like."""
     of_reference = {spelling(name): str(name) for name in known if isinstance(name, str)}
     new = [
@@ -168,10 +174,10 @@ def _warn_about_spellings(column: pd.Series, key: str, known: np.ndarray) -> Non
         f"{name!r} and {of_reference[spelling(name)]!r}" for name in new if spelling(name) in of_reference
     ]
     if alike:
-        warnings.warn(
+        warn_once(
             f"adata.obs[{key!r}] and the reference spell {len(alike)} categories differently: {'; '.join(alike[:5])}. They "
             "are taken as different; rename those of adata if they are the same.",
-            UserWarning,
+            adata,
             stacklevel=3,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import h5py
@@ -12,6 +11,7 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
+from scr2mae._utils.once import warn_once
 from scr2mae._utils.untrusted import check_sparse
 
 __all__ = [
@@ -212,12 +212,12 @@ def check_genes(adata: AnnData, *, at_least: int = 2) -> None:
         raise ValueError(f"Expected at least two genes, one to mask and one to keep; got {adata.n_vars}.")
 
 
-def warn_about_binary(largest: float, layer: str | None) -> None:
+def warn_about_binary(largest: float, layer: str | None, adata: AnnData) -> None:
     """Warn if no count is above one."""
     if largest == 1:
-        warnings.warn(
+        warn_once(
             f"All counts in {place_of(layer)} are 0 or 1: detected or not, instead of how often. Pass the counts themselves.",
-            UserWarning,
+            adata,
             stacklevel=3,
         )
 

@@ -11,10 +11,21 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scr2mae._utils.once import is_news, warn_once
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["advise", "align_genes", "check_overlap", "select_genes", "warn_about_genes"]
+    from anndata import AnnData
+
+__all__ = [
+    "advise",
+    "align_genes",
+    "check_overlap",
+    "has_nearly_all",
+    "select_genes",
+    "warn_about_genes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +99,12 @@ def select_genes(counts: sparse.csr_matrix, indices: np.ndarray) -> sparse.csr_m
     return selected
 
 
-def check_overlap(var: pd.DataFrame, reference: np.ndarray, found: np.ndarray, *, min_shared: float) -> None:
-    """Raise if a query shares too few genes with the reference; warn below 95 %, with the likely cause.
+def check_overlap(adata: AnnData, reference: np.ndarray, found: np.ndarray, *, min_shared: float) -> None:
+    """Raise if a query shares too few genes with the reference; warn once below 95 %, with the likely cause.
 
-    ``var`` is the table of the query's genes and ``found`` says which genes of the reference it has.
+    ``found`` says which genes of the reference the query has.
     """
+    var = adata.var
     n_shared, n_vars = int(found.sum()), len(reference)
     report = f"the query has {n_shared} of the reference's {n_vars} genes ({n_shared / n_vars:.0%})"
     if n_shared == n_vars:
@@ -108,15 +120,20 @@ def check_overlap(var: pd.DataFrame, reference: np.ndarray, found: np.ndarray, *
         raise ValueError(
             f"Too few shared genes: {report}, but min_shared={min_shared:g} requires more. {cause}"
         )
-    if n_shared < _USUAL * n_vars:
-        absent = reference[~found]
-        warnings.warn(
-            f"Few shared genes: {report}; absent genes are treated as masked, such as {absent[:5].tolist()}. {cause}",
-            UserWarning,
+    absent = reference[~found][:5].tolist()
+    if not has_nearly_all(found):
+        warn_once(
+            f"Few shared genes: {report}; absent genes are treated as masked, such as {absent}. {cause}".rstrip(),
+            adata,
             stacklevel=3,
         )
-    else:
-        logger.info("Gene overlap: %s; absent genes are treated as masked.", report)
+    elif is_news(report, adata):
+        logger.info("Gene overlap: %s; absent genes are treated as masked, such as %s.", report, absent)
+
+
+def has_nearly_all(found: np.ndarray) -> bool:
+    """Return whether so many of the reference's genes are there that the rest is not worth a warning."""
+    return bool(found.sum() >= _USUAL * len(found))
 
 
 def advise(var: pd.DataFrame, reference: np.ndarray, n_shared: int) -> str:

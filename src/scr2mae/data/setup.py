@@ -137,7 +137,7 @@ def _check_all_counts(
     largest = 0.0
     for block in _blocks(counts, adata, layer, check=check, **options):
         largest = max(largest, block.data.max(initial=0))
-    warn_about_binary(largest, layer)
+    warn_about_binary(largest, layer, adata)
 
 
 def _blocks(
@@ -200,7 +200,7 @@ def register(
     if source_registry is not None:
         for key, known in CellSpec.from_registry(source_registry).categorical:
             if key is not None:
-                check_new_categories(find_column(adata.obs, key), key, known)
+                check_new_categories(find_column(adata.obs, key), key, known, adata)
     reference = None if source_registry is None else CellSpec.from_registry(source_registry).studies
     studies, check = register_studies(
         adata,

@@ -93,6 +93,13 @@ class Alignment:
         anything = (-1,) * (keys.shape[1] - 2)
         return [known.get(tuple(key), known.get((key[0], *anything, key[-1]))) for key in keys.tolist()]
 
+    def nearest(self, keys: np.ndarray, lacks_few: np.ndarray) -> np.ndarray:
+        """Return the keys, with all genes in place of nearly all (n_obs,) where batches were not aligned on those."""
+        unique, inverse = np.unique(np.column_stack([keys, lacks_few]), axis=0, return_inverse=True)
+        is_unknown = np.array([row is None for row in self.rows(unique[:, :-1])], dtype=bool)
+        unique[is_unknown & (unique[:, -1] == 1), -2] = 0
+        return unique[inverse.reshape(-1), :-1]
+
     def extend(self, Z: np.ndarray, key: tuple[int, ...], *, seed: int = 0) -> Alignment:
         """Add or replace the row of a new batch with latent vectors Z, aligned with draws from the mixture.
 

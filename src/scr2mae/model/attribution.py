@@ -10,7 +10,6 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scr2mae.model.inference import InferenceMixin
-from scr2mae.model.integration import keys_of
 from scr2mae.model.streaming import n_rows, stream
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class AttributionMixin(InferenceMixin):
                 f"Wanted directions of shape ({n_latent}, n_directions), {n_obs} groups and n_steps >= 1, got "
                 f"{tuple(weights.shape)}, {tuple(codes.shape)} and {n_steps}."
             )
-        keys = keys_of(cells, slice(None) if rows is None else rows)
+        keys = self._keys(cells, slice(None) if rows is None else rows)
         alignment = self._alignment_for(None, keys)
         options: dict[str, Any] = {"batch_size": batch_size or _BATCH_SIZE, "desc": "Attributing"}
         n_groups = int(codes.max()) + 1

@@ -310,7 +310,7 @@ class CellModel(BaseModelClass):
             raise ValueError("This model was loaded without data; pass adata=.")
         cells = read_cells(self.adata if adata is None else adata, self.spec, on_disk=on_disk)
         if adata is not None and not isinstance(cells.counts, BackedCounts):
-            warn_about_binary(cells.counts.data.max(initial=0), self.spec.layer)
+            warn_about_binary(cells.counts.data.max(initial=0), self.spec.layer, adata)
         return cells
 
     def keep_split(self, split: Split) -> None:

@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS
 from scr2mae._utils.memory import check_array
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
-from scr2mae.model.integration import IntegrationMixin, keys_of
+from scr2mae.model.integration import IntegrationMixin
 from scr2mae.model.panels import by_panel, n_unmeasured
 from scr2mae.model.scvi_words import understands_scvi
 from scr2mae.model.selection import batch_codes, gene_indices
@@ -96,10 +96,10 @@ class InferenceMixin(IntegrationMixin):
             raise ValueError(
                 f"out must have shape {shape}, cells by latent dimensions; got {tuple(out.shape)}."
             )
-        keys = keys_of(cells, slice(None) if rows is None else rows)
+        keys = self._keys(cells, slice(None) if rows is None else rows)
         alignment = self._alignment_for(integrated, keys)
         if integrated is None and alignment is not None:
-            self._note_unaligned(alignment, keys)
+            self._warn_about_unaligned(alignment, keys, self.adata if adata is None else adata)
         for filled, z in embed(self.module, cells, rows, batch_size, precision):
             out[filled] = (z if alignment is None else alignment.apply(z, keys[filled])).cpu().numpy()
         return out

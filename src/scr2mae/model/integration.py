@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scr2mae._utils.once import warn_once
 from scr2mae.model.alignment import Alignment, fit_alignment, sample_cells
 from scr2mae.model.base import CellModel
-from scr2mae.model.panels import batch_gene_codes, cell_gene_codes
+from scr2mae.model.panels import batch_gene_codes, cell_gene_codes, lacks_few
 from scr2mae.model.streaming import embed, n_rows
 
 if TYPE_CHECKING:
@@ -142,8 +143,17 @@ class IntegrationMixin(CellModel):
         z = self.module.embedding(self.module.inference(**inputs)["z"].float())
         codes = inputs["categories"].cpu().numpy()
         keys = np.column_stack([codes, batch_gene_codes(tensors, len(codes))])
+        if self.alignment_ is not None and keys[:, -1].any():
+            keys = self.alignment_.nearest(keys, batch_gene_codes(tensors, len(codes), lacks_few))
         alignment = self._alignment_for(integrated, keys)
         return (z if alignment is None else alignment.apply(z, keys)).cpu().numpy()
+
+    def _keys(self, cells: Cells, indices: np.ndarray | slice) -> np.ndarray:
+        """Return the keys of cells in the alignment; those with nearly all genes are aligned like those with all."""
+        keys = keys_of(cells, indices)
+        if self.alignment_ is None or not keys[:, -1].any():
+            return keys
+        return self.alignment_.nearest(keys, cell_gene_codes(cells, indices, lacks_few))
 
     def _alignment_for(self, integrated: bool | None, keys: np.ndarray) -> Alignment | None:
         """Return the alignment for cells with the given keys, or None for the raw latent vectors."""
@@ -166,18 +176,25 @@ class IntegrationMixin(CellModel):
                 )
         return self.alignment_.to(self.module.device)
 
-    def _note_unaligned(self, alignment: Alignment, keys: np.ndarray) -> None:
-        """Log a warning if cells are embedded without the alignment that the model has."""
+    def _warn_about_unaligned(self, alignment: Alignment, keys: np.ndarray, adata: AnnData) -> None:
+        """Warn once if cells are embedded without the alignment that the model has."""
         unique, of_cell = np.unique(keys, axis=0, return_inverse=True)
         is_left = np.array([row is None for row in alignment.rows(unique)])
         if is_left.any():
-            because = "on these genes" if (unique[is_left][:, -1] != 0).any() else "of these batches"
-            logger.warning(
-                "%d cells are embedded without the alignment, since batches were not aligned %s. They do not compare with "
-                "aligned cells: call integrate() with the reference's cells on the same genes, or embed all cells with "
-                "integrated=False (--no-integration).",
-                is_left[of_cell.reshape(-1)].sum(),
-                because,
+            n_left = int(is_left[of_cell.reshape(-1)].sum())
+            if (unique[is_left][:, -1] != 0).any():
+                because, advice = (
+                    "on so few of its genes",
+                    "integrate() with the reference's cells on the same genes",
+                )
+            else:
+                because, advice = "for these batches", "train() of the model that load_query_data returns"
+            warn_once(
+                f"No alignment of batches for {n_left} cells: the model has none {because}, so they are embedded without it "
+                f"and do not compare with aligned cells. Call {advice}, or embed all cells, also those of the reference, "
+                "with integrated=False (--no-integration).",
+                adata,
+                stacklevel=3,
             )
 
     def _is_confounded(self, adata: Any, batches: np.ndarray) -> bool:

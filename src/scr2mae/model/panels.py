@@ -8,16 +8,17 @@ from zlib import crc32
 
 import numpy as np
 
+from scr2mae.data.genes import has_nearly_all
 from scr2mae.nn.panels import MEASURED_KEY, CellPanels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
     from scr2mae.data import Cells
 
-__all__ = ["batch_gene_codes", "by_panel", "cell_gene_codes", "gene_code", "n_unmeasured"]
+__all__ = ["batch_gene_codes", "by_panel", "cell_gene_codes", "gene_code", "lacks_few", "n_unmeasured"]
 
 
 def gene_code(measured: np.ndarray | None) -> int:
@@ -25,21 +26,30 @@ def gene_code(measured: np.ndarray | None) -> int:
     return 0 if measured is None or measured.all() else crc32(np.packbits(measured).tobytes())
 
 
-def cell_gene_codes(cells: Cells, indices: np.ndarray | slice) -> np.ndarray:
-    """Return the number of the measured genes of the given cells, int64, (n,)."""
+def lacks_few(measured: np.ndarray | None) -> bool:
+    """Return whether a set of measured genes has nearly all."""
+    return measured is None or has_nearly_all(measured)
+
+
+def cell_gene_codes(
+    cells: Cells, indices: np.ndarray | slice, code: Callable[[np.ndarray | None], int] = gene_code
+) -> np.ndarray:
+    """Return the number of the measured genes of the given cells, (n,), or another ``code`` of them."""
     if cells.panels is None:
-        return np.full(len(cells.categories[indices]), gene_code(cells.measured))
-    return np.array([gene_code(row) for row in cells.panels.measured])[cells.panels.of_cell[indices]]
+        return np.full(len(cells.categories[indices]), code(cells.measured))
+    return np.array([code(row) for row in cells.panels.measured])[cells.panels.of_cell[indices]]
 
 
-def batch_gene_codes(tensors: Mapping[str, Tensor], n_obs: int) -> np.ndarray:
-    """Return the number of the measured genes of the cells of a mini-batch, int64, (n_obs,)."""
+def batch_gene_codes(
+    tensors: Mapping[str, Tensor], n_obs: int, code: Callable[[np.ndarray | None], int] = gene_code
+) -> np.ndarray:
+    """Return the number of the measured genes of the cells of a mini-batch, (n_obs,), or another ``code`` of them."""
     panels = CellPanels.of(tensors)
     if panels is None:
         measured = tensors.get(MEASURED_KEY)
-        return np.full(n_obs, gene_code(None if measured is None else measured.cpu().numpy()))
+        return np.full(n_obs, code(None if measured is None else measured.cpu().numpy()))
     rows = panels.classes[:, panels.gene_class].cpu().numpy()
-    return np.array([gene_code(row) for row in rows])[panels.of_cell.cpu().numpy()]
+    return np.array([code(row) for row in rows])[panels.of_cell.cpu().numpy()]
 
 
 def by_panel(cells: Cells, indices: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray, Cells]]:

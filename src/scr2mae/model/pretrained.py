@@ -115,7 +115,7 @@ class PretrainedMixin(SavingMixin, HubMixin, CellModel):
             raise RuntimeError("The model to start from is not trained.")
         spec = source.spec
         position = align_genes(adata.var_names, spec.var_names)
-        check_overlap(adata.var, spec.var_names, position >= 0, min_shared=min_shared)
+        check_overlap(adata, spec.var_names, position >= 0, min_shared=min_shared)
         new = np.setdiff1d(np.arange(adata.n_vars), position)
         genes = np.concatenate([spec.var_names, adata.var_names.to_numpy().astype(str)[new]])
         setup = _setup_of(cls, adata, source)

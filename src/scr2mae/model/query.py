@@ -171,7 +171,7 @@ def aligned(
         position = np.where(measured, position, -1)
     n_shared = int(measured.sum())
     if min_shared is not None:
-        check_overlap(adata.var, genes, measured, min_shared=min_shared)
+        check_overlap(adata, genes, measured, min_shared=min_shared)
     found = adata.var.iloc[position[measured]].set_axis(genes[measured])
     # Plain booleans would become a column of mixed type, which cannot be written to a file.
     booleans = {name: "boolean" for name, dtype in found.dtypes.items() if pd.api.types.is_bool_dtype(dtype)}

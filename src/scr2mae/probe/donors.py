@@ -49,6 +49,21 @@ def conformal_width(errors: ArrayLike, confidence: float) -> float:
     return float(ordered[rank - 1]) if rank <= len(ordered) else np.inf
 
 
+def interval_width(errors: ArrayLike, confidence: float) -> float:
+    """Return the half-width of :func:`conformal_width`; warn if it is infinite."""
+    width, n_donors = conformal_width(errors, confidence), np.size(errors)
+    if np.isinf(width):
+        n_needed = int(np.ceil(confidence / (1 - confidence) - 1e-9))
+        largest = np.floor(100 * n_donors / (n_donors + 1)) / 100
+        warnings.warn(
+            f"The intervals are infinite: confidence {confidence:g} needs {n_needed} held-out donors, the probe has "
+            f"{n_donors}. Pass confidence={largest:g} or less, or fit the probe to more donors.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return width
+
+
 def warn_about_known_donors(column: pd.Series, known: Sequence[str]) -> None:
     """Warn if a donor of new cells is one of the fit, whatever the case, blanks and separators of its name."""
     spellings = {spelling(name) for name in known}

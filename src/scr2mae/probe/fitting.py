@@ -86,7 +86,8 @@ def fit_probe(
     cv
         Number of folds of donors, for scores, calibration and rejection; each chooses its penalty across its own donors.
     n_bootstrap
-        Number of bootstrap resamples of donors for the intervals of the scores.
+        Number of bootstrap resamples of donors for the intervals of the scores; 0 leaves them NaN. Calibration errors and
+        the rate of unknown cells have none.
     confidence
         Coverage of these intervals.
     seed

@@ -17,7 +17,7 @@ from scr2mae.data.columns import find_column, has_columns, key_name
 from scr2mae.data.containers import check_anndata
 from scr2mae.data.donors import warn_about_donors
 from scr2mae.probe.calibration import Calibration
-from scr2mae.probe.donors import conformal_width, unit_means, warn_about_known_donors
+from scr2mae.probe.donors import interval_width, unit_means, warn_about_known_donors
 from scr2mae.probe.features import Embedder, Features, surprises_by_donor
 from scr2mae.probe.inputs import Kind, as_text
 from scr2mae.probe.linear import LinearMap, log_odds
@@ -236,7 +236,7 @@ class Probe:
         if self.classes is None:
             frame["prediction"] = means[:, 0]
             assert self.held_out is not None
-            width = conformal_width(self.held_out["truth"] - self.held_out["prediction"], confidence)
+            width = interval_width(self.held_out["truth"] - self.held_out["prediction"], confidence)
             frame["low"], frame["high"] = means[:, 0] - width, means[:, 0] + width
             frame["outside_range"] = self._is_outside(means[:, 0])
         else:
