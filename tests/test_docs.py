@@ -201,6 +201,12 @@ def test_the_readme_runs_on_a_file_of_ones_own(tmp_path, monkeypatch):
     assert namespace["imputed"].shape == (96, 2)
 
 
+def test_the_figure_of_the_landing_page_shrinks_on_a_phone():
+    assert ":class: fits\n" in (DOCS / "index.md").read_text(encoding="utf-8")
+    css = (DOCS / "_static" / "custom.css").read_text(encoding="utf-8")
+    assert re.findall(r"img\.wide(\S{0,11})", css) == [":not(.fits)"] * 2
+
+
 @pytest.mark.parametrize("module", sorted(API))
 def test_the_api_page_lists_every_public_object(module):
     listed = API[module]

@@ -109,6 +109,18 @@ def test_the_placeholder_of_the_owner_stands_only_in_that_address() -> None:
     assert [name for name, text in rest.items() if re.search(r"\bOWNER\b", text)] == []
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/installation.md"])
+def test_a_copy_of_the_repository_is_installed_without_an_address(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    block = re.search(r"```(?:bash|console)\n(.*?)```", text, re.S)[1]
+    lines = [line.removeprefix("$ ").partition("#")[0].strip() for line in block.splitlines()]
+    assert lines[0].startswith("git clone ")
+    assert lines[-2:] == ["pip install .", "scr2mae demo"]
+    assert "://" not in "".join(lines[1:])
+    assert "stands for the address of the" in text
+    assert re.findall(r"\bURL(?:_[A-Z]+)*\b", text) == []
+
+
 def test_the_version_is_the_same_everywhere_and_its_section_of_the_changelog_is_dated() -> None:
     version = PROJECT["version"]
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
