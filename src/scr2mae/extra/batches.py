@@ -72,7 +72,8 @@ class ThreadedLoader(BatchLoader):
 class BatchDataModule(pl.LightningDataModule):
     """Shuffled mini-batches of the training data, sharded across ranks, and validation data in order.
 
-    ``augment`` changes training mini-batches on the device, as a pure function of seed, rank and step.
+    ``augment`` changes training mini-batches on the device, as a pure function of seed, rank and step. With
+    ``shard_validation`` each rank validates a part of the data, otherwise all of them.
     """
 
     def __init__(
@@ -85,15 +86,19 @@ class BatchDataModule(pl.LightningDataModule):
         augment: Callable[..., dict[str, Tensor]] | None = None,
         n_workers: int = 0,
         drop_single: bool = False,
+        shard_validation: bool = False,
     ) -> None:
         super().__init__()
         self.train, self.validation = train, validation
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
-        self.n_workers, self.drop_single = n_workers, drop_single
+        self.n_workers, self.drop_single, self.shard_validation = n_workers, drop_single, shard_validation
+
+    def _shard(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 
     def train_dataloader(self) -> ThreadedLoader:
         """Return shuffled mini-batches of the training data."""
-        trainer = self.trainer
         return ThreadedLoader(
             self.train,
             batch_size=self.batch_size,
@@ -101,15 +106,15 @@ class BatchDataModule(pl.LightningDataModule):
             shuffle=True,
             seed=self.seed,
             drop_single=self.drop_single,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            **self._shard(),
         )
 
     def val_dataloader(self) -> ThreadedLoader | list[ThreadedLoader]:
         """Return the validation data in order, or an empty list."""
         if self.validation is None:
             return []
-        return ThreadedLoader(self.validation, batch_size=self.batch_size, n_workers=self.n_workers)
+        shard = self._shard() if self.shard_validation else {}
+        return ThreadedLoader(self.validation, batch_size=self.batch_size, n_workers=self.n_workers, **shard)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment training mini-batches."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scr2mae.extra import dna
-from scr2mae.extra.dna.dataset import WindowDataModule
+from scr2mae.extra.batches import BatchDataModule
 
 
 def test_a_batch_holds_tokens_of_both_strands(make_alignment):
@@ -99,7 +99,7 @@ def test_weights_out_of_range_are_refused(dataset, options, message):
 
 
 def test_the_data_module_visits_every_window_once_an_epoch(dataset):
-    module = WindowDataModule(dataset, dataset, batch_size=16, seed=1)
+    module = BatchDataModule(dataset, dataset, batch_size=16, seed=1, shard_validation=True)
     loader = module.train_dataloader()
     first = torch.cat([batch["input_ids"] for batch in loader])
     assert sorted(map(tuple, first.tolist())) == sorted(
@@ -109,4 +109,4 @@ def test_the_data_module_visits_every_window_once_an_epoch(dataset):
     assert not torch.equal(torch.cat([batch["input_ids"] for batch in loader]), first)
     held_out = torch.cat([batch["input_ids"] for batch in module.val_dataloader()])
     assert torch.equal(held_out, dataset.batch(np.arange(len(dataset)))["input_ids"])
-    assert WindowDataModule(dataset, batch_size=16).val_dataloader() == []
+    assert BatchDataModule(dataset, batch_size=16).val_dataloader() == []

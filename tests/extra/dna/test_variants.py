@@ -104,7 +104,7 @@ def test_damaged_gzip_files_are_named(tmp_path, name):
     [
         ("v.tsv", "chrom\tpos\tref\talt\n", r"contains no variants"),
         ("v.vcf", "##fileformat=VCFv4.2\n", r"contains no variants"),
-        ("v.tsv", "", r"is not a table of variants"),
+        ("v.tsv", "", r"is not a table"),
         ("v.csv", "chrom,pos,ref\n1,2,A\n", r"lacks the columns \['alt'\]; it has \['chrom', 'pos', 'ref'\]"),
         ("v.csv", "chrom,pos,ref,alt\n1,ten,A,C\n", r"not an integer >= 1: 'ten'"),
         (

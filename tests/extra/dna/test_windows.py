@@ -158,6 +158,8 @@ def test_windows_that_do_not_fit_are_refused(tmp_path, change, error, message):
 
 
 def test_a_table_without_ends_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No table at"):
+        dna.read_windows(tmp_path / "w.parquet", dna.simulate_alignment(1000, 2, seed=0)[0])
     (tmp_path / "w.tsv").write_text("chrom\tstart\n1\t5\n")
     with pytest.raises(KeyError, match="lacks the columns"):
         dna.read_windows(tmp_path / "w.tsv", dna.simulate_alignment(1000, 2, seed=0)[0])

@@ -139,7 +139,7 @@ def test_a_writer_that_is_killed_between_two_files_leaves_the_old_network_or_the
         (lambda d: d.update(scr2mae_network="Other"), "contains the network 'Other'"),
         (lambda d: d.pop("init_params"), "lacks \\['init_params'\\]"),
         (lambda d: d["init_params"].update(unknown=1), "does not describe a MaskedMLP"),
-        (lambda d: d["init_params"].update(n_hidden=13), "weights in .* of another network"),
+        (lambda d: d["init_params"].update(n_hidden=13), "weights in .* do not fit the configuration"),
     ],
 )
 def test_a_foreign_description_is_refused(change, message, tmp_path):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scr2mae.extra.batches import BatchDataModule, ThreadedLoader
 from scr2mae.extra.dna.alphabet import encode, reverse_complement
 from scr2mae.extra.dna.windows import WINDOW_COLUMNS
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from scr2mae.extra.dna.alignment import GenomeMSA
     from scr2mae.extra.dna.tracks import Track
 
-__all__ = ["MSAWindowDataset", "WindowDataModule"]
+__all__ = ["MSAWindowDataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -172,15 +171,3 @@ class MSAWindowDataset:
             key: torch.from_numpy(np.ascontiguousarray(np.stack([item[key] for item in items])))
             for key in items[0]
         }
-
-
-class WindowDataModule(BatchDataModule):
-    """Mini-batches of windows, sharded across ranks in validation too."""
-
-    def val_dataloader(self) -> ThreadedLoader | list[ThreadedLoader]:
-        """Return the validation windows in order, or an empty list."""
-        if self.validation is None:
-            return []
-        trainer = self.trainer
-        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        return ThreadedLoader(self.validation, batch_size=self.batch_size, rank=rank, world_size=world_size)

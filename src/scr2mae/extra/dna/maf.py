@@ -12,7 +12,7 @@ import numpy as np
 from scr2mae._utils.files import as_path
 from scr2mae.extra.dna.alphabet import reverse_complement
 from scr2mae.extra.dna.chromosomes import match_chrom
-from scr2mae.extra.dna.files import open_text
+from scr2mae.extra.files import open_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -77,7 +77,7 @@ def _blocks(path: Path) -> Iterator[list[_Row]]:
     """Yield the rows of each block."""
     rows: list[_Row] = []
     inside, line, number = False, "", 0
-    with open_text(path) as file:
+    with open_text(path, errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if number == 1 and not line.startswith("##maf"):
                 raise ValueError(

@@ -9,13 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scr2mae._utils.model_folder import write_folder
 from scr2mae.extra.dna import pretrained
 from scr2mae.extra.dna.alphabet import VOCABULARY
 from scr2mae.extra.dna.config import check_length
 from scr2mae.extra.dna.corruption import IGNORED, corrupt, draw_base_mask, flip_labels
 from scr2mae.extra.dna.layers import EncoderLayer, rotary_tables
-from scr2mae.extra.training import BatchLoss, decay_groups, repeatable_dropout
-from scr2mae.nn.curriculum import Curriculum, CurriculumWeights, scale_gradient
+from scr2mae.extra.networks import (
+    BatchLoss,
+    DecayingNetwork,
+    load_weights,
+    make_curriculum,
+    repeatable_dropout,
+)
+from scr2mae.nn.curriculum import Curriculum, scale_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +32,6 @@ if TYPE_CHECKING:
     from scr2mae.train.provenance import History
 
 __all__ = ["GPNMSAForMaskedLM", "MaskedLMOutput"]
-
-_CURRICULUM_HIDDEN, _CURRICULUM_OFFSET = (128, 128), 0.5
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def _check_tokens(tokens: Tensor, n_symbols: int, name: str) -> None:
         )
 
 
-class GPNMSAForMaskedLM(nn.Module):
+class GPNMSAForMaskedLM(DecayingNetwork):
     """Masked language model of a genome, given its alignment to other species.
 
     The human base of each position and the bases of the other species, one-hot side by side and padded with zeros to the
@@ -115,12 +120,7 @@ class GPNMSAForMaskedLM(nn.Module):
             self.head_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
             self.head_decoder = nn.Linear(width, len(VOCABULARY))
             self.apply(self._initialize)
-            c = Curriculum.named(config.curriculum)
-            self.curriculum: CurriculumWeights | None = None
-            if c is not None:
-                self.curriculum = CurriculumWeights(
-                    width, c.n_ratios, hidden=_CURRICULUM_HIDDEN, offset=_CURRICULUM_OFFSET, n_iter=c.n_iter
-                )
+            self.curriculum = make_curriculum(Curriculum.named(config.curriculum), width)
         cos, sin = rotary_tables(config.max_position_embeddings, width // config.num_attention_heads)
         self.cos: Tensor
         self.sin: Tensor
@@ -296,16 +296,6 @@ class GPNMSAForMaskedLM(nn.Module):
             raise ValueError("This network has no curriculum; give its GPNMSAConfig curriculum=Curriculum().")
         return self.curriculum(hidden.detach().float())
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return two groups for an optimizer: weights with decay, biases and normalizations without, as in GPN-MSA.
-
-        Parameters
-        ----------
-        weight_decay
-            Decay of the first group.
-        """
-        return decay_groups(self, weight_decay)
-
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``config.json`` and ``model.safetensors``, and after training ``run.json``.
 
@@ -321,9 +311,15 @@ class GPNMSAForMaskedLM(nn.Module):
         FileExistsError
             If the folder is not empty and ``overwrite`` is False.
         """
-        pretrained.write_network(
-            folder, self.state_dict(), self.config, species=self.species_, runs=self.runs_, overwrite=overwrite,
-        )  # fmt: skip
+        document = {"config": self.config.to_dict(), "species": self.species_}
+        write_folder(
+            folder,
+            pretrained.FORMAT,
+            self.state_dict(),
+            document,
+            runs=self.runs_ or None,
+            overwrite=overwrite,
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GPNMSAForMaskedLM:
@@ -341,7 +337,7 @@ class GPNMSAForMaskedLM(nn.Module):
         """
         weights, config, species = pretrained.read_network(folder)
         network = cls(config)
-        pretrained.load_weights(network, weights, place=folder)
+        load_weights(network, weights, place=folder)
         network.species_ = species
         return network.eval()
 
@@ -365,5 +361,5 @@ class GPNMSAForMaskedLM(nn.Module):
         """
         network = cls(config)
         weights = pretrained.rename_songlab(state_dict, config.num_hidden_layers)
-        pretrained.load_weights(network, weights, place="the state dict")
+        load_weights(network, weights, place="the state dict")
         return network.eval()

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from scr2mae._utils.model_folder import FolderFormat, read_folder, write_folder
+from scr2mae._utils.model_folder import FolderFormat, read_folder
 from scr2mae.extra.dna.config import GPNMSAConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["load_weights", "read_network", "rename_songlab", "write_network"]
+__all__ = ["FORMAT", "read_network", "rename_songlab"]
 
-_FORMAT = FolderFormat(
-    "scr2mae.dna",
-    "DNA model",
-    required=frozenset({"config"}),
-    weights="model.safetensors",
-)
+FORMAT = FolderFormat("scr2mae.dna", "DNA model", required=frozenset({"config"}), weights="model.safetensors")
 
 _SONGLAB_LAYER = re.compile(r"model\.encoder\.layer\.(\d+)\.(.+)\.(weight|bias)")
 _SONGLAB_PARTS = {
@@ -43,24 +38,10 @@ _SONGLAB_POSITIONS = "model.encoder.embed_positions.weight"  # a table of sines,
 _SONGLAB_BIAS = "cls.predictions.bias"  # tied to the decoder's
 
 
-def write_network(
-    folder: str | Path,
-    weights: Mapping[str, Tensor],
-    config: GPNMSAConfig,
-    *,
-    species: tuple[str, ...] | None,
-    runs: Sequence[dict[str, Any]],
-    overwrite: bool,
-) -> None:
-    """Write the weights, configuration, names of the species and records of the runs of a network."""
-    document = {"config": config.to_dict(), "species": species}
-    write_folder(folder, _FORMAT, weights, document, runs=runs or None, overwrite=overwrite)
-
-
 def read_network(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig, tuple[str, ...] | None]:
     """Read the weights, configuration and names of the species of a network."""
     try:
-        weights, document, _ = read_folder(folder, _FORMAT, follow_links=True)
+        weights, document, _ = read_folder(folder, FORMAT, follow_links=True)
     except ValueError as error:
         if "does not describe" not in str(error):
             raise
@@ -75,15 +56,6 @@ def read_network(folder: str | Path) -> tuple[dict[str, Tensor], GPNMSAConfig, t
         ) from error
     species = document.get("species")
     return weights, config, None if species is None else tuple(species)
-
-
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, place: str | Path) -> None:
-    """Load weights in place; raise a ValueError if names or shapes differ."""
-    try:
-        network.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        reasons = " ".join(str(error).split())
-        raise ValueError(f"The weights in {place} do not fit the configuration: {reasons[:400]}") from error
 
 
 def rename_songlab(state_dict: Mapping[str, Tensor], n_layers: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from scr2mae._utils.files import as_path
 from scr2mae.extra.dna.chromosomes import find_chrom
-from scr2mae.extra.dna.files import file_type, open_text
+from scr2mae.extra.files import file_type, open_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -156,7 +156,7 @@ def _read_wig(path: Path) -> ArrayTrack:
     positions: dict[str, packed[int]] = {}
     numbers: dict[str, packed[float]] = {}
     kind, chrom, position, step, width = "", "", 0, 1, 1
-    with open_text(path) as file:
+    with open_text(path, errors="replace") as file:
         for number, line in enumerate(file, start=1):
             parts, place = line.split(), f"{path}, line {number}"
             if not parts or parts[0] in ("track", "browser") or parts[0].startswith("#"):

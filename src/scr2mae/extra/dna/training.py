@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from scr2mae._paper import schemes
 from scr2mae._utils.batches import BatchSampler
+from scr2mae.extra.batches import BatchDataModule
 from scr2mae.extra.dna.compatibility import check_windows
-from scr2mae.extra.dna.dataset import WindowDataModule
 from scr2mae.extra.training import train_network
 from scr2mae.masking import as_ratio_schedule
 from scr2mae.nn.curriculum import Curriculum
@@ -134,7 +134,7 @@ def pretrain(
     trainer_kwargs.setdefault("limit_train_batches", math.ceil(max_steps / max_epochs) * n_together)
     train_network(
         network,
-        WindowDataModule(train, validation, batch_size=batch_size, seed=seed),
+        BatchDataModule(train, validation, batch_size=batch_size, seed=seed, shard_validation=True),
         plan={
             "ratio_schedule": schedule,
             "lr": lr,

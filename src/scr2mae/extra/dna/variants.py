@@ -12,7 +12,8 @@ import pandas as pd
 from scr2mae._utils.files import as_path
 from scr2mae.extra.dna.alphabet import BASES
 from scr2mae.extra.dna.chromosomes import match_chrom
-from scr2mae.extra.dna.files import file_type, open_text, raise_if_damaged
+from scr2mae.extra.dna.tables import read_table
+from scr2mae.extra.files import file_type, open_text
 
 if TYPE_CHECKING:
     from scr2mae.extra.dna.alignment import GenomeMSA
@@ -32,7 +33,7 @@ _NEGATIVE = {"0", "0.0", "false", "benign", "likely_benign", "common", "neutral"
 def _read_vcf(path: Path) -> pd.DataFrame:
     """Read the first five columns; a line with several alternatives becomes several rows."""
     rows: list[tuple[str, int, str, str, str]] = []
-    with open_text(path) as file:
+    with open_text(path, errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if line.startswith("#") or not line.strip():
                 continue
@@ -45,25 +46,6 @@ def _read_vcf(path: Path) -> pd.DataFrame:
             chrom, pos, name, ref, alts = parts[:5]
             rows += [(chrom, int(pos), name, ref, alt) for alt in alts.split(",")]
     return pd.DataFrame(rows, columns=["chrom", "pos", "id", "ref", "alt"])
-
-
-def _read_table(path: Path, separator: str) -> pd.DataFrame:
-    try:
-        with raise_if_damaged(path):
-            return pd.read_csv(path, sep=separator, dtype={"chrom": str})
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a table of variants: {error}") from error
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except ImportError as error:
-        raise ImportError(
-            "Reading Parquet needs pyarrow; pip install pyarrow installs it. VCF, TSV and CSV need nothing more."
-        ) from error
-    except (ValueError, OSError) as error:  # pyarrow's own errors derive from these
-        raise ValueError(f"{path} is damaged or not a Parquet file: {error}") from error
 
 
 def _parse_labels(column: pd.Series) -> pd.Series:
@@ -129,10 +111,8 @@ def read_variants(path: str | Path) -> pd.DataFrame:
     suffix = file_type(path)
     if suffix == ".vcf":
         frame = _read_vcf(path)
-    elif suffix in (".tsv", ".txt", ".csv"):
-        frame = _read_table(path, "," if suffix == ".csv" else "\t")
-    elif suffix == ".parquet":
-        frame = _read_parquet(path)
+    elif suffix in (".tsv", ".txt", ".csv", ".parquet"):
+        frame = read_table(path)
     else:
         raise ValueError(
             f"Variants are read from .vcf, .tsv, .txt, .csv (or .gz of them) and .parquet, got {path.name}."

@@ -12,6 +12,8 @@ from scr2mae._utils.files import as_path
 from scr2mae.extra.dna.alignment import row_slices
 from scr2mae.extra.dna.alphabet import GAP_ID, encode
 from scr2mae.extra.dna.chromosomes import find_chrom
+from scr2mae.extra.dna.tables import read_table
+from scr2mae.extra.files import file_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,20 +120,18 @@ def read_windows(path: str | Path, msa: GenomeMSA) -> pd.DataFrame:
 
     Raises
     ------
+    FileNotFoundError
+        If the file does not exist.
     KeyError
         If a column is missing, or a chromosome is not in the alignment.
     ValueError
-        If windows differ in length, leave their chromosome, or a strand is neither + nor -.
+        If the file is damaged, windows differ in length or extend beyond their chromosome, or a strand is neither + nor -.
     """
     place = as_path(path)
-    suffixes = [suffix for suffix in place.suffixes if suffix != ".gz"]
-    kind = suffixes[-1] if suffixes else ""
-    if kind == ".parquet":
-        table = pd.read_parquet(place)
-    elif kind == ".bed":
-        table = pd.read_csv(place, sep="\t", header=None, usecols=[0, 1, 2], names=list(WINDOW_COLUMNS[:3]))
+    if file_type(place) == ".bed":
+        table = read_table(place, header=None, usecols=[0, 1, 2], names=list(WINDOW_COLUMNS[:3]))
     else:
-        table = pd.read_csv(place, sep="," if kind == ".csv" else "\t", comment="#")
+        table = read_table(place, comment="#")
     if missing := [name for name in WINDOW_COLUMNS[:3] if name not in table]:
         raise KeyError(f"{place} lacks the columns {missing}; it has {list(table)}.")
     table = table[[name for name in WINDOW_COLUMNS if name in table]]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from scr2mae._utils.optional import require
+from scr2mae.extra.networks import BatchLoss, repeatable_dropout
 from scr2mae.extra.text.saving import TextNetwork, attention_mask
-from scr2mae.extra.training import BatchLoss, repeatable_dropout
 
 if TYPE_CHECKING:
     from transformers import RobertaConfig

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scr2mae._utils.files import as_path
+from scr2mae.extra.files import open_text
 from scr2mae.extra.text.hub import load_dataset
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ _UNITS = ("line", "paragraph", "file")
 
 
 def _read(path: Path, unit: str) -> Iterator[str]:
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
+    with open_text(path) as file:
         if unit == "file":
             yield file.read()
             return
@@ -70,7 +69,7 @@ def _documents(files: list[Path], unit: str) -> Iterator[str]:
             for document in _read(path, unit):
                 if text := document.strip():
                     yield text
-        except (UnicodeDecodeError, gzip.BadGzipFile) as error:
+        except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 
 

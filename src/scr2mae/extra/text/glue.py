@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scr2mae._utils.files import as_path
+from scr2mae.extra.files import file_type, open_text
 from scr2mae.extra.text.hub import load_dataset
 from scr2mae.extra.text.sentences import LabeledText
 
@@ -113,10 +113,10 @@ def read_task(path: str | Path, *, task: str = "sst2") -> LabeledText:
 
 
 def _rows(file: Path) -> list[list[str]]:
-    opened: Any = gzip.open if file.suffix == ".gz" else open
-    is_csv = file.name.removesuffix(".gz").endswith(".csv")
-    options: dict[str, Any] = {} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    with opened(file, "rt", encoding="utf-8", newline="") as handle:
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    if file_type(file) == ".csv":
+        options = {}
+    with open_text(file, newline="") as handle:
         return [row for row in csv.reader(handle, **options) if row]
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from scr2mae._utils.optional import require
+from scr2mae.extra.networks import BatchLoss, make_curriculum, repeatable_dropout
 from scr2mae.extra.text.config import roberta_config
 from scr2mae.extra.text.corruption import corrupt
 from scr2mae.extra.text.saving import TextNetwork, hidden_states
-from scr2mae.extra.training import BatchLoss, repeatable_dropout
 from scr2mae.masking import as_ratio_schedule, schedule_from_state, schedule_to_state
-from scr2mae.nn.curriculum import Curriculum, CurriculumWeights, scale_gradient
+from scr2mae.nn.curriculum import Curriculum, scale_gradient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,14 +103,7 @@ class RobertaR2MAE(TextNetwork):
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             self.network = require("transformers", extra="text").RobertaForMaskedLM(config)
-            if settings is not None:
-                self.curriculum = CurriculumWeights(
-                    config.hidden_size,
-                    settings.n_ratios,
-                    hidden=(128, 128),
-                    offset=0.5,
-                    n_iter=settings.n_iter,
-                )
+            self.curriculum = make_curriculum(settings, config.hidden_size)
         self.ratio_schedule(seed)  # raises at once if the ratios are out of range
 
     def ratio_schedule(self, seed: int) -> RatioSchedule:

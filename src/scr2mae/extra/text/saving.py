@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
-from torch import Tensor, nn
 
 from scr2mae._utils.files import as_path
 from scr2mae._utils.model_folder import FolderFormat, read_folder, write_folder
 from scr2mae._utils.untrusted import read_json, tensors_of
+from scr2mae.extra.networks import DecayingNetwork, load_weights
 from scr2mae.extra.text.tokenizer import BytePairTokenizer
-from scr2mae.extra.training import decay_groups
 from scr2mae.train.provenance import history_from_state, history_to_state
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from pathlib import Path
     from typing import Self
+
+    from torch import Tensor, nn
 
     from scr2mae.train.provenance import History
 
@@ -58,7 +58,7 @@ def hidden_states(network: TextNetwork, tokens: Tensor) -> Tensor:
     return encoder(tokens, attention_mask=attention_mask(network, tokens)).last_hidden_state
 
 
-class TextNetwork(nn.Module):
+class TextNetwork(DecayingNetwork):
     """A RoBERTa of transformers, ``network``, with its ``tokenizer``; saved in a folder that transformers reads."""
 
     tokenizer: BytePairTokenizer
@@ -74,16 +74,6 @@ class TextNetwork(nn.Module):
     def max_length(self) -> int:
         """Number of tokens of the longest sequence that the network has positions for."""
         return int(self.network.config.max_position_embeddings) - int(self.network.config.pad_token_id) - 1
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return two groups for an optimizer: matrices decay; biases and normalization do not.
-
-        Parameters
-        ----------
-        weight_decay
-            Weight decay of the matrices.
-        """
-        return decay_groups(self, weight_decay)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Save the network and its tokenizer as ``transformers`` reads them, with the settings and curves of training.
@@ -154,10 +144,12 @@ class TextNetwork(nn.Module):
                 f"{len(tokenizer)}: one of the two was replaced. Restore the folder from a copy."
             )
         network = cls._from_state(tokenizer, config, state)
-        _load(network.network, tensors, place, absent=_TIED)
+        load_weights(network.network, tensors, place=place, tied=_TIED)
         if network.curriculum is not None:
             weights = files.get(_CURRICULUM) or (place / _CURRICULUM).read_bytes()
-            _load(network.curriculum, tensors_of(weights, path=place / _CURRICULUM), place)
+            load_weights(
+                network.curriculum, tensors_of(weights, path=place / _CURRICULUM), place=place / _CURRICULUM
+            )
         network.history_ = history_from_state(state["history"])
         return network.eval()
 
@@ -167,12 +159,3 @@ class TextNetwork(nn.Module):
     @classmethod
     def _from_state(cls, tokenizer: BytePairTokenizer, config: dict[str, Any], state: dict[str, Any]) -> Self:
         raise NotImplementedError
-
-
-def _load(module: Any, tensors: dict[str, Tensor], place: Path, *, absent: Collection[str] = ()) -> None:
-    try:
-        result = module.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"The weights in {place} are of another network: {error}") from error
-    if wrong := (set(result.missing_keys) - set(absent)) | set(result.unexpected_keys):
-        raise ValueError(f"The weights in {place} are of another network: {sorted(wrong)[:5]} do not fit.")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scr2mae._utils.optional import require
-from scr2mae.extra.training import BatchLoss, repeatable_dropout
+from scr2mae.extra.networks import BatchLoss, repeatable_dropout
 from scr2mae.extra.vision.saving import SavedNetwork
 from scr2mae.extra.vision.vit import pooled_patches
 from scr2mae.extra.vision.vit_sizes import check_config

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from scr2mae._utils.files import as_path
 from scr2mae._utils.untrusted import check_size
+from scr2mae.extra.files import raise_if_damaged
 from scr2mae.extra.vision.datasets import ImageArray, ImageFiles, ImageFolder
 
 if TYPE_CHECKING:
@@ -108,14 +108,12 @@ def read_idx(path: str | Path) -> np.ndarray:
         is_packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream: Any = gzip.GzipFile(fileobj=file) if is_packed else file
-        try:
+        with raise_if_damaged(path):
             dtype, shape = _read_idx_header(stream, path)
             n_bytes = math.prod(shape) * dtype.itemsize
             check_size(2 * n_bytes, f"The array of shape {shape} in {path}")
             # At most what the header declares is unpacked, and one byte to detect that there is more.
             content = stream.read(n_bytes + 1)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is damaged: {error}.") from error
     if len(content) != n_bytes:
         held = f"{len(content)} bytes" if len(content) < n_bytes else "more"
         raise ValueError(f"{path} declares the shape {shape}, but contains {held} of data.")

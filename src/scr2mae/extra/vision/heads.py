@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scr2mae.extra.training import BatchLoss, repeatable_dropout
+from scr2mae.extra.networks import BatchLoss, repeatable_dropout
 from scr2mae.extra.vision.saving import SavedNetwork
 
 __all__ = ["AttributeHead", "Head", "LinearHead", "check_attributes", "check_classes"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scr2mae.extra.training import BatchLoss
+from scr2mae.extra.networks import BatchLoss
 from scr2mae.extra.vision.saving import SavedNetwork
 from scr2mae.masking import draw_mask
 

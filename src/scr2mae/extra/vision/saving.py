@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from scr2mae._utils.model_folder import FolderFormat, read_folder, write_folder
+from scr2mae.extra.networks import load_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,10 +74,7 @@ class SavedNetwork(nn.Module):
             network = cls._from_config(document)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder} does not describe a {cls.__name__}: {error!r}.") from error
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"The weights in {folder} are of another network: {error}.") from error
+        load_weights(network, tensors, place=folder)
         network.about = document.get("about", {})
         return network.eval()
 

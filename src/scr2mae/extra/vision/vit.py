@@ -15,7 +15,7 @@ from scr2mae._utils.files import as_path
 from scr2mae._utils.model_folder import FolderFormat, write_folder
 from scr2mae._utils.optional import require
 from scr2mae._utils.untrusted import load_tensors
-from scr2mae.extra.training import BatchLoss, decay_groups
+from scr2mae.extra.networks import BatchLoss, DecayingNetwork
 from scr2mae.extra.vision.pixels import check_images
 from scr2mae.extra.vision.vit_sizes import check_config, sides
 from scr2mae.masking import draw_mask
@@ -119,7 +119,7 @@ def _no_progress_bars() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-class R2ViTMAE(nn.Module):
+class R2ViTMAE(DecayingNetwork):
     """ViT-MAE with the masking ratio as an argument of ``forward``.
 
     Parameters
@@ -221,16 +221,6 @@ class R2ViTMAE(nn.Module):
         masked = out.mask[..., None].bool().expand_as(target)
         mask = self.mae.unpatchify(masked.float())[:, :1].bool()
         return self.mae.unpatchify(torch.where(masked, predicted, target)).clamp(0, 1), mask
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return two groups for an optimizer: matrices decay; biases and normalization do not.
-
-        Parameters
-        ----------
-        weight_decay
-            Weight decay of the matrices.
-        """
-        return decay_groups(self, weight_decay)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Save the network as ``ViTMAEForPreTraining`` of transformers does, with the preprocessing of its images.

@@ -21,7 +21,7 @@ def file_type(path: Path) -> str:
 
 
 @contextmanager
-def raise_if_damaged(path: Path) -> Iterator[None]:
+def raise_if_damaged(path: str | Path) -> Iterator[None]:
     """Turn the errors of a decompressor into a ValueError that names the file."""
     try:
         yield
@@ -30,8 +30,8 @@ def raise_if_damaged(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a text file, decompressed if its name ends in ``.gz``; invalid UTF-8 becomes U+FFFD."""
+def open_text(path: Path, *, errors: str = "strict", newline: str | None = None) -> Iterator[TextIO]:
+    """Open a UTF-8 file, decompressed if its name ends in ``.gz``."""
     opener = gzip.open if path.suffix == ".gz" else open
-    with raise_if_damaged(path), opener(path, "rt", encoding="utf-8", errors="replace") as file:
+    with raise_if_damaged(path), opener(path, "rt", encoding="utf-8", errors=errors, newline=newline) as file:
         yield file  # type: ignore[misc]

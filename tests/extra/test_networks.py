@@ -1,9 +1,10 @@
 """What the networks of every modality share."""
 
+import pytest
 import torch
 from torch import nn
 
-from scr2mae.extra.training import decay_groups, repeatable_dropout
+from scr2mae.extra.networks import DecayingNetwork, load_weights, repeatable_dropout
 
 
 def dropped(module: nn.Module, seed: int, step: int) -> list[float]:
@@ -34,10 +35,27 @@ def test_evaluation_draws_nothing() -> None:
 
 
 def test_matrices_decay_and_frozen_parameters_are_left_out() -> None:
-    network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    network[2].weight.requires_grad_(False)
-    decayed, others = decay_groups(network, 0.1)
+    network = DecayingNetwork()
+    network.layers = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    network.layers[2].weight.requires_grad_(False)
+    decayed, others = network.parameter_groups(0.1)
     assert [p.shape for p in decayed["params"]] == [(4, 3)]
     assert decayed["weight_decay"] == 0.1
     assert [tuple(p.shape) for p in others["params"]] == [(4,), (4,), (4,), (2,)]
     assert others["weight_decay"] == 0
+
+
+def test_weights_load_if_all_names_but_tied_ones_and_all_shapes_agree() -> None:
+    network, weights = nn.Linear(3, 2), nn.Linear(3, 2).state_dict()
+    load_weights(network, {"weight": weights["weight"]}, place="here", tied=["bias"])
+    assert torch.equal(network.weight, weights["weight"])
+    for wrong, message in (
+        (
+            {"weight": weights["weight"]},
+            r"weights in here do not .*: \['bias'\] are missing, \[\] are unexpected",
+        ),
+        ({**weights, "other": weights["bias"]}, r"\[\] are missing, \['other'\] are unexpected"),
+        ({**weights, "bias": torch.zeros(3)}, r"size mismatch for bias"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_weights(network, wrong, place="here")
