@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def draw_attributes(frame: pd.DataFrame, path: Path, title: str) -> None:
     names = list(dict.fromkeys(frame["attribute"]))
     n_rows = -(-len(names) // 8)
     fig, axes = plt.subplots(n_rows, 8, figsize=(16, 2 * n_rows), sharex=True)
-    # A computed layout of so many panels takes longer than to draw them.
+    # Computing a layout for so many panels takes longer than drawing them.
     fig.subplots_adjust(left=0.05, right=0.99, bottom=0.08, top=0.9, wspace=0.3, hspace=0.35)
     table = frame.groupby(["attribute", "ratio"])["accuracy"].mean()
     for ax, name in zip(axes.flat, names, strict=False):
@@ -156,30 +157,24 @@ def main(argv: list[str] | None = None) -> None:
     rows, scores = [pd.read_csv(p).to_dict("records") if p.is_file() else [] for p in paths]
     done = {tuple(row[name] for name in KEY) for row in rows}
     splits = {split: vision.CelebA(options.data, split, size=options.size) for split in ("train", "test")}
-    for seed in range(options.seeds):
-        for base in options.base_channels:
-            for ratio in options.ratios:
-                if (base, ratio, seed, options.epochs) in done:
-                    continue
-                setting = {"base_channels": base, "ratio": ratio, "seed": seed, "epochs": options.epochs}
-                row, table = measure(setting, splits, options)
-                rows.append(row)
-                scores += table.to_dict("records")
-                pd.DataFrame(scores).to_csv(paths[1], index=False)
-                pd.DataFrame(rows).to_csv(
-                    paths[0], index=False
-                )  # last: a row here means that both are written
-                print({name: round(value, 5) for name, value in row.items()}, flush=True)
+    for seed, base, ratio in product(range(options.seeds), options.base_channels, options.ratios):
+        setting = dict(zip(KEY, (base, ratio, seed, options.epochs), strict=True))
+        if tuple(setting.values()) in done:
+            continue
+        row, table = measure(setting, splits, options)
+        rows.append(row)
+        scores += table.to_dict("records")
+        pd.DataFrame(scores).to_csv(paths[1], index=False)
+        # Written last, so that a row here means that both tables are complete.
+        pd.DataFrame(rows).to_csv(paths[0], index=False)
+        print({name: round(value, 5) for name, value in row.items()}, flush=True)
     frame, table = pd.DataFrame(rows), pd.DataFrame(scores)
     draw_summary(frame, options.out / "figure_2b.png")
     for base, part in table.groupby("base_channels"):
         name = f"figure_{FIGURES[base]}" if base in FIGURES else f"attributes_{base}"
         draw_attributes(part, options.out / f"{name}.png", f"U-Net of {base} base channels")
-    print(
-        frame.pivot_table(index="base_channels", columns="ratio", values="mse_uncorrupted")
-        .round(5)
-        .to_markdown()
-    )
+    errors = frame.pivot_table(index="base_channels", columns="ratio", values="mse_uncorrupted")
+    print(errors.round(5).to_markdown())
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/cost_model.py -o OUT [--threads N]
 
-For each setting: time of a step in float32 and bfloat16, and the time that its matrix products alone would take at the
-rate that this processor reaches on a product of the first layer's shape, measured between the steps. What is left over is
-element-wise work, the optimizer, and memory. ``OUT/cost_model.csv`` and ``.md``.
+Measures, for each setting, the time of a step in float32 and bfloat16, and the time that its matrix products alone would
+take at the rate of a product of the first layer's shape, measured between the steps. The rest is element-wise work, the
+optimizer and memory. Writes ``cost_model.csv`` and ``cost_model.md``.
 """
 
 from __future__ import annotations

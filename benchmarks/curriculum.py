@@ -1,4 +1,4 @@
-"""Do curricula help or degenerate? Reconstruction of masked genes by scheme; cost of a step.
+"""Compare curricula with plain schemes by reconstruction of masked genes, and measure the cost of a step.
 
     python benchmarks/curriculum.py --data DATA/kang_pbmc_ifnb_8donors.h5ad --donor-key donor -o OUT
 

@@ -10,7 +10,6 @@ blocks of positions. Finished runs are stored in ``OUT/dna_runs.csv`` and not re
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import pandas as pd
 import torch
 
 import scr2mae
+from common_setup import make_parser
 from scr2mae.extra import dna
 
 SIZE, BLOCK, SPLIT_SEED = 128, 1000, 0
@@ -177,10 +177,8 @@ def baselines(name: str, task: Task) -> list[dict[str, object]]:
     }
     bases = np.array(list(dna.VOCABULARY))[test[:, 0]]
     first = task.msa.span(task.msa.chroms[0])[0]
-    rows = (
-        np.concatenate([np.arange(s, e) for s, e in zip(task.test["start"], task.test["end"], strict=True)])
-        - first
-    )
+    spans = zip(task.test["start"] - first, task.test["end"] - first, strict=True)
+    rows = np.concatenate([np.arange(start, end) for start, end in spans])
     found = [
         {"alignment": name, "scheme": rule, "seed": 0, **evaluate(task, log_probs, bases, rows)}
         for rule, log_probs in predictions.items()
@@ -210,14 +208,8 @@ def run(name: str, task: Task, scheme: str, seed: int, max_steps: int) -> dict[s
     frame = dna.predict_bases(model, data[1], accelerator="cpu")
     rows = frame["pos"].to_numpy() - task.msa.span(task.msa.chroms[0])[0]
     log_probs = frame[[f"log_prob_{base}" for base in "ACGT"]].to_numpy()
-    found = {
-        "alignment": name,
-        "scheme": scheme,
-        "seed": seed,
-        "max_steps": max_steps,
-        "seconds": round(seconds, 1),
-    }
-    found |= evaluate(task, log_probs, frame["base"].to_numpy(), rows)
+    found = {"alignment": name, "scheme": scheme, "seed": seed, "max_steps": max_steps}
+    found |= {"seconds": round(seconds, 1), **evaluate(task, log_probs, frame["base"].to_numpy(), rows)}
     if task.variants is not None:
         found["substitution_auroc"] = auroc(
             dna.score(model, task.msa, task.variants, accelerator="cpu", progress=False)
@@ -226,7 +218,7 @@ def run(name: str, task: Task, scheme: str, seed: int, max_steps: int) -> dict[s
 
 
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and standard deviation over seeds."""
+    """Return the mean and standard deviation of each score over seeds."""
     grouped = runs.groupby(["alignment", "scheme"], sort=False)
     table = grouped[[name for name in SCORES if name in runs]].agg(["mean", "std"])
     table.columns = [name if kind == "mean" else f"{name}_sd" for name, kind in table.columns]
@@ -280,17 +272,11 @@ def draw(runs: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    """Run what is missing, then summarize all runs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the arrays")
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    """Train the missing networks, then summarize all runs."""
+    parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--alignments", nargs="+", choices=list(SOURCES), default=list(SOURCES))
-    parser.add_argument(
-        "--schemes", nargs="+", choices=list(scr2mae.schemes("dna")), default=list(scr2mae.schemes("dna"))
-    )
-    parser.add_argument("--seeds", type=int, default=3)
+    schemes = list(scr2mae.schemes("dna"))
+    parser.add_argument("--schemes", nargs="+", choices=schemes, default=schemes)
     parser.add_argument("--max-steps", type=int, default=300)
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="start no further run after this time"

@@ -8,23 +8,26 @@
 
 - ``clinvar.*`` and ``omim.*``: variants with a column ``label``; those of OMIM with their class in ``consequence``;
 - ``alignment.zarr`` (or ``.maf.gz``), and with ``--train`` ``tracks/phastcons.*``, ``tracks/phylop.*``, ``windows.*``;
-- ``models/NAME/``: networks of ``scr2mae dna train --paper``. ``--train`` trains those of the eleven schemes that are missing;
+- ``models/NAME/``: networks of ``scr2mae dna train --paper``. ``--train`` trains the missing ones of the eleven schemes;
 - ``tracks/NAME.*``: conservation along the genome, one row of the table each: phastCons-100v, phyloP-241m, phyloP-100v;
 - ``scores/NAME.*``: tables with ``chrom``, ``pos``, ``ref``, ``alt`` and ``score``, one row each, such as CADD and NT.
 
-Whatever is missing has no row. High scores of a table are pathogenic, unless its name is given with ``--low``. Scores are
-merged by chromosome, position, reference and alternative base. ``--dry-run`` makes such a folder and runs all of it.
+Missing files have no row. High scores of a table are pathogenic, unless its name is given with ``--low``. Scores are
+merged by chromosome, position, reference and alternative base. ``--dry-run`` generates a small folder and runs all steps.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from common_setup import make_parser
 from scr2mae._paper import scheme_names
 from scr2mae.cli import main as scr2mae
 from scr2mae.extra import dna
@@ -70,23 +73,26 @@ def class_of(consequence: Any) -> str | None:
 def by_track(variants: pd.DataFrame, path: Path) -> np.ndarray:
     """Return the value of a track at each variant."""
     track = dna.open_track(path)
-    return np.array(
-        [
-            track.values(chrom, pos - 1, pos)[0]
-            for chrom, pos in zip(variants["chrom"], variants["pos"], strict=True)
-        ],
-        dtype=float,
-    )
+    places = zip(variants["chrom"], variants["pos"], strict=True)
+    return np.array([track.values(chrom, pos - 1, pos)[0] for chrom, pos in places], dtype=float)
 
 
-def by_table(variants: pd.DataFrame, path: Path) -> np.ndarray:
-    """Return the published score of each variant, NaN where the table has none."""
+def by_network(
+    variants: pd.DataFrame, network: Any, msa: dna.GenomeMSA, options: argparse.Namespace
+) -> pd.Series:
+    """Return the score of each variant by a network, with its sign turned."""
+    common = {"window_size": options.window_size, "accelerator": options.accelerator}
+    return -dna.score(network, msa, variants, **common)["score"]
+
+
+def by_table(variants: pd.DataFrame, path: Path, *, sign: int = 1) -> np.ndarray:
+    """Return the published score of each variant times ``sign``, NaN where the table has none."""
     table = dna.read_variants(path)
     if "score" not in table:
         raise ValueError(f"{path} has no column 'score'; it has {list(table)}.")
     keys = [frame.assign(chrom=frame["chrom"].str.removeprefix("chr"))[PLACE] for frame in (variants, table)]
     merged = keys[0].merge(keys[1].assign(score=table["score"]).drop_duplicates(PLACE), on=PLACE, how="left")
-    return merged["score"].to_numpy(dtype=float)
+    return sign * merged["score"].to_numpy(dtype=float)
 
 
 def evaluate(variants: dict[str, pd.DataFrame], score: Any, shared_negatives: bool) -> dict[str, float]:
@@ -95,9 +101,9 @@ def evaluate(variants: dict[str, pd.DataFrame], score: Any, shared_negatives: bo
     for name, frame in variants.items():
         values = np.asarray(score(frame), dtype=float)
         known = np.isfinite(values)
-        groups = (
-            None if "consequence" not in frame else frame["consequence"].map(class_of)[known].to_numpy(object)
-        )
+        groups = None
+        if "consequence" in frame:
+            groups = frame["consequence"].map(class_of)[known].to_numpy(object)
         found = dna.variant_metrics(
             frame["label"][known], values[known], groups=groups, shared_negatives=shared_negatives
         )
@@ -109,11 +115,8 @@ def evaluate(variants: dict[str, pd.DataFrame], score: Any, shared_negatives: bo
 
 
 def train(folder: Path, names: list[str], options: argparse.Namespace) -> None:
-    """Train the networks that are missing, as the paper does."""
-    given = {
-        "--phastcons": find(folder / "tracks", "phastcons"),
-        "--phylop": find(folder / "tracks", "phylop"),
-    }
+    """Train the missing networks as the paper does."""
+    given = {f"--{name}": find(folder / "tracks", name) for name in ("phastcons", "phylop")}
     given["--windows"] = find(folder, "windows")
     line = ["--paper", "--accelerator", options.accelerator, *options.more]
     for option, path in given.items():
@@ -124,11 +127,8 @@ def train(folder: Path, names: list[str], options: argparse.Namespace) -> None:
             continue
         command = ["dna", "train", str(find(folder, "alignment")), "-o", str(out), "--scheme", name, *line]
         run = folder / "runs" / name
-        command += [
-            "--checkpoint-dir",
-            str(run),
-            *(["--resume", str(run)] if (run / "last.ckpt").is_file() else []),
-        ]
+        command += ["--checkpoint-dir", str(run)]
+        command += ["--resume", str(run)] if (run / "last.ckpt").is_file() else []
         if code := scr2mae(command):
             raise SystemExit(code)
 
@@ -150,13 +150,8 @@ def make_folder(folder: Path) -> None:
     table = pd.DataFrame({"chrom": "chr1", "pos": pos[keep], "ref": ref[keep]})
     table["alt"] = [{"A": "G", "C": "T", "G": "A", "T": "C"}[base] for base in table["ref"]]
     table["label"] = (values[table["pos"] - 1] > np.median(values)).astype(int)
-    consequences = [
-        "5_prime_UTR_variant",
-        "3_prime_UTR_variant",
-        "non_coding_transcript_exon_variant",
-        "intron_variant",
-    ]
-    table["consequence"] = [consequences[i // 2 % 4] for i in range(len(table))]
+    consequences = ("5_prime_UTR", "3_prime_UTR", "non_coding_transcript_exon", "intron")
+    table["consequence"] = [f"{consequences[i // 2 % 4]}_variant" for i in range(len(table))]
     table.iloc[::2].drop(columns="consequence").to_csv(folder / "clinvar.tsv", sep="\t", index=False)
     table.iloc[1::2].to_csv(folder / "omim.tsv", sep="\t", index=False)
     scores = table[PLACE].assign(score=table["label"] + rng.normal(size=len(table)))
@@ -193,17 +188,14 @@ SMALL = [
 ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Score what is there, print the table and write it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line; ``more`` has the options that go to ``scr2mae dna train``."""
+    parser = make_parser(__doc__, data=False)
     parser.add_argument("--data", type=Path, help="folder of alignment, variants, tracks, scores and models")
-    parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument(
         "--train",
         action="store_true",
-        help="train the networks that are missing; further options are those of scr2mae dna train",
+        help="train the missing networks; further options are those of scr2mae dna train",
     )
     parser.add_argument("--schemes", nargs="+", choices=scheme_names("dna"), default=list(LABELS))
     parser.add_argument("--low", nargs="+", default=["NT"], help="tables whose low scores are pathogenic")
@@ -212,51 +204,53 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--window-size", type=int, default=128)
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="all of it on a generated folder of small size"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="run all steps on a small generated folder")
     options, options.more = parser.parse_known_args(argv)
+    if options.dry_run:
+        options.data, options.train, options.more, options.window_size = options.out / "data", True, SMALL, 32
+    elif options.data is None:
+        parser.error("--data is needed, except with --dry-run")
+    if options.more and not options.train:
+        parser.error(f"unknown options {options.more}; those of scr2mae dna train need --train")
+    return options
+
+
+def methods(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[pd.DataFrame], Any]]]:
+    """Yield the label of each row, and a function that scores variants; high is pathogenic."""
+    for path in sorted((folder / "scores").glob("*.*")):
+        name = path.name.split(".")[0]
+        yield name, partial(by_table, path=path, sign=-1 if name in options.low else 1)
+    for path in sorted((folder / "tracks").glob("*.*")):
+        if path.stem not in ("phastcons", "phylop"):  # these two weight the loss
+            yield path.name.split(".")[0], partial(by_track, path=path)
+    for name, label in LABELS.items():
+        model = folder / "models" / name
+        if (model / "config.json").is_file():
+            network = dna.GPNMSAForMaskedLM.from_pretrained(model)
+            place = find(folder, "alignment")
+            if ".maf" in place.name:
+                msa = dna.GenomeMSA.from_maf(place, species=network.species_)
+            else:
+                msa = dna.GenomeMSA.from_zarr(place)
+            yield label, partial(by_network, network=network, msa=msa, options=options)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Score the variants with all methods, print the table and write it."""
+    options = parse(argv)
     folder = options.data
     if options.dry_run:
-        folder, options.train, options.more, options.window_size = options.out / "data", True, SMALL, 32
         make_folder(folder)
-    elif folder is None:
-        parser.error("--data is needed, except with --dry-run")
     if options.train:
         train(folder, options.schemes, options)
-    elif options.more:
-        parser.error(f"unknown options {options.more}; those of scr2mae dna train need --train")
     paths = {"ClinVar": find(folder, "clinvar"), "OMIM": find(folder, "omim")}
     variants = {name: dna.read_variants(path) for name, path in paths.items() if path is not None}
     if not variants:
-        parser.error(f"{folder} has neither clinvar.* nor omim.*")
+        raise SystemExit(f"{folder} has neither clinvar.* nor omim.*")
     rows: dict[str, dict[str, float]] = {}
-
-    def add(label: str, score: Any) -> None:
+    for label, score in methods(folder, options):
         rows[label] = evaluate(variants, score, options.shared_negatives)
         print(f"{label}: {rows[label]}", flush=True)
-
-    for path in sorted((folder / "scores").glob("*.*")):
-        name, sign = path.name.split(".")[0], -1 if path.name.split(".")[0] in options.low else 1
-        add(name, lambda frame, path=path, sign=sign: sign * by_table(frame, path))
-    for path in sorted((folder / "tracks").glob("*.*")):
-        if path.stem not in ("phastcons", "phylop"):  # those of the loss
-            add(path.name.split(".")[0], lambda frame, path=path: by_track(frame, path))
-    models = [name for name in LABELS if (folder / "models" / name / "config.json").is_file()]
-    place = find(folder, "alignment")
-    for name in models:
-        network = dna.GPNMSAForMaskedLM.from_pretrained(folder / "models" / name)
-        is_maf = ".maf" in place.name
-        msa = (
-            dna.GenomeMSA.from_maf(place, species=network.species_)
-            if is_maf
-            else dna.GenomeMSA.from_zarr(place)
-        )
-        common = {"window_size": options.window_size, "accelerator": options.accelerator}
-        add(
-            LABELS[name],
-            lambda frame, args=(network, msa), common=common: -dna.score(*args, frame, **common)["score"],
-        )
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "table_3.csv")

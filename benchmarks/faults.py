@@ -1,9 +1,9 @@
 """Kill writers at random times, fill their disk, run two at once; then check the files and continue.
 
-Each operation is run once to learn how long it takes. In a round it starts from an old state, is ended by SIGKILL after a
-delay drawn uniformly from that time, and what it has left is checked: old or new, whole, and no hindrance to the next run of the same
-command, whose result is compared with that of a run that was never killed. Processes are forks of one that has loaded
-everything, so that delays fall into the work and not into imports.
+Each operation is run once to measure its time. In each round it starts from an old state and is killed by SIGKILL after a
+delay drawn uniformly from that time. Then its files are checked: they must be those of the old or the new state, complete,
+and must not prevent the next run of the same command, whose result is compared with that of a run that was not killed.
+Processes are forks of one that has loaded all modules, so that the delays fall into the work and not into the imports.
 
     python benchmarks/faults.py --rounds 56 --seed 0
 
@@ -56,13 +56,13 @@ TRAIN: dict[str, Any] = {
 # --- processes
 
 
-def _child(function: Callable[..., Any], *args: Any) -> tuple[int, int, Any]:
-    """Fork and return the process id and a pipe with an optional "ready" and the result."""
+def _child(function: Callable[..., Any], *args: Any) -> tuple[int, int]:
+    """Fork; return the process id and a pipe that sends "ready", if the function calls that, and the result."""
     reading, writing = os.pipe()
     process = os.fork()
     if process:
         os.close(writing)
-        return process, reading, None
+        return process, reading
     os.close(reading)
     code = 1
     try:
@@ -82,20 +82,14 @@ def _child(function: Callable[..., Any], *args: Any) -> tuple[int, int, Any]:
 
 
 def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Run in a fork and return the result.
-
-    Raises
-    ------
-    LostError
-        If it raised, was killed or hung.
-    """
-    process, reading, _ = _child(lambda ready, *rest: function(*rest), *args)
+    """Run in a fork and return the result; raise a LostError if it raised or was killed."""
+    process, reading = _child(lambda ready, *rest: function(*rest), *args)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
     _, status = os.waitpid(process, 0)
     if not said:
         raise LostError(f"ended with status {status}")
-    kind, value = pickle.loads(said)  # from this very program
+    kind, value = pickle.loads(said)  # written by this program
     if kind == "raised":
         raise LostError(value)
     return value
@@ -103,7 +97,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
 
 def run(work: Callable[..., None], folder: Path, delay: float | None) -> tuple[bool, float]:
     """Run in a fork and kill it ``delay`` seconds after it is ready; return whether it was killed, and its time."""
-    process, reading, _ = _child(work, folder)
+    process, reading = _child(work, folder)
     os.read(reading, 1)
     start = time.perf_counter()
     while os.waitpid(process, os.WNOHANG)[0] == 0:
@@ -113,7 +107,7 @@ def run(work: Callable[..., None], folder: Path, delay: float | None) -> tuple[b
             os.waitpid(process, 0)
             os.close(reading)
             if delay is None:
-                raise LostError(f"still at work after {LONGEST} s")
+                raise LostError(f"still running after {LONGEST} s")
             return True, passed
         time.sleep(0.0005)
     with os.fdopen(reading, "rb") as pipe:
@@ -128,14 +122,16 @@ class LostError(Exception):
 
 
 def expect(holds: bool, what: str) -> None:
+    """Raise a LostError unless something holds."""
     if not holds:
         raise LostError(what)
 
 
-# --- what is worked on
+# --- data and models
 
 
 def digest(*arrays: Any) -> str:
+    """Return a hash of the content of arrays."""
     total = hashlib.sha256()
     for array in arrays:
         total.update(np.ascontiguousarray(array).tobytes())
@@ -143,32 +139,31 @@ def digest(*arrays: Any) -> str:
 
 
 def digest_model(model: R2MAEModel) -> str:
+    """Return a hash of the weights of a model."""
     return digest(*(value.numpy() for value in model.module.state_dict().values()))
 
 
 def make_model(data: Path, seed: int = 0) -> R2MAEModel:
+    """Create an untrained model of the simulated counts."""
     adata = anndata.read_h5ad(data / "counts.h5ad")
     R2MAEModel.setup_anndata(adata, donor_key="donor")
     return R2MAEModel(adata, n_hidden=256, n_latent=16, seed=seed)
 
 
 def make_data(data: Path) -> None:
-    """Counts, an old and a new model, and an embedding of the old one."""
+    """Write counts, an old and a new model, embeddings by the old one, and a prepared store."""
     adata = datasets.simulate_donors(n_donors=8, n_cells_per_donor=40, n_genes=800, seed=0)
     adata.write_h5ad(data / "counts.h5ad")
-    datasets.simulate_donors(n_donors=3, n_cells_per_donor=40, n_genes=800, seed=1).write_h5ad(
-        data / "more.h5ad"
-    )
+    more = datasets.simulate_donors(n_donors=3, n_cells_per_donor=40, n_genes=800, seed=1)
+    more.write_h5ad(data / "more.h5ad")
     for name, seed in (("old", 0), ("new", 1)):
         model = make_model(data, seed)
         model.train(1, **TRAIN)
         model.save(data / name)
     for suffix in ("h5ad", "zarr"):
         _embed(data, data / f"embedded.{suffix}", "old")
-    expect(
-        main(["prepare", str(data / "counts.h5ad"), "-o", str(data / "store.zarr"), "-q"]) == 0,
-        "no old store",
-    )
+    code = main(["prepare", str(data / "counts.h5ad"), "-o", str(data / "store.zarr"), "-q"])
+    expect(code == 0, "no old store")
 
 
 # --- operations: the work, and what must hold afterwards
@@ -181,13 +176,13 @@ class Operation:
     Attributes
     ----------
     name
-        What it is called.
+        Its name in the table.
     lay
-        Makes the old state in an empty folder.
+        Creates the old state in an empty folder.
     work
-        Called with a function to call when everything is loaded, and the folder.
+        Takes a function, to be called when all is loaded, and the folder.
     check
-        Called with the folder and the result of a run that was not killed (None for that run itself); returns the result.
+        Takes the folder and the result of a run that was not killed (None for that run itself); returns the result.
     """
 
     name: str
@@ -197,34 +192,28 @@ class Operation:
 
 
 def nothing(folder: Path) -> None:
-    pass
+    """Leave the folder empty."""
 
 
 def operations(data: Path) -> list[Operation]:
+    """Return all operations."""
+
+    def copy(source: str, target: str) -> Callable[[Path], None]:
+        return lambda folder: shutil.copytree(data / source, folder / target)
+
+    embedded, store = data / "embedded.zarr", data / "store.zarr"
     return [
         Operation("train with checkpoints", nothing, *_training(data)),
-        Operation(
-            "save over a model", lambda folder: _copy(data / "old", folder / "model"), *_saving(data, True)
-        ),
+        Operation("save over a model", copy("old", "model"), *_saving(data, True)),
         Operation("save a first model", nothing, *_saving(data, False)),
         Operation("embed to h5ad", nothing, *_embedding(data, "h5ad", None)),
         Operation(
-            "embed over a zarr store",
-            lambda folder: _copy(data / "embedded.zarr", folder / "out.zarr"),
-            *_embedding(data, "zarr", data / "embedded.zarr"),
+            "embed over a zarr store", copy("embedded.zarr", "out.zarr"), *_embedding(data, "zarr", embedded)
         ),
         Operation("benchmark", nothing, *_benchmarking(data)),
         Operation("prepare a zarr store", nothing, *_preparing(data, None)),
-        Operation(
-            "prepare over a zarr store",
-            lambda folder: _copy(data / "store.zarr", folder / "store.zarr"),
-            *_preparing(data, data / "store.zarr"),
-        ),
+        Operation("prepare over a zarr store", copy("store.zarr", "store.zarr"), *_preparing(data, store)),
     ]
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target)
 
 
 def _training(data: Path) -> tuple[Any, Any]:
@@ -239,12 +228,12 @@ def _training(data: Path) -> tuple[Any, Any]:
     def check(folder: Path, whole: Any) -> Any:
         if (folder / "model" / "model.json").exists():
             found = digest_model(R2MAEModel.load(folder / "model"))
-            expect(whole in (None, found), "the model that was saved is another")
+            expect(whole in (None, found), "the saved model differs")
         if (folder / "run" / "last.ckpt").exists():
             torch.load(folder / "run" / "last.ckpt", weights_only=True)
         train(folder)
         found = digest_model(R2MAEModel.load(folder / "model"))
-        expect(whole in (None, found), "the run that went on ended with other weights")
+        expect(whole in (None, found), "the resumed run ended with other weights")
         return found
 
     return lambda ready, folder: train(folder, ready), check
@@ -261,19 +250,17 @@ def _saving(data: Path, overwrite: bool) -> tuple[Any, Any]:
         place = folder / "model"
         if overwrite or (place / "model.json").exists():
             model = R2MAEModel.load(place)
-            expect(
-                digest_model(model) in ([old, new] if overwrite else [new]),
-                "neither the old model nor the new one",
-            )
+            allowed = [old, new] if overwrite else [new]
+            expect(digest_model(model) in allowed, "neither the old model nor the new one")
             z = model.get_latent_representation(anndata.read_h5ad(data / "counts.h5ad"))
-            expect(bool(np.isfinite(z).all()), "the model embeds no more")
+            expect(bool(np.isfinite(z).all()), "the model does not embed")
             json.loads((place / "run.json").read_text())
             R2MAEModel.load(data / "new").save(place, overwrite=True)
-        else:  # to the user there is nothing, so no overwrite=True may be asked for
+        else:  # the folder has no model, so overwrite=True must not be required
             R2MAEModel.load(data / "new").save(place)
-        expect(digest_model(R2MAEModel.load(place)) == new, "the next save is another")
+        expect(digest_model(R2MAEModel.load(place)) == new, "the next save differs")
         expect(not [item for item in place.iterdir() if is_leftover(item)], "a part was left by two saves")
-        expect(len(list(place.glob("weights-*"))) == 1, "weights of no model were left by two saves")
+        expect(len(list(place.glob("weights-*"))) == 1, "unused weights were left by two saves")
         return new
 
     return work, check
@@ -335,10 +322,9 @@ def _benchmarking(data: Path) -> tuple[Any, Any]:
             if not is_leftover(path):
                 json.loads(path.read_text())
         values = score(folder)[["method", "metric", "level", "value"]].to_numpy().tolist()
-        expect(whole in (None, values), "the benchmark that went on has other scores")
-        expect(
-            pd.read_csv(folder / "bench" / "results.csv").shape[0] == len(values), "the table is not whole"
-        )
+        expect(whole in (None, values), "the resumed benchmark has other scores")
+        n_rows = len(pd.read_csv(folder / "bench" / "results.csv"))
+        expect(n_rows == len(values), "the table is incomplete")
         return values
 
     return work, check
@@ -364,10 +350,8 @@ def _preparing(data: Path, before: Path | None) -> tuple[Any, Any]:
         store = folder / "store.zarr"
         expect(before is None or store.exists(), "the old store is gone")
         if store.exists() and whole is not None:
-            expect(
-                read(store) in ([whole] if before is None else [whole, read(before)]),
-                "neither the old store nor the new",
-            )
+            allowed = [whole] if before is None else [whole, read(before)]
+            expect(read(store) in allowed, "neither the old store nor the new one")
         prepare(folder)
         return read(store)
 
@@ -379,6 +363,8 @@ def _preparing(data: Path, before: Path | None) -> tuple[Any, Any]:
 
 @dataclass
 class Count:
+    """Rounds of an operation: all, those with a fault, those that kept the data and those that lost some."""
+
     rounds: int = 0
     struck: int = 0
     survived: int = 0
@@ -396,13 +382,18 @@ class Count:
             print(f"LOST in {what}: {error}", file=sys.stderr)
 
 
+def _undisturbed(operation: Operation, place: Path) -> tuple[Any, float]:
+    """Run an operation without a fault; return its result and its time."""
+    folder = _empty(place)
+    operation.lay(folder)
+    _, seconds = run(operation.work, folder, None)
+    return call(operation.check, folder, None), seconds
+
+
 def kill(operation: Operation, rounds: int, rng: random.Random, place: Path) -> Count:
     """Kill the operation in each round."""
     count = Count()
-    whole_folder = _empty(place)
-    operation.lay(whole_folder)
-    _, count.seconds = run(operation.work, whole_folder, None)
-    whole = call(operation.check, whole_folder, None)
+    whole, count.seconds = _undisturbed(operation, place)
 
     def once(delay: float) -> None:
         folder = _empty(place)
@@ -411,7 +402,7 @@ def kill(operation: Operation, rounds: int, rng: random.Random, place: Path) -> 
         call(operation.check, folder, whole)
 
     for i in range(rounds):
-        # One delay from each of as many equal parts of the time: short series too reach its beginning and its end.
+        # One delay from each of ``rounds`` equal parts of the time, so that a short series covers all of it.
         delay = count.seconds * (i + rng.random()) / rounds
         count.round(
             lambda delay=delay: once(delay),
@@ -423,11 +414,7 @@ def kill(operation: Operation, rounds: int, rng: random.Random, place: Path) -> 
 def fill_disk(operation: Operation, place: Path, sizes: list[int], limit: Callable[[int], Any]) -> Count:
     """Simulate a disk that is full after some bytes: expect a clear error and the old state unchanged."""
     count = Count()
-    whole_folder = _empty(place)
-    operation.lay(whole_folder)
-    run(operation.work, whole_folder, None)
-    whole = call(operation.check, whole_folder, None)
-    shutil.rmtree(whole_folder)
+    whole, _ = _undisturbed(operation, place)
 
     def once(size: int) -> None:
         folder = _empty(place)
@@ -457,10 +444,8 @@ def small_disk(place: Path) -> Callable[[int], Any] | None:
     """Mount a disk in memory with a given free size; None if mounting is not permitted."""
     if shutil.which("mount") is None:
         return None
-    tried = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], check=False, capture_output=True
-    )
-    if tried.returncode:
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
         return None
 
     @contextlib.contextmanager
@@ -485,25 +470,22 @@ def race(data: Path, rounds: int, place: Path) -> Count:
     count = Count()
     new, old = (call(lambda name=name: digest_model(R2MAEModel.load(data / name))) for name in ("new", "old"))
 
-    def save_often(ready: Callable[[], Any], name: str, target: Path) -> int:
-        model, failures = R2MAEModel.load(data / name), 0
+    def save_often(ready: Callable[[], Any], name: str, target: Path) -> None:
+        model = R2MAEModel.load(data / name)
         for _ in range(5):
             model.save(target, overwrite=True)
-        return failures
 
     def once() -> None:
         target = _empty(place) / "model"
         children = [_child(save_often, name, target) for name in ("new", "old")]
-        for process, reading, _ in children:
+        for process, reading in children:
             with os.fdopen(reading, "rb") as pipe:
                 kind, value = pickle.loads(pipe.read())
             os.waitpid(process, 0)
             expect(kind == "returned", f"a save failed: {value}")
-        expect(call(lambda: digest_model(R2MAEModel.load(target))) in (new, old), "no whole winner")
-        expect(
-            len(list(target.iterdir())) == 3,
-            f"more than a model is left: {sorted(map(str, target.iterdir()))}",
-        )
+        expect(call(lambda: digest_model(R2MAEModel.load(target))) in (new, old), "the model is incomplete")
+        left = sorted(map(str, target.iterdir()))
+        expect(len(left) == 3, f"more than a model is left: {left}")
         count.struck += 1
 
     for _ in range(rounds):
@@ -571,6 +553,7 @@ HEADER = f"{'operation':38}{'seconds':>9}{'rounds':>8}{'struck':>8}{'survived':>
 
 
 def row(name: str, count: Count) -> str:
+    """Format a row of the table."""
     seconds = f"{count.seconds:.2f}" if count.seconds else ""
     return f"{name:38}{seconds:>9}{count.rounds:>8}{count.struck:>8}{count.survived:>10}{count.lost:>8}"
 
@@ -579,9 +562,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=56, help="kills in all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the delays (default: %(default)s)")
-    parser.add_argument("--only", default="", help="operations whose name has this in it")
+    parser.add_argument("--rounds", type=int, default=56, help="total number of kills (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the delays (default: %(default)s)")
+    parser.add_argument("--only", default="", help="only operations whose name contains this")
     given = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != "1":  # a fork does not inherit a pool of threads
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ONE_THREAD})

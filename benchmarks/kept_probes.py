@@ -1,12 +1,11 @@
-"""Probes that are kept: calibration, unknown cells, and genes.
+"""Saved probes: calibration, unknown cells, and genes.
 
     python benchmarks/kept_probes.py --data FOLDER -o out
 
-Four tables: the calibration error on held-out donors before and after calibration; the share of known cells that are
-called unknown, and of cells of a type that the reference lacks; on simulated donors, the share of planted genes among
-the top genes of a probe, and of a t test on pseudobulk counts; and how alike the ranks of genes are between training
-seeds of the network, and between folds of donors. Scores of a probe are nested: penalty and
-calibration of a prediction come from other donors.
+Writes four tables: the calibration error on held-out donors before and after calibration; the share of cells called
+unknown, of known types and of a type that the reference lacks; on simulated donors, the share of planted genes among the
+top genes of a probe, and of a t test on pseudobulk counts; and the agreement of gene ranks between training seeds of the
+network, and between folds of donors. Scores of a probe are nested: penalty and calibration come from other donors.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ def train(adata: ad.AnnData, seed: int = 0, **kwargs: object) -> scr2mae.R2MAEMo
 
 
 def read(folder: Path, file: str, n_top_genes: int) -> ad.AnnData:
+    """Read a file with its most variable genes."""
     return select_genes(ad.read_h5ad(folder / file), n_top_genes)
 
 
@@ -110,7 +110,7 @@ def simulate(options: argparse.Namespace, seed: int) -> ad.AnnData:
 
 
 def repeat(options: argparse.Namespace) -> pd.DataFrame:
-    """Return how alike the ranks of genes are between networks that differ in their training seed alone."""
+    """Return the agreement of gene ranks between networks that differ in their training seed only."""
     sets = {"simulated": (simulate(options, 0), "disease")}
     for name in ("csle", "ifnb"):
         file, target = SETS[name]
@@ -157,7 +157,7 @@ def plant(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Run the parts that are asked for, and print their tables."""
+    """Run the requested parts, print and write their tables."""
     parser = make_parser(__doc__, seeds=5)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))

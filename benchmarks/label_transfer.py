@@ -1,18 +1,17 @@
-"""Cell types of donors that were not used: a probe of the embedding against three other ways.
+"""Predict cell types of new donors by a probe of the embedding and by three other methods.
 
     python benchmarks/label_transfer.py --data FOLDER -o out
 
-The reference is half of the donors, the query the others, with all genes or with a panel in another order. Methods:
-the kept probe of R²MAE; logistic regression on log-normalized expression of the shared genes, as CellTypist fits it; a
-vote of 15 nearest neighbors among principal components; and scANVI of scvi-tools, with genes of the query that are
-absent from the panel set to zero. With --study, the query is another study, whose names of cell types are mapped.
+The reference is half of the donors and the query the others, with all genes or with a panel in another order. Methods: a
+saved probe of R²MAE; logistic regression on log-normalized expression of the shared genes, as CellTypist fits it; a vote
+of 15 nearest neighbors among principal components; and scANVI of scvi-tools, with zeros for genes that the query lacks.
+With --study, the query is another study, whose names of cell types are mapped.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -44,6 +43,7 @@ NAMES = {
 
 
 def log_normalize(adata: ad.AnnData) -> np.ndarray:
+    """Return dense log1p values at 10,000 counts per cell."""
     copy = ad.AnnData(adata.X.copy(), obs=adata.obs, var=adata.var)
     sc.pp.normalize_total(copy, target_sum=1e4)
     sc.pp.log1p(copy)
@@ -51,6 +51,7 @@ def log_normalize(adata: ad.AnnData) -> np.ndarray:
 
 
 def probe(reference: ad.AnnData, query: ad.AnnData, seed: int) -> np.ndarray:
+    """Predict by a probe of R²MAE's embedding."""
     model = scr2mae.R2MAEModel(reference, seed=seed)
     model.train(split_key=False, train_size=1.0, accelerator="cpu", enable_progress_bar=False)
     # The probe is fitted to what the query measures.
@@ -62,6 +63,7 @@ def probe(reference: ad.AnnData, query: ad.AnnData, seed: int) -> np.ndarray:
 
 
 def logistic(reference: ad.AnnData, query: ad.AnnData, seed: int) -> np.ndarray:
+    """Predict by logistic regression on the expression of shared genes."""
     genes = query.var_names.intersection(reference.var_names)
     scaler = StandardScaler().fit(X := log_normalize(reference[:, genes]))
     model = LogisticRegression(C=1.0, max_iter=100, random_state=seed)
@@ -70,6 +72,7 @@ def logistic(reference: ad.AnnData, query: ad.AnnData, seed: int) -> np.ndarray:
 
 
 def neighbors(reference: ad.AnnData, query: ad.AnnData, seed: int) -> np.ndarray:
+    """Predict by a vote of neighbors among principal components."""
     genes = query.var_names.intersection(reference.var_names)
     both = np.vstack([log_normalize(reference[:, genes]), log_normalize(query[:, genes])])
     Z = sc.pp.pca(both, n_comps=min(50, len(genes) - 1), random_state=seed)
@@ -78,6 +81,7 @@ def neighbors(reference: ad.AnnData, query: ad.AnnData, seed: int) -> np.ndarray
 
 
 def scanvi(reference: ad.AnnData, query: ad.AnnData, seed: int) -> np.ndarray:
+    """Predict by scANVI, with zeros for genes that the query lacks."""
     import scvi
 
     scvi.settings.seed = seed
@@ -142,18 +146,11 @@ def main() -> None:
                     "balanced accuracy": balanced_accuracy(truth, predicted),
                     "macro F1": macro_f1(truth, predicted),
                 }
-                rows.append(
-                    {
-                        "task": task,
-                        "method": method,
-                        "seed": seed,
-                        **scores,
-                        "seconds": time.perf_counter() - start,
-                    }
-                )
+                seconds = time.perf_counter() - start
+                rows.append({"task": task, "method": method, "seed": seed, **scores, "seconds": seconds})
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
-    table.to_csv(Path(options.out) / "label_transfer.csv", index=False)
+    table.to_csv(options.out / "label_transfer.csv", index=False)
     means = table.groupby(["task", "method"], sort=False).mean(numeric_only=True).drop(columns="seed")
     print(means.to_markdown(floatfmt=".3f"))
 

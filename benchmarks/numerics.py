@@ -2,8 +2,8 @@
 
     python benchmarks/numerics.py --steps 10000
 
-prints, for each kind of counts, the steps made and skipped, and how many values of losses, weights, embeddings and decoded
-expression are not finite; it exits with 1 if any is, or if a step was skipped.
+prints, for each kind of counts, the number of steps made and skipped, and of losses, weights, embeddings and decoded
+expression values that are not finite; it exits with 1 if there is any, or if a step was skipped.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ KINDS = {
 
 @dataclass
 class Found:
+    """Steps made and skipped, values that are not finite, and seconds."""
+
     steps: int
     skipped: int
     bad: int
@@ -81,12 +83,14 @@ class Found:
 
 
 def not_finite(*arrays: np.ndarray) -> int:
+    """Count the values that are not finite."""
     return int(sum((~np.isfinite(array)).sum() for array in arrays))
 
 
-def try_out(kind: str, steps: int, lr: float, precision: str, curriculum: str | None = None) -> Found:
+def try_out(kind: str, steps: int, lr: float, precision: str) -> Found:
+    """Train on one kind of counts."""
     counts = sp.csr_matrix(KINDS[kind](np.random.default_rng(0)), dtype=np.float32)
-    model = R2MAEModel(AnnData(counts), n_hidden=16, n_latent=4, curriculum=curriculum)
+    model = R2MAEModel(AnnData(counts), n_hidden=16, n_latent=4)
     start = time.perf_counter()
     epochs = -(-steps // (N_OBS // BATCH_SIZE))
     model.train(
@@ -99,12 +103,11 @@ def try_out(kind: str, steps: int, lr: float, precision: str, curriculum: str | 
         plan_kwargs={"lr": lr},
     )
     curves = model.history
-    where = slice(0, 64)
     values = [curve.to_numpy() for curve in curves.values()]
     values += [value.numpy() for value in model.module.state_dict().values()]
     values += [
         model.get_latent_representation(),
-        model.get_normalized_expression(indices=np.arange(N_OBS)[where], return_numpy=True),
+        model.get_normalized_expression(indices=np.arange(64), return_numpy=True),
     ]
     return Found(
         steps=len(curves["train_loss_step"]),
@@ -116,7 +119,7 @@ def try_out(kind: str, steps: int, lr: float, precision: str, curriculum: str | 
 
 if __name__ == "__main__":
     parser = make_parser(__doc__, data=False, out=False)
-    parser.add_argument("--steps", type=int, default=10_000, help="of each kind (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10_000, help="steps per kind (default: %(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
     parser.add_argument("--lr", type=float, default=1e-2, help="learning rate (default: %(default)s)")
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])

@@ -2,10 +2,11 @@
 
     python benchmarks/panels.py --data DATA -o OUT [--sets csle ifnb kang]
 
-Every method is fitted to the training donors with all genes, and so is a linear probe of cell type. Then 0, 25, 50 and 75 % of
-the genes, drawn at random, are taken from the test donors. R²MAE treats them as masked; PCA has the conditional mean of
-its scores given the genes measured, as the linear path of R²MAE has; scVI sees zeros in their place. Dashed: the probe is fitted anew to the training donors
-embedded from the same genes, which needs the reference cells at hand. Writes ``panels.csv`` and ``panels.png``.
+Each method, and a linear probe of cell type, is fitted to the training donors with all genes. Then 0, 25, 50 and 75 % of
+the genes, drawn at random, are removed from the test donors. R²MAE treats them as masked; PCA uses the conditional mean
+of its scores given the measured genes, like the linear path of R²MAE; scVI sees zeros. Dashed: the probe is fitted again
+to the training donors embedded from the same genes, which needs the reference cells. Writes ``panels.csv`` and
+``panels.png``.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def score(train_z: np.ndarray, test_z: np.ndarray, train: ad.AnnData, test: ad.A
 
 
 def run(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
-    """Run all methods, shares and seeds on one set; a seed is for training, donor split and panels."""
+    """Run all methods, shares and seeds on one set; the seed is that of training, donor split and panels."""
     counts = SETS[name]
     adata = read(counts, options.data)
     adata = adata[adata.obs[TARGET].notna().to_numpy()].copy()
@@ -165,7 +166,7 @@ def main() -> None:
     parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["csle", "ifnb", "kang"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--scvi-epochs", type=int, help="scvi-tools' default without")
+    parser.add_argument("--scvi-epochs", type=int, help="default: that of scvi-tools")
     options = parser.parse_args()
     silence()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py --data DATA -o OUT [--sets csle ifnb] [--seeds 3]
 
-The same model is trained three times a seed: in float32, in bfloat16, and in float32 from weights off by one part in ten million, which
-says how far two runs part by rounding alone. The first also embeds in bfloat16. ``OUT/precision.csv`` has a line a set and seed;
-``OUT/precision.png`` the validation losses.
+The same model is trained three times per seed: in float32, in bfloat16, and in float32 from weights changed by one part
+in ten million, which shows how far two runs diverge by rounding alone. The first also embeds in bfloat16. Writes
+``precision.csv``, one row per set and seed, and ``precision.png``, the validation losses.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
                 label = run if seed == 0 else None
                 ax.plot(curves[run], color=color, linestyle=style, linewidth=1.4, label=label)
             print(rows[-1], flush=True)
-        ax.set(xlabel="Epoch", ylabel="Validation loss (nats a hidden gene)", title=name)
+        ax.set(xlabel="Epoch", ylabel="Validation loss (nats per masked gene)", title=name)
         ax.legend(frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
     frame = pd.DataFrame(rows)

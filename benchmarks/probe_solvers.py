@@ -1,9 +1,8 @@
 """Compare the probes with a plain grid search over scikit-learn's estimators, both sides in one run.
 
 Both see the same float64 features, the same folds (grouped by donor) and the grids of the paper. The features
-imitate an embedding: a decaying spectrum, rotated, with an offset of every donor. Wall and CPU seconds are both
-printed; on a busy machine the CPU seconds are the ones to compare. ``--no-search`` times the probes alone, at sizes that the
-grid search does not finish.
+imitate an embedding: a decaying spectrum, rotated, with an offset per donor. Prints wall and CPU seconds; on a busy
+machine compare CPU seconds. ``--no-search`` times the probes alone, at sizes that are too large for the grid search.
 
     OMP_NUM_THREADS=1 python benchmarks/probe_solvers.py --n-obs 20000 --n-features 512
 """
@@ -40,6 +39,7 @@ def simulate(n_obs: int, n_features: int, n_classes: int, n_donors: int, seed: i
 
 
 def timed(fit: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Return the result of a call, its seconds, and the largest memory so far."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = fit()
     # Kilobytes on Linux, bytes on macOS.
@@ -52,6 +52,7 @@ def timed(fit: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 def compare_ridge(data: dict[str, Any], *, search: bool) -> dict[str, Any]:
+    """Compare ridge regressions."""
     X, y, donors = data["X"], data["age"], data["donors"]
     probe, ours = timed(lambda: RidgeProbe(cv=GroupKFold(5)).fit(X, y, groups=donors))
     if not search:
@@ -72,6 +73,7 @@ def compare_ridge(data: dict[str, Any], *, search: bool) -> dict[str, Any]:
 
 
 def compare_logistic(data: dict[str, Any], *, search: bool) -> dict[str, Any]:
+    """Compare logistic regressions."""
     X, y, donors = data["X"], data["y"], data["donors"]
     probe, ours = timed(lambda: LogisticProbe(cv=GroupKFold(5)).fit(X, y, groups=donors))
     if not search:

@@ -105,6 +105,9 @@ def read(counts: Counts, folder: Path) -> ad.AnnData:
 def run(name: str, options: argparse.Namespace) -> benchmark.Benchmark:
     """Benchmark one set."""
     counts = SETS[name]
+    train_kwargs = {}
+    if counts.max_epochs and options.encoder == "mlp":
+        train_kwargs["max_epochs"] = counts.max_epochs
     return benchmark.run(
         read(counts, options.data),
         targets=counts.targets,
@@ -114,9 +117,7 @@ def run(name: str, options: argparse.Namespace) -> benchmark.Benchmark:
         n_splits=options.splits,
         n_train_donors=counts.n_train_donors,
         model_kwargs={} if options.encoder is None else {"encoder": options.encoder},
-        train_kwargs={"max_epochs": counts.max_epochs}
-        if counts.max_epochs and options.encoder == "mlp"
-        else {},
+        train_kwargs=train_kwargs,
         accelerator="cpu",
         out=options.out / name,
     )
@@ -165,8 +166,8 @@ def main() -> None:
     parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--splits", type=int, default=5)
-    parser.add_argument("--baselines", nargs="+", choices=("pca", "scvi"), help="those of the set without")
-    parser.add_argument("--encoder", choices=("linear+mlp", "mlp"), help="the default without")
+    parser.add_argument("--baselines", nargs="+", choices=("pca", "scvi"), help="default: those of the set")
+    parser.add_argument("--encoder", choices=("linear+mlp", "mlp"), help="default: that of the package")
     options = parser.parse_args()
     silence()
     results = {}

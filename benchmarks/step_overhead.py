@@ -2,8 +2,8 @@
 
     python benchmarks/step_overhead.py [--rounds N]
 
-The network is so small that arithmetic hardly counts (20 genes, mini-batches of 8, one thread). All sides take turns; printed are
-microseconds of processor time a mini-batch, the least and the median of the rounds.
+The network is so small that its arithmetic takes little time (20 genes, mini-batches of 8, one thread). The variants
+alternate; the script prints the least and the median microseconds of processor time per mini-batch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import scr2mae
 from common_setup import make_parser, silence
 from scr2mae.data import CellLoader
 
-N_DONORS, CELLS_A_DONOR, N_GENES, BATCH_SIZE = 8, 500, 20, 8
-N_BATCHES = N_DONORS * CELLS_A_DONOR // BATCH_SIZE
+N_DONORS, N_CELLS_PER_DONOR, N_GENES, BATCH_SIZE = 8, 500, 20, 8
+N_BATCHES = N_DONORS * N_CELLS_PER_DONOR // BATCH_SIZE
 
 
 class Groups:
@@ -45,6 +45,7 @@ class Groups:
 
 
 def step(module: Any, batch: Any, number: int) -> torch.Tensor:
+    """Return the loss of a mini-batch."""
     return module.training_loss(batch, ratio=0.3, seed=0, step=number).loss
 
 
@@ -80,7 +81,7 @@ def sides(model: scr2mae.R2MAEModel) -> dict[str, Callable[[], None]]:
         arguments = {"batch_size": BATCH_SIZE, "split_key": False, "train_size": 1.0, "precision": "32-true"}
         return lambda: model.train(1, steps_per_execution=together, **arguments, **quiet)
 
-    def bare() -> None:
+    def plain() -> None:
         module = model.module.train()
         optimizer = torch.optim.Adam(module.parameters(), fused=True)
         for number, batch in enumerate(loader()):
@@ -98,11 +99,11 @@ def sides(model: scr2mae.R2MAEModel) -> dict[str, Callable[[], None]]:
         return run
 
     return {
-        "the package, 1 a step": package(1),
-        "the package, 16 a step": package(16),
-        "Lightning, 1 a step": lightning(1),
-        "Lightning, 16 a step": lightning(16),
-        "a bare loop": bare,
+        "the package, 1 per step": package(1),
+        "the package, 16 per step": package(16),
+        "Lightning, 1 per step": lightning(1),
+        "Lightning, 16 per step": lightning(16),
+        "a plain loop": plain,
     }
 
 
@@ -114,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     silence()
     adata = scr2mae.datasets.simulate_donors(
-        n_donors=N_DONORS, n_cells_per_donor=CELLS_A_DONOR, n_genes=N_GENES
+        n_donors=N_DONORS, n_cells_per_donor=N_CELLS_PER_DONOR, n_genes=N_GENES
     )
     found = sides(scr2mae.R2MAEModel(adata, n_hidden=4, n_latent=2))
     taken: dict[str, list[float]] = {name: [] for name in found}
@@ -124,7 +125,7 @@ def main() -> None:
             run()
             if round_:  # the first warms up
                 taken[name].append((time.process_time() - start) / N_BATCHES)
-    print(f"{'microseconds a mini-batch':28}{'least':>8}{'median':>8}")
+    print(f"{'microseconds per mini-batch':28}{'least':>8}{'median':>8}")
     for name, seconds in taken.items():
         print(f"{name:28}{1e6 * min(seconds):>8.0f}{1e6 * np.median(seconds):>8.0f}")
 

@@ -3,9 +3,9 @@
     python benchmarks/text.py --data DATA -o OUT
     python benchmarks/text.py --data DATA -o OUT --schemes r2mae --seeds 1
 
-``DATA`` holds ``wikitext2_test.txt.gz`` (pretraining; the training part is not needed), ``wikitext2_valid.txt.gz`` (held out)
-and ``sst2_{train,test}.tsv.gz``. Every pretrained network has a row in ``OUT/rows``; rows that are there are not made again,
-so the same command goes on where an earlier one stopped. ``--minutes`` ends a call early, between two rows.
+``DATA`` holds ``wikitext2_test.txt.gz`` (for pretraining; the training part is not needed), ``wikitext2_valid.txt.gz``
+(held out) and ``sst2_{train,test}.tsv.gz``. Each finished network is a file in ``OUT/rows``, and the same command resumes
+an interrupted run. ``--minutes`` limits the time of a run.
 
 Writes ``text_losses.csv``, ``text_sst2.csv`` and ``text.png``.
 """
@@ -49,10 +49,10 @@ NETWORK: dict[str, Any] = {
     "size": "tiny",
     "hidden_size": 64,
     "intermediate_size": 256,
-    # Networks this small underfit; dropout would only slow them down.
+    # Networks of this size underfit, so dropout would only slow training down.
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
-    # RoBERTa's 0.02 is a fair start for widths near 768; at 64 it makes attention all but uniform for thousands of steps.
+    # RoBERTa's 0.02 suits widths near 768; at 64, attention stays almost uniform for thousands of steps.
     "initializer_range": 0.1,
 }
 
@@ -83,7 +83,7 @@ def row(
     sst2: dict[str, text.LabeledText],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Pretrain one network by one scheme, score it on held-out text, finetune a copy."""
+    """Pretrain a network with one scheme, score it on held-out text and finetune a copy."""
     start = time.process_time()
     masking = {}
     if scheme != NONE:
@@ -180,10 +180,12 @@ def draw(losses: pd.DataFrame, accuracies: pd.DataFrame, path: Path) -> None:
 def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--schemes", nargs="+", choices=list(LABELS), help="these alone")
-    parser.add_argument("--seeds", type=int, default=3, help="of the main rows")
-    parser.add_argument("--further-seeds", type=int, default=1, help="of the combinations")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no row after so long")
+    parser.add_argument("--schemes", nargs="+", choices=list(LABELS), help="default: all")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the main schemes")
+    parser.add_argument("--further-seeds", type=int, default=1, help="seeds of the combinations")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no further network after this time"
+    )
     parser.add_argument("--vocab-size", type=int, default=1024)
     parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--held-out-blocks", type=int, default=384)
@@ -196,7 +198,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run what is missing, then write the tables and the figure."""
+    """Train the missing networks, then write the tables and the figure."""
     options = parse()
     silence()
     folder = options.out / "rows"
@@ -226,15 +228,10 @@ def main() -> None:
     accuracies.to_csv(options.out / "text_sst2.csv", index=False, float_format="%.5f")
     if "mae" in set(losses["scheme"]):
         draw(losses, accuracies, options.out / "text.png")
-    print(
-        losses.pivot_table(index="scheme", columns="ratio", values="loss", sort=False).round(3).to_markdown()
-    )
-    print(
-        accuracies.groupby("scheme", sort=False)["accuracy"]
-        .agg(["mean", "std", "count"])
-        .round(4)
-        .to_markdown()
-    )
+    by_ratio = losses.pivot_table(index="scheme", columns="ratio", values="loss", sort=False)
+    print(by_ratio.round(3).to_markdown())
+    by_scheme = accuracies.groupby("scheme", sort=False)["accuracy"].agg(["mean", "std", "count"])
+    print(by_scheme.round(4).to_markdown())
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
     python benchmarks/text_table_2.py -o OUT --accelerator gpu --corpus FILES --tokenizer roberta-base/ --glue FOLDER
     python benchmarks/text_table_2.py -o OUT --dry-run
 
-It packs the ten billion tokens of FineWeb's sample-10BT with the tokenizer of RoBERTa, or text files, into ``OUT/packed``;
+Packs the ten billion tokens of FineWeb's sample-10BT with the tokenizer of RoBERTa, or text files, into ``OUT/packed``;
 trains each network into ``OUT/models``; finetunes it three times per task, with the files ``TASK_train.tsv`` and
-``TASK_dev.tsv`` of ``--glue`` or those of the hub; and writes ``OUT/table_2.csv``. What is there is not made again, so the
-same command goes on where it was stopped. ``--dry-run`` does all of it with generated sentences and the smallest network.
+``TASK_dev.tsv`` of ``--glue`` or those of the hub; and writes ``OUT/table_2.csv``. The same command resumes an interrupted
+run. ``--dry-run`` runs all steps with generated sentences and the smallest network.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common_setup import make_parser
 from scr2mae.cli import main as scr2mae
 from scr2mae.extra import text
 
@@ -39,7 +40,7 @@ def call(*arguments: object) -> None:
 
 
 def pack(options: argparse.Namespace) -> Path:
-    """Pack the corpus, once."""
+    """Pack the corpus, unless it is packed already."""
     packed = options.out / "packed"
     if packed.is_dir():
         return packed
@@ -65,28 +66,21 @@ def make_files(folder: Path) -> list[Path]:
         for part, n in (("train", 64), ("dev", 32)):
             labels = rng.integers(len(layout.classes), size=n)
             rows = ["\t".join([*layout.columns, layout.label])]
-            rows += [
-                "\t".join(
-                    [f"{words[label]} {words[6 + i % 6]}"] * len(layout.columns) + [layout.classes[label]]
-                )
-                for i, label in enumerate(labels)
-            ]
+            for i, label in enumerate(labels):
+                sentence = f"{words[label]} {words[6 + i % 6]}"
+                rows.append("\t".join([*[sentence] * len(layout.columns), layout.classes[label]]))
             (folder / f"{task}_{part}.tsv").write_text("\n".join(rows) + "\n")
     return [folder / "corpus.txt"]
 
 
 def finetune(model: Path, task: str, options: argparse.Namespace) -> pd.DataFrame:
-    """Return the accuracy of each seed on a task, computed once."""
+    """Return the accuracy of each seed on a task, read from its file if that exists."""
     path = options.out / "scores" / f"{model.name}-{task}.csv"
     if not path.is_file():
         tables = []
         if options.glue is not None:
-            tables = [
-                "--train",
-                options.glue / f"{task}_train.tsv",
-                "--test",
-                options.glue / f"{task}_dev.tsv",
-            ]
+            paths = [options.glue / f"{task}_{part}.tsv" for part in ("train", "dev")]
+            tables = ["--train", paths[0], "--test", paths[1]]
         path.parent.mkdir(parents=True, exist_ok=True)
         call(
             *("text", "finetune", model, "--task", task, *tables, "-o", path, "--seeds", *options.seeds),
@@ -97,11 +91,8 @@ def finetune(model: Path, task: str, options: argparse.Namespace) -> pd.DataFram
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run what is missing, print the table and write it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    """Train and score the missing networks, then print and write the table."""
+    parser = make_parser(__doc__, data=False)
     parser.add_argument("--corpus", type=Path, nargs="+", help="text files; FineWeb's sample by default")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json; that of RoBERTa by default")
     parser.add_argument(
@@ -117,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--finetune-epochs", type=int, default=5)
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--dry-run", action="store_true", help="all of it on generated sentences")
+    parser.add_argument("--dry-run", action="store_true", help="run all steps on generated sentences")
     options = parser.parse_args(argv)
     if options.dry_run:
         options.glue, options.sizes, options.length = options.out / "data", ["tiny"], 16

@@ -16,6 +16,12 @@ from scr2mae.cli import main
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.fixture(autouse=True)
+def shared_code(monkeypatch):
+    """Let the scripts import what they share, as from the command line."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
 def script(name: str, *arguments: object) -> None:
     """Run the ``main`` of a script of the repository."""
     runpy.run_path(str(BENCHMARKS / name))["main"](list(map(str, arguments)))

@@ -1,15 +1,15 @@
-"""Is there a setting in which a range of ratios has a lower risk than the best fixed ratio? A search by the exact formulas.
+"""Search by the exact formulas for a setting in which a range of ratios has a lower risk than the best fixed ratio.
 
     python benchmarks/theory/best_range.py -o OUT            # a few minutes on one core
     python benchmarks/theory/best_range.py -o OUT --quick
 
 The settings are those that the paper's text allows: covariates per row, noise, covariance (identity, one spike, two groups
-of spikes, spectra from even to concentrated, low rank) and signal (an eigenvector, one aligned with a spike, one spread
-over groups), and the range's center and width. Eigenvectors are columns of a Hadamard matrix, so that all covariates have
-equal variance, the limit of random eigenvectors. First random settings, then for each family a minimization of the relative
-excess from the lowest of them (Nelder and Mead), over settings in which the best fixed ratio is of use (at most 90 % of the
-null risk) and ranges of at least a tenth of the widest one around their center. Writes ``best_range.csv`` and
-``best_range_random.csv``; ``--check N`` simulates N data sets of the lowest setting, at 256 covariates.
+of spikes, spectra from even to concentrated, low rank), signal (an eigenvector, one aligned with a spike, one spread over
+groups), and the center and width of the range. Eigenvectors are columns of a Hadamard matrix, so that all covariates have
+equal variance, the limit of random eigenvectors. Random settings are drawn first; then the relative excess of each family
+is minimized from the lowest of them (Nelder and Mead), over settings in which the best fixed ratio has at most 90 % of the
+null risk and ranges have at least a tenth of the largest width around their center. Writes ``best_range.csv`` and
+``best_range_random.csv``; ``--check N`` simulates N data sets of the lowest setting, with 256 covariates.
 """
 
 from __future__ import annotations
@@ -34,12 +34,9 @@ FAMILIES = {
     "identity": [],
     "one spike": [(-2, 8), (0, 1)],  # log strength, share of the signal along it
     "two groups of spikes": [(0.01, 0.5), (-2, 8), (0.01, 0.5), (-2, 8), (-6, 6), (-6, 6)],
-    "spectrum, eigenvector": [
-        (0, 7),
-        (0.1, 20),
-        (0, 1),
-    ],  # log of largest over smallest, concentration, quantile
-    "spectrum, power law": [(0, 7), (0.1, 20), (-4, 4)],  # exponent of the signal over eigenvalues
+    # Log of the largest over the smallest eigenvalue, concentration, and the signal's quantile or exponent.
+    "spectrum, eigenvector": [(0, 7), (0.1, 20), (0, 1)],
+    "spectrum, power law": [(0, 7), (0.1, 20), (-4, 4)],
     "low rank": [
         (0.02, 0.6),
         (-2, 8),
@@ -87,7 +84,7 @@ def setting(family, x):
 
 
 def best_fixed(model):
-    """Return the best fixed ratio, searched on a grid that is dense at both ends."""
+    """Return the best fixed ratio, searched on a grid that is denser at both ends."""
     risk = partial(theory.general_risk, **model)
     parts = ((SMALLEST, 0.06), (0.05, 0.5), (0.4, LARGEST))
     found = [theory.optimal_ratio(risk, gamma=model["gamma"], bounds=part, n_grid=30) for part in parts]
@@ -102,7 +99,7 @@ def ends(x):
 
 
 def excess(x, family):
-    """Return the risk of a range over that of the best fixed ratio, minus one; one where that says nothing."""
+    """Return the risk of a range over that of the best fixed ratio, minus one; one if the setting does not count."""
     try:
         model, null = setting(family, x)
         best = best_fixed(model)
@@ -145,17 +142,8 @@ def lowest(family, starts, maxiter):
     """Return the lowest excess from several starts, its setting, and the number of settings tried."""
     bounds = COMMON + FAMILIES[family]
     low, high = np.array(bounds).T
-    found = [
-        minimize(
-            excess,
-            np.clip(start, low, high),
-            args=(family,),
-            method="Nelder-Mead",
-            bounds=bounds,
-            options={"maxfev": maxiter},
-        )
-        for start in starts
-    ]
+    options = {"args": (family,), "method": "Nelder-Mead", "bounds": bounds, "options": {"maxfev": maxiter}}
+    found = [minimize(excess, np.clip(start, low, high), **options) for start in starts]
     best = min(found, key=lambda each: each.fun)
     return best.fun, best.x, sum(each.nfev for each in found)
 
@@ -177,6 +165,7 @@ def check(family, x, n_draws, n_jobs):
 
 
 def main() -> None:
+    """Search, print and write the tables."""
     options = parser(__doc__)
     options.add_argument(
         "--check", type=int, default=0, metavar="N", help="simulated data sets of the lowest setting"

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from scr2mae.theory import SimulatedRisk
 
-# Okabe and Ito, told apart by readers with any of the common color-vision deficiencies
+# Okabe and Ito's colors, which readers with color-vision deficiencies can distinguish
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 plt.rcParams.update(
@@ -36,6 +36,7 @@ plt.rcParams.update(
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of all theory scripts."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("-o", "--output", type=Path, required=True, help="folder for the CSV and PNG")
     options.add_argument("--quick", action="store_true", help="fewer covariates and draws")
@@ -44,6 +45,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows of equal keys, floats with six digits."""
     rows = list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as handle:
@@ -55,6 +57,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
+    """Write a figure and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)
@@ -62,12 +65,18 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def curve(axes: Axes, ratios: np.ndarray, values: np.ndarray, color: str, label: str | None = None) -> None:
+    """Plot a formula as a line."""
     axes.plot(ratios, values, color=color, lw=1.8, label=label, zorder=2)
 
 
 def points(axes: Axes, ratios: np.ndarray, mean: np.ndarray, sd: np.ndarray, color: str) -> None:
     """Plot simulation means with standard deviations, as in the paper."""
     axes.errorbar(ratios, mean, yerr=sd, fmt="o", ms=4, lw=1, capsize=2, color=color, alpha=0.85, zorder=3)
+
+
+def column(run: SimulatedRisk, index: int, *, null: float = 1.0) -> SimulatedRisk:
+    """Return the simulated risks of one of several signals, divided by its null risk."""
+    return SimulatedRisk(run.risks[..., index] / null, run.powers[..., index] / null)
 
 
 def long_rows(

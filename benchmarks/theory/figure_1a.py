@@ -30,12 +30,8 @@ def main() -> None:
         grid = grid[np.abs(grid / gamma - 1) > 0.01]
         for side in (grid[grid < gamma], grid[grid > gamma]):
             if side.size:
-                curve(
-                    axes,
-                    side,
-                    theory.isotropic_risk(side, gamma=gamma, signal=1.0, noise_variance=NOISE),
-                    color,
-                )
+                values = theory.isotropic_risk(side, gamma=gamma, signal=1.0, noise_variance=NOISE)
+                curve(axes, side, values, color)
         points(axes, simulated, run.mean, run.sd, color)
         axes.axhline(1.0, color="0.5", ls=":", lw=1)
         axes.text(0.98, 1.0, "null prediction", ha="right", va="bottom", color="0.4", fontsize=8,

@@ -1,7 +1,7 @@
 """Figures 1B to 1D: the spiked model. Risk by strength, the sweet spot, and the disparity of predictions."""
 
 import numpy as np
-from common import PALETTE, curve, long_rows, parser, plt, points, save, write_csv
+from common import PALETTE, column, curve, long_rows, parser, plt, points, save, write_csv
 
 from scr2mae import theory
 
@@ -14,17 +14,15 @@ SIMULATED = np.round(np.arange(0.05, 0.91, 0.085), 3)
 
 
 def simulate(args, covariance, betas, n_draws):
+    """Simulate all ratios."""
     return theory.simulate_risk(
         SIMULATED, gamma=GAMMA, covariance=covariance, beta=betas, noise_variance=NOISE,
         n_draws=n_draws, n_jobs=args.jobs, exact_rows=True,
     )  # fmt: skip
 
 
-def column(run, index):
-    return theory.SimulatedRisk(run.risks[..., index], run.powers[..., index])
-
-
 def by_spike(args, axes, d, n_draws):
+    """Draw figure 1B: the risk for several strengths of the spike."""
     rows = []
     for spike, color in zip(SPIKES, PALETTE, strict=False):
         covariance = theory.spiked_covariance(d, spike=spike, seed=0)
@@ -32,9 +30,8 @@ def by_spike(args, axes, d, n_draws):
         run = simulate(args, covariance, beta, n_draws)
         null = 1 + spike * 0.9**2
         model = {"gamma": GAMMA, "spike": spike, "alignment": 0.9, "noise_variance": NOISE}
-        rows += long_rows(
-            SIMULATED, theory.spiked_risk(SIMULATED, **model), run, panel="B", spike=spike, alignment=0.9
-        )
+        formula = theory.spiked_risk(SIMULATED, **model)
+        rows += long_rows(SIMULATED, formula, run, panel="B", spike=spike, alignment=0.9)
         curve(axes, GRID, theory.spiked_risk(GRID, **model) / null, color, f"δ = {spike:g}")
         points(axes, SIMULATED, run.mean / null, run.sd / null, color)
     axes.axhline(1, color="0.5", ls=":", lw=1)
@@ -44,6 +41,7 @@ def by_spike(args, axes, d, n_draws):
 
 
 def by_alignment(args, axes, d, n_draws):
+    """Draw figure 1C: the risk for several feature strengths, and the sweet spot."""
     covariance = theory.spiked_covariance(d, spike=SPIKE, seed=0)
     direction = covariance.eigenvector(1.0)
     betas = np.stack([theory.aligned_signal(direction, alignment=c, seed=1) for c in ALIGNMENTS], axis=1)
@@ -52,14 +50,8 @@ def by_alignment(args, axes, d, n_draws):
     for index, (alignment, color) in enumerate(zip(ALIGNMENTS, PALETTE, strict=False)):
         model = {"gamma": GAMMA, "spike": SPIKE, "alignment": alignment, "noise_variance": NOISE}
         mine = column(run, index)
-        rows += long_rows(
-            SIMULATED,
-            theory.spiked_risk(SIMULATED, **model),
-            mine,
-            panel="C",
-            spike=SPIKE,
-            alignment=alignment,
-        )
+        formula = theory.spiked_risk(SIMULATED, **model)
+        rows += long_rows(SIMULATED, formula, mine, panel="C", spike=SPIKE, alignment=alignment)
         terms = theory.spiked_terms(GRID, **model)
         null = 1 + SPIKE * alignment**2
         curve(axes, GRID, terms.risk / null, color, f"c = {alignment:g}")
@@ -74,6 +66,7 @@ def by_alignment(args, axes, d, n_draws):
 
 
 def disparity(args, axes, d, n_draws):
+    """Draw figure 1D: the ratio of predictions along the spike and across it."""
     rows = []
     for spike, color in zip(SPIKES, PALETTE, strict=False):
         covariance = theory.spiked_covariance(d, spike=spike, seed=0)
@@ -90,14 +83,8 @@ def disparity(args, axes, d, n_draws):
         axes.axhline(np.sqrt(1 + spike), color=color, ls=":", lw=1.2)
         points(axes, SIMULATED, ratios.mean(axis=0), ratios.std(axis=0, ddof=1), color)
         measured = theory.SimulatedRisk(ratios, ratios)
-        rows += long_rows(
-            SIMULATED,
-            np.sqrt(powers[1][0] / powers[1][1]),
-            measured,
-            panel="D",
-            spike=spike,
-            alignment="1 over 0",
-        )
+        formula = np.sqrt(powers[1][0] / powers[1][1])
+        rows += long_rows(SIMULATED, formula, measured, panel="D", spike=spike, alignment="1 over 0")
     axes.set(title="D  disparity of predictions", ylabel="ratio of |xᵀβ̂|", ylim=(0, None))
     axes.legend(loc="upper right")
     return rows

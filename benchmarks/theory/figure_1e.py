@@ -1,7 +1,7 @@
 """Figure 1E: general covariances with an eigenvector as the signal, at several quantiles of the spectrum."""
 
 import numpy as np
-from common import PALETTE, curve, long_rows, parser, plt, points, save, write_csv
+from common import PALETTE, column, curve, long_rows, parser, plt, points, save, write_csv
 
 from scr2mae import theory
 
@@ -12,6 +12,7 @@ SIMULATED = np.round(np.arange(0.05, 0.91, 0.085), 3)
 
 
 def models(d):
+    """Return the covariances by name."""
     return {
         "Uniform": theory.uniform_covariance(d, seed=2),
         "Beta(1, 3)": theory.beta_covariance(d, seed=2),
@@ -33,7 +34,7 @@ def main() -> None:
         for index, (quantile, color) in enumerate(zip(QUANTILES, PALETTE, strict=False)):
             null = betas[:, index] @ covariance.matrix @ betas[:, index]
             values = theory.eigenvector_risk(GRID, quantile=quantile, **model) / null
-            mine = theory.SimulatedRisk(run.risks[..., index] / null, run.powers[..., index] / null)
+            mine = column(run, index, null=null)
             curve(axes, GRID, values, color, f"{quantile:.0%}, λ = {null:.1f}")
             points(axes, SIMULATED, mine.mean, mine.sd, color)
             best = values.argmin()

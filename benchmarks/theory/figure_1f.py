@@ -1,6 +1,6 @@
 """Figure 1F: a family of curves over the masking ratio, aligned as in appendix C.2.
 
-With ``--accuracies`` a CSV of published accuracies (columns task, ratio, accuracy, in [0, 1]) is laid over the theory.
+With ``--accuracies`` a CSV of published accuracies (columns task, ratio, accuracy, in [0, 1]) is drawn over the theory.
 """
 
 from functools import partial

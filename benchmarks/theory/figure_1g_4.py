@@ -1,18 +1,18 @@
 """Figures 1G and 4: the risk of a low-rank model with one strength, as in the paper, and two plateaus with two strengths.
 
-The paper's covariance is I + F Fᵀ with F = U Λ V, U and V random and orthogonal, and the non-zero entries of Λ equal to one
-number; V cancels, and what is left is I + U Λ² Uᵀ. Which number, rank, gamma, noise and signal did not survive. The first
-panel draws this model for several strengths; a scan counts the settings in which the risk stays near that of no prediction
-before it falls, the first of the paper's two plateaus. The other two panels have two strengths, chosen with `general_risk`
-so that both plateaus show. With ``--accuracies`` a CSV of published accuracies (columns task, ratio, accuracy) is drawn
-next to them.
+The paper's covariance is I + F Fᵀ with F = U Λ V, random orthogonal U and V, and equal non-zero entries of Λ; V cancels,
+which leaves I + U Λ² Uᵀ. Our copy of the paper lacks the strength, rank, gamma, noise and signal. The first panel shows
+this model for several strengths; a scan counts the settings in which the risk stays near that of no prediction before it
+falls, the first of the paper's two plateaus. The other two panels have two strengths, chosen with `general_risk` so that
+both plateaus appear. With ``--accuracies`` a CSV of published accuracies (columns task, ratio, accuracy) is drawn next to
+them.
 """
 
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from common import PALETTE, curve, long_rows, parser, plt, points, save, write_csv
+from common import PALETTE, column, curve, long_rows, parser, plt, points, save, write_csv
 
 from scr2mae import theory
 
@@ -31,10 +31,8 @@ SCAN = {
     "noise_variance": (0.01, 0.1, 1.0),
     "share_of_signal_in_rank": (1.0, 0.5),
 }
-PLATEAU, DESCENT = (
-    0.05,
-    0.3,
-)  # largest change in a first plateau, and least gain over no prediction, over the null risk
+# Over the null risk: the largest change in a first plateau, and the least gain over no prediction.
+PLATEAU, DESCENT = 0.05, 0.3
 
 
 def one_strength(d, rank_share, strength, share, seed=0):
@@ -79,6 +77,7 @@ def model(d):
 
 
 def plateau(ratios, values, level, tolerance):
+    """Return the first and last ratio at which the values are near a level."""
     near = ratios[np.abs(values - level) <= tolerance]
     return float(near.min()), float(near.max())
 
@@ -114,7 +113,7 @@ def main() -> None:
         null = beta @ covariance.matrix @ beta
         args_of_risk = {"gamma": GAMMA, "covariance": covariance, "beta": beta, "noise_variance": NOISE}
         values = theory.general_risk(GRID, **args_of_risk) / null
-        mine = theory.SimulatedRisk(run.risks[..., index] / null, run.powers[..., index] / null)
+        mine = column(run, index, null=null)
         curve(axes, GRID, values, PALETTE[index])
         points(axes, SIMULATED, mine.mean, mine.sd, PALETTE[index])
         formula = theory.general_risk(SIMULATED, **args_of_risk) / null

@@ -1,7 +1,7 @@
 """Figure 3: the spiked model with an all-ones spike, for several strengths, feature strengths and gammas."""
 
 import numpy as np
-from common import PALETTE, curve, long_rows, parser, plt, points, save, write_csv
+from common import PALETTE, column, curve, long_rows, parser, plt, points, save, write_csv
 
 from scr2mae import theory
 
@@ -14,6 +14,7 @@ SIMULATED = np.round(np.arange(0.05, 0.91, 0.085), 3)
 
 
 def panel(args, axes, *, d, n_draws, gamma, spike):
+    """Draw the risk for one gamma and strength."""
     direction = np.ones(d)
     covariance = theory.spiked_covariance(d, spike=spike, direction="ones")
     betas = np.stack([theory.aligned_signal(direction, alignment=c, seed=1) for c in ALIGNMENTS], axis=1)
@@ -25,7 +26,7 @@ def panel(args, axes, *, d, n_draws, gamma, spike):
     for index, (alignment, color) in enumerate(zip(ALIGNMENTS, PALETTE, strict=False)):
         null = 1 + spike * alignment**2
         model = {"gamma": gamma, "spike": spike, "alignment": alignment, "noise_variance": NOISE}
-        mine = theory.SimulatedRisk(run.risks[..., index], run.powers[..., index])
+        mine = column(run, index)
         curve(axes, GRID, theory.spiked_risk(GRID, **model) / null, color, f"c = {alignment:g}")
         points(axes, SIMULATED, mine.mean / null, mine.sd / null, color)
         limit = theory.spiked_risk(SIMULATED, **model)

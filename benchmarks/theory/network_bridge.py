@@ -17,10 +17,11 @@ from scr2mae import theory
 RATIOS = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
 NETWORK_RATIOS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
 GAMMAS = (0.45, 2.0, 8.0)
-SCORED_RATIO = 0.1  # genes hidden when a network is scored
+SCORED_RATIO = 0.1  # share of genes masked to score a network
 
 
 def log_normalize(counts):
+    """Return dense log1p values at 10,000 counts per cell."""
     rows = sparse.csr_array(counts, dtype=np.float64)
     library = np.asarray(rows.sum(axis=1)).ravel()
     rows = sparse.diags_array(1e4 / np.maximum(library, 1)) @ rows
@@ -85,6 +86,7 @@ def measure_network(adata, train, *, epochs, seed=0):
 
 
 def compare(path, args):
+    """Return the rows, summary and curves of one file."""
     adata, values, train = load(path, 60 if args.quick else 200, args.donor_key)
     rows, summary = [], []
     reference = ad.AnnData(values[train], var=adata.var)
@@ -92,9 +94,8 @@ def compare(path, args):
     for gamma in GAMMAS:
         ratios = RATIOS[np.abs(RATIOS / gamma - 1) > 0.15]
         profile = theory.mask_profile(reference, gamma=gamma, ratios=ratios)
-        total = (profile.risk.sum(axis=0) + profile.noise_variance.sum()) / (
-            profile.null_risk + profile.noise_variance
-        ).sum()
+        noise = profile.noise_variance.sum()
+        total = (profile.risk.sum(axis=0) + noise) / (profile.null_risk + profile.noise_variance).sum()
         measured = measure_linear(
             values[train], values[~train], gamma=gamma, n_draws=3 if args.quick else 8, n_targets=20
         )
@@ -117,16 +118,8 @@ def compare(path, args):
         ]  # fmt: skip
     network = [] if args.no_network else list(measure_network(adata, train, epochs=args.epochs))
     for row in network:
-        rows.append(
-            {
-                "data": path.stem,
-                "kind": "network",
-                "ratio": row["ratio"],
-                "predicted": "",
-                "measured": row["nll"],
-                "sd": "",
-            }
-        )
+        measured = {"predicted": "", "measured": row["nll"], "sd": ""}
+        rows.append({"data": path.stem, "kind": "network", "ratio": row["ratio"], **measured})
     if network:
         best = min(network, key=lambda row: row["nll"])
         for line in summary:
@@ -138,24 +131,20 @@ def compare(path, args):
 
 
 def draw(axes_pair, title, curves, network):
+    """Draw advice and measurements of the linear model, and the loss of the networks."""
     linear, net = axes_pair
     for (gamma, (ratios, total, mean, sd)), color in zip(curves.items(), PALETTE, strict=False):
         for side in (ratios < gamma, ratios > gamma):  # the risk diverges in between
             label = f"γ = {gamma:g}" if side[0] else None
             linear.plot(ratios[side], total[side], color=color, lw=1.8, label=label)
         linear.errorbar(ratios, mean, yerr=sd, fmt="o", ms=4, capsize=2, color=color)
-    linear.set(
-        title=f"{title}: linear model",
-        xlabel="masking ratio p",
-        ylabel="held-out error / variance",
-        yscale="log",
-        ylim=(0.5, 40),
-    )
+    linear.set(title=f"{title}: linear model", xlabel="masking ratio p", ylabel="held-out error / variance")
+    linear.set(yscale="log", ylim=(0.5, 40))
     linear.legend(title="line: advice, points: measured", loc="upper left")
     if network:
         losses = np.array([r["nll"] for r in network])
         net.plot([r["ratio"] for r in network], losses, "s-", color=PALETTE[-1])
-        net.set_ylim(losses.min() * 0.99, losses.min() * 1.12)  # what diverges leaves the frame
+        net.set_ylim(losses.min() * 0.99, losses.min() * 1.12)  # networks that diverge are off the axis
     net.set(title=f"{title}: network", xlabel="masking ratio in training", ylabel="held-out masked NLL, nats")
 
 
@@ -163,7 +152,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("files", type=Path, nargs="+", help="h5ad files with raw counts")
     options.add_argument("--donor-key", default="donor", help="column whose groups are held out together")
-    options.add_argument("--epochs", type=int, default=40, help="of each network")
+    options.add_argument("--epochs", type=int, default=40, help="epochs per network")
     options.add_argument("--no-network", action="store_true", help="linear model only")
     args = options.parse_args()
     rows, summary = [], []

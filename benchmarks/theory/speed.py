@@ -43,15 +43,8 @@ def main() -> None:
     rows = []
     for name, (limit, call) in cases.items():
         seconds, processor = timed(call)
-        rows.append(
-            {
-                "case": name,
-                "covariates": d,
-                "seconds": seconds,
-                "processor_seconds": processor,
-                "limit": limit,
-            }
-        )
+        row = {"case": name, "covariates": d, "seconds": seconds, "processor_seconds": processor}
+        rows.append({**row, "limit": limit})
         asked = f" (asked: under {limit} s)" if limit else ""
         print(f"{name}: {seconds:.2f} s, {processor:.2f} s of processor{asked}")
     print(f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")

@@ -61,8 +61,8 @@ def arrays(tmp_path):
 def test_figure_2c_finetunes_at_each_ratio_and_goes_on(run, arrays, tmp_path, capsys):
     common = ["--data", arrays, "-o", tmp_path, "--presets", "tiny", "--patch-size", 8, "--batch-size", 12]
     common += ["--epochs", 1, "--finetune-epochs", 1, "--images-per-step", 24, 12]
-    run("vision/imagenet.py", "figure_2c", *common, "--rows", 0.5)
-    run("vision/imagenet.py", "figure_2c", *common, "--rows", 0.5, 0.75)
+    run("imagenet.py", "figure_2c", *common, "--rows", 0.5)
+    run("imagenet.py", "figure_2c", *common, "--rows", 0.5, 0.75)
     frame = pd.read_csv(tmp_path / "figure_2c.csv")
     assert frame["row"].tolist() == [0.5, 0.75]
     assert (frame["top5"] == 100).all()  # of three classes
@@ -70,9 +70,9 @@ def test_figure_2c_finetunes_at_each_ratio_and_goes_on(run, arrays, tmp_path, ca
 
 
 def test_the_dry_run_of_table_1_has_its_shape(run, tmp_path, capsys):
-    run("vision/imagenet.py", "table_1", "-o", tmp_path, "--dry-run", "--shard", "0/2")
+    run("imagenet.py", "table_1", "-o", tmp_path, "--dry-run", "--shard", "0/2")
     assert len(pd.read_csv(tmp_path / "table_1.csv")) == 3
-    run("vision/imagenet.py", "table_1", "-o", tmp_path, "--dry-run")
+    run("imagenet.py", "table_1", "-o", tmp_path, "--dry-run")
     frame = pd.read_csv(tmp_path / "table_1.csv")
     assert set(frame["row"]) == set(scr2mae.schemes("vision"))
     assert (frame["top5"] >= frame["top1"]).all()
@@ -84,8 +84,9 @@ def test_the_dry_run_of_table_1_has_its_shape(run, tmp_path, capsys):
     assert top5.startswith("| top5")
 
 
-def test_a_step_of_table_1_has_the_images_of_mae():
-    script = runpy.run_path(str(BENCHMARKS / "vision/imagenet.py"))
+def test_a_step_of_table_1_has_the_images_of_mae(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    script = runpy.run_path(str(BENCHMARKS / "imagenet.py"))
     options = SimpleNamespace(images_per_step=script["IMAGES_PER_STEP"], batch_size=256)
     for name, n_images, n_epochs, lr in (("vit", 4096, 150, 1.5e-4), ("finetune", 1024, 100, 5e-4)):
         recipe, n_accumulated = script["recipe_and_accumulation"](name, options, n_epochs)
@@ -95,22 +96,10 @@ def test_a_step_of_table_1_has_the_images_of_mae():
 
 
 def test_the_comparison_of_schemes_goes_on_where_it_was_stopped(run, arrays, tmp_path, capsys):
-    common = [
-        "--data",
-        arrays,
-        "-o",
-        tmp_path,
-        "--epochs",
-        1,
-        "--head-epochs",
-        2,
-        "--seeds",
-        1,
-        "--batch-size",
-        12,
-    ]
-    run("vision/vit.py", *common, "--schemes", "pixels", "r2mae")
-    run("vision/vit.py", *common, "--schemes", "pixels", "untrained", "r2mae", "mdlm")
+    common = ["--data", arrays, "-o", tmp_path, "--epochs", 1, "--head-epochs", 2]
+    common += ["--seeds", 1, "--batch-size", 12]
+    run("vit.py", *common, "--schemes", "pixels", "r2mae")
+    run("vit.py", *common, "--schemes", "pixels", "untrained", "r2mae", "mdlm")
     frame = pd.read_csv(tmp_path / "vit.csv")
     assert frame["scheme"].tolist() == ["pixels", "r2mae", "untrained", "mdlm"]
     assert frame["accuracy"].between(0, 100).all()
@@ -127,8 +116,8 @@ def test_the_mnist_grid_is_cut_by_time_and_goes_on(run, tmp_path, capsys):
     x, y = rng.integers(256, size=(60, 28, 28)).astype(np.uint8), rng.integers(10, size=60)
     np.savez(tmp_path / "mnist.npz", x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
     common = ["--data", tmp_path / "mnist.npz", "-o", tmp_path, "--quick", "--n-hidden", 16, "--n-latent", 16]
-    run("vision/mnist.py", *common, "--ratios", 0.5)
-    run("vision/mnist.py", *common, "--ratios", 0.1, 0.5)
+    run("mnist.py", *common, "--ratios", 0.5)
+    run("mnist.py", *common, "--ratios", 0.1, 0.5)
     frame = pd.read_csv(tmp_path / "mnist.csv")
     assert frame["ratio"].tolist() == [0.5, 0.1]
     assert frame["effective_rank_entropy"].between(0, np.log(16)).all()

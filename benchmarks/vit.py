@@ -1,18 +1,16 @@
-"""Masking schemes compared on a small ViT-MAE: linear probe and loss of hidden patches; Table 1 is in imagenet.py.
+"""Compare masking schemes on a small ViT-MAE by linear probe and loss of masked patches; for Table 1 see imagenet.py.
 
-    python benchmarks/vision/vit.py --data IMAGES -o OUT --epochs 40 --seeds 2
+    python benchmarks/vit.py --data IMAGES -o OUT --epochs 40 --seeds 2
 
-``IMAGES`` is whatever ``scr2mae.extra.vision.open_images`` opens, with classes and the splits train and test. Each finished
-network is a row of ``vit.csv``, and the same command goes on where it was stopped. Rows "untrained" and "pixels" say what
-the probe reads from a network before pretraining, and from the images themselves.
+``IMAGES`` is anything that ``scr2mae.extra.vision.open_images`` opens, with classes and the splits train and test. Each
+finished network is a row of ``vit.csv``, and the same command resumes an interrupted run. The rows "untrained" and
+"pixels" probe a network before pretraining, and the pixels themselves.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import pandas as pd
 import torch
 
 import scr2mae
+from common_setup import make_parser, silence
 from scr2mae.extra import vision
 from scr2mae.metrics import effective_rank
 from scr2mae.pl import OKABE_ITO
@@ -43,7 +42,7 @@ QUIET: dict[str, Any] = {"enable_progress_bar": False, "devices": 1}
 
 
 def build(options: argparse.Namespace, images: vision.ImageArray, seed: int) -> vision.R2ViTMAE:
-    """Make the network; the same weights for every scheme of a seed."""
+    """Create the network; its weights depend on the seed only, not on the scheme."""
     n_channels, size, _ = images.batch(np.arange(1))["image"].shape[1:]
     torch.manual_seed(seed)
     config = vision.vit_config(
@@ -55,7 +54,7 @@ def build(options: argparse.Namespace, images: vision.ImageArray, seed: int) -> 
 def probe(
     x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, *, epochs: int, seed: int
 ) -> float:
-    """Accuracy of a linear classifier on test images, in percent."""
+    """Return the accuracy of a linear classifier on test images, in percent."""
     torch.manual_seed(seed)
     head = vision.LinearHead(x.shape[1], int(y.max()) + 1, normalize=True)
     recipe = replace(vision.RECIPES["linear"], max_epochs=epochs, decay="cosine")
@@ -65,7 +64,7 @@ def probe(
 
 @torch.no_grad()
 def hidden_losses(network: vision.R2ViTMAE, images: vision.ImageArray) -> dict[str, float]:
-    """Loss of the hidden patches of test images at each of some ratios, under the same masks for every scheme."""
+    """Return the loss of masked patches of test images at each ratio, with the same masks for every scheme."""
     batches = [
         images.batch(part)["image"]
         for part in np.array_split(np.arange(len(images)), max(len(images) // 250, 1))
@@ -83,7 +82,7 @@ def hidden_losses(network: vision.R2ViTMAE, images: vision.ImageArray) -> dict[s
 def measure(
     name: str, seed: int, train: vision.ImageArray, test: vision.ImageArray, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Pretrain under one scheme from one seed, then probe."""
+    """Pretrain with one scheme and seed, then probe."""
     start = time.perf_counter()
     network = build(options, train, seed)
     if name not in ("untrained", "pixels"):
@@ -125,7 +124,7 @@ def measure(
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Accuracy of the probe on the left, loss over ratios on the right; a dot a seed."""
+    """Draw the accuracy of the probe for each seed, and the loss over ratios."""
     names = [
         name for name in ("pixels", "untrained", *scr2mae.schemes("vision")) if name in set(frame["scheme"])
     ]
@@ -149,7 +148,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def subset(images: vision.ImageArray, n: int | None, seed: int = 0) -> vision.ImageArray:
-    """A random part of the images, the same in every run."""
+    """Return a random part of the images, the same in every run."""
     if n is None or n >= len(images):
         return images
     kept = np.random.default_rng(seed).permutation(len(images))[:n]
@@ -157,12 +156,8 @@ def subset(images: vision.ImageArray, n: int | None, seed: int = 0) -> vision.Im
 
 
 def main() -> None:
-    """Run what is missing, then draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    """Train the missing networks, then draw."""
+    parser = make_parser(__doc__, seeds=2)
     parser.add_argument("--schemes", nargs="+", default=["pixels", "untrained", *scr2mae.schemes("vision")])
     parser.add_argument("--patch-size", type=int, default=4)
     parser.add_argument("--n-train", type=int, help="a random part of the training images")
@@ -170,13 +165,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--head-epochs", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, help="for 256 images a step (default: the paper's)")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--max-minutes", type=float, help="start no further network after that time")
+    parser.add_argument("--lr", type=float, help="for 256 images per step (default: the paper's)")
+    parser.add_argument("--max-minutes", type=float, help="start no further network after this time")
     parser.add_argument("--accelerator", default="cpu")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "vit.csv"
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []

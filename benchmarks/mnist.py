@@ -1,19 +1,18 @@
 """Figures 2A and 2D: probe error and effective rank of MLPs on MNIST over the masking ratio, by width.
 
-    python benchmarks/vision/mnist.py --data MNIST -o OUT            # the paper's grid: 10 widths x 9 ratios x 15 epochs
-    python benchmarks/vision/mnist.py --data MNIST -o OUT --quick    # 4 widths x 5 ratios x 1 epoch
+    python benchmarks/mnist.py --data MNIST -o OUT            # the paper's grid: 10 widths x 9 ratios x 15 epochs
+    python benchmarks/mnist.py --data MNIST -o OUT --quick    # 4 widths x 5 ratios x 1 epoch
 
 ``MNIST`` is a folder of the idx files, or an .npz file with x_train, y_train, x_test, y_test. Each finished network is
-a row of ``mnist.csv``, and the same command goes on where it was stopped; ``mnist.png`` is drawn from what is there.
+a row of ``mnist.csv``, and the same command resumes an interrupted run; ``mnist.png`` shows the finished networks.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common_setup import make_parser, silence
 from scr2mae.extra import vision
 from scr2mae.metrics import effective_rank
 
@@ -35,7 +35,7 @@ QUIET: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "enable_progress_ba
 
 
 def error_of(head: vision.LinearHead, features: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images that a head gets wrong, in percent."""
+    """Return the share of images that a head classifies wrongly, in percent."""
     head.eval()
     return 100 * float(np.mean(head.predict(torch.from_numpy(features)).numpy() != labels))
 
@@ -79,7 +79,7 @@ def measure(
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """Error above, change of the effective rank below; one line a width of the embedding, mean over seeds."""
+    """Draw the error (top) and the change of the effective rank (bottom), one line per width, averaged over seeds."""
     fig, axes = plt.subplots(2, 2, figsize=(8.4, 6.4), sharex=True, sharey="row", layout="constrained")
     for column, n_hidden in enumerate(N_HIDDEN):
         for n_latent, rows in frame[frame["n_hidden"] == n_hidden].groupby("n_latent"):
@@ -103,31 +103,18 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def grid(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Settings to run: ratios from the outside in, so that a broken run spans them all."""
+    """Return the settings to run, extreme ratios first, so that an interrupted run spans the range."""
     ratios = sorted(options.ratios, key=lambda r: -abs(r - 0.5))
+    values = product(range(options.seeds), ratios, options.n_hidden, options.n_latent)
     return [
-        {
-            "n_hidden": n_hidden,
-            "n_latent": n_latent,
-            "ratio": ratio,
-            "seed": seed,
-            "epochs": options.epochs,
-            "head_epochs": options.head_epochs,
-        }
-        for seed in range(options.seeds)
-        for ratio in ratios
-        for n_hidden in options.n_hidden
-        for n_latent in options.n_latent
+        dict(zip(KEY, (n_hidden, n_latent, ratio, seed, options.epochs, options.head_epochs), strict=True))
+        for seed, ratio, n_hidden, n_latent in values
     ]
 
 
 def main() -> None:
-    """Run what is missing of the grid, then draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of idx files, or .npz")
-    parser.add_argument("-o", "--out", type=Path, required=True)
+    """Train the missing networks of the grid, then draw."""
+    parser = make_parser(__doc__, seeds=1)
     parser.add_argument(
         "--quick", action="store_true", help="a small grid and one epoch, unless given otherwise"
     )
@@ -136,16 +123,14 @@ def main() -> None:
     parser.add_argument("--n-latent", type=int, nargs="+", choices=N_LATENT)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--head-epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--max-minutes", type=float, help="start no further network after that time")
+    parser.add_argument("--max-minutes", type=float, help="start no further network after this time")
     parser.add_argument("--accelerator", default="cpu")
     options = parser.parse_args()
     options.ratios = options.ratios or ([0.1, 0.3, 0.5, 0.7, 0.9] if options.quick else list(RATIOS))
     options.n_latent = options.n_latent or ([32, 256] if options.quick else list(N_LATENT))
     options.epochs = options.epochs or (1 if options.quick else 15)
     options.head_epochs = options.head_epochs or (3 if options.quick else 15)
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "mnist.csv"
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []

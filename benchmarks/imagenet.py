@@ -1,22 +1,21 @@
 """Table 1, and Figure 2C for images: ViT-MAE pretrained on ImageNet, then finetuned, top-1 and top-5 accuracy.
 
-    python benchmarks/vision/imagenet.py table_1 --data IMAGENET -o OUT --accelerator gpu --workers 16
-    python benchmarks/vision/imagenet.py figure_2c --data IMAGENET -o OUT --accelerator gpu --workers 16
-    python benchmarks/vision/imagenet.py table_1 -o OUT --dry-run
+    python benchmarks/imagenet.py table_1 --data IMAGENET -o OUT --accelerator gpu --workers 16
+    python benchmarks/imagenet.py figure_2c --data IMAGENET -o OUT --accelerator gpu --workers 16
+    python benchmarks/imagenet.py table_1 -o OUT --dry-run
 
 ``IMAGENET`` has one folder per class in ``train/`` and ``val/``, as torchvision lays ImageNet out, or is whatever else
 ``scr2mae.extra.vision.open_images`` opens. Files are decoded when they are needed. Table 1 compares the masking schemes
-on ViT-base; the figure, whose panel in the paper shows RoBERTa, fixed ratios on two sizes. Each finished network is a row
-of ``OUT/NAME.csv``, and the same command goes on where it was stopped; ``--shard 0/6`` trains the first of every six rows,
-for several machines. ``--dry-run`` does all of it at less than a thousandth of the size, on generated images.
+on ViT-base; the figure compares fixed ratios on two sizes (the paper's panel shows RoBERTa). Each finished network is a
+row of ``OUT/NAME.csv``, and the same command resumes an interrupted run; ``--shard 0/6`` trains the first of every six
+rows, to divide the work among machines. ``--dry-run`` runs all steps at less than a thousandth of the size, on
+generated images.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,14 @@ import pandas as pd
 import torch
 
 import scr2mae
+from common_setup import make_parser, silence
 from scr2mae.extra import vision
 
 KEY = ["preset", "row", "seed", "epochs", "finetune_epochs"]
 SCHEMES = ("mae", "mae_high", "mae_low", "mdlm", "dynamic", "r2mae")  # the columns of Table 1, in its order
 RATIOS = ("0.15", "0.3", "0.45", "0.6", "0.75", "0.9")
 COLORS = {"tiny": "#E69F00", "base": "#0072B2"}
-# Images per optimizer step in pretraining and in finetuning, those of MAE.
+# Images per optimizer step in pretraining and in finetuning, as in MAE.
 IMAGES_PER_STEP = (4096, 1024)
 DRY = {
     "hidden_size": 32,
@@ -48,7 +48,7 @@ DRY = {
 
 
 def open_split(options: argparse.Namespace, split: str) -> Any:
-    """Open a split; image files are scaled to the size that was asked for."""
+    """Open a split; image files are scaled to ``options.image_size``."""
     if options.dry_run:
         rng = np.random.default_rng(split == "test")
         labels = np.arange(24) % 6
@@ -60,7 +60,7 @@ def open_split(options: argparse.Namespace, split: str) -> Any:
 
 
 def recipe_and_accumulation(name: str, options: argparse.Namespace, epochs: int) -> tuple[Any, int]:
-    """Return the recipe with the mini-batch that fits the device, and how many make a step."""
+    """Return the recipe with mini-batches that fit the device, and the number of them per optimizer step."""
     per_step = options.images_per_step[name == "finetune"]
     n_accumulated = max(round(per_step / options.batch_size), 1)
     recipe = vision.RECIPES[name]
@@ -71,7 +71,7 @@ def recipe_and_accumulation(name: str, options: argparse.Namespace, epochs: int)
 
 
 def measure(setting: dict[str, Any], train: Any, test: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Pretrain under one scheme or ratio, finetune, score."""
+    """Pretrain with one scheme or ratio, finetune and score."""
     start = time.perf_counter()
     n_channels, size, _ = train.batch(np.arange(1))["image"].shape[1:]
     seed, row = setting["seed"], setting["row"]
@@ -127,7 +127,7 @@ def measure(setting: dict[str, Any], train: Any, test: Any, options: argparse.Na
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """One line for each size."""
+    """Draw the accuracy over the ratio, one line per size of the network."""
     fig, ax = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
     for preset, rows in frame.groupby("preset"):
         by = rows.assign(ratio=rows["row"].astype(float)).groupby("ratio")["top1"].mean()
@@ -141,7 +141,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def summary(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return Table 1, metrics by schemes, or the top-1 accuracy of each size by ratio."""
+    """Return Table 1 (metrics by scheme), or the top-1 accuracy of each size by ratio."""
     if name == "table_1":
         order = [row for row in SCHEMES if row in set(frame["row"])]
         return frame.groupby("row")[["top1", "top5"]].mean().T[order].rename_axis("metric")
@@ -149,13 +149,10 @@ def summary(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run what is missing, then print the table or draw the figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Train the missing networks, then print the table or draw the figure."""
+    parser = make_parser(__doc__, data=False, seeds=1)
     parser.add_argument("name", choices=["table_1", "figure_2c"])
     parser.add_argument("--data", type=Path, help="images with classes, in the splits train and val or test")
-    parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--presets", nargs="+", choices=list(COLORS), help="sizes of the ViT")
     parser.add_argument("--rows", nargs="+", help="schemes, or ratios")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="the rows of one machine of several")
@@ -170,9 +167,8 @@ def main(argv: list[str] | None = None) -> None:
         nargs=2,
         default=IMAGES_PER_STEP,
         metavar=("PRETRAIN", "FINETUNE"),
-        help="images of an optimizer step, by accumulation (default: %(default)s)",
+        help="images per optimizer step, accumulated over mini-batches (default: %(default)s)",
     )
-    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="threads that decode images")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--precision", default="32-true")
@@ -185,8 +181,7 @@ def main(argv: list[str] | None = None) -> None:
         options.patch_size, options.batch_size, options.images_per_step = 8, 6, (24, 12)
     elif options.data is None:
         parser.error("--data is needed, except with --dry-run")
-    warnings.simplefilter("ignore")
-    logging.getLogger("scr2mae").setLevel(logging.ERROR)
+    silence()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{options.name}.csv"
     rows = pd.read_csv(path, dtype={"row": str}).to_dict("records") if path.is_file() else []
