@@ -10,9 +10,9 @@ from anndata import AnnData
 def recover_counts(X: Any, *, tolerance: float = 0.2, max_smallest: int = 10) -> sp.csr_matrix:
     """Invert ``log1p(counts * scale)`` with an unknown scale per cell.
 
-    After ``expm1``, the values of a cell are integer multiples of one unit. Its first estimate is the smallest positive
-    value of the cell; in case no count of the cell is one, halves, thirds and so on of that value are tried, and the
-    largest unit that makes every value an integer is kept.
+    After ``expm1``, the values of a cell are integer multiples of one unit. The smallest positive value of the cell is
+    tried first, then halves, thirds and so on of it, because its count may exceed one; the largest unit that makes every
+    value an integer is used.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def recover_counts(X: Any, *, tolerance: float = 0.2, max_smallest: int = 10) ->
     """
     if not 0 < tolerance < 0.5:
         raise ValueError(
-            f"tolerance must lie in (0, 0.5), got {tolerance}; half a count cannot be told apart."
+            f"tolerance must lie in (0, 0.5), got {tolerance}; at 0.5 a value may be rounded to either count."
         )
     if max_smallest < 1:
         raise ValueError(f"max_smallest must be at least 1, got {max_smallest}.")

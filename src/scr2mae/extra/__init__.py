@@ -1,10 +1,11 @@
-"""Backbones for DNA, images and text, on the masking objects, curriculum and training plan of the cells.
+"""Networks for DNA, images and text, which share masking, curricula and the training plan with the model of cells.
 
-They have the same verbs: ``pretrain``, ``embed`` and ``score`` take a network and data, and images and text also
-have ``finetune``. Training returns the network, with ``history_`` and ``runs_``; networks are saved by
-``save_pretrained`` and loaded by ``from_pretrained``.
+Each has the functions ``pretrain``, ``embed`` and ``score`` of a network and data; images and text also have
+``finetune``. Training returns the network, with ``history_`` and ``runs_``. Save networks by ``save_pretrained`` and load
+them by ``from_pretrained``.
 
-Images and text need optional dependencies: ``scr2mae[vision]``, ``scr2mae[text]``, or ``scr2mae[extra]`` for both. Importing this package loads none of them.
+Images and text need optional dependencies: ``scr2mae[vision]``, ``scr2mae[text]``, or ``scr2mae[extra]`` for both. They
+are imported on first use.
 """
 
 from scr2mae._utils.lazy import lazy_names

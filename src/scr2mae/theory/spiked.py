@@ -239,7 +239,7 @@ def sweet_spot(*, gamma: float, spike: float) -> float:
     spike = check_positive("spike", spike)
     if gamma >= 1 + spike:
         raise ValueError(
-            f"There is no sweet spot for gamma = {gamma} >= 1 + spike = {1 + spike}; take a stronger spike or more rows."
+            f"There is no sweet spot for gamma = {gamma} >= 1 + spike = {1 + spike}; use a stronger spike or more rows."
         )
 
     def bias(ratio: float) -> float:

@@ -46,17 +46,17 @@ def test_an_npy_track_needs_its_chromosome(tmp_path):
     np.testing.assert_array_equal(track.values("1", 0, 3), np.full(3, np.nan, dtype=np.float32))
     with pytest.raises(ValueError, match=r"needs chrom="):
         dna.open_track(tmp_path / "t.npy")
-    with pytest.raises(ValueError, match=r"one number per position; a has shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"one value per position; a has shape \(2, 2\)"):
         dna.ArrayTrack({"a": np.zeros((2, 2))})
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 2 3\n", r"line 1: '1 2 3' does not belong in a wig section"),
+        ("1 2 3\n", r"line 1: '1 2 3' is not a line of a wig section"),
         ("fixedStep chrom=chr1 step=1\n0.5\n", r"line 1: fixedStep lacks chrom= or start="),
         ("fixedStep chrom=chr1 start=1\n0.5\nhigh\n", r"line 3: expected a number, got 'high'"),
-        ("variableStep chrom=chr1\n0.5\n", r"line 2: '0.5' does not belong in a variableStep section"),
+        ("variableStep chrom=chr1\n0.5\n", r"line 2: '0.5' is not a line of a variableStep section"),
         ("track\n", r"contains no values"),
         (
             "fixedStep chrom=chr1 start=0\n1\n",
@@ -84,13 +84,15 @@ def test_a_damaged_gzip_is_named(tmp_path):
 def test_a_bad_npy_track_is_named(tmp_path, content):
     path = tmp_path / "t.npy"
     path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
-    with pytest.raises(ValueError, match=r"t.npy is not a .npy file of one number per position"):
+    with pytest.raises(ValueError, match=r"t.npy is not a .npy file with one value per position"):
         dna.open_track(path, chrom="chr1")
 
 
 def test_other_tracks_and_missing_files_are_refused(tmp_path):
     (tmp_path / "t.bed").touch()
-    with pytest.raises(ValueError, match=r"A track is a .bw, .bigWig, .wig, .wig.gz or .npy file, got t.bed"):
+    with pytest.raises(
+        ValueError, match=r"A track must be a .bw, .bigWig, .wig, .wig.gz or .npy file, got t.bed"
+    ):
         dna.open_track(tmp_path / "t.bed")
     with pytest.raises(FileNotFoundError, match=r"No track"):
         dna.open_track(tmp_path / "none.wig")

@@ -252,7 +252,7 @@ def test_finetuning_returns_the_classifier_with_its_curves(build):
 def test_bad_finetuning_is_named(build):
     model, data = build(), labeled(8)
     three = LabeledText(["a"], None, [2], ("x", "y", "z"))
-    with pytest.raises(ValueError, match="not one task"):
+    with pytest.raises(ValueError, match="must have the same classes"):
         finetune_scores(model, data, three)
     with pytest.raises(ValueError, match="seeds is empty"):
         finetune_scores(model, data, data, seeds=())

@@ -78,12 +78,12 @@ def test_a_folder_without_subfolders_has_no_labels_and_images_are_scaled_and_cro
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="No folder"):
         vision.ImageFolder(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="No image in"):
+    with pytest.raises(FileNotFoundError, match="No images in"):
         vision.ImageFolder(tmp_path)
     (tmp_path / "a.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"a\.png is damaged or not an image"):
         vision.ImageFolder(tmp_path).batch(np.arange(1))
     (tmp_path / "class").mkdir()
     (tmp_path / "class" / "b.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="both in subfolders and beside them"):
+    with pytest.raises(ValueError, match="both inside and outside subfolders"):
         vision.ImageFolder(tmp_path)

@@ -54,9 +54,9 @@ def test_idx_files_come_back_as_they_were_written(dtype, compress, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "does not begin as one"),
-        (b"PK\x03\x04abc", "does not begin as one"),
-        (b"\0\0\x07\x01" + struct.pack(">I", 1) + b"\0", "does not begin as one"),
+        (b"", "does not begin with an idx header"),
+        (b"PK\x03\x04abc", "does not begin with an idx header"),
+        (b"\0\0\x07\x01" + struct.pack(">I", 1) + b"\0", "does not begin with an idx header"),
         (b"\0\0\x08\x03" + struct.pack(">I", 1), "ends within its header"),
         (
             b"\0\0\x08\x01" + struct.pack(">I", 5) + b"\0\0",

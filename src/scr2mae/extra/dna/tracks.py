@@ -21,7 +21,7 @@ __all__ = ["ArrayTrack", "Track", "open_track"]
 
 
 class Track(Protocol):
-    """One number per position."""
+    """Track with one value per position of a genome."""
 
     def values(self, chrom: object, start: int, end: int) -> np.ndarray:
         """Return float32 of shape (end - start,), NaN where there is no value.
@@ -31,7 +31,7 @@ class Track(Protocol):
         chrom
             Name, with or without ``chr``.
         start, end
-            0-based, half-open.
+            Coordinates, 0-based and half-open.
         """
         ...
 
@@ -46,7 +46,7 @@ def _read_padded(read: Callable[[int, int], Any], first: int, last: int, start: 
 
 
 class ArrayTrack:
-    """A track in memory.
+    """Track in memory.
 
     Parameters
     ----------
@@ -65,7 +65,9 @@ class ArrayTrack:
         self.arrays = {chrom: np.asarray(array, dtype=np.float32) for chrom, array in arrays.items()}
         for chrom, array in self.arrays.items():
             if array.ndim != 1:
-                raise ValueError(f"A track has one number per position; {chrom} has shape {array.shape}.")
+                raise ValueError(
+                    f"A track must have shape (n_positions,), one value per position; {chrom} has shape {array.shape}."
+                )
         self.starts = {chrom: int((starts or {}).get(chrom, 0)) for chrom in self.arrays}
 
     def values(self, chrom: object, start: int, end: int) -> np.ndarray:
@@ -76,7 +78,7 @@ class ArrayTrack:
         chrom
             Name, with or without ``chr``.
         start, end
-            0-based, half-open.
+            Coordinates, 0-based and half-open.
 
         Raises
         ------
@@ -91,9 +93,9 @@ class ArrayTrack:
 
 
 class _BigWigTrack:
-    """A track in a bigWig file, read through pyBigWig.
+    """Track in a bigWig file, read by pyBigWig.
 
-    Each process opens the file itself, since a handle keeps one file position that processes would move for each other.
+    Each process opens the file itself, because processes that share a file handle also share its position.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,7 +103,7 @@ class _BigWigTrack:
             import pyBigWig  # noqa: F401
         except ModuleNotFoundError as error:
             raise ImportError(
-                "Reading bigWig needs pyBigWig; pip install pyBigWig installs it. Wig and npy files need nothing more."
+                "Reading bigWig files needs pyBigWig; install it by pip install pyBigWig, or use a wig or npy file."
             ) from error
         self._path = str(path)
         self._file: Any = None
@@ -171,7 +173,7 @@ def _read_wig(path: Path) -> ArrayTrack:
                 continue
             if len(parts) != (1 if kind == "fixedStep" else 2) or not kind:
                 raise ValueError(
-                    f"{place}: {line.strip()[:40]!r} does not belong in a {kind or 'wig'} section."
+                    f"{place}: {line.strip()[:40]!r} is not a line of a {kind or 'wig'} section."
                 )
             if kind == "variableStep":
                 position = _parse_integer(parts[0], place) - 1
@@ -191,7 +193,7 @@ def _read_wig(path: Path) -> ArrayTrack:
 
 
 def open_track(path: str | Path, *, chrom: str | None = None, start: int = 0) -> Track:
-    """Return the phyloP or phastCons track in a file.
+    """Open a track such as phyloP or phastCons.
 
     Parameters
     ----------
@@ -218,9 +220,9 @@ def open_track(path: str | Path, *, chrom: str | None = None, start: int = 0) ->
         return _read_wig(path)
     if suffix == ".npy":
         if chrom is None:
-            raise ValueError("A .npy track needs chrom=, the chromosome of its values.")
+            raise ValueError("A .npy file needs chrom=, the chromosome of its values.")
         try:
             return ArrayTrack({chrom: np.load(path, allow_pickle=False)}, starts={chrom: start})
         except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is not a .npy file of one number per position: {error}") from error
-    raise ValueError(f"A track is a .bw, .bigWig, .wig, .wig.gz or .npy file, got {path.name}.")
+            raise ValueError(f"{path} is not a .npy file with one value per position: {error}") from error
+    raise ValueError(f"A track must be a .bw, .bigWig, .wig, .wig.gz or .npy file, got {path.name}.")

@@ -116,7 +116,7 @@ def read_windows(path: str | Path, msa: GenomeMSA) -> pd.DataFrame:
 
     Returns
     -------
-    Columns as of :func:`make_windows`. Without strands, each window is there twice, once per strand.
+    Columns as of :func:`make_windows`. If the file has no strands, each window is returned once per strand.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def read_windows(path: str | Path, msa: GenomeMSA) -> pd.DataFrame:
         first, last = msa.span(str(chrom))
         if rows["start"].min() < first or rows["end"].max() > last:
             raise ValueError(
-                f"Windows of {chrom} in {place} leave its positions {first} to {last}; are they of this assembly?"
+                f"Windows of {chrom} in {place} extend beyond its positions {first} to {last}; are they of this assembly?"
             )
     if "strand" not in windows:
         return pd.concat([windows.assign(strand="+"), windows.assign(strand="-")], ignore_index=True)

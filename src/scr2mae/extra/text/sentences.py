@@ -45,10 +45,10 @@ class LabeledText:
         if not n_obs:
             raise ValueError("There is no labeled text: the table is empty.")
         if self.labels.shape != (n_obs,) or (self.second is not None and len(self.second) != n_obs):
+            second = "" if self.second is None else f" and {len(self.second)} second sentences"
             raise ValueError(
-                f"{n_obs} sentences need as many labels"
-                f"{'' if self.second is None else ' and second sentences'}, got {self.labels.shape}"
-                f"{'' if self.second is None else f' and {len(self.second)}'}."
+                f"{n_obs} sentences need as many labels and, in pairs, second sentences; "
+                f"got labels of shape {self.labels.shape}{second}."
             )
         wrong = (self.labels < 0) | (self.labels >= len(self.classes))
         if self.labels.dtype.kind not in "iu" or wrong.any():

@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding, trained on the user's corpus."""
+"""Byte-level byte-pair encoding, learned from a corpus."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["SPECIAL_TOKENS", "BytePairTokenizer"]
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-"""Start, padding, end and separator, unknown, mask."""
+"""Tokens for the start, padding, the end (also the separator), unknown text and the mask."""
 
 _N_BYTES = 256
 
 
 class BytePairTokenizer:
-    """Byte-level byte-pair encoding, as in RoBERTa: decoding restores any encoded text.
+    """Byte-level byte-pair encoding as in RoBERTa. Decoding restores any encoded text.
 
     Parameters
     ----------
@@ -57,15 +57,15 @@ class BytePairTokenizer:
         Parameters
         ----------
         documents
-            Pieces of text; read once, so a generator works.
+            Texts. They are read once, so a generator works.
         vocab_size
-            Maximum size of the vocabulary, special tokens and the 256 bytes included; less if the text has too few pairs.
+            Maximum size of the vocabulary, including special tokens and the 256 bytes; smaller if the text has few pairs.
         min_frequency
-            Number of occurrences that a pair needs to be merged.
+            Minimum number of occurrences of a pair to be merged.
 
         Returns
         -------
-        The tokenizer, the same for the same text.
+        The tokenizer, which depends on the text only.
 
         Raises
         ------
@@ -125,10 +125,9 @@ class BytePairTokenizer:
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise FileNotFoundError(f"No tokenizer at {file}; give a tokenizer.json or a folder with one.")
+        library = require("tokenizers", extra="text")
         try:
-            tokenizer = require("tokenizers", extra="text").Tokenizer.from_file(str(file))
-        except ImportError:
-            raise
+            tokenizer = library.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{file} is not a tokenizer.json, or is damaged: {error}") from error
         return cls(tokenizer)
@@ -140,7 +139,7 @@ class BytePairTokenizer:
         Parameters
         ----------
         name
-            The model; by default RoBERTa-base, whose 50,265 symbols are the paper's.
+            Name of the model; by default RoBERTa-base, whose vocabulary of 50,265 tokens is that of the paper.
 
         Returns
         -------
@@ -151,13 +150,12 @@ class BytePairTokenizer:
         ValueError
             If it cannot be downloaded, or lacks a special token.
         """
+        library = require("tokenizers", extra="text")
         try:
-            tokenizer = require("tokenizers", extra="text").Tokenizer.from_pretrained(name)
-        except ImportError:
-            raise
+            tokenizer = library.Tokenizer.from_pretrained(name)
         except Exception as error:  # the library raises plain Exception
             raise ValueError(
-                f"No tokenizer of {name!r} on the hub ({error}); download its tokenizer.json and load that."
+                f"No tokenizer of {name!r} on the hub: {error}. Download its tokenizer.json and use load()."
             ) from error
         return cls(tokenizer)
 
@@ -189,16 +187,16 @@ class BytePairTokenizer:
         return int(self.tokenizer.get_vocab_size())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode texts, without special tokens.
+        """Encode texts without adding special tokens.
 
         Parameters
         ----------
         texts
-            Any Unicode.
+            Texts to encode, any Unicode.
 
         Returns
         -------
-        One list of token ids per text.
+        The token ids of each text.
         """
         encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["LEARNING_RATES", "VALIDATION_RATIOS", "finetune", "finetune_scores", "pretrain"]
 
 VALIDATION_RATIOS = (0.15, 0.275, 0.40)
-"""Shares that validation masks, whatever the scheme: the ends of R²MAE's range and its middle."""
+"""Masking ratios in validation, the same for all schemes: the ends and the middle of R²MAE's range."""
 
 LEARNING_RATES: Mapping[str, float] = MappingProxyType({"tiny": 1e-3, "medium": 7e-4, "base": 3e-4})
-"""Peak learning rates by size; medium and base as in the paper."""
+"""Peak learning rate of each size; those of ``medium`` and ``base`` are the paper's."""
 
 _WARMUP_AND_DECAY, _DECAY = LearningRateSchedule("linear", warmup=0.03), LearningRateSchedule("linear")
 
@@ -54,29 +54,29 @@ def pretrain(
     Parameters
     ----------
     network
-        Network, trained in place with its own masking scheme.
+        Network to train in place, with its own masking scheme.
     blocks
-        Text, packed with the network's tokenizer.
+        Training text, packed with the network's tokenizer.
     validation
         Held-out text, scored after each epoch; None for no validation.
     max_epochs
-        Number of passes over the text, those before ``resume`` included.
+        Total number of passes over the text, including those before ``resume``.
     batch_size
         Number of blocks per micro-batch and device. Each micro-batch has its own ratio and mask.
     accumulate_grad_batches
-        Number of micro-batches per optimizer step; their gradients are averaged with equal weights, whatever their ratios.
+        Number of micro-batches per optimizer step; their gradients have equal weights, whatever their ratios.
     lr
-        Peak learning rate; None for :data:`LEARNING_RATES`.
+        Peak learning rate; None uses that of :data:`LEARNING_RATES`.
     weight_decay
         Weight decay of AdamW, applied to matrices only.
     learning_rate
-        Learning rate schedule: 3 % warm-up and linear decay, as in the paper; None keeps it constant.
+        Learning rate schedule, by default 3 % warm-up and linear decay as in the paper; None for a constant rate.
     gradient_clip_val
-        Largest norm of a gradient (1 is inferred; it is the usual value); None for no limit.
+        Maximum norm of the gradient; None for no limit. The default is the usual value (inferred).
     validation_ratios
-        Fractions masked in validation.
+        Masking ratios in validation.
     seed
-        Seed of order, masks and dropout; None for the network's.
+        Seed of order, masks and dropout; None uses that of the network.
     trainer_kwargs
         Additional arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``checkpoint_dir``, ``resume``,
         ``accelerator``, ``devices``, ``precision`` (``"bf16-mixed"`` on recent GPUs).
@@ -149,17 +149,17 @@ def finetune(
     classifier
         Trained in place.
     text
-        Sentences or pairs with classes.
+        Training sentences or pairs with classes.
     validation
         Text with classes that is scored after each epoch: the cross-entropy is the curve ``validation_loss``.
     max_epochs, batch_size, lr, weight_decay
-        Settings of the run; the paper's 5 epochs, 32 sentences and 2e-5 (the decay is that of pretraining, inferred).
+        Settings of the run: those of the paper, and the weight decay of pretraining (inferred).
     learning_rate
-        Learning rate schedule: linear decay; None keeps it constant.
+        Learning rate schedule, by default linear decay; None for a constant rate.
     gradient_clip_val
-        Largest norm of a gradient; None for no limit.
+        Maximum norm of the gradient; None for no limit.
     length
-        Maximum number of tokens of a sentence or pair; of a pair the longer sentence is cut first.
+        Maximum number of tokens of a sentence or pair; the longer sentence of a pair is cut first.
     seed
         Seed of order and dropout.
     trainer_kwargs
@@ -216,7 +216,7 @@ def finetune_scores(
     network
         Pretrained network; it is not changed.
     train, test
-        Labeled text of the same classes. The score is computed once, after the last epoch; no epoch is selected by it.
+        Labeled text with the same classes. The score is computed once, after the last epoch, and selects no epoch.
     seeds
         Seeds of the head, the order and dropout.
     length, options
@@ -233,12 +233,14 @@ def finetune_scores(
 
     Notes
     -----
-    Dong et al. (2025), appendix C.6: the accuracy of a task is the mean over three seeds.
+    The paper reports the mean accuracy over three seeds (Dong et al. 2025, appendix C.6).
     """
     if train.classes != test.classes:
-        raise ValueError(f"train has classes {list(train.classes)}, test {list(test.classes)}: not one task.")
+        raise ValueError(
+            f"train and test must have the same classes, got {list(train.classes)} and {list(test.classes)}."
+        )
     if not len(seeds):
-        raise ValueError("seeds is empty; give at least one.")
+        raise ValueError("seeds is empty; pass at least one seed.")
     rows = []
     for seed in seeds:
         classifier = RobertaClassifier.from_network(network, len(train.classes), seed=seed)

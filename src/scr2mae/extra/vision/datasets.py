@@ -1,4 +1,4 @@
-"""Images in memory, or in files that are decoded when a mini-batch is needed."""
+"""Images in memory, or in files that are decoded for each mini-batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", "
 
 
 class Images(Protocol):
-    """Images for training: a length, labels or None, and the mini-batch of the images at some positions."""
+    """Data set of images: its length, labels or None, and the mini-batch of given images."""
 
     labels: Tensor | None
 
@@ -32,7 +32,7 @@ class Images(Protocol):
         ...
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return ``"image"``, float32 in [0, 1], shape (n, n_channels, height, width), and ``"label"`` if there are labels.
+        """Return ``"image"``, float32 in [0, 1], shape (n, n_channels, height, width), and ``"label"`` if labeled.
 
         Parameters
         ----------
@@ -55,7 +55,7 @@ class ImageArray:
     Raises
     ------
     ValueError
-        If shapes or values do not fit, or there is no image.
+        If shapes or values are invalid, or there are no images.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None) -> None:
@@ -66,7 +66,7 @@ class ImageArray:
                 f"channels, got {images.shape}."
             )
         if not len(images):
-            raise ValueError("There is no image; expected at least one.")
+            raise ValueError("There are no images; pass at least one.")
         if images.dtype != np.uint8:
             if images.dtype.kind != "f" or not (images.min() >= 0 and images.max() <= 1):
                 raise ValueError(
@@ -95,7 +95,7 @@ class ImageArray:
 
 
 class ImageFiles:
-    """Images decoded from files by Pillow: the shorter side is scaled to ``size``, and the center kept."""
+    """Image files decoded by Pillow: the shorter side is scaled to ``size``, then the center is cropped."""
 
     def __init__(
         self, paths: Sequence[Path], labels: np.ndarray | None, *, size: int, n_channels: int
@@ -146,18 +146,18 @@ def _batch(images: Tensor, labels: Tensor | None, indices: np.ndarray) -> dict[s
 
 
 class ImageFolder(ImageFiles):
-    """Image files in a folder with one subfolder per class; without subfolders there are no labels.
+    """Image files in a folder with one subfolder per class; images without subfolders have no labels.
 
     Parameters
     ----------
     folder
         Folder with the images.
     size
-        Side of the square images: the shorter side is scaled to it, and the center kept.
+        Side of the square images: the shorter side is scaled to it, then the center is cropped.
     n_channels
         3 for RGB, 1 for gray.
     classes
-        Names of the classes in the order of their integers, such as ``classes_`` of the training images; None uses the
+        Names of the classes in the order of their labels, such as ``classes_`` of the training images; None uses the
         names of the subfolders in alphabetical order.
 
     Attributes
@@ -168,7 +168,7 @@ class ImageFolder(ImageFiles):
     Raises
     ------
     FileNotFoundError
-        If there is no folder or no image in it.
+        If the folder does not exist or contains no images.
     ValueError
         If a subfolder is not one of the classes.
     """
@@ -186,12 +186,12 @@ class ImageFolder(ImageFiles):
             raise FileNotFoundError(f"No folder {root}.")
         paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
         if not paths:
-            raise FileNotFoundError(f"No image in {root}; expected files ending in {sorted(_SUFFIXES)}.")
+            raise FileNotFoundError(f"No images in {root}; expected files ending in {sorted(_SUFFIXES)}.")
         names = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
         found = sorted(set(names) - {""})
         if found and "" in names:
             raise ValueError(
-                f"{root} has images both in subfolders and beside them; put each into its class."
+                f"{root} has images both inside and outside subfolders; move each into the subfolder of its class."
             )
         self.classes_ = list(found if classes is None else classes)
         if unknown := [name for name in found if name not in self.classes_]:

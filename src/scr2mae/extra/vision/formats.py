@@ -33,7 +33,7 @@ class CelebA(ImageFiles):
     Parameters
     ----------
     folder
-        Folder with the three.
+        Folder with these files.
     split
         ``"train"``, ``"validation"`` or ``"test"`` of the official split.
     size
@@ -97,12 +97,12 @@ def read_idx(path: str | Path) -> np.ndarray:
 
     Returns
     -------
-    The array, in the type and shape that the file states.
+    The array, with the dtype and shape that the file declares.
 
     Raises
     ------
     ValueError
-        If the file is in another format or its length is not what it states.
+        If the file has another format, is damaged, or its length is not the declared one.
     """
     with as_path(path).open("rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"
@@ -123,7 +123,7 @@ def read_idx(path: str | Path) -> np.ndarray:
 def _read_idx_header(stream: Any, path: str | Path) -> tuple[np.dtype, tuple[int, ...]]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES:
-        raise ValueError(f"{path} is not an idx file: it does not begin as one.")
+        raise ValueError(f"{path} is not an idx file: it does not begin with an idx header.")
     n_dims = magic[3]
     sizes = stream.read(4 * n_dims)
     if len(sizes) < 4 * n_dims:
@@ -169,7 +169,7 @@ def _find_idx(folder: Path, stem: str) -> np.ndarray:
 
 
 def image_splits(path: str | Path) -> list[str]:
-    """Return the splits of images, among ``train``, ``validation`` and ``test``; an empty list if they are not split.
+    """Return which of the splits ``train``, ``validation`` and ``test`` there are; an empty list without splits.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def image_splits(path: str | Path) -> list[str]:
     Raises
     ------
     FileNotFoundError
-        If nothing is there.
+        If the path does not exist.
     """
     place = as_path(path)
     if not place.exists():
@@ -219,16 +219,16 @@ def open_images(path: str | Path, *, split: str | None = None, **options: Any) -
 
     Returns
     -------
-    The images; files are decoded when they are needed.
+    The images; files are decoded for each mini-batch.
 
     Raises
     ------
     ValueError
-        If images are split otherwise, or damaged.
+        If the split does not exist, or a file is damaged.
     """
     place, splits = as_path(path), image_splits(path)
     if split is None and splits:
-        raise ValueError(f"{place} has the splits {splits}; choose one by split=.")
+        raise ValueError(f"{place} has the splits {splits}; choose one with split=.")
     if split is not None and split not in splits:
         raise ValueError(f"{place} has no {split!r} split; it has {splits or 'images that are not split'}.")
     if place.suffix == ".npz":

@@ -34,12 +34,12 @@ def embed(
     device: str | torch.device | None = None,
     n_workers: int = 0,
 ) -> np.ndarray:
-    """Embed whole images: nothing is masked, the network is in evaluation mode.
+    """Embed whole images without masking, in evaluation mode.
 
     Parameters
     ----------
     network
-        A network with ``embed``.
+        A network with a method ``embed``.
     images
         Images to embed.
     batch_size

@@ -40,7 +40,7 @@ class Recipe:
     lr
         Learning rate for ``lr_batch_size`` images per step, and in proportion for more or fewer.
     lr_batch_size
-        Number of images per step that ``lr`` refers to; None uses ``lr`` whatever their number.
+        Number of images per step that ``lr`` refers to; None uses ``lr`` for any number.
     optimizer, betas, weight_decay
         Name and settings of the optimizer.
     warmup_epochs
