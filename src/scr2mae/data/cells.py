@@ -12,11 +12,17 @@ from scvi import REGISTRY_KEYS
 
 from scr2mae._utils.once import warn_once
 from scr2mae.data.backed import BackedCounts, is_streamable
-from scr2mae.data.columns import check_new_categories, check_positive, find_column, read_numbers
+from scr2mae.data.columns import (
+    check_complete,
+    check_new_categories,
+    check_positive,
+    find_column,
+    read_numbers,
+)
 from scr2mae.data.containers import check_anndata
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts, take_rows
 from scr2mae.data.genes import align_genes, check_overlap, select_genes
-from scr2mae.data.panels import MEASURED_COLUMN, Panels
+from scr2mae.data.panels import Panels, measured_positions
 from scr2mae.data.studies import STUDY_KEY, MeasuredCheck, Studies
 from scr2mae.nn.panels import MEASURED_KEY, PANEL_KEYS
 
@@ -151,7 +157,7 @@ class Cells:
         Parameters
         ----------
         indices
-            Positions of the cells, shape (n,), or a slice.
+            As in :meth:`rows`.
 
         Returns
         -------
@@ -172,7 +178,7 @@ class Cells:
         Parameters
         ----------
         indices
-            Positions of the cells, shape (n,), or a slice.
+            As in :meth:`rows`.
 
         Returns
         -------
@@ -193,7 +199,7 @@ class Cells:
         Parameters
         ----------
         indices
-            Positions of the cells, shape (n,), or a slice.
+            As in :meth:`rows`.
 
         Returns
         -------
@@ -210,7 +216,7 @@ class Cells:
         Parameters
         ----------
         indices
-            Positions of the cells, shape (n,), or a slice.
+            As in :meth:`rows`.
 
         Returns
         -------
@@ -303,14 +309,13 @@ def _match_genes(
     """Return the column of each reference gene, or None if they are the same, and which were measured, or None for all."""
     is_same = np.array_equal(adata.var_names.to_numpy().astype(str), spec.var_names)
     indices = np.arange(adata.n_vars) if is_same else align_genes(adata.var_names, spec.var_names)
+    indices = measured_positions(adata.var, indices)
     measured = indices >= 0
-    if MEASURED_COLUMN in adata.var:
-        measured &= np.asarray(adata.var[MEASURED_COLUMN], dtype=bool)[indices]
     if is_same and measured.all():
         return None, None
     if not is_same:
         check_overlap(adata, spec.var_names, measured, min_shared=min_shared)
-    return np.where(measured, indices, -1), None if measured.all() else measured
+    return indices, None if measured.all() else measured
 
 
 def _numbers(adata: AnnData, key: str, argument: str) -> np.ndarray:
@@ -324,8 +329,7 @@ def _encode_categories(
     if key is None:
         return np.zeros(adata.n_obs, dtype=np.int64)
     column = find_column(adata.obs, key)
-    if n_missing := int(column.isna().sum()):
-        raise ValueError(f"adata.obs[{key!r}] has {n_missing} missing values; fill them or drop those cells.")
+    check_complete(column, key)
     check_new_categories(column, key, categories, adata)
     codes = pd.Index(categories).get_indexer(pd.Index(column.to_numpy()))
     if (codes < 0).any():

@@ -1,4 +1,4 @@
-"""Columns of ``adata.obs``: found by name, of a kind that a model can keep, without missing values in disguise."""
+"""Find and validate columns of ``adata.obs``: types that can be saved, and missing values stored as text."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "as_keys",
     "check_categories",
+    "check_complete",
     "check_new_categories",
     "check_positive",
     "find_column",
@@ -113,15 +114,20 @@ def _kinds(values: Any) -> dict[str, Any]:
     return found
 
 
+def check_complete(column: pd.Series, key: str) -> None:
+    """Raise if a value of a column is missing."""
+    if n_missing := int(column.isna().sum()):
+        raise ValueError(
+            f"adata.obs[{key!r}] has {n_missing} missing values (NaN); fill them or drop those cells."
+        )
+
+
 def check_categories(column: pd.Series, key: str, argument: str) -> None:
     """Raise unless the values of a column are all text, all booleans or all finite numbers, none missing.
 
     These are the kinds that a saved model can keep and compare with those of new data.
     """
-    if n_missing := int(column.isna().sum()):
-        raise ValueError(
-            f"adata.obs[{key!r}] has {n_missing} missing values (NaN); fill them or drop those cells."
-        )
+    check_complete(column, key)
     kinds = _kinds(_values(column))
     other = {name: value for name, value in kinds.items() if name not in ("text", "numbers", "booleans")}
     convert = f"convert it: adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)"
@@ -193,17 +199,13 @@ def warn_about_missing_text(column: pd.Series, key: str) -> None:
         warnings.warn(
             f"adata.obs[{key!r}] has {' and '.join(shown)}, text that stands for missing values, such as astype(str) "
             f"makes; each counts as a value of its own. Drop those cells, or fill the gaps before astype(str).",
-            UserWarning,
             stacklevel=3,
         )
 
 
 def read_numbers(column: pd.Series, key: str, argument: str) -> np.ndarray:
     """Return a numeric column, finite and without gaps; float32, shape (n_obs,)."""
-    if n_missing := int(column.isna().sum()):
-        raise ValueError(
-            f"adata.obs[{key!r}] has {n_missing} missing values (NaN); fill them or drop those cells."
-        )
+    check_complete(column, key)
     if pd.api.types.is_datetime64_any_dtype(column.dtype) or column.dtype.kind == "m":
         raise ValueError(
             f"adata.obs[{key!r}] must be numeric, got dates or times, {column.dtype} ({argument}); convert it, for "

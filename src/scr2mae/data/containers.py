@@ -1,4 +1,4 @@
-"""What may stand for an AnnData, and what to do with everything else that holds cells."""
+"""Check that data are an AnnData, and say how to convert other containers."""
 
 from __future__ import annotations
 

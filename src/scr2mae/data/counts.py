@@ -183,8 +183,8 @@ def as_csr(matrix: Any) -> sparse.csr_matrix:
 def take_rows(matrix: sparse.csr_matrix, indices: np.ndarray | slice) -> sparse.csr_matrix:
     """Return the given rows of a CSR matrix, at a cost that depends on these rows only.
 
-    If ``indptr`` is int64 and ``indices`` int32, as in a very large matrix or one written in pieces, SciPy would convert
-    all column indices at each call.
+    If ``indptr`` is int64 and ``indices`` int32, as in a very large matrix or one written in pieces, SciPy
+    would convert all column indices at each call.
     """
     if matrix.indices.dtype == matrix.indptr.dtype:
         return matrix[indices]
@@ -259,8 +259,8 @@ def check_counts(
 ) -> None:
     """Raise unless all counts are non-negative, finite and (by default) integers.
 
-    The error names the cell, the gene and where raw counts usually are; ``rows`` are the cells of ``adata`` that the rows
-    of ``counts`` belong to, by default all.
+    The error names the cell, the gene and where raw counts usually are; ``rows`` are the cells of ``adata``
+    that the rows of ``counts`` belong to, by default all.
     """
     found = find_invalid_count(counts, integers=integers)
     if found is None:

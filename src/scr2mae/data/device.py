@@ -42,14 +42,10 @@ class DeviceCells:
         self._starts = torch.from_numpy(counts.indptr.astype(np.int64)).to(device)
         self._columns = torch.from_numpy(counts.indices).to(_smallest_dtype(counts.indices)).to(device)
         self._values = torch.from_numpy(counts.data).to(_smallest_dtype(counts.data)).to(device)
-        self._covariates = {
-            key: torch.from_numpy(np.ascontiguousarray(array)).to(device)
-            for key, array in cells.covariates(slice(None)).items()
-        }
-        self._measured = {
-            key: torch.from_numpy(np.ascontiguousarray(array)).to(device)
-            for key, array in cells.measured_genes(slice(None)).items()
-        }
+        self._covariates, self._measured = (
+            {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}
+            for arrays in (cells.covariates(slice(None)), cells.measured_genes(slice(None)))
+        )
         self.device = device
         held = [self._starts, self._columns, self._values, *self._covariates.values()]
         self.nbytes = sum(t.numel() * t.element_size() for t in held)
@@ -95,7 +91,6 @@ def to_device(cells: Cells, device: torch.device, *, required: bool = False) -> 
         warnings.warn(
             f"{device} ran out of memory for the counts ({needed / 1e9:.2f} GB); they stay in the host's memory, "
             "from where each mini-batch is copied. Pass counts_on='memory' to choose that from the start.",
-            UserWarning,
             stacklevel=2,
         )
         return None

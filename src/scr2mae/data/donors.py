@@ -1,4 +1,4 @@
-"""Names that may not be donors, one donor under several names, and cells that are there twice."""
+"""Warn about placeholder donors, donors under several names, and duplicated cells."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Fingerprints",
     "donor_columns",
+    "warn_about_copied_cells",
     "warn_about_donors",
     "warn_about_origin",
     "warn_about_shared_names",
@@ -129,7 +130,7 @@ def warn_about_shared_names(tables: Iterable[pd.DataFrame], labels: Iterable[str
 
 
 class Fingerprints:
-    """A number per cell, equal for equal counts, which finds cells that are there twice.
+    """A number per cell, equal for equal counts, to find duplicated cells.
 
     Parameters
     ----------
@@ -145,7 +146,7 @@ class Fingerprints:
         """Add the cells of a block that starts at ``first``."""
         self.values[first : first + counts.shape[0]] = counts @ self._weights
 
-    def warn(self, names: Any) -> None:
+    def warn(self, names: Any, *, stacklevel: int = 4) -> None:
         """Warn if cells of the same barcode, whatever their suffix, have the same counts."""
         table = pd.DataFrame({"name": [_barcode(name) for name in names], "value": self.values.round(6)})
         table = table[table["value"] != 0]
@@ -154,8 +155,16 @@ class Fingerprints:
             example = table["name"][table.duplicated(keep=False)].iloc[0]
             _warn(
                 f"{n_twice} cells occur more than once, with the same barcode and the same counts, such as {example!r}; copies "
-                "may be on both sides of a split. Drop them."
+                "may be on both sides of a split. Drop them.",
+                stacklevel=stacklevel,
             )
+
+
+def warn_about_copied_cells(counts: Any, names: Any) -> None:
+    """Warn about duplicated cells of a matrix in memory."""
+    prints = Fingerprints(*counts.shape)
+    prints.add(0, counts)
+    prints.warn(names, stacklevel=5)
 
 
 def _barcode(name: Any) -> str:
@@ -172,5 +181,5 @@ def _with_counts(names: list[str], counts: pd.Series) -> str:
     return " and ".join(f"{int(counts[name])} cells of {name!r}" for name in names[:_MAX_NAMED])
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)
+def _warn(message: str, *, stacklevel: int = 4) -> None:
+    warnings.warn(message, stacklevel=stacklevel)

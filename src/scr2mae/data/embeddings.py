@@ -1,4 +1,4 @@
-"""Embeddings that were made elsewhere, joined by the names of the cells."""
+"""Add embeddings from other programs, matched by cell names."""
 
 import os
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ def add_embedding(
     adata
         Cells; its ``obsm`` is changed. Cells may be fewer than, and in another order than, those of the embedding.
     embedding
-        A table with the cells' names as index, an AnnData, or a file of one: ``.h5ad``, or ``.csv``, ``.tsv`` (gzipped or
-        not) or ``.parquet`` with names in the first column or the index. An array, or a ``.npy`` file, needs
-        ``obs_names``.
+        A table with the cells' names as index, an AnnData, or a file of one: ``.h5ad``, or ``.csv``, ``.tsv``
+        (gzipped or not) or ``.parquet`` with names in the first column or the index. An array, or a ``.npy``
+        file, needs ``obs_names``.
     key
         Name in ``adata.obsm``, such as ``"X_scgpt"``.
     obs_names

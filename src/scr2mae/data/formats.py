@@ -1,4 +1,4 @@
-"""Formats of cells recognized by their content: which can be read, and the line that converts the others."""
+"""Recognize file formats by content, and say how to convert those that cannot be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import h5py
 
-__all__ = ["Kind", "hdf5_kind", "not_anndata"]
+__all__ = ["Kind", "hdf5_kind", "is_tenx", "is_zarr_folder", "not_anndata"]
 
 Kind = Literal["anndata", "10x", "h5mu", "loom", "h5seurat"]
 
@@ -30,6 +30,16 @@ _LONGEST_LINE = 1 << 24
 _WRITE = ".write_h5ad('counts.h5ad')"
 
 
+def is_zarr_folder(path: Path) -> bool:
+    """Return whether a folder is a zarr group, of format 2 or 3."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
+
+
+def is_tenx(group: Any) -> bool:
+    """Return whether a group of an HDF5 file has the counts of Cell Ranger."""
+    return isinstance(group, h5py.Group) and set(group) >= _TENX
+
+
 def hdf5_kind(file: Any) -> Kind | None:
     """Return the format of an open HDF5 file; None if it is unknown."""
     # Links may lead to other files, which are not opened.
@@ -42,8 +52,7 @@ def hdf5_kind(file: Any) -> Kind | None:
         return "h5seurat"
     if {"obs", "var"} <= keys:
         return "anndata"
-    groups = (file[key] for key in keys if isinstance(file[key], h5py.Group))
-    return "10x" if any(set(group) >= _TENX for group in groups) else None
+    return "10x" if any(is_tenx(file[key]) for key in keys) else None
 
 
 def not_anndata(path: Path) -> str | None:

@@ -176,7 +176,6 @@ def warn_about_genes(var: pd.DataFrame) -> None:
         warnings.warn(
             f"Gene names are row numbers, {names[0]!r} to {names[-1]!r}, which match those of any other file by position; set "
             f"adata.var_names (columns of var: {list(var.columns)}).",
-            UserWarning,
             stacklevel=3,
         )
     for column in ("feature_types", "feature_type", "modality"):
@@ -192,6 +191,5 @@ def warn_about_genes(var: pd.DataFrame) -> None:
         warnings.warn(
             f"var[{column!r}] has {shown}; all are trained as genes. Keep one type: "
             f"adata[:, adata.var[{column!r}] == 'Gene Expression'].copy().",
-            UserWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Studies joined over the union of their genes, and cells that several of them hold."""
+"""Join studies over the union of their genes, and find cells that several studies contain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scr2mae._utils.files import as_path
 from scr2mae.data.containers import check_anndata
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
 from scr2mae.data.genes import advise, select_genes
-from scr2mae.data.panels import MEASURED_COLUMN, column_of
+from scr2mae.data.panels import MEASURED_COLUMN, column_of, measured_positions
 from scr2mae.data.prepare.join import align_sources, join_obs, join_var, measured_table
 from scr2mae.data.store import open_store, read_file
 
@@ -61,8 +61,8 @@ def join_studies(
     Parameters
     ----------
     studies
-        AnnData of raw counts, or an ``.h5ad`` file or ``.zarr`` folder, by the name of the study. Genes are matched by name,
-        ignoring versions of Ensembl ids.
+        AnnData of raw counts, or an ``.h5ad`` file or ``.zarr`` folder, by the name of the study. Genes are
+        matched by name, ignoring versions of Ensembl ids.
     study_key
         Column of ``obs`` for the name of the study.
     layer
@@ -112,10 +112,8 @@ def join_studies(
     for table, column in zip(tables, columns, strict=True):
         counts = as_csr(get_counts(table.adata, layer))
         check_counts(counts, table.adata, layer)
-        if MEASURED_COLUMN in table.var:
-            has = table.var[MEASURED_COLUMN].to_numpy(dtype=bool)[column] & (column >= 0)
-            measured[column_of(table.label)] = has
-            column = np.where(has, column, -1)
+        column = measured_positions(table.var, column)
+        measured[column_of(table.label)] = column >= 0
         blocks.append(select_genes(counts, column))
     keys = (prefix,) if isinstance(prefix, str) else tuple(prefix)
     obs, n_renamed = join_obs(tables, study_key, keys)
@@ -144,7 +142,6 @@ def _warn_about_overlap(tables: list[_Study], names: pd.Index, columns: list[np.
             cause = advise(table.var, names.to_numpy()[others.any(axis=0)], n_shared)
             warnings.warn(
                 f"{table.path} shares {n_shared} of its {len(table.var)} genes with the other studies. {cause}".strip(),
-                UserWarning,
                 stacklevel=3,
             )
 
@@ -155,12 +152,13 @@ def find_copies(adata: AnnData, study_key: str = "study", *, min_genes: int = 20
     Parameters
     ----------
     adata
-        Joined studies, as :func:`join_studies` returns them. Studies come in the order of their first cells: put your own
-        first, so that copies are found among the public cells.
+        Joined studies, as :func:`join_studies` returns them. Studies come in the order of their first cells:
+        put your own first, so that copies are found among the public cells.
     study_key
         Column of ``obs`` with the study.
     min_genes
-        Smallest number of genes, measured by both studies, that must have a count in the cell: fewer could be equal by chance.
+        Smallest number of genes, measured by both studies, that must have a count in the cell: fewer could be
+        equal by chance.
 
     Returns
     -------

@@ -120,8 +120,8 @@ class CellDataModule(pl.LightningDataModule):
     seed
         Seed of the order of training cells.
     counts_on
-        Place of the counts during training: ``"device"``, ``"memory"``, or ``"auto"`` for the device if it is not the CPU
-        and they fit. Counts on disk stay there.
+        Place of the counts during training: ``"device"``, ``"memory"``, or ``"auto"`` for the device if it is
+        not the CPU and they fit. Counts on disk stay there.
     loader_kwargs
         Additional arguments of :class:`CellLoader`.
     """

@@ -1,4 +1,4 @@
-"""Panels: which genes were measured in each cell, where studies are trained together."""
+"""Panels: the genes measured in each cell, for training on several studies."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     from scipy import sparse
 
-__all__ = ["MEASURED_COLUMN", "Panels", "column_of"]
+__all__ = ["MEASURED_COLUMN", "Panels", "column_of", "measured_positions"]
 
 MEASURED_COLUMN = "scr2mae_measured"
 """Column of ``adata.var``: False if a gene panel lacks a gene of the reference. In ``adata.varm``, a table with a column
@@ -22,6 +23,13 @@ _BLOCK = 1 << 22
 def column_of(study: str) -> str:
     """Return the column of a study in the table of measured genes; files cannot hold names with a slash."""
     return study.replace("/", "|")
+
+
+def measured_positions(var: pd.DataFrame, position: np.ndarray) -> np.ndarray:
+    """Return positions of genes in a table, with -1 also for those that its column of measured genes rules out."""
+    if MEASURED_COLUMN not in var:
+        return position
+    return np.where((position >= 0) & var[MEASURED_COLUMN].to_numpy(dtype=bool)[position], position, -1)
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,9 @@ def highly_variable_genes(
     n_top_genes
         Number of genes to mark, >= 1. Genes that are never detected or never vary are not marked, even if fewer remain.
     target_sum
-        Counts per cell after scaling, > 0. If None, the median over cells, which needs one more pass; that is the
-        default of Scanpy, while 10,000 is used by the log-values of the CELLxGENE portal and by the tutorials. [The paper only
-        says "Scanpy's defaults"; reading that as the flavor is inferred.]
+        Counts per cell after scaling, > 0. If None, the median over cells, which needs one more pass; that is
+        the default of Scanpy, while 10,000 is used by the log-values of the CELLxGENE portal and by the
+        tutorials. [The paper only says "Scanpy's defaults"; reading that as the flavor is inferred.]
 
     Returns
     -------

@@ -154,12 +154,6 @@ def _blocks(
     yield checked
 
 
-def _layer(arguments: dict[str, Any]) -> str | None:
-    """Return the layer of the counts, for ``use_raw`` one that this setup makes."""
-    arguments["layer"] = named_layer(arguments["layer"], use_raw=arguments.pop("use_raw", False))
-    return arguments["layer"]
-
-
 def register(
     adata: AnnData,
     setup_method_args: dict[str, Any],
@@ -179,9 +173,7 @@ def register(
         arguments[argument] = as_keys(arguments[argument], argument) or None
     if arguments["donor_key"] is not None and not isinstance(arguments["donor_key"], str):
         arguments["donor_key"] = as_keys(arguments["donor_key"], "donor_key")
-    layer, batch_key = _layer(arguments), arguments["batch_key"]
-    categorical, continuous = (arguments[argument] for argument in _SEVERAL)
-    size_factor = arguments["size_factor_key"]
+    arguments["layer"] = layer = named_layer(arguments["layer"], use_raw=arguments.pop("use_raw", False))
     check_anndata(adata)
     make_actual(adata)
     check_genes(adata)
@@ -197,15 +189,17 @@ def register(
         )
     options = {"integers": arguments["check_counts"], "is_query": is_query}
     _check_obs(adata, arguments, is_new=not is_query)
+    known_studies = None
     if source_registry is not None:
-        for key, known in CellSpec.from_registry(source_registry).categorical:
+        reference = CellSpec.from_registry(source_registry)
+        known_studies = reference.studies
+        for key, known in reference.categorical:
             if key is not None:
                 check_new_categories(find_column(adata.obs, key), key, known, adata)
-    reference = None if source_registry is None else CellSpec.from_registry(source_registry).studies
     studies, check = register_studies(
         adata,
         arguments,
-        known=reference,
+        known=known_studies,
         is_new=not is_query,
         read_blocks=lambda: _blocks(counts, adata, layer, **options),
     )
@@ -215,10 +209,10 @@ def register(
     fields: list[Any] = [
         # is_count_data=True would run a check of scvi-tools that fails on sparse arrays; counts are checked above.
         LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
-        CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-        CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical),
-        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous),
-        NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor, required=False),
+        CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, arguments["batch_key"]),
+        CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, arguments["categorical_covariate_keys"]),
+        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, arguments["continuous_covariate_keys"]),
+        NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, arguments["size_factor_key"], required=False),
     ]
     if arguments["study_key"] is not None:
         fields.append(StudyField(arguments["study_key"], studies))

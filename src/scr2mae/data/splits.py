@@ -18,11 +18,11 @@ from scr2mae.data.donors import warn_about_donors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Split", "split_cells"]
+__all__ = ["SIDES", "Split", "split_cells"]
 
 logger = logging.getLogger(__name__)
 
-_SIDES = ("train", "validation", "test")
+SIDES = ("train", "validation", "test")
 _DRAWN_SETS = 200  # of groups, among which the nearest to the wanted share is taken
 
 
@@ -53,12 +53,12 @@ class Split:
     def sha256(self) -> str:
         """Hash of the positions on each side; equal splits have equal hashes."""
         digest = hashlib.sha256()
-        for side in _SIDES:
+        for side in SIDES:
             digest.update(side.encode() + np.ascontiguousarray(getattr(self, side), dtype="<i8").tobytes())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{side}={len(getattr(self, side))}" for side in _SIDES)
+        sizes = ", ".join(f"{side}={len(getattr(self, side))}" for side in SIDES)
         return f"Split({sizes}, key={self.key!r}, sha256={self.sha256[:12]})"
 
 
@@ -104,8 +104,8 @@ def _by_group(codes: np.ndarray, train_size: float, validation_size: float, seed
 def _nearest_groups(sizes: np.ndarray, wanted: float, rng: np.random.Generator, *, at_most: int) -> list[int]:
     """Return the groups, among random sets, whose number of cells is nearest to what is wanted.
 
-    Sets that miss it by the same multiple of a twentieth are equally near, and the one that was drawn first is taken. Three
-    groups or more come before fewer if they miss it by at most a fifth.
+    Sets that miss it by the same multiple of a twentieth are equally near, and the one that was drawn first
+    is taken. Three groups or more come before fewer if they miss it by at most a fifth.
     """
     best: list[int] = []
     best_rank = (np.inf, np.inf)
@@ -133,7 +133,6 @@ def _group_codes(groups: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray] |
     if groups.isna().any():
         warnings.warn(
             f"adata.obs[{key!r}] has {int(groups.isna().sum())} missing values; those cells are kept together, as one group.",
-            UserWarning,
             stacklevel=4,
         )
     codes, names = pd.factorize(groups.astype(object).where(groups.notna(), "(missing)"), sort=False)
@@ -141,7 +140,6 @@ def _group_codes(groups: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray] |
         warnings.warn(
             f"adata.obs[{key!r}] has {len(names)} groups; at least 3 are needed to split by group, so cells are split at random. "
             "A cell's donor may be on both sides.",
-            UserWarning,
             stacklevel=4,
         )
         return None
@@ -170,8 +168,8 @@ def split_cells(
     key
         Name of that column, kept in the result.
     train_size, validation_size
-        Fractions of cells; the rest is for testing. Groups are kept whole: among random sets of them, one is taken whose
-        share of cells is nearest, and three groups come before fewer that are about as near.
+        Fractions of cells; the rest is for testing. Groups are kept whole: among random sets of them, one is
+        taken whose share of cells is nearest, and three groups come before fewer that are about as near.
     seed
         Seed of the draw.
     shuffle
@@ -206,7 +204,7 @@ def split_cells(
     if coded is not None:
         names = {
             side: sorted(coded[1][np.unique(coded[0][indices])].tolist())
-            for side, indices in zip(_SIDES, sides, strict=True)
+            for side, indices in zip(SIDES, sides, strict=True)
         }
     if len(names.get("validation", ())) == 1:
         _warn_about_one(names["validation"][0], str(key), len(coded[1]))  # type: ignore[index]

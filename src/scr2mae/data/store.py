@@ -1,4 +1,4 @@
-"""AnnData on disk: tables in memory, counts left where they are."""
+"""Open AnnData on disk: tables are read, counts stay on disk."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from anndata.io import read_elem, sparse_dataset
 
 from scr2mae._utils.files import as_path
 from scr2mae._utils.untrusted import UnsafeFileError, check_store
-from scr2mae.data.formats import hdf5_kind, not_anndata
+from scr2mae.data.formats import hdf5_kind, is_tenx, is_zarr_folder, not_anndata
 from scr2mae.data.panels import MEASURED_COLUMN
-from scr2mae.data.tenx import TenX, is_tenx, tenx_group, tenx_table
+from scr2mae.data.tenx import TenX, tenx_group, tenx_table
 
 if TYPE_CHECKING:
     import os
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_by_cell",
+    "has_matrix",
     "has_raw",
-    "is_zarr_folder",
     "open_group",
     "open_matrix",
     "open_store",
@@ -34,11 +34,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-def is_zarr_folder(path: Path) -> bool:
-    """Return whether a folder is a zarr group, of format 2 or 3."""
-    return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
 
 
 def open_group(path: str | os.PathLike[str]) -> Any:
@@ -191,7 +186,7 @@ def open_store(
         return read_file(path)
     group = open_group(path)
     obs, var = (read_frame(group, name, path=path) for name in ("obs", "var"))
-    X = open_matrix(group["X"]) if "X" in group and not _is_null(group["X"]) else None
+    X = open_matrix(group["X"]) if has_matrix(group) else None
     check_by_cell(X, f"X of {path}")
     layers = _open_layers(group, path)
     if X is None and not layers:
@@ -222,6 +217,11 @@ def _open_raw(group: Any, path: Path) -> dict[str, Any]:
 def has_raw(group: Any) -> bool:
     """Return whether an AnnData on disk has ``raw`` with a matrix; some writers store an empty one."""
     return "raw" in group and not _is_null(group["raw"]) and "X" in group["raw"]
+
+
+def has_matrix(group: Any) -> bool:
+    """Return whether an AnnData on disk has ``X``."""
+    return "X" in group and not _is_null(group["X"])
 
 
 def _is_null(element: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Studies of an AnnData: the column that names them, and the table of the genes that each has measured."""
+"""Studies of an AnnData: their column in ``obs``, and the genes that each has measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 from scvi.data.fields import BaseAnnDataField
 
 from scr2mae.data.columns import find_column
-from scr2mae.data.panels import MEASURED_COLUMN, Panels, column_of
+from scr2mae.data.panels import MEASURED_COLUMN, Panels, column_of, measured_positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -138,9 +138,9 @@ class Studies:
     def resolve(self, adata: AnnData, position: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the genes of the studies in an AnnData, (n_vars, n_studies), and the study of each cell, (n_obs,).
 
-        ``position`` is the column of each gene of the model, -1 if absent. What the AnnData says in its own table counts
-        first, then what the model knows of a study; a study that is unknown to both has measured the genes that are there.
-        None if the AnnData does not name studies.
+        ``position`` is the column of each gene of the model, -1 if absent. What the AnnData says in its own
+        table counts first, then what the model knows of a study; a study that is unknown to both has measured
+        the genes that are there. None if the AnnData does not name studies.
         """
         if self.key not in adata.obs:
             return None
@@ -251,8 +251,8 @@ def register_studies(
 ) -> tuple[dict[str, np.ndarray], MeasuredCheck | None]:
     """Return the genes of each study of an AnnData in its setup, and the check of its counts.
 
-    ``arguments`` are those of the setup, which ``is_new`` or that of a reference with the studies ``known``; counts are read
-    where measured genes are to be inferred, or their zeros named.
+    ``arguments`` are those of the setup, which ``is_new`` or that of a reference with the studies ``known``;
+    counts are read where measured genes are to be inferred, or their zeros named.
     """
     is_unnamed = arguments["study_key"] is None and arguments["measured_key"] is None
     if is_new and is_unnamed and MEASURED_COLUMN in adata.varm and not arguments["infer_measured"]:
@@ -268,9 +268,7 @@ def register_studies(
         raise KeyError(f"No {measured_key!r} in adata.varm; choose one of {list(adata.varm)}.")
     if is_new:
         find_column(adata.obs, key)  # raises
-    position = np.arange(adata.n_vars)
-    if MEASURED_COLUMN in adata.var:
-        position = np.where(adata.var[MEASURED_COLUMN].to_numpy(dtype=bool), position, -1)
+    position = measured_positions(adata.var, np.arange(adata.n_vars))
     studies = Studies(key, measured_key, {} if known is None else known.measured)
     found = studies.resolve(adata, position)
     if found is None:
@@ -350,4 +348,4 @@ def report_studies(measured: Mapping[str, np.ndarray], names: np.ndarray) -> Non
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)
+    warnings.warn(message, stacklevel=4)

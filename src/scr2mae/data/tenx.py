@@ -1,8 +1,8 @@
-"""HDF5 files of Cell Ranger as cells by features, of which rows can be read."""
+"""Read HDF5 files of Cell Ranger by row, as cells by features."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -10,12 +10,12 @@ import pandas as pd
 from anndata.utils import make_index_unique
 from scipy import sparse
 
+from scr2mae.data.formats import is_tenx
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["TenX", "is_tenx", "tenx_group", "tenx_table"]
-
-_MATRIX = {"barcodes", "data", "indices", "indptr"}
+__all__ = ["TenX", "tenx_group", "tenx_table"]
 
 
 class TenX:
@@ -40,11 +40,6 @@ class TenX:
         part = slice(indptr[0], indptr[-1])
         counts, indices = self._group["data"][part], self._group["indices"][part]
         return sparse.csr_matrix((counts, indices, indptr - indptr[0]), shape=(stop - start, self.shape[1]))
-
-
-def is_tenx(group: Any) -> bool:
-    """Return whether a group of an HDF5 file has the counts of Cell Ranger."""
-    return isinstance(group, h5py.Group) and set(group) >= _MATRIX
 
 
 def tenx_group(file: h5py.File, path: Path) -> h5py.Group:

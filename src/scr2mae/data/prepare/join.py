@@ -1,4 +1,4 @@
-"""Several files joined: genes matched by name, tables of cells and genes concatenated."""
+"""Join several files: match genes by name, concatenate tables of cells and genes."""
 
 from __future__ import annotations
 

@@ -70,15 +70,17 @@ def prepare(
 ) -> Path:
     """Write the raw counts of the highly variable genes of several files into one store, with the cells shuffled.
 
-    Files are read twice, block by block: first to validate the counts and rank the genes, then to copy the selected genes.
-    Cells are shuffled on disk, so that a store of any size can be read in long runs of rows and yet in random
-    order. The result is that of `preprocess` on the concatenated files, with the cells in another order.
+    Files are read twice, block by block: first to validate the counts and rank the genes, then to copy the
+    selected genes. Cells are shuffled on disk, so that a store of any size can be read in long runs of rows
+    and yet in random order. The result is that of `preprocess` on the concatenated files, with the cells in
+    another order.
 
     Parameters
     ----------
     paths
-        ``.h5ad`` files or ``.zarr`` folders, with counts stored by cell (CSR) or dense; ``.h5`` files of Cell Ranger; or
-        ``.h5mu`` files with a modality "rna". Genes are matched by name, ignoring versions of Ensembl ids.
+        ``.h5ad`` files or ``.zarr`` folders, with counts stored by cell (CSR) or dense; ``.h5`` files of Cell
+        Ranger; or ``.h5mu`` files with a modality "rna". Genes are matched by name, ignoring versions of
+        Ensembl ids.
     output
         Store to write, ending in ``.zarr`` (a folder) or ``.h5ad``.
     n_top_genes
@@ -90,15 +92,17 @@ def prepare(
     target_sum
         Counts per cell to which cells are scaled for the ranking, see `highly_variable_genes`.
     join
-        ``"inner"`` keeps genes that all files have, ``"outer"`` genes that any file has. ``varm["scr2mae_measured"]`` then
-        says which genes each file has, and models do not take the zeros of the others for measurements.
+        ``"inner"`` keeps genes that all files have, ``"outer"`` genes that any file has.
+        ``varm["scr2mae_measured"]`` then says which genes each file has, and models do not take the zeros of
+        the others for measurements.
     file_key
         Column of ``obs`` with the file of each cell; None for no such column, with ``join="inner"``.
     prefix
         Columns of ``obs`` whose values get the name of their file in front, such as the donor, if equal names in two
         files are different people.
     seed
-        Seed of the shuffle. The order of the cells depends only on the seed and the input order, not on ``memory_limit``.
+        Seed of the shuffle. The order of the cells depends only on the seed and the input order, not on
+        ``memory_limit``.
     memory_limit
         Approximate bytes for blocks and buckets, in addition to ``obs`` and the libraries. For stores much larger
         than this, a higher limit means fewer and larger pieces.
@@ -150,9 +154,8 @@ def prepare(
             )
         keys = as_keys(prefix, "prefix")
         cells = check_cells(sources, keys)
-        n_renamed = join_obs(sources, file_key, keys)[
-            1
-        ]  # fails early; read again when no counts are in memory
+        # Fails early; read again when no counts are in memory.
+        n_renamed = join_obs(sources, file_key, keys)[1]
         if n_renamed:
             logger.warning(
                 "%d names of cells occur more than once; they get their file as a suffix.", n_renamed

@@ -15,9 +15,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scr2mae._utils.untrusted import is_indptr
+from scr2mae.data.formats import is_tenx
 from scr2mae.data.preprocess import read_block
-from scr2mae.data.store import check_by_cell, has_raw, open_group, open_matrix, read_frame
-from scr2mae.data.tenx import is_tenx
+from scr2mae.data.store import check_by_cell, has_matrix, has_raw, open_group, open_matrix, read_frame
 
 __all__ = ["Source", "open_sources"]
 
@@ -110,7 +110,7 @@ def _find_counts(group: Any, path: Path, layer: str | None) -> tuple[Any, str]:
         return group["layers"][layer], "var"
     if has_raw(group):
         return group["raw/X"], "raw/var"
-    if "X" not in group or group["X"].attrs.get("encoding-type") == "null":
+    if not has_matrix(group):
         raise ValueError(f"{path} has no matrix in X and no raw; name the layer with the counts.")
     return group["X"], "var"
 

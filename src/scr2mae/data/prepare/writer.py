@@ -20,7 +20,7 @@ from anndata import settings
 from anndata.io import sparse_dataset, write_elem
 
 from scr2mae._utils.files import clear_errors, exchange
-from scr2mae.data.store import is_zarr_folder
+from scr2mae.data.formats import is_zarr_folder
 
 __all__ = [
     "bytes_per_value",
