@@ -79,12 +79,7 @@ def gene_attribution(
     share or take one another's weight. Test genes on pseudobulk counts per donor, for example with edgeR or DESeq2.
     """
     check_anndata(adata)
-    embedder: Any = model if model is not None else probe.model
-    if embedder is None:
-        raise ValueError(
-            "Attribution runs through the encoder; pass model=, the model of the probe's embedding."
-        )
-    probe.features.check_model(embedder)
+    embedder = _model_of(probe, model)
     target = read_target(adata.obs, probe.target, probe.kind, donor_key=donor_key or probe.donor_key)
     chosen = np.arange(len(target.rows))
     if max_cells_per_donor is not None:
@@ -110,6 +105,15 @@ def gene_attribution(
     if key_added is not None:
         adata.uns[key_added] = table.copy()
     return table
+
+
+def _model_of(probe: Probe, model: Any) -> Any:
+    """Return the model that embeds the counts; raise unless it is that of the probe."""
+    model = model if model is not None else probe.model
+    if model is None:
+        raise ValueError("Counts are embedded for this; pass model=, the model of the probe's embedding.")
+    probe.features.check_model(model)
+    return model
 
 
 def _directions(each: LinearMap) -> Float:
@@ -244,9 +248,7 @@ def score_without_genes(
         If there is no model, or it is not the one of the probe.
     """
     check_anndata(adata)
-    embedder = model if model is not None else probe.model
-    if embedder is None:
-        raise ValueError("Genes are left out of the counts; pass model=, the model of the probe's embedding.")
+    embedder = _model_of(probe, model)
     labeled = adata[adata.obs[probe.target].notna().to_numpy()]
     names = np.asarray(labeled.var_names.astype(str))
     rng = np.random.default_rng(seed)
@@ -264,7 +266,6 @@ def score_without_genes(
             outputs = outputs - outputs[:, ::-1]
         return macro_auroc(truth.astype(str).to_numpy(dtype=str), outputs, classes=probe.classes)
 
-    probe.features.check_model(embedder)
     rows = []
     for n in n_genes:
         draws = [score(rng.choice(names, n, replace=False).tolist()) for _ in range(n_random if n else 0)]

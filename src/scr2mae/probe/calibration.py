@@ -1,4 +1,4 @@
-"""Probabilities that agree with frequencies on held-out donors, and tables that show whether they do."""
+"""Calibrate probabilities on held-out donors, and tabulate their reliability."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args

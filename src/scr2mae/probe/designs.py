@@ -1,4 +1,4 @@
-"""Designs of donors: which columns go with the target, and which determine it."""
+"""Study designs: columns that are associated with the target or determine it."""
 
 import logging
 import warnings
@@ -19,14 +19,7 @@ from scr2mae.probe.inputs import Kind, Target, checked_obs, read_target
 
 logger = logging.getLogger(__name__)
 _COLUMNS = (
-    "column",
-    "n_levels",
-    "association",
-    "n_determined",
-    "n_units",
-    "determines",
-    "identifies",
-    "missing",
+    *("column", "n_levels", "association", "n_determined", "n_units", "determines", "identifies", "missing"),
 )
 
 
@@ -45,15 +38,11 @@ def design_table(
     ----------
     adata
         Annotated data; only ``adata.obs`` is read.
-    target, kind
-        Column of ``adata.obs`` to predict, and "classification" or "regression".
-    donor_key
-        Column with donor IDs, or several that together name a donor.
+    target, kind, donor_key, sample_key
+        As in :func:`fit_probe`.
     columns
-        Columns to compare with, such as batch, sex and study. Columns of numbers with more than ten values are compared as
-        numbers, all others as categories.
-    sample_key
-        Column with sample IDs, if donors have several samples.
+        Columns to compare with, such as batch, sex and study. Columns of numbers with more than ten values
+        are compared as numbers, all others as categories.
 
     Returns
     -------
@@ -86,7 +75,6 @@ def design_table(
                 f"{column!r} determines {target!r}: all {row['n_units']} units of the same {column!r} have the same "
                 f"{target!r}, so a score cannot tell one from the other. Add donors that break the tie, or hold out "
                 "whole levels with holdout_key=.",
-                UserWarning,
                 stacklevel=2,
             )
     return pd.DataFrame(rows, columns=list(_COLUMNS)).set_index("column")

@@ -1,4 +1,4 @@
-"""Donors of new cells: means over their cells, how uncertain these are, and whether the probe knows the donor."""
+"""Predictions per donor: means over cells, their uncertainty, and a warning about donors of the fit."""
 
 import warnings
 from collections.abc import Sequence
@@ -58,7 +58,6 @@ def interval_width(errors: ArrayLike, confidence: float) -> float:
         warnings.warn(
             f"The intervals are infinite: confidence {confidence:g} needs {n_needed} held-out donors, the probe has "
             f"{n_donors}. Pass confidence={largest:g} or less, or fit the probe to more donors.",
-            UserWarning,
             stacklevel=3,
         )
     return width
@@ -72,6 +71,5 @@ def warn_about_known_donors(column: pd.Series, known: Sequence[str]) -> None:
         warnings.warn(
             f"{len(shared)} donor(s) of the fit are among those predicted: {shorten(shared)}. Their predictions look better "
             "than those of new donors; the scores of the probe come from held-out donors.",
-            UserWarning,
             stacklevel=4,
         )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -22,6 +23,7 @@ from scr2mae.probe.kept import UNKNOWN, Probe
 from scr2mae.probe.linear import HeldOut, fit_map, hold_out, log_odds
 from scr2mae.probe.rejection import fit_rejection
 from scr2mae.probe.scorecard import score_table, unit_table
+from scr2mae.probe.scores import check_interval
 
 logger = logging.getLogger(__name__)
 Float = NDArray[np.float64]
@@ -60,8 +62,8 @@ def fit_probe(
     kind
         "classification" or "regression".
     donor_key
-        Column of ``adata.obs`` with donor IDs, or several that together name a donor, such as ``["study", "donor"]``; folds
-        hold out whole donors.
+        Column of ``adata.obs`` with donor IDs, or several that together name a donor, such as
+        ``["study", "donor"]``; folds hold out whole donors.
     sample_key
         Column of ``adata.obs`` with sample IDs, the unit of donor-level scores if donors have several samples.
     cell_level
@@ -84,7 +86,8 @@ def fit_probe(
     holdout_key
         Column, such as batch or study, of which whole levels are held out for another row of scores.
     cv
-        Number of folds of donors, for scores, calibration and rejection; each chooses its penalty across its own donors.
+        Number of folds of donors, for scores, calibration and rejection; each chooses its penalty across its
+        own donors.
     n_bootstrap
         Number of bootstrap resamples of donors for the intervals of the scores; 0 leaves them NaN. Calibration errors and
         the rate of unknown cells have none.
@@ -150,46 +153,36 @@ def fit_probe(
     curves, predicted, before = _calibrate(held_out, codes, calibration)
     truth = described.y if codes is None else codes
     settings: dict[str, Any] = {"n_bootstrap": n_bootstrap, "confidence": confidence, "seed": seed}
-    scores = score_table("embedding", described, truth, predicted, raw=before, **settings)
-    tables = [scores]
+    score: Any = partial(score_table, target=described, truth=truth, **settings)
+    tables = [score("embedding", predicted=predicted, raw=before)]
     design = None
-    if columns_of_design := as_keys(design_keys, "design_keys"):
-        columns: dict[str, Any] = {"columns": columns_of_design, "sample_key": sample_key}
-        design = design_table(adata, target=target, kind=kind, donor_key=donor_key, **columns)
-        Z = covariate_features(adata.obs.iloc[described.rows], columns_of_design)
+    if covariates := as_keys(design_keys, "design_keys"):
+        keys: dict[str, Any] = {"donor_key": donor_key, "sample_key": sample_key}
+        design = design_table(adata, target=target, kind=kind, columns=covariates, **keys)
+        Z = covariate_features(adata.obs.iloc[described.rows], covariates)
         alone = hold_out(Z, described.y, described.donors, folds, **options)
-        tables.append(score_table("covariates", described, truth, _plain(alone, classify), **settings))
+        tables.append(score("covariates", predicted=_plain(alone, classify)))
     if holdout_key is not None:
         levels = read_names(adata.obs.iloc[described.rows], holdout_key)
         apart = level_folds(levels, described.donors)
         other = hold_out(X, described.y, described.donors, apart, like=linear, **options)
         name = f"embedding, {key_name(holdout_key)} held out"
-        tables.append(score_table(name, described, truth, _plain(other, classify), **settings))
-    scores = pd.concat(tables, ignore_index=True)
+        tables.append(score(name, predicted=_plain(other, classify)))
+    donors = np.unique(described.donors)
     rejection = None
     if reject is not None:
         known = adata[described.rows]
         found = None if model is None else surprises_by_donor(model, known, X, described.donors)
-        rejection, share = fit_rejection(
-            X,
-            np.zeros(len(truth), dtype=np.intp) if codes is None else codes,
-            described.donors,
-            folds,
-            rate=reject,
-            found=found,
-        )
+        groups = np.zeros(len(truth), dtype=np.intp) if codes is None else codes
+        rejection, share = fit_rejection(X, groups, described.donors, folds, rate=reject, found=found)
         row = {"method": "embedding", "level": "cell", "unit": "donor", "metric": "unknown_rate"}
-        n_donors = len(np.unique(described.donors))
-        scores = pd.concat(
-            [scores, pd.DataFrame([row | {"value": share, "n_units": n_donors, "note": ""}])],
-            ignore_index=True,
-        )
+        tables.append(pd.DataFrame([row | {"value": share, "n_units": len(donors), "note": ""}]))
     return Probe(
         target=target,
         kind=kind,
         features=features,
         donor_key=donor_key if isinstance(donor_key, str) else tuple(as_keys(donor_key, "donor_key")),
-        donors=tuple(np.unique(described.donors).tolist()),
+        donors=tuple(donors.tolist()),
         is_cell_level=target in as_keys(cell_level, "cell_level"),
         linear=linear,
         fold_maps=held_out.maps,
@@ -197,7 +190,7 @@ def fit_probe(
         value_range=None if classify else (float(described.y.min()), float(described.y.max())),
         calibration=curves,
         rejection=rejection,
-        scores=scores,
+        scores=pd.concat(tables, ignore_index=True),
         held_out=unit_table(described, predicted, classes),
         reliability=None if codes is None else _reliability(described, codes, predicted, before),
         design=design,
@@ -208,10 +201,7 @@ def fit_probe(
 def _check_settings(reject: float | None, n_bootstrap: int, confidence: float) -> None:
     if not isinstance(reject, (Real, type(None))):
         raise TypeError(f"reject is a rate between 0 and 1 or None, got {reject!r}.")
-    if n_bootstrap < 0 or not 0 < confidence < 1:
-        raise ValueError(
-            f"Wanted n_bootstrap >= 0 and confidence between 0 and 1, got {n_bootstrap} and {confidence}."
-        )
+    check_interval(n_bootstrap, confidence)
 
 
 def check_donors(target: Target) -> None:

@@ -1,4 +1,4 @@
-"""Labels of a hierarchy: a coarser label where the finer one is uncertain."""
+"""Hierarchical labels: use the coarser label where the finer one is uncertain."""
 
 from collections.abc import Mapping
 

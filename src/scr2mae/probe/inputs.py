@@ -43,6 +43,11 @@ class Target:
     unit: str | None
     n_dropped: int
 
+    @property
+    def levels(self) -> list[tuple[str, str]]:
+        """Levels at which the target is scored, each with its unit."""
+        return [("cell", "cell")] if self.unit is None else [("cell", "cell"), ("donor", self.unit)]
+
 
 def kinds_of(targets: Any) -> Mapping[str, Kind]:
     """Return the kind of each target; raise unless targets are a mapping."""

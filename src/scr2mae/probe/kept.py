@@ -56,7 +56,8 @@ class Probe:
     rejection
         Rule that marks cells as unknown, or None.
     scores
-        Scores on held-out donors: one row per method, level and metric. Penalty and calibration were chosen without them.
+        Scores on held-out donors: one row per method, level and metric. Penalty and calibration were chosen
+        without them.
     held_out
         Held-out prediction of each unit (donor, or donor and class); None if the target is a property of cells.
     reliability
@@ -105,7 +106,8 @@ class Probe:
             Column with the donors of the new cells, to warn about those of the fit and to judge cells beside others of
             their donor. By default the column of the fit is used if ``adata`` has it.
         key_added
-            Column of ``adata.obs`` to write the prediction to; it is the prefix of the other columns. None writes nothing.
+            Column of ``adata.obs`` to write the prediction to; it is the prefix of the other columns. None
+            writes nothing.
 
         Returns
         -------
@@ -197,10 +199,11 @@ class Probe:
         One row per donor, or per donor and sample, with ``n_cells`` and ``n_unknown``.
 
         - Classes: ``prediction``, or "unknown" if all cells are rejected; its mean ``probability`` over cells; the interval
-          ``low`` to ``high`` of that mean; and ``p_CLASS`` for each class. The interval covers the choice of cells and of
-          training donors (by a jackknife over folds).
+          ``low`` to ``high`` of that mean; and ``p_CLASS`` for each class. The interval covers the choice of
+          cells and of training donors (by a jackknife over folds).
         - Numbers: ``prediction``; ``low`` and ``high``, the conformal interval of the donor's *value* from the errors on
-          held-out donors, infinite if there are fewer than ``confidence / (1 - confidence)`` of them; ``outside_range``.
+          held-out donors, infinite if there are fewer than ``confidence / (1 - confidence)`` of them;
+          ``outside_range``.
 
         Raises
         ------
@@ -376,7 +379,6 @@ class Probe:
             warnings.warn(
                 f"All {len(unknown)} cells differ too much from those of the fit and are marked unknown; check whether "
                 "tissue, species and protocol are the same, and whether the model of the probe embedded them.",
-                UserWarning,
                 stacklevel=3,
             )
         return X, unknown

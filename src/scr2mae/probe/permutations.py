@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 from scipy.stats import mannwhitneyu, rankdata
 from scipy.stats import permutation_test as sign_flip_test
 
 from scr2mae.data.columns import as_keys, find_column, warn_about_missing_text
 from scr2mae.metrics import group_means
 from scr2mae.probe.fitting import check_donors
-from scr2mae.probe.folds import make_folds
+from scr2mae.probe.folds import make_folds, to_dense
 from scr2mae.probe.inputs import Kind, Target, checked_obs, read_representation, read_target
 from scr2mae.probe.linear import hold_out
 from scr2mae.probe.ridge import ALPHAS, UnitMoments
@@ -73,12 +74,8 @@ def permutation_test(
         Annotated data.
     use_rep
         Representation: a key of ``obsm``, "X" or a layer.
-    target, kind
-        Column of ``adata.obs`` to predict, and "classification" or "regression".
-    donor_key
-        Column with donor IDs, or several that together name a donor.
-    sample_key
-        Column with sample IDs, if donors have several samples.
+    target, kind, donor_key, sample_key
+        As in :func:`fit_probe`.
     strata
         Columns, constant within units, such as batch or sex: labels are permuted within their combinations, so that an
         association with them is kept under the null hypothesis. If the target varies within donors (before and after a
@@ -99,8 +96,8 @@ def permutation_test(
     KeyError
         If a column or representation is missing.
     ValueError
-        If there are too few donors, the target belongs to the cell, a stratum varies within a unit, or no other labeling
-        is possible.
+        If there are too few donors, the target belongs to the cell, a stratum varies within a unit, or no
+        other labeling is possible.
 
     Notes
     -----
@@ -127,9 +124,7 @@ def permutation_test(
     labelings = y[order]  # (1 + n_permutations, n_units)
     folds = rng.permutation(len(np.unique(owners))) % min(cv, len(np.unique(owners)))
     fold_of_unit = folds[np.unique(owners, return_inverse=True)[1]]
-    moments = UnitMoments(
-        np.asarray(X if isinstance(X, np.ndarray) else X.toarray()), described.units, fold_of_unit
-    )
+    moments = UnitMoments(to_dense(X), described.units, fold_of_unit)
     pairs = np.unique(owners, return_inverse=True)[1] if "_and_" in described.unit else None
     statistics = _statistics(moments, labelings, kind, pairs)
     n_labelings, n_equal = _count(groups, y)
@@ -305,8 +300,7 @@ def _donor_scores(X: Any, target: Target, cv: int, is_cell_level: bool) -> Float
         _, predicted = group_means(found.outputs[:, 0], target.units)
         first = np.unique(target.units, return_index=True)[1]
         return group_means(-np.abs(predicted - target.y[first]), target.donors[first])[1]
-    logits = found.outputs - found.outputs.max(axis=1, keepdims=True)
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    probabilities = np.asarray(softmax(found.outputs, axis=1))
     right = probabilities[np.arange(len(codes)), codes]
     if is_cell_level:
         right = np.where(np.isnan(right), np.nan, probabilities.argmax(axis=1) == codes)

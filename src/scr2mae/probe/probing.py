@@ -12,7 +12,7 @@ from anndata import AnnData
 from scr2mae._utils.progress import progress
 from scr2mae.data.columns import as_keys
 from scr2mae.data.containers import check_anndata
-from scr2mae.data.donors import Fingerprints
+from scr2mae.data.donors import warn_about_copied_cells
 from scr2mae.probe.inputs import (
     Kind,
     Protocol,
@@ -44,18 +44,10 @@ def donor_splits(
     ----------
     adata
         Annotated data; only ``adata.obs`` is read.
-    targets
-        Maps columns of ``adata.obs`` to "classification" or "regression".
-    donor_key
-        Column of ``adata.obs`` with donor IDs, or several that together name a donor: ``["study", "donor"]``.
+    targets, donor_key, n_splits, seeds, protocol
+        As in :func:`linear_probe`.
     n_train_donors
         Number of training donors, at least two, so that the penalty can be chosen across them; by default half.
-    n_splits
-        Number of splits per seed.
-    seeds
-        Random seeds for the splits.
-    protocol
-        As in :func:`linear_probe`.
 
     Returns
     -------
@@ -66,11 +58,14 @@ def donor_splits(
     ------
     KeyError
         If a column is missing.
+    TypeError
+        If ``seeds`` is not a list.
     ValueError
         If there are too few donors, a target has fewer than two classes or values, classes are fractions, or a
         regression target holds text or infinity.
     """
-    _check_seeds(seeds)
+    if isinstance(seeds, (str, Integral)):
+        raise TypeError(f"seeds is a list of numbers, got {seeds!r}; pass [{seeds!r}].")
     if n_splits < 1 or not len(seeds):
         raise ValueError(
             f"Wanted at least one split and one seed, got n_splits={n_splits}, seeds={list(seeds)}."
@@ -146,12 +141,13 @@ def linear_probe(
     max_cells_per_donor_and_class
         Maximum number of cells per donor and class, for the targets in ``cell_level``.
     protocol
-        ``"stratified"``: a class that two donors have is placed on both sides of a split; folds are stratified by class;
-        test cells of a class without training cells are counted, not scored; F1 is averaged over the classes of the test
-        cells; each target has its own splits. ``"paper"``, to the letter of Dong et al. (2025): donors are drawn at
-        random from all, alike for all targets; folds are of donors, whatever their classes; every test cell is scored,
-        so that a class that training lacks counts as missed; F1 is averaged over the classes of cells and predictions,
-        as in scikit-learn; cells are capped per donor, not per class.
+        ``"stratified"``: a class that two donors have is placed on both sides of a split; folds are
+        stratified by class; test cells of a class without training cells are counted, not scored; F1 is
+        averaged over the classes of the test cells; each target has its own splits. ``"paper"``, to the
+        letter of Dong et al. (2025): donors are drawn at random from all, alike for all targets; folds are of
+        donors, whatever their classes; every test cell is scored, so that a class that training lacks counts
+        as missed; F1 is averaged over the classes of cells and predictions, as in scikit-learn; cells are
+        capped per donor, not per class.
     scale
         Whether to divide each feature by its standard deviation over training cells; ``(False, True)`` reports both.
     n_bootstrap
@@ -242,9 +238,7 @@ def linear_probe(
         for method in methods:
             X = read_representation(adata, method)
             if method == methods[0]:
-                prints = Fingerprints(*X.shape)
-                prints.add(0, X)
-                prints.warn(adata.obs_names)
+                warn_about_copied_cells(X, adata.obs_names)
             for (i, task), scaled in product(tasks, scalings):
                 found = run_task(X, task, scaled, n_bootstrap, confidence)
                 records += [{"method": method, "split": i, "scale": scaled} | record for record in found]
@@ -264,11 +258,6 @@ _COLUMNS = (
 def _child_seed(seed: int, index: int) -> int:
     """Return the seed of a split; the first is the seed itself, so that a single split is easily drawn again."""
     return seed if index == 0 else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-
-
-def _check_seeds(seeds: Any) -> None:
-    if isinstance(seeds, (str, Integral)):
-        raise TypeError(f"seeds is a list of numbers, got {seeds!r}; pass [{seeds!r}].")
 
 
 def _scalings(scale: Any) -> list[bool]:

@@ -1,4 +1,4 @@
-"""Cells unlike those of the reference, with the share of known cells that is rejected set over donors."""
+"""Reject cells unlike the reference, at a rate of known cells that holds across donors."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf
 from sklearn.neighbors import NearestNeighbors
 
-from scr2mae.probe.folds import Folds
+from scr2mae.probe.folds import Folds, to_dense
 
 Float = NDArray[np.float64]
 _N_QUANTILES = 501
@@ -85,7 +85,7 @@ class Rejection:
 
     def __call__(self, X: Any, found: Surprises | None = None) -> NDArray[np.bool_]:
         """Return which cells are unknown; without their surprise on as many genes, from the distance alone."""
-        distance = _rank(self.novelty(_dense(X)), self.distances)
+        distance = _rank(self.novelty(_as_float(X)), self.distances)
         if self.surprises is None or found is None or found.n_genes != self.n_genes:
             return distance > 1 - self.rate
         return np.maximum(distance, _rank(found.relative(self.usual), self.surprises)) > self.threshold
@@ -103,7 +103,7 @@ def fit_rejection(
     """Fit the rule, and return the share of cells that it rejects in a donor that it has not seen, on average."""
     if not 0 < rate < 1:
         raise ValueError(f"Wanted reject to be a rate between 0 and 1, or None, got {rate!r}.")
-    X = _dense(X)
+    X = _as_float(X)
     distances = _held_out(X, codes, folds)
     scores = [distances]
     if found is not None:
@@ -158,5 +158,5 @@ def _rank(values: Float, quantiles: Float) -> Float:
     return np.where(values > quantiles[-1], 2.0, rank)
 
 
-def _dense(X: Any) -> Float:
-    return np.asarray(X if isinstance(X, np.ndarray) else X.toarray(), dtype=np.float64)
+def _as_float(X: Any) -> Float:
+    return np.asarray(to_dense(X), dtype=np.float64)

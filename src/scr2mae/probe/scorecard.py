@@ -41,8 +41,7 @@ def score_table(
     score: Any = score_classes if classify else score_numbers
     donors = np.unique(target.donors[kept], return_inverse=True)[1]
     rows: list[dict[str, Any]] = []
-    levels = [("cell", "cell")] + ([] if target.unit is None else [("donor", target.unit)])
-    for level, unit in levels:
+    for level, unit in target.levels:
         y, p, groups = truth[kept], predicted[kept], donors
         before = None if raw is None else raw[kept]
         if level == "donor":

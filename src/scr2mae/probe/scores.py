@@ -76,6 +76,14 @@ def _record(
     return {"metric": metric, "value": value, "ci_low": low, "ci_high": high, "note": ""}
 
 
+def check_interval(n_draws: int, confidence: float) -> None:
+    """Raise unless :func:`donor_interval` can use these settings of the bootstrap."""
+    if n_draws < 0 or not 0 < confidence < 1:
+        raise ValueError(
+            f"Wanted n_bootstrap >= 0 and confidence between 0 and 1, got {n_draws} and {confidence}."
+        )
+
+
 def donor_interval(
     score: WeightedScore, n_donors: int, *, n_draws: int, confidence: float, seed: int
 ) -> tuple[float, float]:

@@ -54,11 +54,6 @@ class ProbeTask:
             "split_hash": self.split.hash,
         }
 
-    def levels(self) -> list[tuple[str, str]]:
-        """Return the levels at which the target is scored, each with its unit."""
-        cell = [("cell", "cell")]
-        return cell if self.target.unit is None else [*cell, ("donor", self.target.unit)]
-
     def obstacle(self) -> str:
         """Return the reason why nothing can be fitted or scored, or an empty string."""
         if not len(self.test):
@@ -110,7 +105,7 @@ def run_task(
     target, test = task.target, task.test
     common = task.columns()
     if note := task.obstacle():
-        for level, unit in task.levels():
+        for level, unit in target.levels:
             fields = {"level": level, "unit": unit, "n_units": 0, "penalty": np.nan}
             yield from (common | fields | record for record in undefined(target.kind, note))
         return
@@ -128,7 +123,7 @@ def run_task(
     common["penalty"] = model.C_ if task.classify else model.alpha_
     donors = np.unique(target.donors[test], return_inverse=True)[1]
     interval = partial(donor_interval, n_draws=n_bootstrap, confidence=confidence, seed=_seed(task.split))
-    for level, unit in task.levels():
+    for level, unit in target.levels:
         values = (truth, predicted, donors)
         if level == "donor":
             first = np.unique(target.units[test], return_index=True)[1]
