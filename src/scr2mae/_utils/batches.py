@@ -115,10 +115,11 @@ class BatchSampler:
 class BatchLoader:
     """Iterate over the observations at ``indices`` in mini-batches; a drop-in replacement for a PyTorch data loader.
 
-    ``collate`` returns the mini-batch of the observations at given indices. For observations on a disk, ``read`` is called
-    with the indices of ``window`` mini-batches, in a thread while earlier ones are used, and returns a collate function
-    indexed within that window. Lightning calls ``sampler.set_epoch``, and saves and restores ``state_dict``, so that a run
-    that was killed within an epoch resumes with the next mini-batch.
+    ``collate`` returns the mini-batch of the observations at given indices. For observations on a disk,
+    ``read`` is called with the indices of ``window`` mini-batches, in a thread while earlier ones are used,
+    and returns a collate function indexed within that window. Lightning calls ``sampler.set_epoch``, and
+    saves and restores ``state_dict``, so that a run that was killed within an epoch resumes with the next
+    mini-batch.
     """
 
     def __init__(

@@ -94,9 +94,11 @@ def write_folder(
 ) -> None:
     """Write a model folder; a kill at any moment leaves the old model or the new one.
 
-    ``document`` (JSON, arrays allowed) becomes the index; ``files`` needs a format with a fixed name of the weights; ``runs`` goes to
-    ``run.json``, None removes that file. What is to be written is first read as from a folder, then passed to ``check``; if either
-    raises, nothing is replaced. ``data`` names a file of cells that is in the folder already and belongs to this model. Concurrent saves are serialized by a lock; of processes that train together, only rank 0 writes.
+    ``document`` (JSON, arrays allowed) becomes the index; ``files`` needs a format with a fixed name of the
+    weights; ``runs`` goes to ``run.json``, None removes that file. What is to be written is first read as
+    from a folder, then passed to ``check``; if either raises, nothing is replaced. ``data`` names a file of
+    cells that is in the folder already and belongs to this model. Concurrent saves are serialized by a lock;
+    of processes that train together, only rank 0 writes.
     """
     if _rank():
         return

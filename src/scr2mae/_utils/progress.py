@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["is_hidden", "log_lines_shown", "no_progress", "progress"]
+__all__ = ["is_hidden", "log_level", "log_lines_shown", "no_progress", "progress"]
 
 _DELAY = 2.0  # seconds
 _is_disabled: ContextVar[bool] = ContextVar("is_disabled", default=False)
@@ -63,3 +63,17 @@ def log_lines_shown() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextmanager
+def log_level(level: int, *names: str) -> Iterator[None]:
+    """Set the level of some loggers while the block runs."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(level)
+        yield
+    finally:
+        for logger, previous in zip(loggers, levels, strict=True):
+            logger.setLevel(previous)

@@ -20,7 +20,7 @@ __all__ = ["INTEGRATION_SCORES", "batch_mixing", "integration_scores"]
 _BIO = ("isolated_labels", "nmi", "ari", "silhouette_label", "clisi")
 _BATCH = ("bras", "ilisi", "kbet", "graph_connectivity")
 INTEGRATION_SCORES = (*_BIO, *_BATCH, "bio_conservation", "batch_correction", "total")
-"""Scores of labels that are kept apart, of batches that are mixed, and their summaries."""
+"""Scores of the separation of labels and of the mixing of batches, and their summaries."""
 
 
 def batch_mixing(X: ArrayLike, batch: ArrayLike, *, n_neighbors: int = 90) -> float:

@@ -102,11 +102,8 @@ def parse_json(
 def _check_values(value: Any, depth: int = 0) -> None:
     if depth > _DEEPEST_JSON:
         raise RecursionError
-    if isinstance(value, dict):
-        for item in value.values():
-            _check_values(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
             _check_values(item, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"it contains the number {value}, but numbers must be finite")

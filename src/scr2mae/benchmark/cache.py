@@ -1,4 +1,4 @@
-"""Finished scores and embeddings on disk, found by the hash of everything they depend on."""
+"""Cache of scores and embeddings on disk, keyed by the hash of everything they depend on."""
 
 import hashlib
 import json

@@ -18,7 +18,7 @@ from scr2mae.data import split_cells
 from scr2mae.data.columns import find_column, key_name, warn_about_missing_text
 from scr2mae.data.containers import check_anndata
 from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts, warn_about_binary
-from scr2mae.data.donors import Fingerprints
+from scr2mae.data.donors import warn_about_copied_cells
 from scr2mae.data.genes import warn_about_genes
 from scr2mae.probe import DonorSplit
 from scr2mae.probe.inputs import Protocol, as_text, cap_cells, check_protocol, read_donors, read_target
@@ -146,9 +146,7 @@ def _read_cells(adata: AnnData, layer: str | None, batch_key: str | None) -> Ann
     counts = as_csr(get_counts(adata, layer))
     check_counts(counts, adata, layer)
     warn_about_binary(counts.data.max(initial=0), layer, adata)
-    prints = Fingerprints(*counts.shape)
-    prints.add(0, counts)
-    prints.warn(adata.obs_names)
+    warn_about_copied_cells(counts, adata.obs_names)
     if n_empty := int((np.asarray(counts.sum(axis=1)).ravel() == 0).sum()):
         raise ValueError(
             f"{n_empty} cell(s) have no counts; drop them, for example with scanpy.pp.filter_cells."

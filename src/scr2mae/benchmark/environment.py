@@ -1,6 +1,5 @@
-"""Cost of a block of code, package versions and log levels."""
+"""Cost of a block of code, and package versions."""
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -57,17 +56,3 @@ def measure() -> Iterator[Cost]:
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
     return {package: version(package) for package in _PACKAGES}
-
-
-@contextmanager
-def log_level(level: int, *names: str) -> Iterator[None]:
-    """Set the level of some loggers while the block runs."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(level)
-        yield
-    finally:
-        for logger, previous in zip(loggers, levels, strict=True):
-            logger.setLevel(previous)

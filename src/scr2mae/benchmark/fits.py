@@ -9,10 +9,10 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scr2mae._utils.progress import no_progress, progress
+from scr2mae._utils.progress import log_level, no_progress, progress
 from scr2mae.benchmark.cache import Store, digest
 from scr2mae.benchmark.design import Design, PretrainOn
-from scr2mae.benchmark.environment import log_level, measure, versions
+from scr2mae.benchmark.environment import measure, versions
 from scr2mae.benchmark.methods import Method
 from scr2mae.benchmark.pretraining import BATCH
 from scr2mae.metrics import integration_scores
@@ -108,7 +108,13 @@ def _run_fit(fit: Fit, design: Design, probing: Probing, store: Store) -> list[d
         | {"ratio": float(ratio), "value": value}
         for ratio, value in reconstruction
     ]
-    rows = [{name: _plain(value) for name, value in (row | common).items()} for row in rows]
+    rows = [
+        {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in (row | common).items()
+        }
+        for row in rows
+    ]
     store.write_scores(fit.name, key, {"rows": rows})
     return rows
 
@@ -153,8 +159,3 @@ def _probe(values: Any, fit: Fit, design: Design, probing: Probing) -> list[dict
     frame = frame.drop(columns="method").rename(columns={"seed": "split_seed"})
     frame = frame.assign(split=[probed[i] for i in frame["split"]])
     return [{"part": "probe"} | row for row in frame.to_dict("records")]
-
-
-def _plain(value: Any) -> Any:
-    """Turn NumPy scalars into JSON-able values."""
-    return value.item() if isinstance(value, np.generic) else value

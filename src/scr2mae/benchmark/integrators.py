@@ -12,15 +12,16 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from scr2mae._utils.optional import require
 from scr2mae.benchmark.pretraining import BATCH, Embedding, Options, Pretraining
-from scr2mae.benchmark.scvi import interruptible, quiet
+from scr2mae.benchmark.scvi import quiet
 from scr2mae.metrics import TARGET_SUM
+from scr2mae.train.loop import interruptible
 
 _UNKNOWN = "unknown"
 _LABEL = "label"
 
 
 def installed_integrators() -> list[str]:
-    """Return the names of the integrators whose packages are there."""
+    """Return the names of the integrators whose packages are installed."""
     there = {"harmony": find_spec("harmonypy") is not None, "sysvi": hasattr(scvi.external, "SysVI")}
     return [name for name in INTEGRATORS if there.get(name, True)]
 

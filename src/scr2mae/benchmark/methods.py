@@ -1,6 +1,6 @@
 """Embeddings to compare: each method is fitted to the cells that pretraining may see and embeds all cells."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,15 +69,14 @@ def make_methods(
 
 
 def _built_in(options: Options) -> dict[str, Method]:
-    masks: dict[str, Any] = {"ratios": options.ratios, "mask_seed": options.mask_seed}
     methods = [Method("lognorm", _log_normalize_all, {}, seeded=False)]
     for kind in list(BASELINES)[1:]:
         fit_pca = partial(_fit_pca, kind=kind, n_pcs=options.n_pcs)
         methods.append(Method(kind, fit_pca, {"n_pcs": options.n_pcs}, seeded=False))
-    settings = {"model": dict(options.scvi_model_kwargs), "train": dict(options.scvi_train_kwargs)} | masks
+    settings = _settings(options, options.scvi_model_kwargs, options.scvi_train_kwargs)
     for name, model_class in SCVI_CLASSES.items():
         methods.append(Method(name, partial(fit_scvi, model_class=model_class, options=options), settings))
-    settings = {"model": dict(options.model_kwargs), "train": dict(options.train_kwargs)} | masks
+    settings = _settings(options, options.model_kwargs, options.train_kwargs)
     if options.schemes != "single_cell" or options.curriculum is not None:
         settings |= {"schemes": options.schemes, "curriculum": options.curriculum}
     for name in SCHEME_NAMES:
@@ -85,9 +84,17 @@ def _built_in(options: Options) -> dict[str, Method]:
     return {method.name: method for method in methods}
 
 
+def _settings(options: Options, model: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": dict(model),
+        "train": dict(train),
+        "ratios": options.ratios,
+        "mask_seed": options.mask_seed,
+    }
+
+
 def _integrators(options: Options, labels: pd.Series) -> dict[str, Method]:
-    masks = {"ratios": options.ratios, "mask_seed": options.mask_seed}
-    settings = {"model": dict(options.model_kwargs), "train": dict(options.train_kwargs)} | masks
+    settings = _settings(options, options.model_kwargs, options.train_kwargs)
     fit = partial(_fit_scheme, name="r2mae", options=options, integration=True)
     methods = [Method("r2mae_aligned", fit, settings)]
     for name in installed_integrators():

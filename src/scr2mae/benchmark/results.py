@@ -48,11 +48,12 @@ class Benchmark:
     Attributes
     ----------
     results
-        One row per score. ``part`` is "probe", "reconstruction" or "integration"; ``method``, ``pretrained_on``, ``seed`` (training
-        seed; missing if the method does not depend on it), ``split``; the columns of
-        :func:`scr2mae.probe.linear_probe`, with its ``seed`` as ``split_seed``; ``ratio``, fraction of masked genes;
-        ``value``. Cost of the fit: ``epochs`` (passes over the cells in training), ``seconds`` (training and embedding), ``probe_seconds``, ``peak_memory_mb``
-        (memory of the process) and ``peak_gpu_memory_mb``; and ``versions``.
+        One row per score. ``part`` is "probe", "reconstruction" or "integration"; ``method``,
+        ``pretrained_on``, ``seed`` (training seed; missing if the method does not depend on it), ``split``;
+        the columns of :func:`scr2mae.probe.linear_probe`, with its ``seed`` as ``split_seed``; ``ratio``,
+        fraction of masked genes; ``value``. Cost of the fit: ``epochs`` (passes over the cells in training),
+        ``seconds`` (training and embedding), ``probe_seconds``, ``peak_memory_mb`` (memory of the process)
+        and ``peak_gpu_memory_mb``; and ``versions``.
     columns
         (metric, level) pairs of each task that are columns of the table.
     about

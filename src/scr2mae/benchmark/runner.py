@@ -22,6 +22,7 @@ from scr2mae.data.containers import check_anndata
 from scr2mae.data.counts import named_layer
 from scr2mae.nn.curriculum import Curriculum
 from scr2mae.probe.inputs import Kind
+from scr2mae.probe.scores import check_interval
 
 
 def run(
@@ -83,7 +84,8 @@ def run(
     use_raw
         Whether the counts are in ``adata.raw``, as in files of CELLxGENE; its genes are cut to those of ``adata``.
     sample_key, cell_level, max_cells_per_donor, max_cells_per_donor_and_class, protocol, n_bootstrap, confidence
-        As in :func:`scr2mae.probe.linear_probe`. A :class:`Task` may have a cap of its own. Intervals over donors are off by default.
+        As in :func:`scr2mae.probe.linear_probe`. A :class:`Task` may have a cap of its own. Intervals over
+        donors are off by default.
     seeds
         Training seeds.
     n_splits
@@ -103,8 +105,9 @@ def run(
     model_kwargs, train_kwargs
         Arguments of :class:`scr2mae.R2MAEModel` and of its ``train`` for all masking schemes.
     scvi_model_kwargs, scvi_train_kwargs
-        The same for scVI; by default those of scvi-tools, whose number of epochs is made for 20,000 cells: with more, fewer
-        (four for two million). The column ``epochs`` of the results has the number for each method.
+        The same for scVI; by default those of scvi-tools, whose number of epochs is made for 20,000 cells:
+        with more, fewer (four for two million). The column ``epochs`` of the results has the number for each
+        method.
     schemes, curriculum
         The masking schemes, ``domain`` and ``curriculum`` of :func:`scr2mae.schemes`.
     n_pcs
@@ -218,7 +221,4 @@ def _check_settings(
         raise ValueError(f"Wanted distinct ratios between 0 and 1, got {list(ratios)}.")
     if not probing.scale or len(set(probing.scale)) < len(probing.scale):
         raise ValueError(f"Wanted scale to be True, False or a pair of both, got {probing.scale}.")
-    if probing.n_bootstrap < 0 or not 0 < probing.confidence < 1:
-        raise ValueError(
-            f"Wanted n_bootstrap >= 0 and confidence between 0 and 1, got {probing.n_bootstrap} and {probing.confidence}."
-        )
+    check_interval(probing.n_bootstrap, probing.confidence)

@@ -1,7 +1,6 @@
 """Training, embedding and reconstruction with scVI on the cells and masks of the masked autoencoders."""
 
 import logging
-import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +13,13 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.dataloaders import AnnDataLoader
 
-from scr2mae.benchmark.environment import log_level
+from scr2mae._utils.progress import log_level
 from scr2mae.benchmark.pretraining import BATCH, Embedding, Options, Pretraining
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
 from scr2mae.model.streaming import BATCH_SIZE
 from scr2mae.probe.inputs import Rows
+from scr2mae.train.loop import interruptible
 
 _TRAIN_BATCH_SIZE = 128
 _VERBOSE = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "scvi")
@@ -63,19 +63,6 @@ def quiet() -> Iterator[None]:
     with log_level(logging.WARNING, *_VERBOSE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         yield
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C; Lightning exits instead, and then ignores a second one."""
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt("Training was interrupted.") from error
-    finally:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, on_interrupt)
 
 
 @torch.inference_mode()

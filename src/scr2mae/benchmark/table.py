@@ -9,20 +9,8 @@ import pandas as pd
 Columns = Mapping[str, Sequence[tuple[str, str]]]
 
 _FIRST_COLUMNS = (
-    *(
-        "part",
-        "method",
-        "pretrained_on",
-        "seed",
-        "split",
-        "target",
-        "metric",
-        "level",
-        "unit",
-        "scale",
-        "ratio",
-    ),
-    *("value", "ci_low", "ci_high"),
+    *("part", "method", "pretrained_on", "seed", "split", "target", "metric", "level", "unit", "scale"),
+    *("ratio", "value", "ci_low", "ci_high"),
 )
 
 _ABBREVIATIONS = {

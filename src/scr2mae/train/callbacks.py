@@ -109,11 +109,11 @@ def expression_deciles(mean: np.ndarray) -> np.ndarray:
 class CurriculumLog(Callback):
     """Record, at the end of each epoch, the weights that the curriculum gave to the last mini-batch.
 
-    Curves: ``curriculum_multiplier``, the scale of the gradient; ``curriculum_row_error`` and ``curriculum_column_error``,
-    the largest relative deviations from equal mass; and the mean weight of each decile of genes by expression, 1 (lowest)
-    to 10, at the smallest and at the largest ratio: ``curriculum_weight_<ratio>_decile_<k>``. A gene's weights average
-    to one over ratios, so each ratio is recorded separately. ``deciles`` (n_vars,) are 0 to 9; None omits the
-    expression curves.
+    Curves: ``curriculum_multiplier``, the scale of the gradient; ``curriculum_row_error`` and
+    ``curriculum_column_error``, the largest relative deviations from equal mass; and the mean weight of each
+    decile of genes by expression, 1 (lowest) to 10, at the smallest and at the largest ratio:
+    ``curriculum_weight_<ratio>_decile_<k>``. A gene's weights average to one over ratios, so each ratio is
+    recorded separately. ``deciles`` (n_vars,) are 0 to 9; None omits the expression curves.
     """
 
     def __init__(self, deciles: np.ndarray | None) -> None:

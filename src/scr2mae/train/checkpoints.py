@@ -164,8 +164,8 @@ def find_checkpoint(
 ) -> tuple[Path, int]:
     """Return the checkpoint file, and the number of mini-batches per iteration in its run.
 
-    ``resume`` is the file or a folder with ``last.ckpt``. Raises ValueError if it is damaged, from another model or run, or
-    has more epochs than this run.
+    ``resume`` is the file or a folder with ``last.ckpt``. Raises ValueError if it is damaged, from another
+    model or run, or has more epochs than this run.
     """
     path = as_path(resume)
     path = path / "last.ckpt" if path.is_dir() else path

@@ -16,8 +16,8 @@ __all__ = ["compile_loss"]
 def compile_loss(module: Any, **compile_kwargs: Any) -> Callable[..., torch.Tensor]:
     """Compile ``masked_nll`` of a network's class with :func:`torch.compile`; the first argument is then the network.
 
-    Shapes are static unless ``dynamic`` says otherwise, as in scvi-tools. Compilation takes place at the first call, which
-    raises RuntimeError if it fails.
+    Shapes are static unless ``dynamic`` says otherwise, as in scvi-tools. Compilation takes place at the
+    first call, which raises RuntimeError if it fails.
     """
     kind = type(module)
     if not hasattr(kind, "masked_nll"):

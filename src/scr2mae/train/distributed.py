@@ -1,4 +1,4 @@
-"""Data-parallel training: processes, devices, and what ranks exchange beside gradients."""
+"""Data-parallel training: processes, devices, and what ranks exchange besides gradients."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def data_parallel_options(
 ) -> dict[str, Any]:
     """Choose devices, nodes and strategy of a trainer; ``given``, its further arguments, take precedence.
 
-    Returns ``devices``, and for several processes ``num_nodes``, ``strategy`` and ``sync_batchnorm``: batch normalization
-    is synchronized on GPUs and by rank on CPUs. Raises ValueError if torchrun, srun or Ray Train started another number
-    of processes, or if the processes could not return their result.
+    Returns ``devices``, and for several processes ``num_nodes``, ``strategy`` and ``sync_batchnorm``: batch
+    normalization is synchronized on GPUs and by rank on CPUs. Raises ValueError if torchrun, srun or Ray
+    Train started another number of processes, or if the processes could not return their result.
     """
     n_nodes = int(given.get("num_nodes", 1))
     launch = _launch()

@@ -50,8 +50,9 @@ def choose_steps(
 ) -> int:
     """Return the number of mini-batches per iteration; ValueError if the trainer needs single ones and more are wanted.
 
-    ``callbacks`` are the caller's, ``kept`` is the number in the run that is resumed, which must stay the same. None wants
-    ``kept``, else sixteen, or ``checkpoint_every`` if that is less, or one if a callback or logger may use single ones.
+    ``callbacks`` are the caller's, ``kept`` is the number in the run that is resumed, which must stay the
+    same. None wants ``kept``, else sixteen, or ``checkpoint_every`` if that is less, or one if a callback or
+    logger may use single ones.
     """
     if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, Integral) or wanted < 1):
         raise ValueError(f"steps_per_execution must be an integer >= 1, got {wanted!r}.")
@@ -97,8 +98,8 @@ def _reasons_for_single_batches(trainer: pl.Trainer, callbacks: Sequence[Callbac
 def in_executions(datamodule: LightningDataModule, n: int) -> Iterator[None]:
     """Make a data module yield ``n`` training mini-batches at a time.
 
-    With ``n > 1`` its loader must be a :class:`~scr2mae._utils.batches.BatchLoader`, and it must not override the transfer
-    of mini-batches to the device; else ValueError when the loader is made.
+    With ``n > 1`` its loader must be a :class:`~scr2mae._utils.batches.BatchLoader`, and it must not override
+    the transfer of mini-batches to the device; else ValueError when the loader is made.
     """
     if n == 1:
         yield

@@ -49,9 +49,10 @@ class NonFiniteError(RuntimeError):
 class StepGuard(Callback):
     """Skip optimizer steps whose gradient is not finite, and stop after too many in a row.
 
-    A skipped step changes nothing: weights, moments and step count of the optimizer, and the running statistics of batch
-    normalization stay as before. The plan passes a non-finite loss, or non-finite running statistics, on to the
-    gradient. Gradients are summed over ranks before they are checked, so that all ranks skip the same steps.
+    A skipped step changes nothing: weights, moments and step count of the optimizer, and the running
+    statistics of batch normalization stay as before. The plan passes a non-finite loss, or non-finite running
+    statistics, on to the gradient. Gradients are summed over ranks before they are checked, so that all ranks
+    skip the same steps.
 
     ``obs_names`` and ``unit`` name the observations in messages. Every ``check_every`` optimizer steps (by default
     each on a CPU, else every sixteenth) the guard checks whether to stop. Off the CPU only that check waits for the

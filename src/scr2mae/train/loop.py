@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from scr2mae._utils.compat import single_thread_after_fork
 from scr2mae._utils.files import as_path
-from scr2mae._utils.progress import log_lines_shown
+from scr2mae._utils.progress import log_level, log_lines_shown
 from scr2mae.train.callbacks import RunningWeightAverage, SubnormalCleaner
 from scr2mae.train.checkpoints import (
     AtomicCheckpointIO,
@@ -43,9 +43,16 @@ if TYPE_CHECKING:
 
     from scr2mae.train.plan import MaskedTrainingPlan
 
-__all__ = ["fit"]
+__all__ = ["fit", "interruptible"]
 
-
+_DEFAULTS = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": 1,
+}
+_QUIET = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 _NEED_LOGGER = (DeviceStatsMonitor, LearningRateMonitor)
 
 _IRRELEVANT_WARNINGS = (
@@ -69,19 +76,23 @@ _IRRELEVANT_WARNINGS = (
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Suppress Lightning's messages and warnings that do not concern the model."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    loggers += [logging.getLogger("lightning.pytorch.utilities.rank_zero")]
-    levels = [each.level for each in loggers]
+    with log_level(logging.WARNING, *_QUIET), warnings.catch_warnings():
+        for message in _IRRELEVANT_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C; Lightning exits instead, and then ignores a second one."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        for each in loggers:
-            each.setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            for message in _IRRELEVANT_WARNINGS:
-                warnings.filterwarnings("ignore", message=message)
-            yield
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt("Training was interrupted.") from error
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by Lightning's shutdown
+            signal.signal(signal.SIGINT, on_interrupt)
 
 
 @contextmanager
@@ -266,13 +277,6 @@ def fit(
         callbacks.append(TrainingProgress(n_obs_epoch, unit=unit))
     resumable = ResumeState()
     callbacks += [resumable, *_checkpoints(checkpoint_dir, checkpoint_every_n_steps, trainer_kwargs)]
-    defaults: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "check_val_every_n_epoch": 1,
-    }
     has_curriculum = plan.gradient_schedule is not None
     parallel = data_parallel_options(
         devices=devices,
@@ -285,7 +289,6 @@ def fit(
         # Parameters that are frozen when the processes are joined would never be exchanged.
         plan.module.curriculum.requires_grad_(True)
     plan.module.train()
-    on_interrupt = signal.getsignal(signal.SIGINT)
     run: dict[str, Any] = {}
     try:
         with timed(run), _quiet_lightning(), _without_none(datamodule):
@@ -293,7 +296,7 @@ def fit(
                 max_epochs=max_epochs,
                 accelerator=accelerator,
                 callbacks=callbacks,
-                **{**defaults, **trainer_kwargs, **parallel},
+                **{**_DEFAULTS, **trainer_kwargs, **parallel},
             )
             trainer._model = model  # type: ignore[attr-defined]
             settings = run_settings(plan, datamodule, n_processes=trainer.world_size)
@@ -316,16 +319,12 @@ def fit(
                 kept=kept,
             )
             try:
-                with in_executions(datamodule, plan.steps_per_execution), log_lines_shown():
+                with interruptible(), in_executions(datamodule, plan.steps_per_execution), log_lines_shown():
                     trainer.fit(plan, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-            except SystemExit as error:
-                raise KeyboardInterrupt("Training was interrupted.") from error
             finally:
                 plan.flush_steps()
                 del trainer._model  # type: ignore[attr-defined]
                 run |= _outcome(trainer, plan)
-                if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # Lightning's shutdown disables Ctrl-C
-                    signal.signal(signal.SIGINT, on_interrupt)
     finally:
         if plan.rows:
             module: Any = plan.module

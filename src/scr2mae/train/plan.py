@@ -49,9 +49,10 @@ class StepContext(NamedTuple):
 class MaskedModule(Protocol):
     """Interface of a network that the plan trains.
 
-    Optional: ``masked_nll``, the part of ``training_loss`` that can be compiled, which ``training_loss`` then accepts as
-    ``compiled``; and ``parameter_groups(weight_decay)``, which returns the optimizer's groups, dicts with ``params`` and,
-    where they differ from the run's, ``weight_decay`` and ``lr`` or ``lr_scale``, a factor of it.
+    Optional: ``masked_nll``, the part of ``training_loss`` that can be compiled, which ``training_loss`` then
+    accepts as ``compiled``; and ``parameter_groups(weight_decay)``, which returns the optimizer's groups,
+    dicts with ``params`` and, where they differ from the run's, ``weight_decay`` and ``lr`` or ``lr_scale``,
+    a factor of it.
     """
 
     def training_loss(self, tensors: Any, *, ratio: float, seed: int, step: int) -> _Loss:

@@ -1,4 +1,4 @@
-"""What a run says about itself: one line at its start, then a progress bar or, off a terminal, a line per tenth."""
+"""Progress of a run: one line at its start, then a progress bar or, without a terminal, a log line per tenth."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _LINES = 10
 class TrainingProgress(ProgressBar):
     """Log what is trained on what, then show observations per second, time left and losses.
 
-    On a terminal and in a notebook with widgets this is a bar; elsewhere the first line has the expected time, and a line
-    follows per tenth of the run. ``unit`` is the name of the observations, in the plural. A data module may say more about
-    its data by ``facts``, a phrase, and ``hint``, a sentence or None.
+    On a terminal and in a notebook with widgets this is a bar; elsewhere the first line has the expected
+    time, and a line follows per tenth of the run. ``unit`` is the name of the observations, in the plural. A
+    data module may say more about its data by ``facts``, a phrase, and ``hint``, a sentence or None.
     """
 
     def __init__(self, n_obs_epoch: int, *, unit: str = "cells") -> None:
