@@ -13,6 +13,7 @@ from scvi.criticism import PosteriorPredictiveCheck
 
 from scr2mae import R2MAEModel, datasets
 from scr2mae.data import CellLoader, read_cells
+from scr2mae.model.selection import gene_folds
 
 
 def test_likelihood_parameters_give_the_reconstruction_error(reference: R2MAEModel) -> None:
@@ -46,6 +47,14 @@ def test_draws_are_repeatable_and_those_of_the_genes_asked_for(trained: R2MAEMod
     assert trained.posterior_predictive_sample(indices=[0], gene_list="gene3").shape == (1, 1)
 
 
+@pytest.mark.parametrize("n_measured", [1, 3, 5, 60])
+def test_each_measured_gene_is_in_one_fold(n_measured: int) -> None:
+    measured = np.arange(60) < n_measured
+    folds = list(gene_folds(measured, 5, seed=0))
+    assert len(folds) == min(5, n_measured)
+    assert np.sum(folds, axis=0).tolist() == measured.astype(int).tolist()
+
+
 @pytest.mark.filterwarnings(
     "ignore:Few shared genes:UserWarning", "ignore:No alignment of batches:UserWarning"
 )
@@ -53,8 +62,7 @@ def test_draws_are_repeatable_and_those_of_the_genes_asked_for(trained: R2MAEMod
 def test_a_draw_in_folds_does_not_know_the_count_that_it_is_compared_with(
     n_folds: int, trained: R2MAEModel, adata: AnnData
 ) -> None:
-    parts = trained._folds(None, n_folds, 0)
-    assert torch.stack(parts).sum(dim=0).tolist() == [1] * 60
+    parts = list(map(torch.from_numpy, gene_folds(np.ones(60, dtype=bool), n_folds, 0)))
     # Counts move between two genes of one part, so that what is seen, and the library size, stay.
     one, other = parts[0].nonzero().flatten()[:2].tolist()
     changed = adata.copy()
@@ -69,7 +77,7 @@ def test_a_draw_in_folds_does_not_know_the_count_that_it_is_compared_with(
     with torch.inference_mode():
         known, hidden = (
             [trained._mean_in_folds(each, given)[0, [one, other]] for each in tensors]
-            for given in (None, parts)
+            for given in ([], parts)
         )
     torch.testing.assert_close(hidden[0], hidden[1])
     assert not torch.allclose(known[0], known[1])

@@ -224,7 +224,7 @@ def test_a_filter_in_place_after_the_setup_is_noticed(
         adata._inplace_subset_obs(np.arange(120) < 90)
     with caplog.at_level("INFO", logger="scr2mae"):
         model = R2MAEModel(adata, **TINY)
-    assert "was changed after its setup; setting it up alike" in caplog.text
+    assert "was changed after its setup; setting it up in the same way" in caplog.text
     assert (model.summary_stats.n_cells, model.summary_stats.n_vars) == adata.shape
     assert model.registry["setup_args"]["batch_key"] == "batch"
     model.train(**QUICK)

@@ -1,4 +1,4 @@
-"""The public class: set up, train, embed, impute, save."""
+"""The model class: set up data, train, embed, impute, save."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class R2MAEModel(
         Learned loss weights: ``"cl"`` (from easy to hard), ``"cl_k0"`` (easy throughout), settings
         (:class:`scr2mae.nn.curriculum.Curriculum`), or None.
     seed
-        Seed for weight initialization, masking and shuffling; None for ``scvi.settings.seed`` or, without that, 0. Global
-        random state is not modified.
+        Seed for weight initialization, masking and shuffling; None for ``scvi.settings.seed`` or, without
+        that, 0. Global random state is not modified.
     registry
         Registry of a saved model, for a model without data; :meth:`load` passes it.
 

@@ -1,4 +1,4 @@
-"""Alignment of batches in the latent space: fitted without gradients, in closed form for a cell and its batch."""
+"""Align batches in the latent space: fitted without gradients, applied to each cell in closed form."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ N_CELLS = 20_000
 
 _N_CLUSTERS = 20  # fewer join cell types, more split them by batch
 _CELLS_PER_CLUSTER = 30  # of small data, so that each cluster has a mean
-_N_PASSES = (
-    3  # each mixes what the one before left: two studies .67, .73, .75 after one, two, three (total of scIB)
-)
+# Each mixes what the one before left: two studies .67, .73, .75 after one, two, three (total of scIB).
+_N_PASSES = 3
 _N_COMPONENTS, _CELLS_PER_COMPONENT, _MIXTURE_CELLS = 100, 15, 5000
 _N_DRAWN = 300, 3000  # cells drawn as the reference of a new batch, as many as it has within these limits
 _SHAPE = "length", "means", "masses", "covariance"  # of all batches together
@@ -40,15 +39,16 @@ class Alignment:
 
         z + sum_k r_k (t_k - m_bk) + (A_b - I) (z - sum_k r_k m_bk),   r_k ~ n_bk exp(2 cos(z, u_bk) / temperature)
 
-    with soft clusters k, their means m_bk in the batch and t_k over batches, and the Gaussian optimal-transport map A_b
-    from the residual covariance of the batch to that of all. Of the whole way, the share ``strengths`` is gone. All
-    vectors are relative to ``center``; ``directions`` are u, ``log_masses`` log n, ``offsets`` t - A m, ``stretches`` the
-    transposes of A - I. If the vectors of all cells have one ``length`` (else it is 0), it is restored after each pass:
-    otherwise cells far from the means of their clusters have few neighbors of other batches.
+    with soft clusters k, their means m_bk in the batch and t_k over batches, and the Gaussian
+    optimal-transport map A_b from the residual covariance of the batch to that of all. Cells move by the
+    fraction ``strengths`` of the displacement. All vectors are relative to ``center``; ``directions`` are u, ``log_masses``
+    log n, ``offsets`` t - A m, ``stretches`` the transposes of A - I. If the vectors of all cells have one
+    ``length`` (else it is 0), it is restored after each pass: otherwise cells far from the means of their
+    clusters have few neighbors of other batches.
 
-    A row is for the codes of covariates and measured genes in ``keys``, -1 for any covariate. ``shared`` is the overlap of
-    a batch's clusters with those of the others. New batches are aligned with draws from the Gaussian mixture of
-    ``means``, ``masses`` and ``covariance``.
+    A row is for the codes of covariates and measured genes in ``keys``, -1 for any covariate. ``shared`` is
+    the overlap of a batch's clusters with those of the others. New batches are aligned with draws from the
+    Gaussian mixture of ``means``, ``masses`` and ``covariance``.
     """
 
     center: Tensor  # (n_rows, n_passes, n_latent)
@@ -196,8 +196,8 @@ def fit_alignment(
 ) -> Alignment:
     """Fit latent vectors (n_obs, n_latent) of batches (n_obs,); neither the order of cells nor that of batches matters.
 
-    ``genes`` is the code of the measured genes, for the keys. With ``guard``, a batch whose clusters overlap little with
-    those of the others is moved less, or not at all.
+    ``genes`` is the code of the measured genes, for the keys. With ``guard``, a batch whose clusters overlap
+    little with those of the others is moved less, or not at all.
     """
     Z, codes = np.asarray(Z, dtype=np.float64), np.asarray(codes)
     if not len(Z) or not np.isfinite(Z).all():

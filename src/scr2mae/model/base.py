@@ -43,6 +43,7 @@ _DEFAULTS = {
     "mlp": {"n_latent": 64, "n_layers_decoder": 1},
 }
 
+NOT_TRAINED = "The model is not trained yet; call model.train() first."
 _NOT_ENCODER = ("decoder.", "to_logits.", "log_theta", "curriculum.")
 _ALIGNED_TO = ("means", "masses", "covariance")  # the same for batches that a query adds
 
@@ -72,17 +73,15 @@ class CellModel(BaseModelClass):
         defaults = _DEFAULTS[encoder]
         if seed is None:
             seed = settings.seed or 0
+        n_latent = defaults["n_latent"] if n_latent is None else n_latent
+        n_layers_decoder = defaults["n_layers_decoder"] if n_layers_decoder is None else n_layers_decoder
         sizes = {
-            "n_hidden": n_hidden,
-            "n_latent": defaults["n_latent"] if n_latent is None else n_latent,
-            "n_layers": n_layers,
-            "n_layers_decoder": defaults["n_layers_decoder"]
-            if n_layers_decoder is None
-            else n_layers_decoder,
+            "n_hidden": check_integer("n_hidden", n_hidden, smallest=1),
+            "n_latent": check_integer("n_latent", n_latent, smallest=1),
+            "n_layers": check_integer("n_layers", n_layers, smallest=1),
+            "n_layers_decoder": check_integer("n_layers_decoder", n_layers_decoder, smallest=0),
         }
-        for name, value in sizes.items():
-            check_integer(name, value, smallest=0 if name == "n_layers_decoder" else 1)
-        check_integer("seed", seed, smallest=0)
+        seed = check_integer("seed", seed, smallest=0)
         self.curriculum = Curriculum.named(curriculum)
         self.mask_ratio = mask_ratio
         self._ratio_schedule(seed)
@@ -94,8 +93,7 @@ class CellModel(BaseModelClass):
                 f"{type(self).__name__}."
             )
         super().__init__(adata, registry=registry)
-        integers = {name: int(value) for name, value in sizes.items()}
-        self.init_params_: dict[str, Any] = {**integers, "encoder": encoder, "seed": int(seed)}
+        self.init_params_: dict[str, Any] = {**sizes, "encoder": encoder, "seed": seed}
         self.split_: Split | None = None
         self.history_: History | None = None
         self.runs_: list[dict[str, Any]] = []
@@ -104,8 +102,8 @@ class CellModel(BaseModelClass):
         self.is_warm_ = False
         self.module = self.build_module()
         self._model_summary_string = (
-            f"R2MAEModel with encoder {encoder!r}, {n_hidden} hidden units, {integers['n_latent']} latent dimensions, "
-            f"{n_layers} + {integers['n_layers_decoder']} hidden layers, masking ratio {mask_ratio}."
+            f"R2MAEModel with encoder {encoder!r}, {n_hidden} hidden units, {n_latent} latent dimensions, "
+            f"{n_layers} + {n_layers_decoder} hidden layers, masking ratio {mask_ratio}."
         )
 
     @classmethod
@@ -139,8 +137,8 @@ class CellModel(BaseModelClass):
         batch_key
             Column of ``obs`` with the batch, an input of encoder and decoder.
         labels_key, donor_key
-            Columns with cell type and donor, for splits and probes; never inputs of the network. Several columns together
-            name a donor: ``["study", "donor"]``.
+            Columns with cell type and donor, for splits and probes; never inputs of the network. Several
+            columns together name a donor: ``["study", "donor"]``.
         size_factor_key
             Column with the library size; if None, the total count is used.
         categorical_covariate_keys, continuous_covariate_keys
@@ -148,18 +146,19 @@ class CellModel(BaseModelClass):
         check_counts
             Whether to raise an error if counts are not integers.
         use_raw
-            Whether to take the counts of the genes of ``adata`` from ``adata.raw``, as in files of CELLxGENE; they are put
-            into ``layers["scr2mae_raw"]``, and read from ``raw`` of new data. For all genes of raw, pass
-            ``adata.raw.to_adata()`` instead.
+            Whether to take the counts of the genes of ``adata`` from ``adata.raw``, as in files of CELLxGENE;
+            they are put into ``layers["scr2mae_raw"]``, and read from ``raw`` of new data. For all genes of
+            raw, pass ``adata.raw.to_adata()`` instead.
         study_key
-            Column with the study, where studies have measured different genes. Not an input of the network: a gene that a
-            study has not measured is masked in its cells and never scored. Found by itself if there is a table of
-            :func:`scr2mae.data.join_studies` or of ``scr2mae prepare --join outer``.
+            Column with the study, where studies have measured different genes. Not an input of the network: a
+            gene that a study has not measured is masked in its cells and never scored. Found by itself if
+            there is a table of :func:`scr2mae.data.join_studies` or of ``scr2mae prepare --join outer``.
         measured_key
             Table in ``varm`` with a boolean column per study, True for the genes that it has measured; None for
             ``"scr2mae_measured"`` if there is one.
         infer_measured
-            Whether, without a table, a gene without a count in a study and with counts in another is taken as not measured.
+            Whether, without a table, a gene without a count in a study and with counts in another is taken as
+            not measured.
         kwargs
             ``source_registry``, the registry of a model to transfer from, and ``extend_categories``, whether to add
             categories that this registry lacks instead of raising an error.
@@ -169,8 +168,8 @@ class CellModel(BaseModelClass):
         KeyError
             If a layer or column does not exist.
         ValueError
-            If ``X`` or the layer does not contain raw counts, gene names are not unique, a covariate has missing values, or a
-            study has counts of a gene that it has not measured.
+            If ``X`` or the layer does not contain raw counts, gene names are not unique, a covariate has
+            missing values, or a study has counts of a gene that it has not measured.
         """
         arguments = cls._get_setup_method_args(**locals())
         cls.register_manager(register(adata, arguments, **kwargs))
@@ -198,7 +197,9 @@ class CellModel(BaseModelClass):
             )
             cls.setup_anndata(adata)
         else:
-            logger.info("AnnData is a copy or subset, or was changed after its setup; setting it up alike.")
+            logger.info(
+                "AnnData is a copy or subset, or was changed after its setup; setting it up in the same way."
+            )
             cls.setup_anndata(adata, **manager.registry["setup_args"])
 
     def build_module(self) -> R2MAEModule:
@@ -295,8 +296,11 @@ class CellModel(BaseModelClass):
             As in :meth:`get_latent_representation`.
         """
         digest = hashlib.sha256("\n".join(self.spec.var_names).encode())
-        parts = {name: value for name, value in self.module.state_dict().items() if ".tables." not in name}
-        parts = {name: value for name, value in parts.items() if not name.startswith(_NOT_ENCODER)}
+        parts = {
+            name: value
+            for name, value in self.module.state_dict().items()
+            if ".tables." not in name and not name.startswith(_NOT_ENCODER)
+        }
         if self.alignment_ is not None and integrated is not False:
             parts |= {f"alignment.{name}": getattr(self.alignment_, name) for name in _ALIGNED_TO}
         for name, value in sorted(parts.items()):
@@ -326,9 +330,10 @@ class CellModel(BaseModelClass):
         self.test_indices_ = split.test
 
 
-def check_integer(name: str, value: Any, *, smallest: int) -> None:
-    """Raise unless a value is an integer >= ``smallest``."""
+def check_integer(name: str, value: Any, *, smallest: int) -> int:
+    """Return a value as int; raise unless it is an integer >= ``smallest``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
     if value < smallest:
         raise ValueError(f"{name} must be at least {smallest}, got {value}.")
+    return int(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scr2mae.data import CellSpec
-from scr2mae.model.state import SIDES
+from scr2mae.data.splits import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,7 +20,7 @@ from scr2mae._utils.files import as_path, atomic_write
 from scr2mae._utils.model_folder import FolderFormat, read_folder, read_index, weights_file
 from scr2mae._utils.optional import require
 from scr2mae.masking import schedule_to_state
-from scr2mae.model.base import CellModel
+from scr2mae.model.base import NOT_TRAINED, CellModel
 from scr2mae.model.card import TAGS, model_card
 from scr2mae.model.saving import from_state, to_state, write_state
 from scr2mae.model.state import FORMAT, ModelState
@@ -98,7 +98,7 @@ class HubMixin(CellModel):
         """
         hub = require("huggingface_hub", extra="hub")
         if not self.is_trained_:
-            raise RuntimeError("The model is not trained yet; call model.train() first.")
+            raise RuntimeError(NOT_TRAINED)
         branch, kept = revision or _MAIN, dict(probes or {})
         for name, probe in kept.items():
             if not re.fullmatch(r"[\w-]+", name):
@@ -143,8 +143,9 @@ class HubMixin(CellModel):
     ) -> Self:
         """Download a model from the Hugging Face hub and load it. Nothing is unpickled.
 
-        Only ``model.json`` and the weights file listed in it are downloaded, into the cache of ``huggingface_hub``, and the
-        hash of the weights is verified. Without a connection, a model that was downloaded before is loaded.
+        Only ``model.json`` and the weights file listed in it are downloaded, into the cache of
+        ``huggingface_hub``, and the hash of the weights is verified. Without a connection, a model that was
+        downloaded before is loaded.
 
         Parameters
         ----------

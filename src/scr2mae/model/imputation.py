@@ -1,4 +1,4 @@
-"""How well genes that a study has not measured are imputed, by studies that have measured them."""
+"""Score the imputation of genes that a study has not measured on the studies that have."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
-from scr2mae.masking import draw_mask
 from scr2mae.model.inference import InferenceMixin
+from scr2mae.model.selection import gene_folds
 from scr2mae.model.streaming import stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
@@ -40,16 +40,18 @@ class ImputationMixin(InferenceMixin):
     ) -> pd.DataFrame:
         """Score the imputation of each gene for cells measured like those of a study.
 
-        A gene that the study has not measured is predicted in cells of the studies that have, from the genes that they share
-        with the study. A gene that it has measured is hidden, with a part of the others, in its own cells. Values of
-        :meth:`get_normalized_expression` of the study have about this error, as far as its cells are like the others'.
+        A gene that the study has not measured is predicted in cells of the studies that have, from the genes
+        that they share with the study. A gene that it has measured is hidden, with a part of the others, in
+        its own cells. Values of :meth:`get_normalized_expression` of the study have about this error, as far
+        as its cells are like the others'.
 
         Parameters
         ----------
         study
             Study that genes are imputed for.
         adata, indices, batch_size
-            As in :meth:`get_latent_representation`; ``indices=model.validation_indices`` for cells that training did not see.
+            As in :meth:`get_latent_representation`; ``indices=model.validation_indices`` for cells that
+            training did not see.
         n_folds
             Number of parts in which measured genes are hidden.
         seed
@@ -59,7 +61,7 @@ class ImputationMixin(InferenceMixin):
         -------
         One row per gene: ``measured`` (by the study), ``n_obs`` (cells it was scored in), ``pearson`` (correlation over these
         cells between predicted and measured log-normalized expression) and ``mae`` (mean absolute difference of the two).
-        NaN where nobody has measured the gene, or it does not vary.
+        NaN where no study has measured the gene, or it does not vary.
 
         Raises
         ------
@@ -89,7 +91,7 @@ class ImputationMixin(InferenceMixin):
             if not len(chosen) or not visible.any():
                 continue
             if np.array_equal(measured, own):
-                for part in _parts(own, n_folds, seed):
+                for part in gene_folds(own, n_folds, seed):
                     self._predict(cells, chosen, own & ~part, part, sums, batch_size)
             elif lacking.any():
                 self._predict(cells, chosen, visible, lacking, sums, batch_size)
@@ -145,17 +147,3 @@ class _Sums:
             variances = np.maximum(pp - p * p, 0) * np.maximum(mm - m * m, 0)
             pearson = np.where(variances > 1e-12, (pm - p * m) / np.sqrt(variances), np.nan)
         return {"n_obs": self._n, "pearson": pearson, "mae": mae}
-
-
-def _parts(measured: np.ndarray, n_folds: int, seed: int) -> Iterator[np.ndarray]:
-    """Divide the measured genes into parts, each boolean, (n_vars,)."""
-    left = np.flatnonzero(measured)
-    for k in range(min(n_folds, len(left))):
-        share = 1 / (n_folds - k)
-        is_last = k == n_folds - 1 or len(left) < 2
-        chosen = left if is_last else left[draw_mask(len(left), share, seed=seed, step=k).numpy()]
-        part = np.zeros(len(measured), dtype=bool)
-        part[chosen] = True
-        left = np.setdiff1d(left, chosen)
-        if part.any():
-            yield part

@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 from scr2mae._utils.memory import check_array
 from scr2mae.masking import draw_mask
 from scr2mae.metrics import masked_pearson
+from scr2mae.model.base import NOT_TRAINED
 from scr2mae.model.integration import IntegrationMixin
 from scr2mae.model.panels import by_panel, n_unmeasured
 from scr2mae.model.scvi_words import understands_scvi
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
     from scr2mae.data import Cells
     from scr2mae.nn.module import R2MAEModule
-
-
-_NOT_TRAINED = "The model is not trained yet; call model.train() first."
 
 
 class InferenceMixin(IntegrationMixin):
@@ -59,8 +57,8 @@ class InferenceMixin(IntegrationMixin):
         batch_size
             Cells per mini-batch.
         integrated
-            Whether batches are aligned (:meth:`integrate`); with None, those are that the model has an alignment of, on the
-            genes of ``adata``.
+            Whether batches are aligned (:meth:`integrate`); with None, those are that the model has an
+            alignment of, on the genes of ``adata``.
         precision
             ``"32-true"``, or ``"bf16-mixed"``: faster for wide networks on hardware with native bfloat16 support;
             differences stay within 3 % of each dimension's standard deviation. ``"auto"`` selects it on such hardware.
@@ -324,12 +322,12 @@ class InferenceMixin(IntegrationMixin):
         """Check the mini-batches of a caller against the model and yield them on its device."""
         if any(each is not None for each in (adata, indices, batch_size, out)):
             raise ValueError("dataloader= has its own cells; leave out adata, indices, batch_size and out.")
-        self._check_if_trained(warn=False, message=_NOT_TRAINED)
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
         self.module.eval()
         return loader_batches(self.module, dataloader, self.spec)
 
     def _trained_cells(self, adata: AnnData | None, indices: Any) -> tuple[Cells, np.ndarray | None]:
-        self._check_if_trained(warn=False, message=_NOT_TRAINED)
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
         self.module.eval()
         cells = self._cells(adata, on_disk=True)  # each is read once
         return cells, cell_indices(indices, cells.n_obs)
@@ -347,8 +345,9 @@ def masked_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask a fraction of the measured genes, the same for all cells, and score their prediction per cell, shape (n_obs,).
 
-    Return the Pearson correlation over masked genes between ``log1p(1e4 rho)`` and ``log1p(1e4 x / library)`` (NaN where
-    the counts do not vary), and the mean negative log-likelihood in nats. Each panel masks a fraction of its own genes.
+    Return the Pearson correlation over masked genes between ``log1p(1e4 rho)`` and ``log1p(1e4 x / library)``
+    (NaN where the counts do not vary), and the mean negative log-likelihood in nats. Each panel masks a
+    fraction of its own genes.
     """
     pearson, nll = np.full((2, n_rows(cells, indices)), np.nan)
     if cells.panels is not None:

@@ -1,4 +1,4 @@
-"""Integration of batches: when an alignment is fitted, on which cells, and what is said about it."""
+"""Integrate batches: decide when and on which cells to fit an alignment, and warn about its limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from scr2mae._utils.once import warn_once
 from scr2mae.model.alignment import Alignment, fit_alignment, sample_cells
-from scr2mae.model.base import CellModel
+from scr2mae.model.base import NOT_TRAINED, CellModel
 from scr2mae.model.panels import batch_gene_codes, cell_gene_codes, lacks_few
 from scr2mae.model.streaming import embed, n_rows
 
@@ -27,23 +27,24 @@ _SHOWN = 5
 
 
 class IntegrationMixin(CellModel):
-    """``integrate``, and which embeddings are aligned."""
+    """``integrate``, and the choice of the alignment for cells."""
 
     def integrate(self, adata: AnnData | None = None, *, guard: bool = True, seed: int | None = None) -> None:
         """Align the batches in the embedding; :meth:`train` does it if the data have a ``batch_key``.
 
-        Moves the latent vectors of each batch onto what the batches have in common: means of soft clusters, and the
-        covariance around them. No weights change, and the decoder uses the vectors as they were. A query model aligns its
-        new batches with the reference, whose cells do not move.
+        Moves the latent vectors of each batch onto what the batches have in common: means of soft clusters,
+        and the covariance around them. No weights change, and the decoder uses the vectors as they were. A
+        query model aligns its new batches with the reference, whose cells do not move.
 
         Parameters
         ----------
         adata
-            Cells of known batches; None for those that the model was trained on. Cells with fewer genes are aligned apart:
-            pass the reference's cells on the genes of a panel to embed these genes aligned.
+            Cells of known batches; None for those that the model was trained on. Cells with fewer genes are
+            aligned apart: pass the reference's cells on the genes of a panel to embed these genes aligned.
         guard
-            Whether to leave batches in place that have few clusters in common with the others, and all batches if each of
-            them has a single label of the ``labels_key``. In both cases there is a warning.
+            Whether to leave batches in place that have few clusters in common with the others, and all
+            batches if each of them has a single label of the ``labels_key``. In both cases there is a
+            warning.
         seed
             Seed of the sample of at most 20,000 cells and of the clusters; defaults to the model's seed.
 
@@ -54,7 +55,7 @@ class IntegrationMixin(CellModel):
         ValueError
             If the data were set up without ``batch_key``, or a latent vector is not finite.
         """
-        self._check_if_trained(warn=False, message="The model is not trained yet; call model.train() first.")
+        self._check_if_trained(warn=False, message=NOT_TRAINED)
         is_query = self.module.is_query
         if not is_query and not self._can_integrate():
             raise ValueError("The data were set up without batch_key, so there are no batches to align.")
@@ -101,7 +102,7 @@ class IntegrationMixin(CellModel):
             seed=seed,
         )
         alignment.keys[:, [0, -1]] = torch.from_numpy(units[alignment.keys[:, 0].numpy()])
-        self._warn_about_strangers(alignment)
+        self._warn_about_low_overlap(alignment)
         # Batches without a training cell, such as held-out donors.
         unseen = np.flatnonzero(~np.isin(of_unit, of_unit[seen]))
         keys = np.full((len(unseen), cells.categories.shape[1] + 1), -1)
@@ -214,18 +215,16 @@ class IntegrationMixin(CellModel):
                 warnings.warn(
                     f"{about}, so aligning the batches would remove what it stands for; they were not aligned. "
                     "To align them nevertheless, call model.integrate(guard=False).",
-                    UserWarning,
                     stacklevel=4,
                 )
                 return True
             warnings.warn(
                 f"{about}, so its effect is removed with that of the batches; integrated=False embeds with it.",
-                UserWarning,
                 stacklevel=4,
             )
         return False
 
-    def _warn_about_strangers(self, alignment: Alignment) -> None:
+    def _warn_about_low_overlap(self, alignment: Alignment) -> None:
         """Warn of batches that have few clusters in common with the others."""
         held = (alignment.strengths < 1).nonzero().squeeze(1)
         if len(alignment.strengths) < 2 or not len(held):
@@ -239,7 +238,6 @@ class IntegrationMixin(CellModel):
             f"{len(held)} of {len(alignment.strengths)} batches have few clusters in common with the others and were "
             f"aligned in part or not at all; overlap, from 0 to 1: {shown}. If they have the same cell types, call "
             "model.integrate(guard=False).",
-            UserWarning,
             stacklevel=4,
         )
 

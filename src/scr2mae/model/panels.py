@@ -1,4 +1,4 @@
-"""Cells whose studies have measured different genes: codes of panels, and cells by panel."""
+"""Cells whose studies have measured different genes: codes of gene sets, and iteration by panel."""
 
 from __future__ import annotations
 

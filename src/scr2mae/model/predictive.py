@@ -9,17 +9,16 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scr2mae._utils.memory import check_array
-from scr2mae.masking import draw_mask
 from scr2mae.model.base import CellModel, check_integer
 from scr2mae.model.inference import InferenceMixin
 from scr2mae.model.scvi_words import understands_scvi
-from scr2mae.model.selection import batch_codes, gene_indices
+from scr2mae.model.selection import batch_codes, gene_folds, gene_indices
 from scr2mae.model.streaming import n_rows, stream
 from scr2mae.nn.likelihood import log_mean_of_counts
 from scr2mae.nn.panels import measured_genes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from torch import Tensor
@@ -85,8 +84,8 @@ class PredictiveMixin(InferenceMixin, CellModel):
         gene_list
             Genes to return, or one of them; None for all.
         n_folds
-            Number of parts of the genes. Each is drawn while it is hidden from the encoder, so that a draw does not know the
-            count that it is compared with. None hides nothing.
+            Number of parts of the genes. Each is drawn while it is hidden from the encoder, so that a draw
+            does not know the count that it is compared with. None hides nothing.
         seed
             Seed of the draws and of the parts.
 
@@ -98,13 +97,13 @@ class PredictiveMixin(InferenceMixin, CellModel):
         import sparse
 
         check_integer("n_samples", n_samples, smallest=1)
-        check_integer("seed", seed, smallest=0)
+        seed = check_integer("seed", seed, smallest=0)
         if n_folds is not None:
             check_integer("n_folds", n_folds, smallest=2)
         genes, codes = gene_indices(self.spec, gene_list), batch_codes(self.spec, transform_batch)
         cells, rows = self._trained_cells(adata, indices)
-        seed = int(seed)
-        parts = None if n_folds is None else self._folds(cells.measured, n_folds, seed)
+        measured = np.ones(self.module.n_vars, dtype=bool) if cells.measured is None else cells.measured
+        folds = [] if n_folds is None else list(map(torch.from_numpy, gene_folds(measured, n_folds, seed)))
         rng = np.random.default_rng(seed)
         theta = self.module.log_theta.exp().cpu().numpy().astype(np.float64)[genes, None]
         drawn = []
@@ -112,7 +111,7 @@ class PredictiveMixin(InferenceMixin, CellModel):
             if codes[0] is not None:
                 own = tensors[REGISTRY_KEYS.BATCH_KEY]
                 tensors[REGISTRY_KEYS.BATCH_KEY] = torch.full_like(own, codes[0])
-            mean = self._mean_in_folds(tensors, parts).cpu().numpy().astype(np.float64)[:, genes, None]
+            mean = self._mean_in_folds(tensors, folds).cpu().numpy().astype(np.float64)[:, genes, None]
             rate = rng.gamma(theta, mean / theta, size=(*mean.shape[:2], n_samples))
             drawn.append(sparse.COO.from_numpy(rng.poisson(rate).astype(np.float32)))
         empty = sparse.COO.from_numpy(np.zeros((0, len(genes), n_samples), dtype=np.float32))
@@ -171,27 +170,10 @@ class PredictiveMixin(InferenceMixin, CellModel):
         library = self.module.log_library(tensors)
         return log_mean_of_counts(generated["logits"], library, measured=measured_genes(tensors))
 
-    def _mean_in_folds(self, tensors: dict[str, Tensor], parts: list[Tensor] | None) -> Tensor:
-        if parts is None:
-            return self._log_mean(tensors).exp()
+    def _mean_in_folds(self, tensors: dict[str, Tensor], folds: list[Tensor]) -> Tensor:
+        """Return the means of counts, of the genes of each fold while they are hidden from the encoder."""
         mean = self._log_mean(tensors).exp()
-        for part in parts:
-            hidden = part.to(mean.device)
+        for fold in folds:
+            hidden = fold.to(mean.device)
             mean[:, hidden] = self._log_mean(tensors, hidden).exp()[:, hidden]
         return mean
-
-    def _folds(self, measured: np.ndarray | None, n_folds: int, seed: int) -> list[Tensor]:
-        """Divide the measured genes into parts of equal size; each boolean, shape (n_vars,)."""
-        genes = np.arange(self.module.n_vars) if measured is None else np.flatnonzero(measured)
-        return list(_parts(genes, self.module.n_vars, n_folds, seed))
-
-
-def _parts(genes: np.ndarray, n_vars: int, n_folds: int, seed: int) -> Iterator[Tensor]:
-    left = genes
-    for k in range(min(n_folds, len(genes) - 1)):
-        n_left = n_folds - k
-        chosen = left if n_left == 1 else left[draw_mask(len(left), 1 / n_left, seed=seed, step=k).numpy()]
-        part = torch.zeros(n_vars, dtype=torch.bool)
-        part[torch.from_numpy(chosen)] = True
-        left = np.setdiff1d(left, chosen)
-        yield part

@@ -1,4 +1,4 @@
-"""Start from what is trained: a model's weights on other cells, with rows for genes that it did not know."""
+"""Start a model from the weights of a trained one, with new rows for genes that it does not know."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scr2mae.data.genes import check_overlap
 from scr2mae.data.setup import is_current
 from scr2mae.model.base import CellModel
 from scr2mae.model.hub import HubMixin
-from scr2mae.model.query import aligned
+from scr2mae.model.query import aligned, known_rows
 from scr2mae.model.saving import SavingMixin
 from scr2mae.model.streaming import stream
 from scr2mae.nn.likelihood import log_mean_of_counts
@@ -49,14 +49,10 @@ _MLP_AXES = {"encoder.first.linear.weight": 1}  # with encoder="mlp", whose inpu
 _COVARIATES = ("batch_key", "size_factor_key", "categorical_covariate_keys", "continuous_covariate_keys")
 _PRECISION = 10.0  # of the prior of a new gene's weights in the decoder
 _LARGEST = 3.0  # change of a new gene's log mean by one Newton step
-_FIT_CELLS, _FIT_ROUNDS = (
-    10_000,
-    3,
-)  # of biases and dispersions; more change the likelihood by less than 0.1 %
-_PRIOR_COUNTS, _PRIOR_SQUARES = (
-    1.0,
-    10.0,
-)  # weight of the trained model, in counts and squared means of a gene
+# For biases and dispersions; more change the likelihood by less than 0.1 %.
+_FIT_CELLS, _FIT_ROUNDS = 10_000, 3
+# Weight of the trained model, in counts and squared means of a gene.
+_PRIOR_COUNTS, _PRIOR_SQUARES = 1.0, 10.0
 
 
 class PretrainedMixin(SavingMixin, HubMixin, CellModel):
@@ -76,8 +72,9 @@ class PretrainedMixin(SavingMixin, HubMixin, CellModel):
     ) -> Self:
         """Start a model of your own cells from a trained one; :meth:`train` then continues its training.
 
-        It embeds without further training too. Biases and dispersions of the decoder are fitted to your cells. Genes that the trained model knows and ``adata`` lacks stay masked. Genes that
-        it does not know are added: the decoder predicts them from the start, by weights and dispersions estimated from the
+        It embeds without further training too. Biases and dispersions of the decoder are fitted to your
+        cells. Genes that the trained model knows and ``adata`` lacks stay masked. Genes that it does not know
+        are added: the decoder predicts them from the start, by weights and dispersions estimated from the
         cells, while the fixed components of the default network do not read them.
 
         Parameters
@@ -85,8 +82,8 @@ class PretrainedMixin(SavingMixin, HubMixin, CellModel):
         pretrained
             Folder of a model, ``"owner/name"`` on the Hugging Face hub, or a model.
         adata
-            Your cells, raw counts, genes in any order; it is not changed. If it was set up, its donors and layer are used,
-            else those of the trained model.
+            Your cells, raw counts, genes in any order; it is not changed. If it was set up, its donors and
+            layer are used, else those of the trained model.
         revision, token
             As in :meth:`from_hub`.
         min_shared
@@ -200,8 +197,7 @@ def _copy_weights(source: Any, model: Any) -> None:
 def _copy_table(name: str, rows: torch.Tensor, old: dict[str, Any], theirs: CellSpec, ours: CellSpec) -> None:
     """Fill the rows of a covariate's categories: known ones by name, new ones with the mean of those."""
     table, number = name.rpartition(".")[0], int(name.split(".tables.")[1].split(".")[0])
-    parts = [old[key] for key in (f"{table}.reference", f"{table}.new") if key in old]
-    known = torch.cat(parts) if parts else rows.new_zeros(1, rows.shape[1])  # a single category adds nothing
+    known = known_rows(old, table, like=rows)
     at = pd.Index(theirs.categorical[number][1]).get_indexer(pd.Index(ours.categorical[number][1]))
     at = np.where(at < len(known), at, -1)
     found = torch.from_numpy(at >= 0).to(rows.device)
@@ -213,9 +209,10 @@ def _copy_table(name: str, rows: torch.Tensor, old: dict[str, Any], theirs: Cell
 def _start_genes(model: Any, n_known: int) -> None:
     """Fit decoder, dispersion and frequency of the genes that were added, in closed form.
 
-    With the decoder's features h, centered, the softmax denominators Z of the known genes and ``s = library / Z``, a gene
-    has the weights of one Newton step of a Poisson regression with a normal prior, and the bias that then fits its total:
-    ``w = (S + precision / r)^-1 sum (x / r - s) h`` with ``r = sum x / sum s`` and ``S = sum s h h'``.
+    With the decoder's features h, centered, the softmax denominators Z of the known genes and
+    ``s = library / Z``, a gene has the weights of one Newton step of a Poisson regression with a normal prior, and
+    the bias that then fits its total: ``w = (S + precision / r)^-1 sum (x / r - s) h`` with ``r = sum x / sum s`` and
+    ``S = sum s h h'``.
     """
     module, cells = model.module, model._cells(None)
     known = torch.arange(module.n_vars, device=module.device) < n_known
@@ -254,9 +251,9 @@ def _start_genes(model: Any, n_known: int) -> None:
 def _fit_genes(model: Any, *, seed: int) -> None:
     """Fit biases and dispersions of the measured genes to the cells, with those of the trained model as prior.
 
-    Studies differ most in these: how much of each gene they capture, and how it varies. With the sums of counts ``x`` and
-    means ``m`` of a gene, the bias changes by ``log((x + a) / (m + a))``, in a few rounds because genes share a softmax, and
-    then ``1 / theta = (sum (x - m)^2 - m + b / theta) / (sum m^2 + b)``.
+    Studies differ most in these: how much of each gene they capture, and how it varies. With the sums of
+    counts ``x`` and means ``m`` of a gene, the bias changes by ``log((x + a) / (m + a))``, in a few rounds
+    because genes share a softmax, and then ``1 / theta = (sum (x - m)^2 - m + b / theta) / (sum m^2 + b)``.
     """
     module, cells = model.module, model._cells(None)
     chosen = None

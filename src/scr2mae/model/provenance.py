@@ -1,4 +1,4 @@
-"""Data, arguments and split in the record of a run on cells; without names of files, donors or cells."""
+"""Describe data, arguments and split for the record of a run, without names of files, donors or cells."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scr2mae.data.splits import SIDES
 from scr2mae.train.provenance import plain
 
 if TYPE_CHECKING:
@@ -63,10 +64,9 @@ def describe_data(cells: Cells, var_names: np.ndarray) -> dict[str, Any]:
 
 
 def _describe_split(split: Split) -> dict[str, Any]:
-    sides = ("train", "validation", "test")
     return {
         "sha256": split.sha256,
         "key": split.key,
         "seed": split.seed,
-        **{f"n_{side}": len(getattr(split, side)) for side in sides},
+        **{f"n_{side}": len(getattr(split, side)) for side in SIDES},
     }

@@ -15,16 +15,18 @@ from scr2mae.data import MEASURED_COLUMN, align_genes
 from scr2mae.data.containers import check_anndata
 from scr2mae.data.counts import RAW_LAYER, as_csr, check_genes, get_counts, layer_names
 from scr2mae.data.genes import check_overlap, select_genes
+from scr2mae.data.panels import measured_positions
 from scr2mae.data.setup import make_actual
 from scr2mae.model.base import CellModel
 from scr2mae.model.scvi_words import understands_scvi
 from scr2mae.model.state import FORMAT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from typing import Self
 
-__all__ = ["QueryMixin", "add_categories", "aligned"]
+__all__ = ["QueryMixin", "add_categories", "aligned", "known_rows"]
 
 _SCVI_UNS = ("_scvi_uuid", "_scvi_manager_uuid")
 
@@ -66,10 +68,13 @@ class QueryMixin(CellModel):
         ValueError
             If gene names are not unique, or fewer than ``min_shared`` are shared.
         """
-        genes = _reference_genes(reference_model)
+        registry = (
+            getattr(reference_model, "registry", None) or read_index(reference_model, FORMAT)["registry"]
+        )  # type: ignore[arg-type]
+        genes = np.asarray(registry["field_registries"]["X"]["state_registry"]["column_names"]).astype(str)
         if return_reference_var_names:
             return pd.Index(genes)
-        result = aligned(adata, genes, layer=_reference_layer(reference_model), min_shared=min_shared)
+        result = aligned(adata, genes, layer=registry["setup_args"]["layer"], min_shared=min_shared)
         if not inplace:
             return result
         adata._init_as_actual(result)
@@ -141,20 +146,6 @@ class QueryMixin(CellModel):
         return model
 
 
-def _registry(reference: CellModel | str | Path) -> dict[str, Any]:
-    return getattr(reference, "registry", None) or read_index(reference, FORMAT)["registry"]  # type: ignore[arg-type]
-
-
-def _reference_layer(reference: CellModel | str | Path) -> str | None:
-    return _registry(reference)["setup_args"]["layer"]
-
-
-def _reference_genes(reference: CellModel | str | Path) -> np.ndarray:
-    """Return the gene names of a model or model folder, shape (n_vars,)."""
-    registry = _registry(reference)
-    return np.asarray(registry["field_registries"]["X"]["state_registry"]["column_names"]).astype(str)
-
-
 def aligned(
     adata: AnnData, genes: np.ndarray, *, layer: str | None, min_shared: float | None = None
 ) -> AnnData:
@@ -164,11 +155,8 @@ def aligned(
     """
     check_anndata(adata)
     check_genes(adata)
-    position = align_genes(adata.var_names, genes)
+    position = measured_positions(adata.var, align_genes(adata.var_names, genes))
     measured = position >= 0
-    if MEASURED_COLUMN in adata.var:
-        measured &= adata.var[MEASURED_COLUMN].to_numpy(dtype=bool)[position]
-        position = np.where(measured, position, -1)
     n_shared = int(measured.sum())
     if min_shared is not None:
         check_overlap(adata, genes, measured, min_shared=min_shared)
@@ -203,6 +191,15 @@ def aligned(
     )
 
 
+def known_rows(state: Mapping[str, torch.Tensor], table: str, *, like: torch.Tensor) -> torch.Tensor:
+    """Return the rows of the categories that a network has weights for, (n_categories, n_out).
+
+    A covariate that was constant has no table: its one category adds nothing, then as now.
+    """
+    rows = [state[key] for key in (f"{table}.reference", f"{table}.new") if key in state]
+    return torch.cat(rows) if rows else like.new_zeros(1, like.shape[1])
+
+
 def add_categories(reference: torch.nn.Module, extended: torch.nn.Module) -> None:
     """Copy weights into a network that has more categories and is otherwise the same.
 
@@ -210,9 +207,7 @@ def add_categories(reference: torch.nn.Module, extended: torch.nn.Module) -> Non
     """
     old, new = reference.state_dict(), extended.state_dict()
     for table in sorted({name.rpartition(".")[0] for name in new if ".tables." in name}):
-        rows = [old[key] for key in (f"{table}.reference", f"{table}.new") if key in old]
-        # A covariate that was constant had no table: its one category adds nothing, now as then.
-        known = torch.cat(rows) if rows else torch.zeros_like(new[f"{table}.reference"])
+        known = known_rows(old, table, like=new[f"{table}.reference"])
         new[f"{table}.reference"] = known.clone()
         if f"{table}.new" in new:
             new[f"{table}.new"] = known.mean(dim=0).expand_as(new[f"{table}.new"]).clone()

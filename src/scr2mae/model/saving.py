@@ -20,13 +20,13 @@ from scr2mae._utils.model_folder import read_folder, read_index, write_folder
 from scr2mae.data import CellSpec, read_cells
 from scr2mae.data.containers import check_anndata
 from scr2mae.data.setup import make_actual
+from scr2mae.data.splits import SIDES
 from scr2mae.data.store import read_file
 from scr2mae.masking import schedule_to_state
 from scr2mae.model.base import CellModel
 from scr2mae.model.scvi_words import understands_scvi
 from scr2mae.model.state import (
     FORMAT,
-    SIDES,
     CheckedState,
     ModelState,
     check_state,
@@ -208,7 +208,6 @@ def to_state(model: CellModel) -> ModelState:
         warnings.warn(
             f"mask_ratio={model.mask_ratio!r} is not a schedule of scr2mae.masking and is not saved; "
             "set model.mask_ratio after loading to train on.",
-            UserWarning,
             stacklevel=3,
         )
     if model.alignment_ is not None:

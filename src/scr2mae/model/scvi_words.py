@@ -1,6 +1,6 @@
-"""Accept arguments of scvi-tools that mean the same here, translate those with another name, and explain the others.
+"""Arguments and methods of scvi-tools: accepted, renamed, or refused with an error that says what to use instead.
 
-``ARGUMENTS`` and ``METHODS`` are the whole table; the page "Coming from scVI" shows it.
+``ARGUMENTS`` and ``METHODS`` list all of them; the page "Coming from scVI" shows both.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Word:
-    """What to do with an argument of scvi-tools.
+    """How an argument of scvi-tools is handled.
 
-    Values in ``same`` ask for what happens anyway and are accepted; ``any_value`` accepts all. ``into`` names the argument
-    that takes the value, such as ``"plan_kwargs.lr"`` for an entry of a mapping, after ``values`` have been translated. Any
-    other value is refused; ``reason`` says why, or what to use.
+    Values in ``same`` are the behavior here, and are accepted and dropped; with ``any_value`` all values are.
+    ``into`` is the argument that takes the value, such as ``"plan_kwargs.lr"`` for an entry of a mapping;
+    ``values`` maps values to those used here. Any other value raises an error, for which ``reason`` says why,
+    or what to use instead.
     """
 
     same: tuple[Any, ...] = ()
@@ -120,9 +121,7 @@ ARGUMENTS: dict[str, dict[str, Word]] = {
         "n_steps_kl_warmup": Word((None,), _NO_KL),
         "max_kl_weight": Word((1.0,), _NO_KL),
         "min_kl_weight": Word((0.0,), _NO_KL),
-        "reduce_lr_on_plateau": Word(
-            (False,), _SCHEDULE
-        ),
+        "reduce_lr_on_plateau": Word((False,), _SCHEDULE),
         "lr_scheduler_metric": Word((None,), _SCHEDULE),
         "adversarial_classifier": Word((None, False), "there is no adversarial training; the network reads the batch"),
     },
@@ -157,7 +156,7 @@ ARGUMENTS: dict[str, dict[str, Word]] = {
         "datamodule": Word((None,), "pass an AnnData"),
     },
 }  # fmt: skip
-"""Arguments of scvi-tools that the methods here do not have, by method."""
+"""Arguments of scvi-tools that the methods of this package do not have, by method."""
 
 METHODS: dict[str, str] = {
     "differential_expression": (
@@ -174,16 +173,16 @@ METHODS: dict[str, str] = {
     "predict": "fit a probe to the embedding: scr2mae.probe.fit_probe(adata, model=model, ...)",
     "get_mde": "use scanpy.pp.neighbors and scanpy.tl.umap on the embedding",
 }
-"""Methods of scvi-tools' models that do not exist here, and what to use."""
+"""Methods of scvi-tools' models that this package does not have, and what to use instead."""
 
 
 def missing_method(name: str) -> str | None:
-    """Return why a method of scvi-tools does not exist here, and what to use; None for other names."""
+    """Return the error message for a method of scvi-tools that this package does not have; None for other names."""
     return f"{name} is not available: {METHODS[name]}." if name in METHODS else None
 
 
 def understands_scvi(function: F) -> F:
-    """Make a method accept the arguments of scvi-tools that mean the same, and explain the others."""
+    """Decorate a method to accept or explain the arguments of scvi-tools."""
     words = ARGUMENTS[function.__name__]
     parameters = signature(function).parameters
     kinds = {name: each.kind for name, each in parameters.items()}
@@ -209,26 +208,25 @@ def understands_scvi(function: F) -> F:
                 near = difflib.get_close_matches(name, sorted(known), n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it takes {[*by_position[1:], *by_name]}."
                 raise TypeError(f"{called} does not know {name!r}; {hint}")
-        for name in ("plan_kwargs",) if function.__name__ == "train" else ():
-            for entry in [entry for entry in kwargs.get(name) or {} if entry in words]:
-                plan = dict(kwargs[name])
-                if words[entry].into is None:
-                    _translate(entry, words[entry], plan)
-                kwargs[name] = plan
+        plan = kwargs.get("plan_kwargs") or {}
+        if foreign := [entry for entry in plan if entry in words and words[entry].into is None]:
+            kwargs["plan_kwargs"] = plan = dict(plan)
+            for entry in foreign:
+                _translate(entry, words[entry], plan)
         return function(*args, **kwargs)
 
     return method  # type: ignore[return-value]
 
 
 def _translate(name: str, word: Word, kwargs: dict[str, Any]) -> None:
-    """Replace an argument of scvi-tools in ``kwargs`` by what it means here, or raise."""
+    """Replace an argument of scvi-tools in ``kwargs`` by the one used here, or raise a TypeError."""
     value = kwargs.pop(name)
     if word.any_value or any(
         value is same or (type(value) is type(same) and value == same) for same in word.same
     ):
         return
     if word.into is None:
-        same = f" (only {name}={word.same[0]!r}, which is what happens)" if word.same else ""
+        same = f" (only {name}={word.same[0]!r}, the behavior here)" if word.same else ""
         raise TypeError(f"{name}={value!r} is not available{same}: {word.reason}.")
     value = dict(word.values).get(value, value) if word.values else value
     argument, _, entry = word.into.partition(".")

@@ -1,19 +1,21 @@
-"""Genes and batches that a caller names, as positions and codes."""
+"""Convert names of genes and batches to indices and codes, and divide genes into folds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from scr2mae.masking import draw_mask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scr2mae.data import CellSpec
 
-__all__ = ["batch_codes", "gene_indices"]
+__all__ = ["batch_codes", "gene_folds", "gene_indices"]
 
 
 def gene_indices(spec: CellSpec, gene_list: str | Sequence[str] | None) -> np.ndarray:
@@ -35,6 +37,19 @@ def gene_indices(spec: CellSpec, gene_list: str | Sequence[str] | None) -> np.nd
             f"The model does not know the genes {absent[:5]}; its {len(names)} are in model.spec.var_names."
         )
     return found
+
+
+def gene_folds(measured: np.ndarray, n_folds: int, seed: int) -> Iterator[np.ndarray]:
+    """Divide the measured genes into random parts of equal size, each boolean, (n_vars,)."""
+    left = np.flatnonzero(measured)
+    for k in range(min(n_folds, len(left))):
+        is_last = k == n_folds - 1 or len(left) < 2
+        chosen = left if is_last else left[draw_mask(len(left), 1 / (n_folds - k), seed=seed, step=k).numpy()]
+        part = np.zeros(len(measured), dtype=bool)
+        part[chosen] = True
+        left = np.setdiff1d(left, chosen)
+        if part.any():
+            yield part
 
 
 def batch_codes(spec: CellSpec, transform_batch: Any) -> list[int | None]:

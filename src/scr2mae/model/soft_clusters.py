@@ -1,4 +1,4 @@
-"""Soft clusters of batches in the latent space, and the displacement of batches onto their common means."""
+"""Soft clusters in the latent space, and the displacement of each batch onto the common means of clusters."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, 
         unit = _unit(aligned)
         for _ in range(2):
             cosines = unit @ directions.T
-            for _ in range(
-                3
-            ):  # balance batches within clusters, as Harmony does; undamped it would oscillate
+            # Balance batches within clusters, as Harmony does; undamped it would oscillate.
+            for _ in range(3):
                 weights = softmax(2 / TEMPERATURE * cosines + penalty[codes], axis=1)
                 masses = np.stack([weights[at].sum(axis=0) for at in members])
                 expected = np.outer(sizes / sizes.sum(), masses.sum(axis=0))

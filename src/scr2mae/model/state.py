@@ -1,4 +1,4 @@
-"""Plain state of a model, as in a model folder, and the checks of a state that comes from a file."""
+"""State of a model as saved in a folder, and validation of a state read from a file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scvi.data import AnnDataManager
 
 from scr2mae._utils.model_folder import FolderFormat
 from scr2mae.data import CellSpec, Split, split_cells
+from scr2mae.data.splits import SIDES
 from scr2mae.masking import as_ratio_schedule, schedule_from_state
 from scr2mae.model.alignment import Alignment
 from scr2mae.nn.curriculum import Curriculum
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["FORMAT", "SIDES", "CheckedState", "ModelState", "check_state", "n_obs", "own_entries"]
+__all__ = ["FORMAT", "CheckedState", "ModelState", "check_state", "n_obs", "own_entries"]
 
 _ENTRIES = (
     *("curriculum", "history", "init_params", "is_trained", "mask_ratio", "model", "n_new_categories"),
@@ -33,7 +34,6 @@ FORMAT = FolderFormat("scr2mae.model", "scr2mae model", index="model.json", requ
 
 _REGISTRY_ENTRIES = ("scvi_version", "model_name", "setup_args", "setup_method_name", "_scvi_uuid")
 _FIELD_ENTRIES = ("data_registry", "state_registry", "summary_stats")
-SIDES = ("train", "validation", "test")
 _SIZES = ("n_hidden", "n_latent", "n_layers", "n_layers_decoder", "seed")
 
 
@@ -79,7 +79,8 @@ def check_state(
 ) -> CheckedState:
     """Check a state before anything of the size that it states is allocated.
 
-    ``build(spec, init_params, curriculum=, n_new_categories=)`` makes the network; ``place`` names the origin in messages.
+    ``build(spec, init_params, curriculum=, n_new_categories=)`` makes the network; ``place`` names the origin
+    in messages.
     """
     with _name_place(place):
         return _checked(state.tensors, state.document, setup_arguments, build, place)

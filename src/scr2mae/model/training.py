@@ -15,7 +15,7 @@ from scr2mae._utils.files import as_path
 from scr2mae.data import CellDataModule, Split, split_cells
 from scr2mae.data.backed import stays_on_disk
 from scr2mae.data.columns import find_column, key_name
-from scr2mae.data.donors import Fingerprints, warn_about_origin
+from scr2mae.data.donors import warn_about_copied_cells, warn_about_origin
 from scr2mae.data.loaders import check_data_module, first_cells
 from scr2mae.model.base import check_integer
 from scr2mae.model.integration import IntegrationMixin
@@ -71,8 +71,9 @@ class TrainingMixin(IntegrationMixin):
     ) -> None:
         """Train the model; a second call continues from the weights of the first.
 
-        If the data were set up with ``batch_key``, their batches are then aligned in the embedding (:meth:`integrate`). A
-        query model of :meth:`load_query_data` aligns its new batches and trains no weights unless ``max_epochs`` is given.
+        If the data were set up with ``batch_key``, their batches are then aligned in the embedding
+        (:meth:`integrate`). A query model of :meth:`load_query_data` aligns its new batches and trains no
+        weights unless ``max_epochs`` is given.
 
         Parameters
         ----------
@@ -87,17 +88,19 @@ class TrainingMixin(IntegrationMixin):
             Cells per mini-batch; each mini-batch has its own masking ratio.
         split_key
             Column of ``obs`` whose groups are kept together by the split. If None, use the registered donor
-            column, or split individual cells if there is none; several columns together name a group; False splits individual cells, as in the paper.
+            column, or split individual cells if there is none; several columns together name a group; False
+            splits individual cells, as in the paper.
         early_stopping
             Stop when the validation loss stops decreasing; by default only for a model of :meth:`from_pretrained`.
         seed
             Seed for splitting, shuffling and masking; defaults to the model's seed.
         precision
-            ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"auto"`` uses bfloat16 for matrix products on hardware
-            with native bfloat16 support. Any other value than ``"32-true"`` makes weights depend on the kind of hardware.
+            ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"auto"`` uses bfloat16 for matrix products on
+            hardware with native bfloat16 support. Any other value than ``"32-true"`` makes weights depend on
+            the kind of hardware.
         counts_on
-            Where to keep the counts during training: ``"device"``, ``"memory"`` or ``"disk"``. ``"auto"`` uses the first
-            option with enough space; ``"disk"`` only for a backed AnnData.
+            Where to keep the counts during training: ``"device"``, ``"memory"`` or ``"disk"``. ``"auto"``
+            uses the first option with enough space; ``"disk"`` only for a backed AnnData.
         resume
             Checkpoint, or ``checkpoint_dir`` of an earlier run, to continue from.
         checkpoint_dir
@@ -105,10 +108,10 @@ class TrainingMixin(IntegrationMixin):
         checkpoint_every_n_steps
             Number of mini-batches between additional checkpoints; if None, only one per epoch.
         steps_per_execution
-            Mini-batches per Lightning iteration; more than one avoids most of the overhead of the loop for small networks
-            and fast devices. Each mini-batch remains an optimizer step with the same result; checkpoints are written after
-            the last one. If None, 16 unless something requires one mini-batch per iteration (a callback, a logger,
-            several processes, accumulated or clipped gradients).
+            Mini-batches per Lightning iteration; more than one avoids most of the overhead of the loop for
+            small networks and fast devices. Each mini-batch remains an optimizer step with the same result;
+            checkpoints are written after the last one. If None, 16 unless something requires one mini-batch
+            per iteration (a callback, a logger, several processes, accumulated or clipped gradients).
         plan_kwargs
             Arguments of :class:`scr2mae.train.MaskedTrainingPlan`: ``lr`` (3e-3 by default; 1e-3 with
             ``encoder="mlp"``), ``weight_decay``, ``eps``, ``optimizer``,
@@ -117,8 +120,9 @@ class TrainingMixin(IntegrationMixin):
         datasplitter_kwargs
             ``shuffle`` and ``external_indexing`` of :func:`scr2mae.data.split_cells`.
         datamodule
-            Lightning data module that yields mini-batches under scvi-tools' keys, such as those of ``scvi.dataloaders``,
-            instead of the model's data. Genes must be in the model's order, and batches must have the model's codes.
+            Lightning data module that yields mini-batches under scvi-tools' keys, such as those of
+            ``scvi.dataloaders``, instead of the model's data. Genes must be in the model's order, and batches
+            must have the model's codes.
         integration
             Whether to align batches after training; not done for a ``datamodule``, whose cells the model does not have.
         trainer_kwargs
@@ -133,22 +137,20 @@ class TrainingMixin(IntegrationMixin):
         NotADirectoryError
             If ``checkpoint_dir`` is a file.
         scr2mae.train.NonFiniteError
-            If the loss or gradient was not finite for twenty steps in a row; the error message lists the cells. The model
-            keeps its last finite weights and can be used.
+            If the loss or gradient was not finite for twenty steps in a row; the error message lists the
+            cells. The model keeps its last finite weights and can be used.
         """
         if not any(p.requires_grad for p in self.module.parameters()):
             raise ValueError(
                 "This query has no new category, so there is nothing to train; embed it as it is."
             )
         if max_epochs is not None:
-            check_integer("max_epochs", max_epochs, smallest=1)
-            max_epochs = int(max_epochs)
+            max_epochs = check_integer("max_epochs", max_epochs, smallest=1)
+        # Integers of NumPy become those of Python, for Lightning and for the record of the run.
         batch_size = int(batch_size) if isinstance(batch_size, Integral) else batch_size
-        train_size = _TRAIN_SIZE if train_size is None else train_size
-        seed = self.seed if seed is None else seed
-        check_integer("seed", seed, smallest=0)
-        seed = int(seed)
         devices = int(devices) if isinstance(devices, Integral) else devices
+        train_size = _TRAIN_SIZE if train_size is None else train_size
+        seed = check_integer("seed", self.seed if seed is None else seed, smallest=0)
         if integration and self.module.is_query and self.alignment_ is not None and max_epochs is None:
             self.integrate(seed=seed)
             return
@@ -174,10 +176,7 @@ class TrainingMixin(IntegrationMixin):
         if self.module.needs_start:
             self._start(datamodule, seed)
         plan = self._training_plan(seed, plan_kwargs or {})
-        n_seen = _N_SEEN[self.init_params_["encoder"]]
-        if max_epochs is None:
-            max_epochs = default_max_epochs(_n_obs_epoch(datamodule), n_seen)
-            max_epochs = max(1, round(max_epochs * _WARM_EPOCHS)) if self.is_warm_ else max_epochs
+        max_epochs = self._default_epochs(datamodule) if max_epochs is None else max_epochs
         arguments = {
             "max_epochs": max_epochs,
             "batch_size": batch_size,
@@ -237,9 +236,7 @@ class TrainingMixin(IntegrationMixin):
         """Read the model's own cells, and keep the split."""
         cells = self._cells(None, on_disk=stays_on_disk(self.adata, self.spec.layer, counts_on))
         if not cells.on_disk:
-            prints = Fingerprints(*cells.counts.shape)
-            prints.add(0, cells.counts)
-            prints.warn(self.adata.obs_names)
+            warn_about_copied_cells(cells.counts, self.adata.obs_names)
         datamodule = CellDataModule(cells, split, counts_on=counts_on, **kwargs)
         self.keep_split(split)
         if early_stopping and not len(split.validation):
@@ -281,6 +278,10 @@ class TrainingMixin(IntegrationMixin):
             before=self.history_,
             **{"averaging": _AVERAGING, "lr": rate * _WARM_RATE if self.is_warm_ else rate, **plan_kwargs},
         )
+
+    def _default_epochs(self, datamodule: Any) -> int:
+        epochs = default_max_epochs(_n_obs_epoch(datamodule), _N_SEEN[self.init_params_["encoder"]])
+        return max(1, round(epochs * _WARM_EPOCHS)) if self.is_warm_ else epochs
 
     def _trainer_arguments(
         self, plan: MaskedTrainingPlan, datamodule: Any, kwargs: dict[str, Any]

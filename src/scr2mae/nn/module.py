@@ -193,10 +193,8 @@ class R2MAEModule(BaseModuleClass):
         ----------
         z
             Embeddings, shape (n_obs, n_latent).
-        categories
-            Codes of batch and covariates, shape (n_obs, n_covariates).
-        continuous
-            Continuous covariates, shape (n_obs, n_continuous).
+        categories, continuous
+            As in :meth:`inference`.
 
         Returns
         -------

@@ -32,9 +32,8 @@ def panel_frequencies(counts: Tensor, log_library: Tensor, panels: CellPanels, *
     mean_non_zero = (total.sum() / counts.count_nonzero().clamp(min=1)).clamp(min=1.0)
     total += 0.5 * mean_non_zero
     measured = panels.classes[:, panels.gene_class].double()  # (n_panels, n_vars)
-    measured = torch.where(
-        measured.any(dim=0), measured, 1.0
-    )  # what nobody has measured counts as never found
+    # A gene that no study has measured counts as never detected.
+    measured = torch.where(measured.any(dim=0), measured, 1.0)
     frequencies = total / total.sum()
     for _ in range(_N_SCALINGS if is_total else 1):
         share = measured @ frequencies if is_total else torch.ones(n_panels, dtype=torch.float64)

@@ -109,9 +109,8 @@ class CellPanels(NamedTuple):
         total = torch.minimum((ratio * n_measured[-1].double()).round().clamp(min=1), n_measured[-1] - 1)
         # Rounded up or down by chance, so that a class of one gene is masked as often as the others.
         chance = (hash_integers(seed, _CLASS_STREAM, step) >> 11) / (1 << 53)
-        ends = (
-            total * n_measured / n_measured[-1] + chance
-        ).floor()  # in this order, of all classes the total
+        # In this order, the last of the ends is the total.
+        ends = (total * n_measured / n_measured[-1] + chance).floor()
         n_masked = ends.diff(prepend=ends.new_zeros(1))
         order = mask_words(len(self.gene_class), seed=seed, step=step, device=ends.device).argsort()
         of_class = self.gene_class.index_select(0, order)

@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LinearPath", "measure_counts"]
 
-_WEIGHTS = {
-    "logged": 1.0,
-    "residual": 0.5,
-}  # measured on seven sets: residuals at full weight lose cell types
+# Measured on seven sets: residuals at full weight lose cell types.
+_WEIGHTS = {"logged": 1.0, "residual": 0.5}
 _CLIP = 5.0  # residuals beyond five standard deviations come from single cells
 _THETA = 100.0  # overdispersion of the residuals, as in Lause et al. (2021)
 
