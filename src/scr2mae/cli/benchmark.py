@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae._methods import check_methods, method_names
 from scr2mae.cli import options as opt
+from scr2mae.cli.cells import read_with_genes_of_paper
 from scr2mae.cli.columns import check_input
-from scr2mae.cli.files import check_exists, check_input_file, check_output, read_with_genes_of_paper
+from scr2mae.cli.files import check_exists, check_input_file, check_output
 from scr2mae.cli.probe import N_SPLITS, SCALINGS, DonorKey, Scale, Splits, Targets, kinds_of, numbers_of
 from scr2mae.cli.process import loading
 

@@ -1,4 +1,4 @@
-"""Whether a file has what options name and a model reads: known from its head, before PyTorch is imported."""
+"""Check that a file has the columns and counts that are needed, before PyTorch is imported."""
 
 from __future__ import annotations
 

@@ -9,17 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae.cli import options as opt
+from scr2mae.cli.cells import opened_cells, place_counts
 from scr2mae.cli.columns import check_input
-from scr2mae.cli.files import (
-    check_counts,
-    check_exists,
-    check_free,
-    check_writable,
-    open_counts,
-    place_counts,
-    reads_raw,
-    replacing,
-)
+from scr2mae.cli.files import check_counts, check_exists, check_free, check_writable, replacing
 from scr2mae.cli.process import loading, results
 
 if TYPE_CHECKING:
@@ -70,15 +62,14 @@ def embed(
     if not to_store:
         check_free(output, folder=False, force=force)
     check_writable(output.parent)
-    # A store is not copied, so an embedding in it is in nobody's way.
+    # A store is not copied, so an embedding in it is not replaced.
     result = None if force or input.is_dir() else f"obsm/{key}"
     check_input(input, columns={}, counts=counts, model=model, new=result)
     with loading():
         from scr2mae.model import R2MAEModel
 
     trained = R2MAEModel.load(model, accelerator=accelerator)
-    adata = open_counts(input, use_raw=reads_raw(trained, **vars(counts)))
-    try:
+    with opened_cells(input, trained, counts) as adata:
         logger.info("Embedding %d cells of %s.", adata.n_obs, input)
         shape = adata.n_obs, trained.init_params_["n_latent"]
         new = _new_store if to_store else _new_file
@@ -86,15 +77,12 @@ def embed(
         made_by = {f"{key}_model": trained.embedding_fingerprint(integrated=integrated)}
         with new(adata, shape, source=input, output=output, key=key, force=force, made_by=made_by) as rows:
             trained.get_latent_representation(
-                place_counts(adata, trained, **vars(counts)),
+                place_counts(adata, trained, counts),
                 batch_size=batch_size,
                 precision=precision,
                 integrated=integrated,
                 out=rows,
             )
-    finally:
-        if adata.isbacked:
-            adata.file.close()
     return results(output=output, key=key, cells=shape[0], dimensions=shape[1])
 
 
@@ -110,13 +98,15 @@ def _new_file(
     made_by: dict[str, str],
 ) -> Iterator[h5py.Dataset]:
     """Yield the rows of an embedding in a copy of the input; rename the copy once they are filled."""
+    from anndata import AnnData
+
     with replacing(output) as part:
         if source.is_file() and adata.isbacked:  # with all that is in it, as it was encoded
             shutil.copyfile(source, part)
         elif source.is_file():  # read from another format
             adata.write_h5ad(part)
         else:
-            _write_cells(part, adata)
+            AnnData(obs=adata.obs).write_h5ad(part)
         with _new_obsm(part, key, shape, made_by) as rows:
             yield rows
 
@@ -148,13 +138,6 @@ def _new_store(
             rows = _append(group["obsm"], key, shape, chunks=(_CELLS_PER_CHUNK, shape[1]))
             yield rows
         writer.publish(part, output)
-
-
-def _write_cells(path: Path, adata: AnnData) -> None:
-    """Write the table of cells without counts."""
-    from anndata import AnnData
-
-    AnnData(obs=adata.obs).write_h5ad(path)
 
 
 @contextmanager

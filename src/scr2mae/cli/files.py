@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scr2mae._utils.files import atomic_write, is_free
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from scr2mae.model import R2MAEModel
 
 
 def check_exists(*places: Path | None) -> None:
@@ -36,14 +30,12 @@ def check_input_file(path: Path) -> None:
     """Raise unless this is an HDF5 file."""
     import h5py
 
+    from scr2mae.data.formats import is_zarr_folder
+
     _check_format(path)
     if path.is_dir():
-        is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
-        advice = (
-            f" Convert it once: anndata.read_zarr({str(path)!r}).write_h5ad('counts.h5ad')."
-            if is_store
-            else ""
-        )
+        advice = f" Convert it once: anndata.read_zarr({str(path)!r}).write_h5ad('counts.h5ad')."
+        advice = advice if is_zarr_folder(path) else ""
         raise IsADirectoryError(f"{path} is a folder; expected an .h5ad file.{advice}")
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}.")
@@ -55,53 +47,15 @@ def check_input_file(path: Path) -> None:
 
 def check_counts(path: Path) -> None:
     """Raise unless this is an HDF5 file or a zarr store."""
+    from scr2mae.data.formats import is_zarr_folder
+
     _check_format(path)
     if not path.is_dir():
         check_input_file(path)
-    elif not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+    elif not is_zarr_folder(path):
         raise IsADirectoryError(
             f"{path} is a folder without a zarr store; expected an .h5ad file or a .zarr store."
         )
-
-
-def open_counts(path: Path, *, use_raw: bool = False, use_rep: Sequence[str] = ()) -> AnnData:
-    """Open a file or a store of cells and leave the counts on disk; of a store, attach ``raw`` and embeddings on request."""
-    from scr2mae.data.store import open_group, open_store, read_file
-
-    if not path.is_dir():
-        return read_file(path, backed="r")
-    stored = open_group(path).get("obsm", {})
-    return open_store(path, use_raw=use_raw, obsm_keys=[name for name in use_rep if name in stored])
-
-
-def reads_raw(model: R2MAEModel | None, *, layer: str | None, use_raw: bool) -> bool:
-    """Return whether counts are in raw, by the options or because the data of the model had them there."""
-    from scr2mae.data.counts import RAW_LAYER
-
-    return use_raw or (layer is None and model is not None and model.spec.layer == RAW_LAYER)
-
-
-def place_counts(adata: AnnData, model: R2MAEModel | None, *, layer: str | None, use_raw: bool) -> AnnData:
-    """Return the cells with the counts of a layer, of ``"X"`` or of raw where a model reads them."""
-    from scr2mae.data.counts import move_counts, named_layer
-
-    source = named_layer(layer, use_raw=use_raw)
-    if source is None or model is None:
-        return adata
-    is_x = source == "X" and source not in adata.layers
-    return move_counts(adata, None if is_x else source, model.spec.layer)
-
-
-def read_with_genes_of_paper(path: Path, atlas: str | None, *, layer: str | None = None) -> AnnData:
-    """Read the raw counts of a file or store, with the paper's selection of genes and cells."""
-    from scr2mae._paper import paper
-    from scr2mae.data.preprocess import preprocess
-    from scr2mae.datasets.atlas import HLCA, SEA_AD, load_atlas
-
-    settings = paper(atlas).preprocess
-    if atlas is not None:
-        return load_atlas({"hlca": HLCA, "sea_ad": SEA_AD}[atlas], path, **settings)
-    return preprocess(open_counts(path), layer=layer, **settings)
 
 
 def check_output(path: Path, *, folder: bool = False, force: bool) -> None:

@@ -1,4 +1,4 @@
-"""Messages of the library in the words of the command line: arguments become the flags of the command."""
+"""Rewrite messages of the library for the command line: arguments become flags."""
 
 from __future__ import annotations
 

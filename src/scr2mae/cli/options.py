@@ -17,16 +17,8 @@ from scr2mae.cli.files import check_free, check_output, check_writable
 T = TypeVar("T")
 
 _TITLES = (
-    "Run",
-    "Data",
-    "Tokens",
-    "Windows",
-    "Network",
-    "Methods",
-    "Training",
-    "Splits and probes",
-    "Kept probe",
-    "Messages",
+    *("Run", "Data", "Tokens", "Windows", "Network", "Methods", "Training"),
+    *("Splits and probes", "Kept probe", "Messages"),
 )
 
 
@@ -109,6 +101,12 @@ def _obsm_key(text: str) -> str:
     if not text.strip() or "/" in text:  # a slash would open a group inside the HDF5 file
         raise ValueError(f"expected a name without '/', got {text!r}")
     return text
+
+
+def check_masking(scheme: str, mask_ratio: float | tuple[float, ...] | None) -> None:
+    """Raise if a masking ratio is given beside a scheme other than the default."""
+    if mask_ratio is not None and scheme != "r2mae":
+        raise UsageError("--mask-ratio stands in place of --scheme; give one of the two")
 
 
 def _mask_ratio(ratios: list[float]) -> float | tuple[float, ...]:

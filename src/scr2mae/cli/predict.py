@@ -7,16 +7,9 @@ import shutil
 from typing import TYPE_CHECKING, Annotated
 
 from scr2mae.cli import options as opt
+from scr2mae.cli.cells import opened_cells, place_counts
 from scr2mae.cli.columns import check_input, read_index
-from scr2mae.cli.files import (
-    check_counts,
-    check_exists,
-    check_output,
-    open_counts,
-    place_counts,
-    reads_raw,
-    replacing,
-)
+from scr2mae.cli.files import check_counts, check_exists, check_output, replacing
 from scr2mae.cli.process import loading, results
 
 if TYPE_CHECKING:
@@ -103,12 +96,11 @@ def predict(
 
         trained = R2MAEModel.load(model, accelerator=accelerator)
     kept = Probe.load(probe, model=trained)
-    adata = open_counts(input, use_raw=reads_raw(trained, **vars(counts)), use_rep=use_rep)
-    try:
+    with opened_cells(input, trained, counts, use_rep=use_rep) as adata:
         if trained is None and adata.isbacked and kept.features.use_rep not in adata.obsm:
             adata = adata.to_memory()
         logger.info("Predicting %s for %d cells of %s.", kept.target, adata.n_obs, input)
-        place = place_counts(adata, trained, **vars(counts))
+        place = place_counts(adata, trained, counts)
         cells = kept.predict(place, model=trained, donor_key=donor_key, key_added=key)
         table = None
         if donor_key is not None and kept.is_cell_level:
@@ -121,9 +113,6 @@ def predict(
                 place, donor_key, sample_key=sample_key, model=trained, confidence=confidence
             )
         obs = place.obs
-    finally:
-        if adata.isbacked:
-            adata.file.close()
     _write(input, output, obs)
     if table is None:
         n_unknown = int(cells["unknown"].sum()) if "unknown" in cells else 0

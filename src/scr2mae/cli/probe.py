@@ -7,16 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scr2mae.cli import options as opt
+from scr2mae.cli.cells import opened_cells, place_counts
 from scr2mae.cli.columns import check_input
-from scr2mae.cli.files import (
-    check_counts,
-    check_exists,
-    check_output,
-    open_counts,
-    place_counts,
-    reads_raw,
-    replacing,
-)
+from scr2mae.cli.files import check_counts, check_exists, check_output, replacing
 from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
@@ -151,46 +144,43 @@ def probe(
         from scr2mae.model import R2MAEModel
 
         model = R2MAEModel.load(kept.model)
-    adata = open_counts(input, use_raw=reads_raw(model, **vars(counts)), use_rep=use_rep)
-    try:
+    with opened_cells(input, model, counts, use_rep=use_rep) as adata:
         if adata.isbacked and any(name not in adata.obsm for name in use_rep):
             adata = adata.to_memory()
         logger.info("Probing %d cells of %s.", adata.n_obs, input)
         if kept.save is not None:
-            options: dict[str, Any] = {"seed": seed, "scale": scale == "yes"}
-            if splits.n_bootstrap is not None:
-                options["n_bootstrap"] = splits.n_bootstrap
-            options |= {"sample_key": splits.sample_key, "cell_level": splits.cell_level}
+            options: dict[str, Any] = (
+                {} if splits.n_bootstrap is None else {"n_bootstrap": splits.n_bootstrap}
+            )
             frame = _keep(
-                place_counts(adata, model, **vars(counts)),
+                place_counts(adata, model, counts),
                 kept,
                 use_rep[0],
                 *kinds.items(),
                 model=model,
-                donor_key=donor_key,
                 force=force,
+                donor_key=donor_key,
+                sample_key=splits.sample_key,
+                cell_level=splits.cell_level,
+                scale=scale == "yes",
+                seed=seed,
                 **options,
             )
-            if output is not None:
-                with replacing(output) as part:
-                    frame.to_csv(part, index=False)
-            return frame.to_csv(sep="\t", index=False, float_format="%.4f", na_rep="nan")
-        frame = linear_probe(
-            adata,
-            use_rep=use_rep,
-            targets=kinds,
-            donor_key=donor_key,
-            seeds=(seed,),
-            scale=SCALINGS[scale],
-            **{"n_splits": N_SPLITS, "n_bootstrap": 0} | opt.given(splits),
-        )
-    finally:
-        if adata.isbacked:
-            adata.file.close()
+        else:
+            frame = linear_probe(
+                adata,
+                use_rep=use_rep,
+                targets=kinds,
+                donor_key=donor_key,
+                seeds=(seed,),
+                scale=SCALINGS[scale],
+                **{"n_splits": N_SPLITS, "n_bootstrap": 0} | opt.given(splits),
+            )
     if output is not None:
         with replacing(output) as part:
             frame.to_csv(part, index=False)
-    return _summary(frame)
+    table = frame if kept.save is not None else _summary(frame)
+    return table.to_csv(sep="\t", index=False, float_format="%.4f", na_rep="nan")
 
 
 def _keep(
@@ -239,9 +229,8 @@ def numbers_of(kinds: Mapping[str, str]) -> dict[str, str]:
     return {name: f"--target {name}:{kind}" for name, kind in kinds.items() if kind == "regression"}
 
 
-def _summary(frame: pd.DataFrame) -> str:
-    """Return a table of the scores, mean and standard deviation over splits."""
+def _summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean and standard deviation of each score over splits."""
     for note in frame.loc[frame["note"] != "", "note"].unique():
         logger.warning("Some scores are undefined: %s.", note)
-    values = frame.groupby(_SUMMARIZED_BY, sort=False)["value"].agg(["mean", "std"]).reset_index()
-    return values.to_csv(sep="\t", index=False, float_format="%.4f", na_rep="nan")
+    return frame.groupby(_SUMMARIZED_BY, sort=False)["value"].agg(["mean", "std"]).reset_index()

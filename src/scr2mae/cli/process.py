@@ -89,7 +89,7 @@ def is_first_process() -> bool:
 
 
 def last_losses(history: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """Return the last training and validation loss, as far as there are any."""
+    """Return the last training and validation loss, if recorded."""
     curves = ("train_loss", "validation_loss")
     return {name: f"{history[name][name].iloc[-1]:.4f}" for name in curves if name in history}
 

@@ -161,8 +161,7 @@ def pretrain(
     scr2mae text pretrain packed/ -o model/ --scheme dynamic \
         --precision bf16-mixed --checkpoint-dir run1/ --resume run1/
     """
-    if network.mask_ratio is not None and network.scheme != "r2mae":
-        raise opt.UsageError("--mask-ratio stands in place of --scheme; give one of the two")
+    opt.check_masking(network.scheme, network.mask_ratio)
     check_exists(input, validation)
     run.check()
     with loading():

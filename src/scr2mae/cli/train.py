@@ -10,8 +10,9 @@ from cyclopts import Parameter
 
 from scr2mae._paper import scheme_names
 from scr2mae.cli import options as opt
+from scr2mae.cli.cells import open_counts, read_with_genes_of_paper
 from scr2mae.cli.columns import check_input
-from scr2mae.cli.files import check_counts, open_counts, read_with_genes_of_paper
+from scr2mae.cli.files import check_counts
 from scr2mae.cli.process import is_first_process, last_losses, loading, results
 
 if TYPE_CHECKING:
@@ -132,8 +133,7 @@ def train(
         raise opt.UsageError("--early-stopping needs validation cells; lower --train-size")
     if training.split_cells and training.split_key is not None:
         raise opt.UsageError("--split-cells is not allowed with --split-key")
-    if network.mask_ratio is not None and network.scheme != "r2mae":
-        raise opt.UsageError("--mask-ratio stands in place of --scheme; give one of the two")
+    opt.check_masking(network.scheme, network.mask_ratio)
     if paper.atlas is not None and not paper.paper:
         raise opt.UsageError("--atlas needs --paper")
     if run.checkpoint_every_n_steps is not None and run.checkpoint_dir is None:

@@ -74,8 +74,7 @@ class Network:
 
     def check(self) -> None:
         """Raise for options that do not go together."""
-        if self.mask_ratio is not None and self.scheme != "r2mae":
-            raise opt.UsageError("--mask-ratio stands in place of --scheme; give one of the two")
+        opt.check_masking(self.scheme, self.mask_ratio)
         if self.width and len(self.width) != {"mlp": 2, "unet": 1, "vit": 0}[self.network]:
             raise opt.UsageError("--width takes two numbers for an MLP, one for a U-Net and none for a ViT")
 
@@ -119,7 +118,7 @@ class Training:
     seed: opt.Seed = 0
 
     def check(self, input: Path, run: opt.Run) -> None:
-        """Raise for whatever would stop the training later, before anything heavy is loaded."""
+        """Check paths and options before heavy libraries are loaded."""
         if self.batch_size == 1:
             raise opt.UsageError("--batch-size must be at least 2")
         check_exists(input, self.validation)
