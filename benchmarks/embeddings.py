@@ -27,7 +27,7 @@ import torch
 import scr2mae
 from common_setup import make_parser, silence
 from schemes import SET_LABELS, SETS, read
-from scr2mae._methods import LABELS
+from scr2mae._utils.methods import LABELS
 from scr2mae.benchmark.methods import BASELINES
 from scr2mae.nn.linear_mlp import LinearMLPModule
 from scr2mae.pl import OKABE_ITO

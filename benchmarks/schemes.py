@@ -21,7 +21,7 @@ import pandas as pd
 import scr2mae
 from common_setup import make_parser, select_genes, silence
 from scr2mae import benchmark
-from scr2mae._methods import LABELS
+from scr2mae._utils.methods import LABELS
 
 SCHEMES = list(scr2mae.schemes())
 LOWEST_DRAWN = -0.05

@@ -10,7 +10,7 @@ import scvi
 import torch
 
 import scr2mae
-from scr2mae._methods import LABELS, method_names
+from scr2mae._utils.methods import LABELS, method_names
 from scr2mae.benchmark.integrators import INTEGRATORS
 from scr2mae.benchmark.methods import BASELINES, SCVI_CLASSES, make_methods
 from scr2mae.benchmark.pretraining import Options

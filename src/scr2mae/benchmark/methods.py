@@ -13,8 +13,8 @@ from anndata import AnnData
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 
-from scr2mae._methods import check_methods
 from scr2mae._paper import SCHEME_NAMES, schemes
+from scr2mae._utils.methods import check_methods
 from scr2mae.benchmark.cache import digest
 from scr2mae.benchmark.integrators import INTEGRATORS, installed_integrators
 from scr2mae.benchmark.pretraining import BATCH, Embedding, Options, Pretraining

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 from anndata import AnnData
 
-from scr2mae._methods import LABELS
 from scr2mae._utils.files import as_path
+from scr2mae._utils.methods import LABELS
 from scr2mae.benchmark.cache import Store
 from scr2mae.benchmark.design import PretrainOn, integration_task, make_design
 from scr2mae.benchmark.environment import versions

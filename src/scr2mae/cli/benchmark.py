@@ -6,7 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from scr2mae._methods import check_methods, method_names
+from scr2mae._utils.methods import check_methods, method_names
 from scr2mae.cli import options as opt
 from scr2mae.cli.cells import read_with_genes_of_paper
 from scr2mae.cli.columns import check_input
