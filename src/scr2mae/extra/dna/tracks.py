@@ -203,6 +203,10 @@ def open_track(path: str | Path, *, chrom: str | None = None, start: int = 0) ->
     chrom, start
         For ``.npy``: the chromosome, and the coordinate of the first value, 0-based.
 
+    Returns
+    -------
+    The track; ``track.values(chrom, start, end)`` reads its scores, NaN where it has none.
+
     Raises
     ------
     FileNotFoundError
