@@ -247,10 +247,8 @@ class Probe:
             at = np.arange(len(index)), best
             frame["prediction"] = np.where(n_kept > 0, self.classes[best].astype(object), UNKNOWN)
             frame["probability"] = means[at]
-            frame["low"], frame["high"] = (
-                np.clip(means[at] - spread[at], 0, 1),
-                np.clip(means[at] + spread[at], 0, 1),
-            )
+            frame["low"] = np.clip(means[at] - spread[at], 0, 1)
+            frame["high"] = np.clip(means[at] + spread[at], 0, 1)
         frame["n_cells"], frame["n_unknown"] = counts, counts - n_kept
         for j, name in enumerate([] if self.classes is None else self.classes):
             frame[f"p_{name}"] = means[:, j]
