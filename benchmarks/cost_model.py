@@ -1,15 +1,21 @@
 """Time of a training step by genes, density, width and batch size, compared with its matrix products.
 
     python benchmarks/cost_model.py -o OUT [--threads N]
+    python benchmarks/cost_model.py -o OUT --lines [--precision 32-true] [--cells 8000]
 
 Measures, for each setting, the time of a step in float32 and bfloat16, and the time that its matrix products alone would
 take at the rate of a product of the first layer's shape, measured between the steps. The rest is element-wise work, the
 optimizer and memory. Writes ``cost_model.csv`` and ``cost_model.md``.
+
+``--lines`` profiles one epoch of ``R2MAEModel.train`` at the paper's widths and writes ``lines.csv``: milliseconds per step
+of each kind of operator and of what runs between operators, such as making mini-batches, with system time and page faults.
+Needs a machine without other load.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,12 +23,26 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from common_setup import make_parser, silence
 from scr2mae.nn.module import R2MAEModule
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+LINES = {
+    "matrix products": ("mm", "addmm"),
+    "copies, conversions": ("copy_",),
+    "optimizer": ("_fused_adam_",),
+    "average of weights": ("lerp_", "_foreach_lerp_"),
+    "zeroing of subnormal numbers": ("abs", "lt", "masked_fill_", "hardshrink"),
+    "softmax": ("_log_softmax", "_log_softmax_backward_data"),
+    "likelihood": (
+        "softplus", "sigmoid", "lgamma", "digamma", "nonzero", "index_select", "index_copy_", "scatter_add_", "neg",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,15 +138,58 @@ def measure(setting: Setting, n_rounds: int) -> dict[str, float]:
     return row
 
 
+def lines(precision: str, n_obs: int) -> pd.Series:
+    """Return milliseconds per step of a training at the paper's widths by kind of operator, and page faults."""
+    from scr2mae import R2MAEModel
+    from speed import SIZES, draw_counts
+
+    size = replace(SIZES["large"], n_obs=n_obs)
+    adata = draw_counts(size)
+    R2MAEModel.setup_anndata(adata)
+    widths = {"n_hidden": size.n_hidden, "n_latent": size.n_latent, "n_layers": size.n_layers}
+    model = R2MAEModel(adata, encoder="mlp", **widths)
+
+    def train() -> None:
+        quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+        model.train(1, batch_size=size.batch_size, train_size=1.0, precision=precision, **quiet)
+
+    train()
+    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        train()
+        whole = time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_SELF)
+    spent = {
+        each.key.removeprefix("aten::"): each.self_cpu_time_total / 1e6 for each in profiler.key_averages()
+    }
+    found = {name: sum(spent.pop(key, 0.0) for key in keys) for name, keys in LINES.items()}
+    found["other operators"] = sum(spent.values())
+    found["between operators"] = whole - sum(found.values())
+    found["all"] = whole
+    found["of it system time"] = after.ru_stime - before.ru_stime
+    n_steps = -(-n_obs // size.batch_size)
+    table = pd.Series(found) * 1e3 / n_steps
+    table["page faults"] = (after.ru_minflt - before.ru_minflt) / n_steps
+    return table
+
+
 def main() -> None:
     """Measure the settings and write the table."""
     parser = make_parser(__doc__, data=False)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--lines", action="store_true", help="kinds of operators at the paper's widths")
+    parser.add_argument("--precision", default="auto", help="of --lines")
+    parser.add_argument("--cells", type=int, default=8000, help="of --lines")
     options = parser.parse_args()
     silence()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.lines:
+        table = lines(options.precision, options.cells)
+        table.to_csv(options.out / "lines.csv", header=["ms per step"])
+        print(table.round(1).to_markdown())
+        return
     rows = []
     for setting in SETTINGS:
         rows.append(measure(setting, options.rounds))
