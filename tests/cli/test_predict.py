@@ -247,6 +247,25 @@ def test_a_store_is_probed_and_predicted_like_a_file(place, run, capsys):
     assert "-o: the predictions are written to an .h5ad file" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning", "ignore:Consolidated metadata")
+def test_a_store_that_embed_has_written_is_probed_and_predicted_without_counts(place, run, capsys):
+    scores = []
+    for suffix in ("h5ad", "zarr"):
+        assert run(f"embed reference.h5ad --model model -o embedded.{suffix} -q") == 0
+        assert run(f"embed new.h5ad --model model -o new_embedded.{suffix} -q") == 0
+        capsys.readouterr()
+        line = (
+            f"probe embedded.{suffix} --use-rep X_r2mae --target disease:classification --donor-key donor -q"
+        )
+        assert run(f"{line} --n-splits 1") == 0
+        scores.append(capsys.readouterr().out)
+        assert run(f"{line} --save {suffix}") == 0
+        assert run(f"predict new_embedded.{suffix} --probe {suffix} -o predicted_{suffix}.h5ad -q") == 0
+    assert scores[0] == scores[1]
+    of_file, of_store = (ad.read_h5ad(f"predicted_{suffix}.h5ad").obs for suffix in ("h5ad", "zarr"))
+    pd.testing.assert_frame_equal(of_file, of_store)
+
+
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_a_target_of_cells_is_counted_or_averaged_by_donor(kind, place, run, capsys):
     cells = ad.read_h5ad("reference.h5ad")

@@ -126,5 +126,12 @@ def test_weights_that_have_decayed_to_subnormal_numbers_become_zero(averaging):
 
     plan.module.training_loss = with_unused
     fit(plan, _Data(), max_epochs=1, n_obs_epoch=400, accelerator="cpu", enable_progress_bar=False)
-    assert plan.module.unused.tolist() == [0.0, 0.0, 0.0, 0.0, tiny, -tiny]  # the smallest normal numbers stay
+    assert plan.module.unused.tolist() == [
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        tiny,
+        -tiny,
+    ]  # the smallest normal numbers stay
     assert (plan.module.weight != 0.0).all()

@@ -178,8 +178,8 @@ def open_store(
     KeyError
         If an array of ``obsm`` is absent.
     ValueError
-        If it is not an AnnData, has no ``X`` and no layer, or stores ``X`` by gene (CSC), so that rows cannot
-        be read without reading all.
+        If it is not an AnnData, has no ``X`` and no layer and no embedding is read, or stores ``X`` by gene (CSC), so
+        that rows cannot be read without reading all.
     """
     path = as_path(path)
     if path.is_file() and _kind_of(path) in ("10x", "h5mu"):
@@ -189,7 +189,7 @@ def open_store(
     X = open_matrix(group["X"]) if has_matrix(group) else None
     check_by_cell(X, f"X of {path}")
     layers = _open_layers(group, path)
-    if X is None and not layers:
+    if X is None and not layers and not obsm_keys:
         raise ValueError(f"{path} has no matrix of counts: neither X nor a layer.")
     available = sorted(group["obsm"]) if "obsm" in group else []
     if absent := [key for key in obsm_keys if key not in available]:
