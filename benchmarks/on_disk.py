@@ -148,7 +148,7 @@ def measure(path: Path, counts_on: str) -> dict[str, float]:
     memory, clock = PeakMemory(), Clock("cpu")
     memory.start()
     adata = read_counts(path, counts_on)
-    model = R2MAEModel(adata)
+    model = R2MAEModel(adata, encoder="mlp")
     model.train(
         1,
         batch_size=BATCH_SIZE,

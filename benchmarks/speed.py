@@ -5,8 +5,9 @@
 Both sides run in one process on the same counts, genes, threads and batches, by turns, so that what else the machine does
 falls on both; the ratio of each round is taken and their median reported. Memory and time to the first step are measured
 in a process of their own for each side. Counts are drawn to a density unless ``--data`` names a file of raw counts.
-``--processor-time`` gives rates per second of processor time, which other load changes less. ``OUT/speed.csv`` gets every round, ``OUT/speed.md`` the tables. This package averages weights over the end of a run: at every
-step at first, at every eighth after some 300, which a round does not reach; so it is also measured without, as scVI is.
+``--processor-time`` gives rates per second of processor time, which other load changes less. ``OUT/speed.csv`` gets every
+round, ``OUT/speed.md`` the tables. This package averages weights over the end of a run: at every step at first, at every
+eighth after some 300, which a round does not reach; so it is also measured without, as scVI is.
 ``--compile`` compares compiled steps of this package with eager ones instead, in the same way. ``--gpu`` measures training,
 compiled and not, embedding and scVI on a GPU, and the share of a training call in which the device computes, copies, or
 waits for the host. ``--dry-run`` does the same on the CPU with few cells, to see that all of it runs.
