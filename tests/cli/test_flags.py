@@ -35,6 +35,7 @@ sys.exit(code)
         ("split_key=False", "--split-cells"),
         ("max_epochs=3 is not a flag here", "max_epochs=3 is not a flag here"),
         ("integration=False", "integration=False"),
+        ("call train() of the model that it returns", "call train() of the model that it returns"),
     ],
 )
 def test_arguments_become_flags_that_the_command_has(message, said):

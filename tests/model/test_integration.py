@@ -1,5 +1,6 @@
 """When batches are aligned, in which embeddings, and what is refused or warned of."""
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_a_batch_key_aligns_and_one_argument_turns_it_off(
     np.testing.assert_array_equal(without.get_latent_representation(), raw)
     without.integrate()
     np.testing.assert_array_equal(without.get_latent_representation(), aligned)
+
+
+def test_python_is_told_of_the_alignment_unless_training_is_quiet(
+    cells: AnnData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    adata = cells.copy()
+    R2MAEModel.setup_anndata(adata, **BATCH)
+    model = R2MAEModel(adata, n_latent=4)
+    model.train(1, accelerator="cpu", enable_progress_bar=False)
+    assert "Aligned" not in capsys.readouterr().err
+    model.integrate()
+    assert "Aligned 2 batches in the embedding." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "linear+mlp"])
@@ -245,8 +259,9 @@ def test_cells_with_too_few_genes_are_warned_of_once(cells: AnnData, model: R2MA
     raw = model.get_latent_representation(query, integrated=False)
     with pytest.warns(
         UserWarning, match="No alignment of batches for 300 cells: the model has none on so few"
-    ):
+    ) as found:
         np.testing.assert_array_equal(model.get_latent_representation(query), raw)
+    assert found[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.get_latent_representation(query)

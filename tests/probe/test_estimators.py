@@ -7,6 +7,7 @@ from scipy.optimize import approx_fprime
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import recall_score
 from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -157,6 +158,19 @@ class TestLogisticProbe:
         held_out = [set(cells.donors[test]) for _, test in GroupKFold(4).split(cells.X, y, cells.donors)]
         np.testing.assert_array_equal(probe.cv_scores_[held_out.index({"d0"})], 0.0)
         assert probe.classes_.tolist() == ["high", "low", "only"]
+
+    def test_folds_that_test_one_class_do_not_choose_a_constant_probe(self):
+        rng = np.random.default_rng(0)
+        donors = np.repeat(np.arange(6), 40)
+        y = np.repeat([0, 0, 0, 0, 1, 1], 40)
+        X = rng.normal(size=(240, 5)) + rng.normal(scale=0.8, size=(6, 5))[donors]
+        X[:, 0] += 1.5 * y
+        probe = LogisticProbe().fit(X, y, groups=donors)
+        assert (
+            probe.cv_scores_.mean(axis=0).argmax() == 0
+        )  # one class for all cells is perfect in three of five folds
+        assert probe.C_ > 1e-3
+        assert recall_score(y, probe.predict(X), average="macro") > 0.8
 
     def test_folds_that_train_on_one_class_are_constant(self, make_cells):
         cells = make_cells(n_donors=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 
-_CALL = re.compile(r"\b(?:write|call|pass) (?:\w+\.)?(?:setup_anndata|train)\((?:adata, )?([^()]*)\)")
+_CALL = re.compile(r"\b(?:write|call|pass) (?:\w+\.)?(?:setup_anndata|train)\((?:adata, )?([^()]+)\)")
 _ARGUMENT = re.compile(r"\b([a-z][a-z_]*)=(True|False|None|'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[-+\w]+(?:\.\d+)?)")
 _OPPOSITES = {
     "check_counts=False": "--no-check-counts",

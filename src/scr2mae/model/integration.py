@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from scr2mae._utils.once import warn_once
+from scr2mae._utils.progress import log_lines_shown
 from scr2mae.model.alignment import Alignment, fit_alignment, sample_cells
 from scr2mae.model.base import NOT_TRAINED, CellModel
 from scr2mae.model.panels import batch_gene_codes, cell_gene_codes, lacks_few
@@ -75,7 +76,8 @@ class IntegrationMixin(CellModel):
         else:
             self.alignment_ = self.alignment_.join(alignment)
         if alignment is not None:
-            logger.info("Aligned %d batches in the embedding.", len(np.unique(alignment.keys[:, 0])))
+            with log_lines_shown():
+                logger.info("Aligned %d batches in the embedding.", len(np.unique(alignment.keys[:, 0])))
 
     def _align_known_batches(self, adata: AnnData | None, *, guard: bool, seed: int) -> Alignment | None:
         """Fit an alignment; None if the batch determines the labels."""
@@ -184,10 +186,8 @@ class IntegrationMixin(CellModel):
         if is_left.any():
             n_left = int(is_left[of_cell.reshape(-1)].sum())
             if (unique[is_left][:, -1] != 0).any():
-                because, advice = (
-                    "on so few of its genes",
-                    "integrate() with the reference's cells on the same genes",
-                )
+                because = "on so few of its genes"
+                advice = "model.integrate(reference[:, query.var_names]), where reference has the cells of the training"
             else:
                 because, advice = "for these batches", "train() of the model that load_query_data returns"
             warn_once(
@@ -195,7 +195,7 @@ class IntegrationMixin(CellModel):
                 f"and do not compare with aligned cells. Call {advice}, or embed all cells, also those of the reference, "
                 "with integrated=False (--no-integration).",
                 adata,
-                stacklevel=3,
+                stacklevel=5,  # past three frames of decorators
             )
 
     def _is_confounded(self, adata: Any, batches: np.ndarray) -> bool:

@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 
 from scr2mae._utils.compat import resolve_precision, torch_device
 from scr2mae._utils.files import as_path
+from scr2mae._utils.progress import no_progress
 from scr2mae.data import CellDataModule, Split, split_cells
 from scr2mae.data.backed import stays_on_disk
 from scr2mae.data.columns import find_column, key_name
@@ -151,8 +152,10 @@ class TrainingMixin(IntegrationMixin):
         devices = int(devices) if isinstance(devices, Integral) else devices
         train_size = _TRAIN_SIZE if train_size is None else train_size
         seed = check_integer("seed", self.seed if seed is None else seed, smallest=0)
+        is_quiet = trainer_kwargs.get("enable_progress_bar") is False
         if integration and self.module.is_query and self.alignment_ is not None and max_epochs is None:
-            self.integrate(seed=seed)
+            with no_progress(is_quiet):
+                self.integrate(seed=seed)
             return
         if checkpoint_dir is not None and as_path(checkpoint_dir).is_file():
             raise NotADirectoryError(f"{checkpoint_dir} is a file; checkpoints go into a folder.")
@@ -213,7 +216,8 @@ class TrainingMixin(IntegrationMixin):
         finally:
             self._finish(plan)
         if integration and obs_names is not None and self._can_integrate():
-            self.integrate(seed=seed)
+            with no_progress(is_quiet):
+                self.integrate(seed=seed)
 
     def _split(self, split_key: str | Sequence[str] | bool | None, **kwargs: Any) -> Split:
         """Split the model's cells by ``split_key``: None means the registered donor, False means cells."""

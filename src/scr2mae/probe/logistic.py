@@ -38,7 +38,8 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     C_
-        Inverse penalty with the best mean balanced accuracy over folds; the smallest among ties.
+        Inverse penalty with the best mean balanced accuracy over folds; the smallest among ties. With a fold whose test
+        cells are of one class only, as with few donors of a class, recalls are taken over the cells of all folds.
     classes_
         Sorted classes, shape ``(n_classes,)``.
     coef_
@@ -46,7 +47,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
     intercept_
         Intercepts, not penalized, shape ``(n_classes,)`` or ``(1,)``.
     cv_scores_
-        Balanced accuracies, shape ``(n_folds, n_Cs)``, in the order of ``Cs``.
+        Balanced accuracies over the classes that a fold tests, shape ``(n_folds, n_Cs)``, in the order of ``Cs``.
     n_iter_
         Number of steps of the final fit.
 
@@ -95,15 +96,19 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
             raise ValueError(f"Wanted at least two classes, got one class only: {self.classes_.tolist()}.")
         Cs = check_grid(self.Cs, CS, "Cs")
         order = np.argsort(Cs)  # strong penalties first: their solutions lie close to the start
-        scores = np.stack(
-            [
-                self._score_fold(X, codes, train, test, Cs[order])
-                for train, test in make_folds(self.cv, X, codes, groups)
-            ]
+        folds = make_folds(self.cv, X, codes, groups)
+        tested = [np.bincount(codes[test], minlength=len(self.classes_)) for _, test in folds]
+        hits = [self._count_hits(X, codes, train, test, Cs[order]) for train, test in folds]
+        scores = np.array(
+            [[_mean_recall(row, n) for row in of_fold] for of_fold, n in zip(hits, tested, strict=True)]
         )
-        self.C_ = float(Cs[order][scores.mean(axis=0).argmax()])
         self.cv_scores_ = np.empty_like(scores)
         self.cv_scores_[:, order] = scores
+        if any((n > 0).sum() < 2 for n in tested):  # whatever predicts that class alone is perfect there
+            best = np.argmax([_mean_recall(row, np.sum(tested, axis=0)) for row in np.sum(hits, axis=0)])
+        else:
+            best = scores.mean(axis=0).argmax()
+        self.C_ = float(Cs[order][best])
         path = MultinomialPath(X, codes, tol=self.tol, max_iter=self.max_iter)
         coef, intercept = path.solve(_penalty(self.C_, len(codes), len(self.classes_)))
         if len(self.classes_) == 2:
@@ -111,19 +116,22 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         self.coef_, self.intercept_, self.n_iter_ = coef.T, intercept, path.n_iter
         return self
 
-    def _score_fold(
+    def _count_hits(
         self, X: Any, codes: NDArray[np.intp], train: NDArray[np.intp], test: NDArray[np.intp], Cs: Float
-    ) -> Float:
+    ) -> NDArray[np.intp]:
+        """Return how many test cells of each class each penalty predicts right, shape ``(n_Cs, n_classes)``."""
         present, inner = np.unique(codes[train], return_inverse=True)
-        if len(present) == 1:
-            return np.full(len(Cs), _mean_recall(codes[test], np.full(len(test), present[0])))
-        path = MultinomialPath(X[train], inner, tol=self.tol, max_iter=self.max_iter)
-        X_test, scores = X[test], []
-        for C in Cs:
-            coef, intercept = path.solve(_penalty(C, len(train), len(present)))
-            predicted = present[np.argmax(X_test @ coef + intercept, axis=1)]
-            scores.append(_mean_recall(codes[test], predicted))
-        return np.array(scores)
+        path = None
+        if len(present) > 1:
+            path = MultinomialPath(X[train], inner, tol=self.tol, max_iter=self.max_iter)
+        X_test, hits = X[test], np.zeros((len(Cs), len(self.classes_)), dtype=np.intp)
+        for i, C in enumerate(Cs):
+            predicted = np.full(len(test), present[0])
+            if path is not None:
+                coef, intercept = path.solve(_penalty(C, len(train), len(present)))
+                predicted = present[np.argmax(X_test @ coef + intercept, axis=1)]
+            hits[i] = np.bincount(codes[test][codes[test] == predicted], minlength=len(self.classes_))
+        return hits
 
     def decision_function(self, X: Any) -> Float:
         """Return logits, shape ``(n_obs, n_classes)``; with two classes those of the second, shape ``(n_obs,)``.
@@ -173,7 +181,6 @@ def _penalty(C: float, n_obs: int, n_classes: int) -> float:
     return (2 if n_classes == 2 else 1) / (n_obs * C)
 
 
-def _mean_recall(codes: NDArray[np.intp], predicted: NDArray[np.intp]) -> float:
-    """Return the balanced accuracy; scikit-learn's takes longer than a fit to few cells."""
-    n_true, n_hit = np.bincount(codes), np.bincount(codes[codes == predicted], minlength=codes.max() + 1)
+def _mean_recall(n_hit: NDArray[np.intp], n_true: NDArray[np.intp]) -> float:
+    """Return the balanced accuracy over the classes with cells."""
     return float(np.mean(n_hit[n_true > 0] / n_true[n_true > 0]))

@@ -165,7 +165,8 @@ def linear_probe(
     - ``n_train_donors``, ``n_test_donors``, ``n_train_cells``, ``n_test_cells``, ``n_units``
     - ``n_dropped``: cells without a label; ``absent_train``, ``absent_test``: classes that only the other side has;
       ``n_unseen``: test cells of classes absent from training, which are not scored
-    - ``penalty``: the chosen alpha or C; ``note``: why a value is NaN
+    - ``penalty``: the chosen C for classes (smaller is stronger) or alpha for numbers (larger is stronger)
+    - ``note``: why a value is NaN
 
     At level "donor", predictions (numbers or class probabilities) are averaged over each ``unit``: "donor" or
     "sample" if the target is constant there, else "donor_and_class", "donor_and_value" and so on. The manifests of
