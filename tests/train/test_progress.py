@@ -35,6 +35,11 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [each.getMessage() for each in caplog.records if each.name == "scr2mae.train.progress"]
 
 
+def test_one_epoch_is_one_epoch(train, lines) -> None:
+    train(max_epochs=1)
+    assert "cells, 1 epoch in mini-batches of 16; " in lines()[0]
+
+
 def test_the_first_line_says_what_is_trained_where_and_for_how_long(train, lines) -> None:
     model = train(precision="32-true")
     first = lines()[0]

@@ -74,8 +74,9 @@ class TrainingProgress(ProgressBar):
         size = getattr(datamodule, "batch_size", None)
         batches = f" in mini-batches of {size}" if size else ""
         facts = getattr(datamodule, "facts", "")
-        epochs = trainer.max_epochs if trainer.max_epochs is not None else "unlimited"
-        said = f"{self.n_obs_epoch:,} {self.unit}, {epochs} epochs{batches}"
+        n_epochs = trainer.max_epochs
+        epochs = "1 epoch" if n_epochs == 1 else f"{'unlimited' if n_epochs is None else n_epochs} epochs"
+        said = f"{self.n_obs_epoch:,} {self.unit}, {epochs}{batches}"
         return f"{said}; {facts}" if facts else said
 
     def on_train_batch_end(
