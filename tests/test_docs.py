@@ -198,7 +198,7 @@ def test_the_readme_runs_on_a_file_of_ones_own(tmp_path, monkeypatch):
     assert (tmp_path / "umap.png").is_file()
     assert (tmp_path / "model" / "model.json").is_file()
     assert namespace["scores"]["value"].max() > 0.8
-    assert namespace["imputed"].shape == (96, 2)
+    assert namespace["imputed"].shape == (96, 30)
 
 
 def test_the_figure_of_the_landing_page_shrinks_on_a_phone():

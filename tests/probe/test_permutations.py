@@ -254,7 +254,7 @@ def test_missing_and_mixed_values_are_counted(caplog):
 
 
 def test_a_probe_of_the_covariates_shows_what_the_batch_says():
-    adata = donors(16, seed=1)
+    adata = donors(48, seed=1)
     number = adata.obs["donor"].str[1:].astype(int)
     # Three in four donors of the first batch are cases, one in four of the second.
     flipped = (number % 8).isin([0, 2])
