@@ -58,7 +58,7 @@ check-site: ## look at every page of the built site in Chromium: widths, and wha
 	$(BIN)/python docs/check_site.py docs/_build/html
 
 docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html and check its links
-	$(ONE_THREAD) $(BIN)/sphinx-build -W -n --keep-going -b html docs docs/_build/html
+	$(ONE_THREAD) $(BIN)/sphinx-build -W -n -j 2 --keep-going -b html docs docs/_build/html
 	$(BIN)/python docs/check_links.py docs/_build/html
 
 test-tutorials: $(VENV)/.stamp-tutorials ## execute the tutorials

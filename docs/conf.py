@@ -53,7 +53,7 @@ nitpick_ignore_regex = [  # internal classes in annotations and among bases, des
     ("py:class", r"lightning\..*\.WeightAveraging"),
     (
         "py:class",
-        r"(scr2mae\.[\w.]+\.|history\.)?(BackedCounts|BatchLoader|BatchLoss|Calibration|CellModel|CellPanels|Collate|Columns|Corruption|Density|"
+        r"(scr2mae\.[\w.]+\.|history\.)?(BackedCounts|BatchLoader|BatchLoss|Calibration|CellModel|CellPanels|Collate|Columns|Corruption|DecayingNetwork|Density|"
         r"Device|DeviceCells|Embedder|Features|Float|GroupAttributions|Head|History|ImageFiles|Kind|LawLike|LinearMap|Method|"
         r"PaperSettings|PixelNetwork|Rejection|RobertaConfig|Scheme|ShrunkCovariance|SparseRows|Studies|"
         r"MaskedLoss|SavedNetwork|Splits|TextNetwork|ViTMAEConfig|_Head|_Network|\w+Mixin)",
@@ -275,6 +275,7 @@ def _lead_to_sources(
 
 def setup(app: Sphinx) -> None:
     """Register the handlers: before autodoc reads signatures, after intersphinx gave up, before pages are written."""
+    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True  # it sets a path and does not say so
     app.connect("doctree-resolved", _mark_wide_images)
     app.connect("autodoc-before-process-signature", _annotations_as_written)
     app.connect("autodoc-process-bases", _public_bases)

@@ -104,15 +104,18 @@ def test_all_genes_can_be_kept_and_cells_with_few_genes_dropped(files, whole):
     assert (store[rich.obs_names, rich.var_names].X != rich.X).nnz == 0
 
 
-def test_counts_come_from_the_layer_or_from_raw_before_x(folder, whole):
+def test_counts_come_from_the_layer_or_from_raw_before_x(folder, whole, caplog):
     moved = AnnData(X=whole.X * 0.5, obs=whole.obs, var=whole.var, layers={"counts": whole.X * 2})
     moved.raw = whole.copy()
     moved.write_h5ad("in.h5ad")
+    caplog.set_level("INFO", logger="scr2mae")
     for layer, factor in ((None, 1), ("counts", 2)):
         store = read(
             datasets.prepare("in.h5ad", "store.h5ad", n_top_genes=None, layer=layer, overwrite=True, **QUIET)
         )
         assert (whole.X * factor != store[whole.obs_names].X).nnz == 0
+        assert ("Taking the counts of in.h5ad from raw." in caplog.text) == (layer is None)
+        caplog.clear()
 
 
 def test_the_store_records_its_settings(files):

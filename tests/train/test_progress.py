@@ -73,6 +73,13 @@ def test_a_run_that_ends_with_its_first_position_is_timed_as_a_whole(lines, monk
     assert lines() == ["Training; about 1 s.", "100 %, epoch 1 of 1, 100 cells per second, done."]
 
 
+def test_the_last_line_has_the_losses_of_the_last_epoch(train, lines) -> None:
+    model = train()
+    losses = {name: model.history_[f"{name}_loss"].iloc[-1, 0] for name in ("train", "validation")}
+    assert f", loss {losses['train']:.4f}, val {losses['validation']:.4f}, " in lines()[-1]
+    assert lines()[-1].endswith("done.")
+
+
 def test_a_line_follows_for_every_tenth_of_the_run(train, lines) -> None:
     train()
     percent = [int(line.split(" %")[0]) for line in lines()[1:]]

@@ -37,6 +37,7 @@ class TrainingProgress(ProgressBar):
         self.bar: Any = None
         self._enabled = True
         self._lines: _Lines | None = None
+        self._ended: int | None = None  # the epoch whose losses are not shown yet
 
     def disable(self) -> None:
         """Switch off on all ranks but the first."""
@@ -91,20 +92,31 @@ class TrainingProgress(ProgressBar):
         if self._lines is not None and within < 1:
             self._lines.advance(done, self.n_obs_epoch, self.unit, _losses(trainer))
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the losses of the epoch before, which Lightning averages after its end."""
+        self._show_losses(trainer)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Advance to the end of the epoch and show the losses."""
+        """Advance to the end of the epoch."""
         if self.bar is None:
             return
-        done = trainer.current_epoch + 1
-        self.bar.set_description(f"Epoch {done}/{trainer.max_epochs}", refresh=False)
-        self.bar.set_postfix(_losses(trainer), refresh=False)
-        self.bar.n = done * self.n_obs_epoch
+        self._ended = trainer.current_epoch + 1
+        self.bar.set_description(f"Epoch {self._ended}/{trainer.max_epochs}", refresh=False)
+        self.bar.n = self._ended * self.n_obs_epoch
         self.bar.refresh()
+
+    def _show_losses(self, trainer: pl.Trainer) -> None:
+        """Show the losses of the epoch that has ended, once."""
+        if self.bar is None or self._ended is None:
+            return
+        self.bar.set_postfix(_losses(trainer))
         if self._lines is not None:
-            self._lines.advance(done, self.n_obs_epoch, self.unit, _losses(trainer))
+            self._lines.advance(self._ended, self.n_obs_epoch, self.unit, _losses(trainer))
+        self._ended = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
+        """Show the last losses and close the bar."""
+        self._show_losses(trainer)
         if self.bar is not None:
             self.bar.close()
             self.bar = None

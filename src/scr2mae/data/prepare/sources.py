@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,8 @@ from scr2mae.data.preprocess import read_block
 from scr2mae.data.store import check_by_cell, has_matrix, has_raw, open_group, open_matrix, read_frame
 
 __all__ = ["Source", "open_sources"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def _find_counts(group: Any, path: Path, layer: str | None) -> tuple[Any, str]:
             raise KeyError(f"No {layer!r} in the layers of {path}; choose one of {layers} or layer=None.")
         return group["layers"][layer], "var"
     if has_raw(group):
+        logger.info("Taking the counts of %s from raw.", path)
         return group["raw/X"], "raw/var"
     if not has_matrix(group):
         raise ValueError(f"{path} has no matrix in X and no raw; name the layer with the counts.")
