@@ -267,7 +267,11 @@ def test_inputs_that_cannot_be_joined_are_refused(folder):
             r"obs\['label'\] holds numbers in one and text in text; make",
         ),
         (["by_gene.h5ad"], ValueError, r"by_gene.h5ad is stored by gene \(CSC\)"),
-        (["one.h5ad", "bad.h5ad"], ValueError, r"bad.h5ad: Raw counts .* got 0.5 in cell 'c2' and gene 'b'"),
+        (
+            ["one.h5ad", "bad.h5ad"],
+            ValueError,
+            r"bad.h5ad, X: Raw counts .* got 0.5 in cell 'c2' and gene 'b'",
+        ),
         ([__file__], ValueError, "is not an HDF5 file"),
     ):
         with pytest.raises(error, match=message):
@@ -310,7 +314,7 @@ def test_outputs_that_cannot_be_made_are_refused_before_any_work(files, folder, 
             "there.h5ad",
             False,
             FileExistsError,
-            r"exists; choose another path or pass overwrite=True \(--force\)",
+            r"exists; choose another path or pass overwrite=True",
         ),
         ("home.zarr", True, FileExistsError, "is not an AnnData and is not replaced"),
     ):

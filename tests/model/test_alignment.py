@@ -130,6 +130,14 @@ class TestExtend:
         nearest = np.linalg.norm(moved[:, None] - centers, axis=2).argmin(axis=1)
         assert (nearest == label).mean() > 0.95
 
+    @pytest.mark.parametrize("rare", range(5))
+    def test_the_shares_of_types_may_differ_from_the_reference(self, alignment, rare):
+        label = np.repeat([rare, *(k for k in range(5) if k != rare)], [360, 10, 10, 10, 10])
+        Z = TYPES[label] + np.random.default_rng(7).standard_normal((400, 8)) - 3
+        moved = apply(alignment.extend(Z, (2, 0)), Z, np.full(400, 2))
+        centers = np.stack([apply(alignment, TYPES[[k]], np.zeros(1))[0] for k in range(5)])
+        assert (np.linalg.norm(moved[:, None] - centers, axis=2).argmin(axis=1) == label).mean() > 0.95
+
     def test_rows_of_the_reference_do_not_change(self, alignment):
         extended = alignment.extend(draw(50)[0] - 3, (2, 0)).extend(draw(9)[0], (7, 0))
         Z, codes = two_batches()

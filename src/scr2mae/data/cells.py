@@ -11,6 +11,7 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 
 from scr2mae._utils.once import warn_once
+from scr2mae._utils.shorten import shorten
 from scr2mae.data.backed import BackedCounts, is_streamable
 from scr2mae.data.columns import (
     check_complete,
@@ -336,7 +337,7 @@ def _encode_categories(
         unseen = pd.unique(column.to_numpy()[codes < 0]).tolist()
         first = "" if is_same else "R2MAEModel.prepare_query_anndata(adata, model), since genes differ, then "
         raise ValueError(
-            f"adata.obs[{key!r}] holds {unseen[:5]}, which the model has not seen; its categories are "
+            f"adata.obs[{key!r}] holds [{shorten(map(repr, unseen))}], which the model has not seen; its categories are "
             f"{categories.tolist()[:20]}. To learn new batches, call {first}R2MAEModel.load_query_data(adata, model). "
             "Then call train() of the model that it returns; the command line has no command for it."
         )

@@ -11,6 +11,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scr2mae._utils.batches import BatchLoader, BatchSampler
+from scr2mae._utils.shorten import shorten
 from scr2mae.data.backed import BackedCounts
 from scr2mae.data.device import DeviceCells, to_device
 
@@ -150,8 +151,7 @@ class CellDataModule(pl.LightningDataModule):
         if not len(self.split.validation):
             return f"{said}; no validation"
         names = self.split.groups.get("validation", [])
-        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-        of = f" of {self.split.key} {', '.join(names[:_MAX_NAMED])}{more}" if names else ""
+        of = f" of {self.split.key} {shorten(names, _MAX_NAMED)}" if names else ""
         return f"{said}; validation on {len(self.split.validation):,} cells{of}"
 
     @property

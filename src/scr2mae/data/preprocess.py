@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -230,12 +229,12 @@ def read_block(counts: Any, start: int, stop: int) -> sp.csr_matrix:
 
 
 def invalid_count_error(
-    found: InvalidCount, cell: str, var_names: pd.Index, *, file: Path | None = None
+    found: InvalidCount, cell: str, var_names: pd.Index, *, place: str = ""
 ) -> ValueError:
     """Return the error that names an invalid count by cell and gene, and where raw counts usually are."""
     return ValueError(
-        f"{'' if file is None else f'{file}: '}Raw counts are non-negative integers, got {found.value} in cell {cell!r} "
-        f"and gene {var_names[found.column]!r}. Counts are usually in adata.raw or adata.layers['counts']; pass layer=."
+        f"{place}Raw counts are non-negative integers, got {found.value} in cell {cell!r} and gene "
+        f"{var_names[found.column]!r}. If the counts are in another layer, pass its name, such as layer='counts'."
     )
 
 

@@ -41,10 +41,11 @@ class Alignment:
 
     with soft clusters k, their means m_bk in the batch and t_k over batches, and the Gaussian
     optimal-transport map A_b from the residual covariance of the batch to that of all. Cells move by the
-    fraction ``strengths`` of the displacement. All vectors are relative to ``center``; ``directions`` are u, ``log_masses``
-    log n, ``offsets`` t - A m, ``stretches`` the transposes of A - I. If the vectors of all cells have one
-    ``length`` (else it is 0), it is restored after each pass: otherwise cells far from the means of their
-    clusters have few neighbors of other batches.
+    fraction ``strengths`` of the displacement. All vectors are relative to ``center``; ``directions`` are u, twice
+    as long for new batches, which halves their temperature; ``log_masses`` are log n, ``offsets`` t - A m,
+    ``stretches`` the transposes of A - I. If the vectors of all cells have one ``length`` (else it is 0), it is
+    restored after each pass: otherwise cells far from the means of their clusters have few neighbors of other
+    batches.
 
     A row is for the codes of covariates and measured genes in ``keys``, -1 for any covariate. ``shared`` is
     the overlap of a batch's clusters with those of the others. New batches are aligned with draws from the

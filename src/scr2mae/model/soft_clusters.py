@@ -7,16 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import softmax
 from sklearn.cluster import KMeans
+from sklearn.neighbors import NearestNeighbors
 
 __all__ = ["TEMPERATURE", "Solution", "covariance", "powers", "solve"]
 
 TEMPERATURE = 0.1
-"""Of the weights of clusters, as in Harmony."""
+"""Of the weights of clusters, as in Harmony; half of it for a new batch, whose clusters are not balanced."""
 
 _N_ITER = 10  # further ones change scores by less than .001
 _PSEUDO_CELLS = 0.5  # per latent dimension: weight of the shared covariance in that of a batch
 _RIDGE = 0.02  # of the mean variance, so that covariances are invertible
 _NOVELTY = 0.6  # share of the reference in a cluster, relative to the new batch's, at which half is trusted
+_NEAR = 0.2  # in cosine: how far the displacement of a cluster speaks for others
+_N_NEIGHBORS = 20  # of each cell, among which pairs are looked for
+_N_PAIRED = 3000  # most cells of a batch that are paired
+_N_SHIFTS = 3  # by the mean of pairs; each finds more of them
 _TINY = 1e-9
 
 
@@ -24,7 +29,7 @@ _TINY = 1e-9
 class Solution:
     """Clusters of batches (arrays by batch, then cluster), and the weights and aligned vectors of cells."""
 
-    directions: np.ndarray
+    directions: np.ndarray  # of length TEMPERATURE / temperature
     masses: np.ndarray
     sources: np.ndarray  # m
     targets: np.ndarray  # t
@@ -37,12 +42,18 @@ class Solution:
 def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, seed: int) -> Solution:
     """Alternate between soft clusters of the aligned cells and the displacement of batches onto the clusters' means.
 
-    With ``anchored``, the first batch is a reference that does not move.
+    With ``anchored``, the first batch is a reference that does not move, and the shares of clusters in the second
+    may differ from it: clusters are not balanced, and start from pairs of mutual neighbors, not from equal means.
     """
+    temperature = TEMPERATURE / 2 if anchored else TEMPERATURE
     members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
     sizes = np.array([len(at) for at in members])
-    centers = np.stack([Z[at].mean(axis=0) for at in members])
-    aligned = Z - centers[codes] + (centers[0] if anchored else 0)
+    if anchored:
+        aligned = Z.copy()
+        for _ in range(_N_SHIFTS):
+            aligned[members[1]] += _mean_of_pairs(*(aligned[at] for at in members))
+    else:
+        aligned = Z - np.stack([Z[at].mean(axis=0) for at in members])[codes]
     start = KMeans(n_clusters, n_init=1, random_state=seed).fit(_unit(aligned))
     directions, penalty = _unit(start.cluster_centers_), np.zeros((len(members), n_clusters))
     maps = np.repeat(np.eye(Z.shape[1])[None], len(members), axis=0)
@@ -52,8 +63,10 @@ def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, 
             cosines = unit @ directions.T
             # Balance batches within clusters, as Harmony does; undamped it would oscillate.
             for _ in range(3):
-                weights = softmax(2 / TEMPERATURE * cosines + penalty[codes], axis=1)
+                weights = softmax(2 / temperature * cosines + penalty[codes], axis=1)
                 masses = np.stack([weights[at].sum(axis=0) for at in members])
+                if anchored:
+                    break
                 expected = np.outer(sizes / sizes.sum(), masses.sum(axis=0))
                 penalty = (penalty + np.log((expected + 1) / (masses + 1))) / 2
             directions = _unit(weights.T @ unit)
@@ -67,11 +80,11 @@ def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, 
     # Weights that need only the cell and its batch: directions and masses of the batch instead of the balance.
     own = np.stack([_unit(weights[at].T @ _unit(Z[at]) + _TINY * directions) for at in members])
     for at, u, mass in zip(members, own, masses, strict=True):
-        weights[at] = softmax(2 / TEMPERATURE * _unit(Z[at]) @ u.T + np.log(mass + 1e-3), axis=1)
+        weights[at] = softmax(2 / temperature * _unit(Z[at]) @ u.T + np.log(mass + 1e-3), axis=1)
     maps = _transport_maps(Z, members, weights, sources, anchored=anchored)
     aligned = _displace(Z, members, weights, sources, targets, maps)
     shared = np.minimum(shares, others).sum(axis=1)
-    return Solution(own, masses, sources, targets, maps, shared, weights, aligned)
+    return Solution(own * TEMPERATURE / temperature, masses, sources, targets, maps, shared, weights, aligned)
 
 
 def _pooled_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,17 +97,36 @@ def _pooled_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.
 def _anchored_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return means of clusters in reference and new batch, and where they go.
 
-    Clusters that are new move by the mean displacement of the shared ones, so that they stay apart.
+    Clusters that are new move by the mean displacement of the shared ones near them, so that they stay apart.
     """
     own = sums / np.maximum(masses, 1e-6)[..., None]
     common = masses[0] * masses[1] / (masses.sum(axis=0) + _TINY)
-    drift = common @ (own[0] - own[1]) / max(common.sum(), _TINY)
+    directions = _unit(own[1])
+    nearness = np.exp((directions @ directions.T - 1) / _NEAR) * (common + 1e-3)
+    drift = nearness / nearness.sum(axis=1, keepdims=True) @ (own[0] - own[1])
     shares = masses / masses.sum(axis=1, keepdims=True)
     known = (shares[0] / np.maximum(shares[1], _TINY)) ** 2
     trust = (known / (known + _NOVELTY**2) * masses[0] / (masses[0] + 1))[:, None]
     target = trust * own[0] + (1 - trust) * (own[1] + drift)
     source = (sums[1] + target - drift) / (masses[1] + 1)[:, None]
     return np.stack([own[0], source]), np.stack([own[0], target])
+
+
+def _mean_of_pairs(reference: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Return the mean displacement of new cells to the reference cells that are their mutual nearest neighbors."""
+    reference, new = (Z[:: -(-len(Z) // _N_PAIRED)] for Z in (reference, new))
+    near = [
+        NearestNeighbors(n_neighbors=min(_N_NEIGHBORS, len(host)), algorithm="brute")
+        .fit(_unit(host))
+        .kneighbors_graph(_unit(guest))
+        for host, guest in ((reference, new), (new, reference))
+    ]
+    pairs = near[0].multiply(near[1].T).tocsr()
+    n_pairs = np.asarray(pairs.sum(axis=1)).ravel()
+    paired = n_pairs > 0
+    if not paired.any():
+        return np.zeros(reference.shape[1])
+    return (pairs[paired] @ reference / n_pairs[paired, None] - new[paired]).mean(axis=0)
 
 
 def _transport_maps(

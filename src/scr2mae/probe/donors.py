@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from scr2mae._utils.shorten import shorten
 from scr2mae.data.columns import spelling
 from scr2mae.metrics import group_means
-from scr2mae.probe.splits import shorten
 
 Float = NDArray[np.float64]
 

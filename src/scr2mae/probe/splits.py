@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from scr2mae._utils.files import as_path
+from scr2mae._utils.shorten import shorten
 from scr2mae.data.donors import warn_about_donors
 from scr2mae.probe.inputs import as_text
 
@@ -294,10 +295,3 @@ def _draw(carries: NDArray[np.bool_], n_train: int, rng: np.random.Generator) ->
 
 def _n_absent(carries: NDArray[np.bool_], train: NDArray[np.bool_]) -> int:
     return int((~carries[train].any(axis=0)).sum() + (~carries[~train].any(axis=0)).sum())
-
-
-def shorten(names: Iterable[Any], limit: int = 10) -> str:
-    """Return the first names as text, with the number of the others."""
-    names = list(names)
-    tail = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(str, names[:limit])) + tail

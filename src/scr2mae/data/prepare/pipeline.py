@@ -235,7 +235,8 @@ def _blocks(
             for start, block in source.blocks(max_nnz):
                 if prints is not None and (found := find_invalid_count(block)):
                     cell = source.read_obs().index[start + found.row]
-                    raise invalid_count_error(found, cell, source.var.index, file=source.path)
+                    place = f"{source.path}, {source.element.name.strip('/')}: "
+                    raise invalid_count_error(found, cell, source.var.index, place=place)
                 selected = select_genes(block, column)
                 if prints is not None:
                     prints.add(first + start, selected)

@@ -52,7 +52,7 @@ def check_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> No
     if not output.exists():
         return
     if not overwrite:
-        raise FileExistsError(f"{output} exists; choose another path or pass overwrite=True (--force).")
+        raise FileExistsError(f"{output} exists; choose another path or pass overwrite=True.")
     is_store = is_zarr_folder(output) if output.is_dir() else h5py.is_hdf5(output)
     if not is_store or output.is_dir() != (output.suffix == ".zarr"):
         raise FileExistsError(
