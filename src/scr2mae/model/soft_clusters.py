@@ -102,7 +102,7 @@ def _anchored_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, n
     own = sums / np.maximum(masses, 1e-6)[..., None]
     common = masses[0] * masses[1] / (masses.sum(axis=0) + _TINY)
     directions = _unit(own[1])
-    nearness = np.exp((directions @ directions.T - 1) / _NEAR) * (common + 1e-3)
+    nearness = np.exp((directions @ directions.T - 1) / _NEAR) * (common + _TINY)
     drift = nearness / nearness.sum(axis=1, keepdims=True) @ (own[0] - own[1])
     shares = masses / masses.sum(axis=1, keepdims=True)
     known = (shares[0] / np.maximum(shares[1], _TINY)) ** 2
