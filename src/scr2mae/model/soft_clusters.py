@@ -22,6 +22,7 @@ _NEAR = 0.2  # in cosine: how far the displacement of a cluster speaks for other
 _N_NEIGHBORS = 20  # of each cell, among which pairs are looked for
 _N_PAIRED = 3000  # most cells of a batch that are paired
 _N_SHIFTS = 3  # by the mean of pairs; each finds more of them
+_N_START = 5000  # most cells of the k-means that starts the clusters
 _TINY = 1e-9
 
 
@@ -54,9 +55,10 @@ def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, 
             aligned[members[1]] += _mean_of_pairs(*(aligned[at] for at in members))
     else:
         aligned = Z - np.stack([Z[at].mean(axis=0) for at in members])[codes]
-    start = KMeans(n_clusters, n_init=1, random_state=seed).fit(_unit(aligned))
+    sample = _unit(aligned[:: -(-len(Z) // _N_START)])
+    start = KMeans(n_clusters, n_init=1, random_state=seed).fit(sample)
     directions, penalty = _unit(start.cluster_centers_), np.zeros((len(members), n_clusters))
-    maps = np.repeat(np.eye(Z.shape[1])[None], len(members), axis=0)
+    maps = None
     for iteration in range(_N_ITER):
         unit = _unit(aligned)
         for _ in range(2):
@@ -156,11 +158,12 @@ def _displace(
     weights: np.ndarray,
     sources: np.ndarray,
     targets: np.ndarray,
-    maps: np.ndarray,
+    maps: np.ndarray | None,
 ) -> np.ndarray:
     moved = np.empty_like(Z)
-    for at, m, t, A in zip(members, sources, targets, maps, strict=True):
-        moved[at] = weights[at] @ t + (Z[at] - weights[at] @ m) @ A.T
+    for i, at in enumerate(members):
+        residuals = Z[at] - weights[at] @ sources[i]
+        moved[at] = weights[at] @ targets[i] + (residuals if maps is None else residuals @ maps[i].T)
     return moved
 
 
