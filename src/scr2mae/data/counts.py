@@ -132,7 +132,10 @@ def _counts_elsewhere(adata: AnnData, layer: str | None, is_query: bool) -> str:
     if adata.raw is not None and layer != RAW_LAYER:
         places["adata.raw"] = (RAW_LAYER, adata.raw.X)
     if not places:
-        return "this AnnData has neither layers nor raw"
+        return (
+            "this AnnData has neither layers nor raw. If the counts were normalized in place, read them again "
+            "and keep them in a layer"
+        )
     whole = {name: source for name, (source, matrix) in places.items() if _holds_counts(matrix)}
     found = f"whole numbers are in {' and '.join(whole)}" if whole else "none of them holds whole numbers"
     if whole:

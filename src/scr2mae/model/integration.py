@@ -189,14 +189,14 @@ class IntegrationMixin(CellModel):
                 because = "on so few of its genes"
                 advice = (
                     "model.integrate(reference[:, reference.var_names.isin(query.var_names)]), where reference has the cells "
-                    "of the training,"
+                    "of the training"
                 )
             else:
-                because, advice = "for these batches", "train() of the model that load_query_data returns,"
+                because, advice = "for these batches", "train() of the model that load_query_data returns"
             warn_once(
                 f"No alignment of batches for {n_left} cells: the model has none {because}, so they are embedded without it "
-                f"and do not compare with aligned cells. Call {advice} or embed all cells, also those of the reference, "
-                "with integrated=False (--no-integration).",
+                "and do not compare with aligned cells. Embed all cells, also those of the reference, with integrated=False "
+                f"(--no-integration), or call {advice}.",
                 adata,
                 stacklevel=5,  # past three frames of decorators
             )
