@@ -8,7 +8,7 @@ with equal numbers of each study where it has them; copies of the set's own cell
 Genes: those of the set (``union``: what another study lacks is masked), those that all studies have (``shared``), or
 those of the set with zeros for what was not measured (``zeros``). ``own start`` fits components, frequencies and dispersions
 to the set's own cells, and ``batch`` names the study as batch. ``start`` is ``from_pretrained`` with a model of the other
-studies alone, ``warm`` the same after its ``train``. ``scvi`` is scVI on the shared genes, with the study as batch. Linear
+studies alone, ``warm`` the same after its ``train``, and ``frozen`` that with the hidden layers as they were. ``scvi`` is scVI on the shared genes, with the study as batch. Linear
 probes and the masked likelihood are of the donors that took no part. The set ``simulated`` (``--sets simulated``) has 60 cell
 types on 1,000 own cells, and up to as many other cells as asked for, of three studies that capture each gene differently and
 lack a quarter of them. Writes a table per set, ``summary.csv`` and ``studies.png``. ``--step-time`` instead prints what a
@@ -72,6 +72,7 @@ LABELS = {
     "zeros": "R²MAE, missing genes zero",
     "start": "R²MAE of the other studies, before training on the own cells",
     "warm": "R²MAE of the other studies, trained further on the own cells",
+    "frozen": "R²MAE of the other studies, trained further on the own cells but for the hidden layers",
     "pca": "PCA, own cells",
     "pca union": "PCA, all cells",
     "scvi": "scVI, shared genes, study as batch",
@@ -201,12 +202,15 @@ def embed(
         name: ad.AnnData(part.X, obs=part.obs[[]], var=part.var)[:, part.varm["scr2mae_measured"][name].to_numpy()].copy()
         for name, part in ((name, others[others.obs["study"] == name]) for name in others.obs["study"].unique())
     }  # fmt: skip
-    if method in ("start", "warm"):
+    if method in ("start", "warm", "frozen"):
         pretrained = fit(method, join_studies(parts), seed)
         mine = ad.AnnData(train.X, obs=train.obs[[]].assign(donor=donors), var=train.var)
         scr2mae.R2MAEModel.setup_anndata(mine, donor_key="donor")
         model = scr2mae.R2MAEModel.from_pretrained(pretrained, mine, accelerator="cpu")
-        if method == "warm":
+        if method == "frozen":
+            for name, parameter in model.module.named_parameters():
+                parameter.requires_grad_(not name.startswith(("encoder.", "to_latent.")))
+        if method != "start":
             model.train(integration=False, enable_progress_bar=False, accelerator="cpu")
         return features(model, own, on_train)
     mine = ad.AnnData(train.X, obs=train.obs[[]], var=train.var)

@@ -115,7 +115,17 @@ def test_losses_are_within_two_percent_of_one_process(together: dict[str, Any], 
         torch.testing.assert_close(two, one, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("of", ["digest", "digest_resumed", "digest_frozen", "digest_curriculum"])
+def test_studies_with_other_genes_have_the_losses_of_one_process(
+    runs: ModuleType, together: dict[str, Any], counts: Path
+) -> None:
+    alone = runs.fit(counts, with_panels=True, batch_size=runs.N_PROCESSES * runs.BATCH_SIZE)
+    expected = alone.history_["train_loss_step"]["train_loss_step"]
+    np.testing.assert_allclose(together["said"][0]["losses_panels"], expected, rtol=0.03)
+
+
+@pytest.mark.parametrize(
+    "of", ["digest", "digest_resumed", "digest_frozen", "digest_curriculum", "digest_panels"]
+)
 def test_weights_and_running_statistics_end_equal_on_all_ranks(together: dict[str, Any], of: str) -> None:
     first, second = together["said"]
     assert first[of] == second[of]
