@@ -196,7 +196,7 @@ class IntegrationMixin(CellModel):
             warn_once(
                 f"No alignment of batches for {n_left} cells: the model has none {because}, so they are embedded without it "
                 "and do not compare with aligned cells. Embed all cells, also those of the reference, with integrated=False "
-                f"(--no-integration), or call {advice}.",
+                f"(--no-integration), or in Python call {advice}.",
                 adata,
                 stacklevel=5,  # past three frames of decorators
             )
