@@ -239,7 +239,8 @@ def run(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             (own, pool), n_copies = simulate(max(options.sizes), seed), 0
         else:
             own = read_target(name, options.data, seed)
-            pool, n_copies = read_others(own, target.others, options.data)
+            names = tuple(other for other in target.others if other in options.others)
+            pool, n_copies = read_others(own, names, options.data)
         print(f"{name} {own.shape}, others {pool.n_obs}, {n_copies} copies dropped", flush=True)
         first = next(iter(target.targets))
         splits = donor_splits(own, targets={first: target.targets[first]}, donor_key="donor", n_train_donors=target.n_train_donors, n_splits=1, seeds=(seed,))[first]  # fmt: skip
@@ -369,6 +370,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[0, 1000, 3000, 10_000, 30_000])
+    parser.add_argument(
+        "--others", nargs="+", choices=FILES, default=list(FILES), help="studies to draw from"
+    )
     parser.add_argument("--sampling", choices=("equal", "root", "cells"), default="equal")
     parser.add_argument("--step-time", nargs="+", type=int, default=[], help="numbers of genes")
     parser.add_argument("--tables-only", action="store_true", help="tables and figure of an earlier run")
