@@ -68,25 +68,27 @@ class Alignment:
     def apply(self, z: Tensor, keys: np.ndarray) -> Tensor:
         """Move latent vectors (n_obs, n_latent) of cells with the given keys (n_obs, n_covariates + 1); unknown ones stay."""
         moved = z.clone()
-        unique, inverse = np.unique(keys, axis=0, return_inverse=True)
+        unique, inverse = _unique_rows(keys)
         for i, row in enumerate(self.rows(unique)):
             if row is None or self.strengths[row] == 0:
                 continue
-            at = torch.from_numpy(np.flatnonzero(inverse.reshape(-1) == i)).to(z.device)
-            moved[at] = self._scaled(torch.lerp(z[at], self._moved(z[at], row), self.strengths[row]))
+            at = torch.from_numpy(np.flatnonzero(inverse == i)).to(z.device)
+            cells = z[at]
+            moved[at] = self._scaled(torch.lerp(cells, self._moved(cells, row), self.strengths[row]))
         return moved
 
     def _moved(self, z: Tensor, row: int) -> Tensor:
         """Return vectors of a batch after all passes."""
         for i in range(self.center.shape[1]):
             centered = z - self.center[row, i]
-            cosines = torch.nn.functional.normalize(centered, dim=1) @ self.directions[row, i].T
+            cosines = centered @ self.directions[row, i].T / _norms(centered)
             weights = (2 / TEMPERATURE * cosines + self.log_masses[row, i]).softmax(dim=1)
-            z = self._scaled(z + weights @ self.offsets[row, i] + centered @ self.stretches[row, i])
+            moved = torch.addmm(z, weights, self.offsets[row, i]).addmm_(centered, self.stretches[row, i])
+            z = self._scaled(moved)
         return z
 
     def _scaled(self, z: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(z, dim=1) * self.length if self.length > 0 else z
+        return z * (self.length / _norms(z)) if self.length > 0 else z
 
     def rows(self, keys: np.ndarray) -> list[int | None]:
         """Return the row of each key (n, n_covariates + 1), None if there is none."""
@@ -96,10 +98,10 @@ class Alignment:
 
     def nearest(self, keys: np.ndarray, lacks_few: np.ndarray) -> np.ndarray:
         """Return the keys, with all genes in place of nearly all (n_obs,) where batches were not aligned on those."""
-        unique, inverse = np.unique(np.column_stack([keys, lacks_few]), axis=0, return_inverse=True)
+        unique, inverse = _unique_rows(np.column_stack([keys, lacks_few]))
         is_unknown = np.array([row is None for row in self.rows(unique[:, :-1])], dtype=bool)
         unique[is_unknown & (unique[:, -1] == 1), -2] = 0
-        return unique[inverse.reshape(-1), :-1]
+        return unique[inverse, :-1]
 
     def extend(self, Z: np.ndarray, key: tuple[int, ...], *, seed: int = 0) -> Alignment:
         """Add or replace the row of a new batch with latent vectors Z, aligned with draws from the mixture.
@@ -164,6 +166,19 @@ class Alignment:
                     f"expected finite {dtype} {shape}."
                 )
         return cls(**tensors)
+
+
+def _norms(z: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def _unique_rows(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different rows and the position of each row among them; many times faster than ``np.unique`` by axis."""
+    inverse, first = np.zeros(len(keys), dtype=np.int64), np.zeros(0, dtype=np.int64)
+    for column in keys.T:
+        pairs = inverse * (column.max(initial=0) + 2) + column
+        _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
+    return keys[first], inverse
 
 
 def sample_cells(codes: np.ndarray, *, n_cells: int = N_CELLS, seed: int = 0) -> np.ndarray:

@@ -45,19 +45,20 @@ def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, 
 
     With ``anchored``, the first batch is a reference that does not move, and the shares of clusters in the second
     may differ from it: clusters are not balanced, and start from pairs of mutual neighbors, not from equal means.
+    Cells are handled in float32, moments of clusters in float64.
     """
+    Z = Z.astype(np.float32)
     temperature = TEMPERATURE / 2 if anchored else TEMPERATURE
     members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
     sizes = np.array([len(at) for at in members])
-    if anchored:
-        aligned = Z.copy()
-        for _ in range(_N_SHIFTS):
-            aligned[members[1]] += _mean_of_pairs(*(aligned[at] for at in members))
-    else:
-        aligned = Z - np.stack([Z[at].mean(axis=0) for at in members])[codes]
+    aligned = (
+        _shift_by_pairs(Z, members)
+        if anchored
+        else Z - np.stack([Z[at].mean(axis=0) for at in members])[codes]
+    )
     sample = _unit(aligned[:: -(-len(Z) // _N_START)])
     start = KMeans(n_clusters, n_init=1, random_state=seed).fit(sample)
-    directions, penalty = _unit(start.cluster_centers_), np.zeros((len(members), n_clusters))
+    directions, penalty = _unit(start.cluster_centers_), np.zeros((len(members), n_clusters), Z.dtype)
     maps = None
     for iteration in range(_N_ITER):
         unit = _unit(aligned)
@@ -66,13 +67,13 @@ def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, 
             # Balance batches within clusters, as Harmony does; undamped it would oscillate.
             for _ in range(3):
                 weights = softmax(2 / temperature * cosines + penalty[codes], axis=1)
-                masses = np.stack([weights[at].sum(axis=0) for at in members])
+                masses = np.stack([weights[at].sum(axis=0, dtype=np.float64) for at in members])
                 if anchored:
                     break
                 expected = np.outer(sizes / sizes.sum(), masses.sum(axis=0))
-                penalty = (penalty + np.log((expected + 1) / (masses + 1))) / 2
+                penalty = ((penalty + np.log((expected + 1) / (masses + 1))) / 2).astype(Z.dtype)
             directions = _unit(weights.T @ unit)
-        sums = np.stack([weights[at].T @ Z[at] for at in members])
+        sums = np.stack([(weights[at].T @ Z[at]).astype(np.float64) for at in members])
         sources, targets = (_anchored_means if anchored else _pooled_means)(masses, sums)
         if iteration % 4 == 3:  # these take half of the time
             maps = _transport_maps(Z, members, weights, sources, anchored=anchored)
@@ -82,7 +83,8 @@ def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, 
     # Weights that need only the cell and its batch: directions and masses of the batch instead of the balance.
     own = np.stack([_unit(weights[at].T @ _unit(Z[at]) + _TINY * directions) for at in members])
     for at, u, mass in zip(members, own, masses, strict=True):
-        weights[at] = softmax(2 / temperature * _unit(Z[at]) @ u.T + np.log(mass + 1e-3), axis=1)
+        log_mass = np.log(mass + 1e-3).astype(Z.dtype)
+        weights[at] = softmax(2 / temperature * _unit(Z[at]) @ u.T + log_mass, axis=1)
     maps = _transport_maps(Z, members, weights, sources, anchored=anchored)
     aligned = _displace(Z, members, weights, sources, targets, maps)
     shared = np.minimum(shares, others).sum(axis=1)
@@ -114,6 +116,14 @@ def _anchored_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, n
     return np.stack([own[0], source]), np.stack([own[0], target])
 
 
+def _shift_by_pairs(Z: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
+    """Return the vectors with the new batch moved as a whole onto the reference."""
+    shifted = Z.copy()
+    for _ in range(_N_SHIFTS):
+        shifted[members[1]] += _mean_of_pairs(*(shifted[at] for at in members))
+    return shifted
+
+
 def _mean_of_pairs(reference: np.ndarray, new: np.ndarray) -> np.ndarray:
     """Return the mean displacement of new cells to the reference cells that are their mutual nearest neighbors."""
     reference, new = (Z[:: -(-len(Z) // _N_PAIRED)] for Z in (reference, new))
@@ -139,7 +149,9 @@ def _transport_maps(
     For covariances S and P that is ``S^-1/2 (S^1/2 P S^1/2)^1/2 S^-1/2`` (Knott and Smith 1984).
     """
     sizes = np.array([len(at) for at in members])
-    spreads = np.stack([covariance(Z[at] - weights[at] @ m) for at, m in zip(members, sources, strict=True)])
+    spreads = np.stack(
+        [covariance(Z[at] - weights[at] @ m.astype(Z.dtype)) for at, m in zip(members, sources, strict=True)]
+    )
     shared = spreads[0] if anchored else np.tensordot(sizes / sizes.sum(), spreads, 1)
     n_latent = Z.shape[1]
     ridge = _RIDGE * max(np.trace(shared) / n_latent, _TINY) * np.eye(n_latent)
@@ -161,6 +173,8 @@ def _displace(
     maps: np.ndarray | None,
 ) -> np.ndarray:
     moved = np.empty_like(Z)
+    sources, targets = sources.astype(Z.dtype), targets.astype(Z.dtype)
+    maps = None if maps is None else maps.astype(Z.dtype)
     for i, at in enumerate(members):
         residuals = Z[at] - weights[at] @ sources[i]
         moved[at] = weights[at] @ targets[i] + (residuals if maps is None else residuals @ maps[i].T)
@@ -173,7 +187,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 def covariance(residuals: np.ndarray) -> np.ndarray:
     """Return the covariance of vectors with mean zero."""
-    return residuals.T @ residuals / max(len(residuals) - 1, 1)
+    return (residuals.T @ residuals).astype(np.float64) / max(len(residuals) - 1, 1)
 
 
 def powers(matrix: np.ndarray, *exponents: float) -> list[np.ndarray]:
