@@ -28,7 +28,7 @@ _TINY = 1e-9
 
 @dataclass
 class Solution:
-    """Clusters of batches (arrays by batch, then cluster), and the weights and aligned vectors of cells."""
+    """Clusters of batches (arrays by batch, then cluster), and the aligned vectors of cells."""
 
     directions: np.ndarray  # of length TEMPERATURE / temperature
     masses: np.ndarray
@@ -36,7 +36,6 @@ class Solution:
     targets: np.ndarray  # t
     maps: np.ndarray  # A
     shared: np.ndarray
-    weights: np.ndarray
     aligned: np.ndarray
 
 
@@ -50,15 +49,14 @@ def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, 
     Z = Z.astype(np.float32)
     temperature = TEMPERATURE / 2 if anchored else TEMPERATURE
     members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
-    sizes = np.array([len(at) for at in members])
-    aligned = (
-        _shift_by_pairs(Z, members)
-        if anchored
-        else Z - np.stack([Z[at].mean(axis=0) for at in members])[codes]
-    )
+    place = np.argsort(np.concatenate(members))  # of a cell among those sorted by batch
+    parts = [Z[at] for at in members]
+    sizes = np.array([len(part) for part in parts])
+    shifts = _shifts_by_pairs(*parts) if anchored else -np.stack([part.mean(axis=0) for part in parts])
+    aligned = Z + shifts[codes]
     sample = _unit(aligned[:: -(-len(Z) // _N_START)])
     start = KMeans(n_clusters, n_init=1, random_state=seed).fit(sample)
-    directions, penalty = _unit(start.cluster_centers_), np.zeros((len(members), n_clusters), Z.dtype)
+    directions, penalty = _unit(start.cluster_centers_), np.zeros((len(parts), n_clusters), Z.dtype)
     maps = None
     for iteration in range(_N_ITER):
         unit = _unit(aligned)
@@ -73,22 +71,31 @@ def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, 
                 expected = np.outer(sizes / sizes.sum(), masses.sum(axis=0))
                 penalty = ((penalty + np.log((expected + 1) / (masses + 1))) / 2).astype(Z.dtype)
             directions = _unit(weights.T @ unit)
-        sums = np.stack([(weights[at].T @ Z[at]).astype(np.float64) for at in members])
+        by_batch = [weights[at] for at in members]
+        sums = np.stack([(w.T @ part).astype(np.float64) for w, part in zip(by_batch, parts, strict=True)])
         sources, targets = (_anchored_means if anchored else _pooled_means)(masses, sums)
         if iteration % 4 == 3:  # these take half of the time
-            maps = _transport_maps(Z, members, weights, sources, anchored=anchored)
-        aligned = _displace(Z, members, weights, sources, targets, maps)
+            maps = _transport_maps(parts, by_batch, sources, anchored=anchored)
+        aligned = np.concatenate(_displace(parts, by_batch, sources, targets, maps))[place]
     shares = masses / sizes[:, None]
     others = (masses.sum(axis=0) - masses) / np.maximum(sizes.sum() - sizes, 1)[:, None]
     # Weights that need only the cell and its batch: directions and masses of the batch instead of the balance.
-    own = np.stack([_unit(weights[at].T @ _unit(Z[at]) + _TINY * directions) for at in members])
-    for at, u, mass in zip(members, own, masses, strict=True):
-        log_mass = np.log(mass + 1e-3).astype(Z.dtype)
-        weights[at] = softmax(2 / temperature * _unit(Z[at]) @ u.T + log_mass, axis=1)
-    maps = _transport_maps(Z, members, weights, sources, anchored=anchored)
-    aligned = _displace(Z, members, weights, sources, targets, maps)
-    shared = np.minimum(shares, others).sum(axis=1)
-    return Solution(own * TEMPERATURE / temperature, masses, sources, targets, maps, shared, weights, aligned)
+    units = [_unit(part) for part in parts]
+    own = np.stack([_unit(w.T @ u + _TINY * directions) for w, u in zip(by_batch, units, strict=True)])
+    by_batch = [
+        softmax(2 / temperature * u @ d.T + np.log(mass + 1e-3).astype(Z.dtype), axis=1)
+        for u, d, mass in zip(units, own, masses, strict=True)
+    ]
+    maps = _transport_maps(parts, by_batch, sources, anchored=anchored)
+    return Solution(
+        directions=own * TEMPERATURE / temperature,
+        masses=masses,
+        sources=sources,
+        targets=targets,
+        maps=maps,
+        shared=np.minimum(shares, others).sum(axis=1),
+        aligned=np.concatenate(_displace(parts, by_batch, sources, targets, maps))[place],
+    )
 
 
 def _pooled_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,12 +123,12 @@ def _anchored_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, n
     return np.stack([own[0], source]), np.stack([own[0], target])
 
 
-def _shift_by_pairs(Z: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
-    """Return the vectors with the new batch moved as a whole onto the reference."""
-    shifted = Z.copy()
+def _shifts_by_pairs(reference: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Return the displacements of two batches as a whole: none of the reference, and that of the new one onto it."""
+    shift = np.zeros_like(new[0])
     for _ in range(_N_SHIFTS):
-        shifted[members[1]] += _mean_of_pairs(*(shifted[at] for at in members))
-    return shifted
+        shift += _mean_of_pairs(reference, new + shift)
+    return np.stack([np.zeros_like(shift), shift])
 
 
 def _mean_of_pairs(reference: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -142,18 +149,18 @@ def _mean_of_pairs(reference: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def _transport_maps(
-    Z: np.ndarray, members: list[np.ndarray], weights: np.ndarray, sources: np.ndarray, *, anchored: bool
+    parts: list[np.ndarray], weights: list[np.ndarray], sources: np.ndarray, *, anchored: bool
 ) -> np.ndarray:
     """Return the optimal-transport maps between Gaussians, from the residuals of each batch to those of all.
 
     For covariances S and P that is ``S^-1/2 (S^1/2 P S^1/2)^1/2 S^-1/2`` (Knott and Smith 1984).
     """
-    sizes = np.array([len(at) for at in members])
+    sizes = np.array([len(part) for part in parts])
     spreads = np.stack(
-        [covariance(Z[at] - weights[at] @ m.astype(Z.dtype)) for at, m in zip(members, sources, strict=True)]
+        [covariance(part - w @ m.astype(w.dtype)) for part, w, m in zip(parts, weights, sources, strict=True)]
     )
     shared = spreads[0] if anchored else np.tensordot(sizes / sizes.sum(), spreads, 1)
-    n_latent = Z.shape[1]
+    n_latent = shared.shape[0]
     ridge = _RIDGE * max(np.trace(shared) / n_latent, _TINY) * np.eye(n_latent)
     maps = []
     for size, spread in zip(sizes, spreads, strict=True):
@@ -165,19 +172,18 @@ def _transport_maps(
 
 
 def _displace(
-    Z: np.ndarray,
-    members: list[np.ndarray],
-    weights: np.ndarray,
+    parts: list[np.ndarray],
+    weights: list[np.ndarray],
     sources: np.ndarray,
     targets: np.ndarray,
     maps: np.ndarray | None,
-) -> np.ndarray:
-    moved = np.empty_like(Z)
-    sources, targets = sources.astype(Z.dtype), targets.astype(Z.dtype)
-    maps = None if maps is None else maps.astype(Z.dtype)
-    for i, at in enumerate(members):
-        residuals = Z[at] - weights[at] @ sources[i]
-        moved[at] = weights[at] @ targets[i] + (residuals if maps is None else residuals @ maps[i].T)
+) -> list[np.ndarray]:
+    """Return the vectors of each batch, moved; without maps, residuals stay as they are."""
+    moved = []
+    for i, (part, w) in enumerate(zip(parts, weights, strict=True)):
+        offsets = targets[i] - (sources[i] if maps is None else sources[i] @ maps[i].T)
+        stretched = part if maps is None else part @ maps[i].T.astype(part.dtype)
+        moved.append(stretched + w @ offsets.astype(part.dtype))
     return moved
 
 
