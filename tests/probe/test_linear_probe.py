@@ -249,7 +249,19 @@ class TestAbsentClasses:
         assert set(frame["absent_train"]) == {"only"}
         assert set(frame["n_unseen"]) == {int((adata.obs["donor"] == "d9").sum())}
         assert only(frame, level="cell", metric="balanced_accuracy")["value"] > 0.75
-        assert "absent from training ['only']" in caplog.text
+        assert "in 1 of 1 splits, only training or only test donors have only (donor d9 alone)" in caplog.text
+
+    def test_are_named_once_for_all_splits_with_the_reason_of_what_is_undefined(self, adata, caplog):
+        adata.obs["kind"] = np.where(adata.obs["donor"] == "d9", "only", "rest")
+        with caplog.at_level(logging.WARNING, logger="scr2mae"):
+            frame = linear_probe(adata, use_rep="Z", targets={"kind": "classification"}, n_splits=5, **FAST)
+        assert frame["value"].isna().all()
+        lines = [record.getMessage() for record in caplog.records]
+        assert [
+            line for line in lines if "in 5 of 5 splits" in line and "only (donor d9 alone)" in line
+        ] == lines[:1]
+        assert 1 <= len(lines[1:]) <= 2
+        assert all(line.startswith("Some scores are undefined: the t") for line in lines[1:])
 
     def test_absent_from_the_test_are_reported(self, adata, split):
         adata.obs["kind"] = np.where(adata.obs["donor"] == "d1", "only", adata.obs["stim"])

@@ -23,7 +23,7 @@ from scr2mae.data.genes import warn_about_genes
 from scr2mae.probe import DonorSplit
 from scr2mae.probe.inputs import Protocol, as_text, cap_cells, check_protocol, read_donors, read_target
 from scr2mae.probe.splits import draw_splits
-from scr2mae.probe.task import make_task
+from scr2mae.probe.task import make_task, warn_about_classes
 
 PretrainOn = Literal["all", "train"]
 
@@ -197,9 +197,10 @@ def _check_labels(design: Design, per_class: int | None, protocol: Protocol) -> 
             sample_key=design.sample_key,
             cell_level=cell_level,
         )
-        for split in design.splits:
-            caps = design.caps[task.name], per_class if task.cell_level else None
-            make_task(target, split, design.obs.index, *caps, protocol=protocol)
+        caps = design.caps[task.name], per_class if task.cell_level else None
+        warn_about_classes(
+            [make_task(target, split, design.obs.index, *caps, protocol=protocol) for split in design.splits]
+        )
 
 
 def integration_task(tasks: tuple[Task, ...], batch_key: str | None) -> Task:

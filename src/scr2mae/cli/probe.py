@@ -231,6 +231,4 @@ def numbers_of(kinds: Mapping[str, str]) -> dict[str, str]:
 
 def _summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the mean and standard deviation of each score over splits."""
-    for note in frame.loc[frame["note"] != "", "note"].unique():
-        logger.warning("Some scores are undefined: %s.", note)
     return frame.groupby(_SUMMARIZED_BY, sort=False)["value"].agg(["mean", "std"]).reset_index()

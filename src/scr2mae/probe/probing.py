@@ -1,5 +1,6 @@
 """Linear probes of embeddings on held-out donors."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import product
 from numbers import Integral
@@ -23,7 +24,9 @@ from scr2mae.probe.inputs import (
     read_target,
 )
 from scr2mae.probe.splits import DonorSplit, draw_splits
-from scr2mae.probe.task import ProbeTask, make_task, run_task
+from scr2mae.probe.task import ProbeTask, make_task, run_task, warn_about_classes
+
+logger = logging.getLogger(__name__)
 
 Splits = Mapping[str, Sequence[DonorSplit]]
 
@@ -230,10 +233,12 @@ def linear_probe(
         per_donor = (
             max_cells_per_donor.get(name) if isinstance(max_cells_per_donor, Mapping) else max_cells_per_donor
         )
-        tasks += [
-            (i, make_task(target, split, adata.obs_names, per_donor, per_class, protocol=protocol))
-            for i, split in enumerate(by_target[name])
+        of_target = [
+            make_task(target, split, adata.obs_names, per_donor, per_class, protocol=protocol)
+            for split in by_target[name]
         ]
+        warn_about_classes(of_target)
+        tasks += enumerate(of_target)
     records = []
     with progress(total=len(methods) * len(tasks) * len(scalings), desc="Probing", unit="fit") as bar:
         for method in methods:
@@ -245,6 +250,8 @@ def linear_probe(
                 records += [{"method": method, "split": i, "scale": scaled} | record for record in found]
                 bar.update()
     frame = pd.DataFrame.from_records(records, columns=_COLUMNS)
+    for note in frame.loc[frame["note"] != "", "note"].unique():
+        logger.warning("Some scores are undefined: %s.", note)
     frame.attrs["splits"] = {name: [s.to_manifest() for s in by_target[name]] for name in targets}
     return frame
 

@@ -201,7 +201,11 @@ def donor_split(
     (2, 2)
     """
     warn_about_donors(donors, "donors")
-    return _donor_split(donors, n_train_donors=n_train_donors, labels=labels, seed=seed)
+    split = _donor_split(donors, n_train_donors=n_train_donors, labels=labels, seed=seed)
+    for side, absent in (("training", split.absent_train), ("test", split.absent_test)):
+        if absent:
+            logger.warning("No %s donor has the class(es) %s.", side, shorten(absent))
+    return split
 
 
 def _donor_split(
@@ -220,17 +224,13 @@ def _donor_split(
     rng = np.random.default_rng(seed)
     sides = [_draw(carries, n_train, rng) for _ in range(_N_RESTARTS if len(classes) else 1)]
     train = min(sides, key=lambda side: _n_absent(carries, side))  # the first draw among equals
-    split = DonorSplit(
+    return DonorSplit(
         train_donors=tuple(names[train]),
         test_donors=tuple(names[~train]),
         seed=seed,
         absent_train=tuple(classes[~carries[train].any(axis=0)]),
         absent_test=tuple(classes[~carries[~train].any(axis=0)]),
     )
-    for side, absent in (("training", split.absent_train), ("test", split.absent_test)):
-        if absent:
-            logger.warning("No %s donor has the class(es) %s.", side, shorten(absent))
-    return split
 
 
 def draw_splits(

@@ -1,7 +1,7 @@
 """One target on one split: its training and test cells, the fit of a probe, and the scores."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scr2mae._utils.shorten import shorten
 from scr2mae.metrics import group_means
 from scr2mae.probe.inputs import Protocol, Rows, Target, cap_cells
 from scr2mae.probe.linear import fit_estimator
@@ -83,19 +84,34 @@ def make_task(
         return ProbeTask(target, split, train, test, protocol=protocol)
     trained, tested = set(target.y[train].tolist()), set(target.y[test].tolist())
     absent_train, absent_test = tuple(sorted(tested - trained)), tuple(sorted(trained - tested))
-    if absent_train or absent_test:
-        logger.warning(
-            "Target %r: classes absent from training %s, from test %s.",
-            target.name,
-            list(absent_train),
-            list(absent_test),
-        )
     seen = np.isin(target.y[test], list(trained))
     n_unseen = int((~seen).sum())
     if protocol != "paper":
         # No model can predict a class without training cells; its test cells are counted instead of scored.
         test = test[seen]
     return ProbeTask(target, split, train, test, absent_train, absent_test, n_unseen, protocol)
+
+
+def warn_about_classes(tasks: Sequence[ProbeTask]) -> None:
+    """Warn once of classes of a target that are not on both sides of every split."""
+    one_sided = [{*task.absent_train, *task.absent_test} for task in tasks]
+    if not any(one_sided):
+        return
+    target = tasks[0].target
+    found = []
+    for name in sorted(set().union(*one_sided)):
+        donors = np.unique(target.donors[target.y == name])
+        found.append(
+            f"{name} ({f'donor {donors[0]} alone' if len(donors) == 1 else f'{len(donors)} donors'})"
+        )
+    logger.warning(
+        "Target %r: in %d of %d splits, only training or only test donors have %s. A class is scored where both have it; "
+        "it takes two donors or more.",
+        target.name,
+        sum(map(bool, one_sided)),
+        len(tasks),
+        shorten(found),
+    )
 
 
 def run_task(
