@@ -26,7 +26,10 @@ _CELLS_PER_CHUNK = 8192
 
 
 def embed(
-    input: Annotated[opt.InPath, opt.doc("AnnData with raw counts: an .h5ad file or a .zarr store.")],
+    input: Annotated[
+        opt.InPath,
+        opt.doc("Raw counts: an .h5ad or Cell Ranger's .h5 file, or a .zarr store."),
+    ],
     /,
     *,
     model: Annotated[opt.InPath, opt.doc("Folder of the model.")],

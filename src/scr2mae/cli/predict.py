@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def predict(
     input: Annotated[
         opt.InPath,
-        opt.doc("AnnData with raw counts or the probe's embedding: an .h5ad file or a .zarr store."),
+        opt.doc("Raw counts or the probe's embedding: an .h5ad or Cell Ranger's .h5 file, or a .zarr store."),
     ],
     /,
     *,

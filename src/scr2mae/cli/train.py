@@ -105,7 +105,9 @@ class Training(opt.Epochs):
 
 
 def train(
-    input: Annotated[opt.InPath, opt.doc("AnnData with raw counts: an .h5ad file or a .zarr store.")],
+    input: Annotated[
+        opt.InPath, opt.doc("Raw counts: an .h5ad or Cell Ranger's .h5 file, or a .zarr store.")
+    ],
     /,
     *,
     run: Run,

@@ -123,7 +123,8 @@ def check_overlap(adata: AnnData, reference: np.ndarray, found: np.ndarray, *, m
     absent = reference[~found][:5].tolist()
     if not has_nearly_all(found):
         warn_once(
-            f"Few shared genes: {report}; absent genes are treated as masked, such as {absent}. {cause}".rstrip(),
+            f"Few shared genes: {report}; absent genes are treated as masked, such as {absent}. Cells of the reference "
+            f"compare best if they are embedded on the same genes. {cause}".rstrip(),
             adata,
             stacklevel=3,
         )
