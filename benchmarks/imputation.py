@@ -6,6 +6,11 @@ Each method is fitted to the training donors with all genes. A fifth of the gene
 the test donors and estimated: by R²MAE as missing genes, by the mean of the 30 training cells nearest in the components of
 the other genes, and by scVI with zeros in their place. Scores are correlations with the log-normalized counts, of each
 gene over cells and of each cell over genes, means over genes that are found in at least 5 % of the test cells.
+
+    python benchmarks/imputation.py --data DATA -o OUT --pairs ifnb:covid csle:covid control:zheng
+
+withholds genes from one of two studies instead: a fifth of the genes that both have measured are taken from the first. R²MAE
+is trained on both, and neighbors are the other study's cells nearest in the components of the genes that are left in both.
 """
 
 from __future__ import annotations
@@ -24,8 +29,11 @@ import scr2mae
 from common_setup import make_parser, silence
 from panels import zero_padded
 from schemes import SETS, read
+from scr2mae.data import join_studies
 from scr2mae.probe import donor_splits
+from studies import FILES, TARGETS, read_others, read_target
 
+MOST = 3000  # cells of the other study
 WITHHELD, N_NEIGHBORS, LEAST = 0.2, 30, 0.05
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -51,14 +59,17 @@ def by_r2mae(
     return np.log1p(median_library(train) * rho)
 
 
-def by_neighbors(train: ad.AnnData, test: ad.AnnData, withheld: np.ndarray, seed: int) -> np.ndarray:
+def by_neighbors(
+    train: ad.AnnData, test: ad.AnnData, withheld: np.ndarray, seed: int, *, fit_to_both: bool = False
+) -> np.ndarray:
     """Average the withheld genes over training cells that are near in the components of the others."""
     shared = np.setdiff1d(np.arange(test.n_vars), withheld)
     counts, queried = train.X.toarray(), test.X.toarray()[:, shared]
     total = float(np.median(counts[:, shared].sum(axis=1)))
-    model = PCA(50, random_state=seed).fit(logged(counts[:, shared], total))
-    known, asked = (model.transform(logged(x, total)) for x in (counts[:, shared], queried))
-    nearest = NearestNeighbors(n_neighbors=N_NEIGHBORS).fit(known).kneighbors(asked, return_distance=False)
+    known, asked = (logged(x, total) for x in (counts[:, shared], queried))
+    model = PCA(50, random_state=seed).fit(np.concatenate([known, asked]) if fit_to_both else known)
+    neighbors = NearestNeighbors(n_neighbors=N_NEIGHBORS).fit(model.transform(known))
+    nearest = neighbors.kneighbors(model.transform(asked), return_distance=False)
     expression = logged(counts, float(np.median(counts.sum(axis=1))))[:, withheld]
     return expression[nearest].mean(axis=1)
 
@@ -76,7 +87,7 @@ def by_scvi(train: ad.AnnData, test: ad.AnnData, withheld: np.ndarray, seed: int
 
 
 METHODS = {
-    "R²MAE": by_r2mae,
+    "R²MAE": partial(by_r2mae),
     "R²MAE, hidden layer in the decoder": partial(by_r2mae, n_layers_decoder=1),
     "30 neighbors": by_neighbors,
     "scVI": by_scvi,
@@ -120,15 +131,72 @@ def run(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
+def from_other_study(
+    other: ad.AnnData, own: ad.AnnData, genes: pd.Index, seed: int, **sizes: int
+) -> np.ndarray:
+    """Train on both studies, and impute genes that are withheld from one of them there."""
+    panel = own[:, ~own.var_names.isin(genes)]
+    slim = {"own": panel, "other": other}
+    joined = join_studies({name: ad.AnnData(a.X, obs=a.obs[[]], var=a.var[[]]) for name, a in slim.items()})
+    scr2mae.R2MAEModel.setup_anndata(joined)
+    model = scr2mae.R2MAEModel(joined, seed=seed, **sizes)
+    model.train(split_key=False, train_size=1.0, **QUIET)
+    mine = np.flatnonzero(joined.obs["study"] == "own")
+    rho = model.get_normalized_expression(indices=mine, gene_list=genes, return_numpy=True)
+    return np.log1p(median_library(own) * rho)
+
+
+def run_pair(pair: str, options: argparse.Namespace) -> list[dict[str, object]]:
+    """Score the methods on genes that are withheld from the first of two studies."""
+    name, other_name = pair.split(":")
+    rows: list[dict[str, object]] = []
+    for seed in range(options.seeds):
+        rng = np.random.default_rng(seed)
+        own = read_target(name, options.data, seed)
+        pool, _ = read_others(own, (other_name,), options.data)
+        genes = own.var_names[own.var_names.isin(pool.var_names[pool.varm["scr2mae_measured"][other_name]])]
+        other = pool[np.sort(rng.permutation(pool.n_obs)[:MOST]), genes].copy()
+        withheld = np.sort(rng.choice(len(genes), round(WITHHELD * len(genes)), replace=False))
+        mine = own[:, genes].copy()
+        observed = logged(mine.X.toarray(), median_library(own))[:, withheld]
+        found = (observed > 0).mean(axis=0) >= LEAST
+        for method in options.methods:
+            if method == "scVI":
+                continue
+            if method == "30 neighbors":
+                values = by_neighbors(other, mine, withheld, seed, fit_to_both=True)
+            else:
+                values = from_other_study(other, own, genes[withheld], seed, **METHODS[method].keywords)
+            rows.append({
+                "set": pair, "method": method, "seed": seed, "genes": int(found.sum()),
+                "over cells": correlation(values[:, found], observed[:, found], 0),
+                "over genes": correlation(values[:, found], observed[:, found], 1),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     """Run the sets and print the table."""
     parser = make_parser(__doc__, seeds=3)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["csle", "ifnb", "kang", "gbm"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--pairs", nargs="+", default=[], help="SET:STUDY, to withhold genes from one of two studies"
+    )
     options = parser.parse_args()
     silence()
     options.out.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame([row for name in options.sets for row in run(name, options)])
+    for pair in options.pairs:
+        first, _, second = pair.partition(":")
+        if first not in TARGETS or second not in FILES:
+            parser.error(
+                f"--pairs takes one of {list(TARGETS)}, a colon and one of {list(FILES)}; got {pair}"
+            )
+    if options.pairs:
+        frame = pd.DataFrame([row for pair in options.pairs for row in run_pair(pair, options)])
+    else:
+        frame = pd.DataFrame([row for name in options.sets for row in run(name, options)])
     frame.to_csv(options.out / "imputation.csv", index=False)
     table = frame.groupby(["set", "method"], sort=False)[["over cells", "over genes"]].mean()
     print(table.round(3).to_markdown())
