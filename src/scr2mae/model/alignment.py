@@ -79,16 +79,21 @@ class Alignment:
 
     def _moved(self, z: Tensor, row: int) -> Tensor:
         """Return vectors of a batch after all passes."""
-        for i in range(self.center.shape[1]):
-            centered = z - self.center[row, i]
-            cosines = centered @ self.directions[row, i].T / _norms(centered)
-            weights = (2 / TEMPERATURE * cosines + self.log_masses[row, i]).softmax(dim=1)
-            moved = torch.addmm(z, weights, self.offsets[row, i]).addmm_(centered, self.stretches[row, i])
-            z = self._scaled(moved)
+        passes = (self.center, self.directions, self.log_masses, self.offsets, self.stretches)
+        for center, directions, log_masses, offsets, stretches in zip(
+            *(of[row] for of in passes), strict=True
+        ):
+            centered = z - center
+            logits = torch.addcdiv(
+                log_masses, centered @ directions.T, _norms(centered), value=2 / TEMPERATURE
+            )
+            z = torch.addmm(z, logits.softmax(dim=1), offsets).addmm_(centered, stretches)
+            z = self._scaled(z)
         return z
 
     def _scaled(self, z: Tensor) -> Tensor:
-        return z * (self.length / _norms(z)) if self.length > 0 else z
+        length = float(self.length)
+        return z * (length / _norms(z)) if length else z
 
     def rows(self, keys: np.ndarray) -> list[int | None]:
         """Return the row of each key (n, n_covariates + 1), None if there is none."""
