@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.cluster import KMeans
 
-from scr2mae.model.soft_clusters import TEMPERATURE, covariance, powers, solve
+from scr2mae.model.soft_clusters import TEMPERATURE, Solution, covariance, norms, root, solve
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from scr2mae.model.soft_clusters import Solution
 
 __all__ = ["N_CELLS", "Alignment", "fit_alignment", "sample_cells"]
 
@@ -27,8 +26,22 @@ _CELLS_PER_CLUSTER = 30  # of small data, so that each cluster has a mean
 _N_PASSES = 3
 _N_COMPONENTS, _CELLS_PER_COMPONENT, _MIXTURE_CELLS = 100, 15, 5000
 _N_DRAWN = 300, 3000  # cells drawn as the reference of a new batch, as many as it has within these limits
-_SHAPE = "length", "means", "masses", "covariance"  # of all batches together
 _SHARED = 0.4, 0.5  # overlap up to which a batch stays where it is, and from which it is aligned in full
+
+_DIMENSIONS = {
+    "center": ("row", "pass", "latent"),
+    "directions": ("row", "pass", "cluster", "latent"),
+    "log_masses": ("row", "pass", "cluster"),
+    "offsets": ("row", "pass", "cluster", "latent"),
+    "stretches": ("row", "pass", "latent", "latent"),
+    "shared": ("row",),
+    "strengths": ("row",),
+    "keys": ("row", "key"),
+    "length": (),
+    "means": ("component", "latent"),
+    "masses": ("component",),
+    "covariance": ("latent", "latent"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,18 +65,18 @@ class Alignment:
     Gaussian mixture of ``means``, ``masses`` and ``covariance``.
     """
 
-    center: Tensor  # (n_rows, n_passes, n_latent)
-    directions: Tensor  # (n_rows, n_passes, n_clusters, n_latent)
-    log_masses: Tensor  # (n_rows, n_passes, n_clusters)
-    offsets: Tensor  # (n_rows, n_passes, n_clusters, n_latent)
-    stretches: Tensor  # (n_rows, n_passes, n_latent, n_latent)
-    shared: Tensor  # (n_rows,)
-    strengths: Tensor  # (n_rows,)
-    keys: Tensor  # int64, (n_rows, n_covariates + 1)
-    length: Tensor  # ()
-    means: Tensor  # (n_components, n_latent)
-    masses: Tensor  # (n_components,)
-    covariance: Tensor  # (n_latent, n_latent)
+    center: Tensor
+    directions: Tensor
+    log_masses: Tensor
+    offsets: Tensor
+    stretches: Tensor
+    shared: Tensor
+    strengths: Tensor
+    keys: Tensor  # int64
+    length: Tensor
+    means: Tensor
+    masses: Tensor
+    covariance: Tensor
 
     def apply(self, z: Tensor, keys: np.ndarray) -> Tensor:
         """Move latent vectors (n_obs, n_latent) of cells with the given keys (n_obs, n_covariates + 1); unknown ones stay."""
@@ -74,7 +87,9 @@ class Alignment:
                 continue
             at = torch.from_numpy(np.flatnonzero(inverse == i)).to(z.device)
             cells = z[at]
-            moved[at] = self._scaled(torch.lerp(cells, self._moved(cells, row), self.strengths[row]))
+            moved[at] = _of_length(
+                torch.lerp(cells, self._moved(cells, row), self.strengths[row]), self.length
+            )
         return moved
 
     def _moved(self, z: Tensor, row: int) -> Tensor:
@@ -85,15 +100,11 @@ class Alignment:
         ):
             centered = z - center
             logits = torch.addcdiv(
-                log_masses, centered @ directions.T, _norms(centered), value=2 / TEMPERATURE
+                log_masses, centered @ directions.T, norms(centered), value=2 / TEMPERATURE
             )
             z = torch.addmm(z, logits.softmax(dim=1), offsets).addmm_(centered, stretches)
-            z = self._scaled(z)
+            z = _of_length(z, self.length)
         return z
-
-    def _scaled(self, z: Tensor) -> Tensor:
-        length = float(self.length)
-        return z * (length / _norms(z)) if length else z
 
     def rows(self, keys: np.ndarray) -> list[int | None]:
         """Return the row of each key (n, n_covariates + 1), None if there is none."""
@@ -108,27 +119,25 @@ class Alignment:
         unique[is_unknown & (unique[:, -1] == 1), -2] = 0
         return unique[inverse, :-1]
 
-    def extend(self, Z: np.ndarray, key: tuple[int, ...], *, seed: int = 0) -> Alignment:
+    def extend(self, Z: Tensor, key: tuple[int, ...], *, seed: int = 0) -> Alignment:
         """Add or replace the row of a new batch with latent vectors Z, aligned with draws from the mixture.
 
         The other rows do not change.
         """
-        masses, length = self.masses.double().numpy(), float(self.length)
-        rng, n = np.random.default_rng(seed), int(np.clip(len(Z), *_N_DRAWN))
-        at = rng.choice(len(masses), n, p=masses / masses.sum())
-        noise = rng.standard_normal((n, Z.shape[1])) @ powers(self.covariance.double().numpy(), 0.5)[0]
-        reference = _of_length(self.means.double().numpy()[at] + noise, length)
-        both, codes = np.concatenate([reference, Z[np.lexsort(Z.T)]]), np.repeat([0, 1], [n, len(Z)])
+        generator, n = torch.Generator().manual_seed(seed), min(max(len(Z), _N_DRAWN[0]), _N_DRAWN[1])
+        at = torch.multinomial(self.masses, n, replacement=True, generator=generator)
+        noise = torch.randn(n, Z.shape[1], generator=generator) @ root(self.covariance)
+        both = torch.cat([_of_length(self.means[at] + noise, self.length).to(Z), Z[_order(Z)]])
         n_passes, n_clusters = self.directions.shape[1:3]
-        passes, _ = _solve_passes(both, codes, n_passes, n_clusters, length=length, anchored=True, seed=seed)
-        new = {name: values[1:] for name, values in _to_rows(passes, np.ones(2)).items()}
+        passes = _solve_passes(both, [n, len(Z)], n_passes, n_clusters, self.length, anchored=True, seed=seed)
+        new = {name: values[1:] for name, values in _to_rows(passes, torch.ones(2)).items()}
         return self.join(replace(self, keys=torch.tensor([key]), **new))
 
     def join(self, other: Alignment) -> Alignment:
         """Add the rows of another alignment, in place of those with the same keys; length and mixture stay."""
         theirs = other.keys.tolist()
         kept = torch.tensor([key not in theirs for key in self.keys.tolist()])
-        names = [field.name for field in fields(self) if field.name not in _SHAPE]
+        names = [name for name, dimensions in _DIMENSIONS.items() if "row" in dimensions]
         return replace(
             self, **{name: torch.cat([getattr(self, name)[kept], getattr(other, name)]) for name in names}
         )
@@ -139,33 +148,20 @@ class Alignment:
 
     def to_state(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in _DIMENSIONS}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], *, n_covariates: int) -> Alignment:
         """Make an alignment of tensors from a file; raise if they do not fit together."""
-        names = {field.name for field in fields(cls)}
-        if set(tensors) != names:
-            raise ValueError(f"The alignment of batches lacks or adds {sorted(set(tensors) ^ names)}.")
-        n_rows, n_components, n_latent = (len(tensors[name]) for name in ("keys", "masses", "covariance"))
-        n_passes, n_clusters = (*tensors["log_masses"].shape[1:], 0, 0)[:2]
-        shapes = {
-            "center": (n_rows, n_passes, n_latent),
-            "directions": (n_rows, n_passes, n_clusters, n_latent),
-            "log_masses": (n_rows, n_passes, n_clusters),
-            "offsets": (n_rows, n_passes, n_clusters, n_latent),
-            "stretches": (n_rows, n_passes, n_latent, n_latent),
-            "shared": (n_rows,),
-            "strengths": (n_rows,),
-            "keys": (n_rows, n_covariates + 1),
-            "length": (),
-            "means": (n_components, n_latent),
-            "masses": (n_components,),
-            "covariance": (n_latent, n_latent),
-        }
-        for name, shape in shapes.items():
+        if set(tensors) != set(_DIMENSIONS):
+            raise ValueError(
+                f"The alignment of batches lacks or adds {sorted(set(tensors) ^ set(_DIMENSIONS))}."
+            )
+        sizes = {"key": n_covariates + 1}
+        for name, dimensions in _DIMENSIONS.items():
             values, dtype = tensors[name], torch.int64 if name == "keys" else torch.float32
-            if tuple(values.shape) != shape or values.dtype != dtype or not bool(values.isfinite().all()):
+            shape = tuple(map(sizes.setdefault, dimensions, values.shape))
+            if shape != tuple(values.shape) or values.dtype != dtype or not bool(values.isfinite().all()):
                 raise ValueError(
                     f"The alignment of batches is damaged: {name} is {values.dtype} {tuple(values.shape)}, "
                     f"expected finite {dtype} {shape}."
@@ -173,8 +169,15 @@ class Alignment:
         return cls(**tensors)
 
 
-def _norms(z: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(1e-12)
+def _of_length(z: Tensor, length: Tensor) -> Tensor:
+    """Scale vectors to a common length; 0 keeps their own."""
+    return z * (length.to(z) / norms(z)) if length else z
+
+
+def _order(Z: Tensor) -> np.ndarray:
+    """Return an order of cells (their bytes') that does not depend on the one they have."""
+    rows = np.ascontiguousarray(Z.cpu().numpy())
+    return rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel().argsort(kind="stable")
 
 
 def _unique_rows(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +209,7 @@ def sample_cells(codes: np.ndarray, *, n_cells: int = N_CELLS, seed: int = 0) ->
 
 
 def fit_alignment(
-    Z: np.ndarray,
+    Z: Tensor,
     codes: np.ndarray,
     *,
     n_covariates: int = 1,
@@ -217,75 +220,57 @@ def fit_alignment(
 ) -> Alignment:
     """Fit latent vectors (n_obs, n_latent) of batches (n_obs,); neither the order of cells nor that of batches matters.
 
-    ``genes`` is the code of the measured genes, for the keys. With ``guard``, a batch whose clusters overlap
-    little with those of the others is moved less, or not at all.
+    Computes on the device of ``Z``. ``genes`` is the code of the measured genes, for the keys. With ``guard``, a
+    batch whose clusters overlap little with those of the others is moved less, or not at all.
     """
-    Z, codes = np.asarray(Z, dtype=np.float64), np.asarray(codes)
-    if not len(Z) or not np.isfinite(Z).all():
-        raise ValueError(f"Wanted finite latent vectors of one cell or more, got shape {Z.shape}.")
-    order = np.lexsort(Z.T)
-    Z, (names, codes) = Z[order], np.unique(codes[order], return_inverse=True)
-    lengths = np.linalg.norm(Z, axis=1)
-    length = float(lengths.mean()) if np.ptp(lengths) < 1e-3 * lengths.mean() else 0.0
+    if not len(Z) or not bool(Z.isfinite().all()):
+        raise ValueError(f"Wanted finite latent vectors of one cell or more, got shape {tuple(Z.shape)}.")
+    order = _order(Z)
+    codes, names = pd.factorize(codes[order])  # in the order of their first cells
+    Z, codes = Z[order[np.argsort(codes, kind="stable")]], np.sort(codes)
+    lengths = norms(Z)
+    is_one = bool(lengths.max() - lengths.min() < 1e-3 * lengths.mean())
+    length = lengths.mean() if is_one else Z.new_zeros(())
     n_clusters = n_clusters or int(np.clip(len(Z) // _CELLS_PER_CLUSTER, 1, _N_CLUSTERS))
-    passes, moved = _solve_passes(Z, codes, _N_PASSES, n_clusters, length=length, anchored=False, seed=seed)
+    passes = _solve_passes(
+        Z, np.bincount(codes).tolist(), _N_PASSES, n_clusters, length, anchored=False, seed=seed
+    )
     low, high = _SHARED
-    strengths = np.clip((passes[0][1].shared - low) / (high - low), 0, 1) if guard else np.ones(len(names))
-    strengths = strengths * (len(names) > 1)  # one batch stays, to the bit
-    aligned = _of_length(Z + strengths[codes, None] * (moved - Z), length)
+    strengths = ((passes[0].shared - low) / (high - low)).clamp(0, 1) if guard else torch.ones(len(names))
+    strengths = strengths.to(Z) * (len(names) > 1)  # one batch stays, to the bit
+    aligned = _of_length(torch.lerp(Z, passes[-1].moved, strengths[codes, None]), length)
     keys = torch.full((len(names), n_covariates + 1), -1)
     keys[:, 0], keys[:, -1] = torch.from_numpy(names.astype(np.int64)), genes
-    shape = {"length": np.array(length), **_mixture(aligned, seed=seed)}
-    tensors = {name: torch.from_numpy(values.astype(np.float32)) for name, values in shape.items()}
-    return Alignment(keys=keys, **_to_rows(passes, strengths), **tensors)
+    return Alignment(
+        keys=keys, length=length.cpu(), **_to_rows(passes, strengths), **_mixture(aligned, seed=seed)
+    )
 
 
 def _solve_passes(
-    Z: np.ndarray,
-    codes: np.ndarray,
-    n_passes: int,
-    n_clusters: int,
-    *,
-    length: float,
-    anchored: bool,
-    seed: int,
-) -> tuple[list[tuple[np.ndarray, Solution]], np.ndarray]:
-    """Align repeatedly; return the center and solution of each pass, and the vectors after the last."""
+    Z: Tensor, sizes: list[int], n_passes: int, n_clusters: int, length: Tensor, *, anchored: bool, seed: int
+) -> list[Solution]:
+    """Align repeatedly, each time what the time before has moved."""
     passes = []
     for _ in range(n_passes):
-        center = Z[codes == 0].mean(axis=0) if anchored else Z.mean(axis=0)
-        solution = solve(Z - center, codes, n_clusters=n_clusters, anchored=anchored, seed=seed)
-        Z = _of_length(solution.aligned + center, length)
-        passes.append((center, solution))
-    return passes, Z
+        solution = solve(Z, sizes, n_clusters=n_clusters, anchored=anchored, seed=seed)
+        Z = _of_length(solution.moved, length)
+        passes.append(solution._replace(moved=Z))
+    return passes
 
 
-def _of_length(Z: np.ndarray, length: float) -> np.ndarray:
-    return Z / np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), 1e-12) * length if length else Z
-
-
-def _mixture(Z: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+def _mixture(Z: Tensor, *, seed: int) -> dict[str, Tensor]:
     """Return a Gaussian mixture with a common covariance, from which single cells cannot be read."""
-    Z = Z[np.sort(np.random.default_rng(seed).permutation(len(Z))[:_MIXTURE_CELLS])]
+    Z = Z.cpu()[np.sort(np.random.default_rng(seed).permutation(len(Z))[:_MIXTURE_CELLS])]
     n_components = int(np.clip(len(Z) // _CELLS_PER_COMPONENT, 1, _N_COMPONENTS))
-    found = KMeans(n_components, n_init=1, random_state=seed).fit(Z)
-    residuals = Z - found.cluster_centers_[found.labels_]
-    masses = np.bincount(found.labels_, minlength=n_components)
-    return {"means": found.cluster_centers_, "masses": masses, "covariance": covariance(residuals)}
+    found = KMeans(n_components, n_init=1, random_state=seed).fit(Z.numpy())
+    means, labels = torch.from_numpy(found.cluster_centers_), torch.from_numpy(found.labels_).long()
+    masses = labels.bincount(minlength=n_components)
+    return {"means": means, "masses": masses.float(), "covariance": covariance(Z - means[labels]).float()}
 
 
-def _to_rows(passes: list[tuple[np.ndarray, Solution]], strengths: np.ndarray) -> dict[str, Tensor]:
+def _to_rows(passes: list[Solution], strengths: Tensor) -> dict[str, Tensor]:
     """Return the tensors of an alignment that have a row for each batch."""
-    stacked = [
-        {
-            "center": np.broadcast_to(center, (len(strengths), len(center))),
-            "directions": solution.directions,
-            "log_masses": np.log(solution.masses + 1e-3),
-            "offsets": solution.targets - solution.sources @ solution.maps.transpose(0, 2, 1),
-            "stretches": solution.maps.transpose(0, 2, 1) - np.eye(solution.maps.shape[-1]),
-        }
-        for center, solution in passes
-    ]
-    arrays = {name: np.stack([each[name] for each in stacked], axis=1) for name in stacked[0]}
-    arrays |= {"shared": passes[0][1].shared, "strengths": strengths}
-    return {name: torch.from_numpy(values.astype(np.float32)) for name, values in arrays.items()}
+    by_pass = ("center", "directions", "log_masses", "offsets", "stretches")
+    rows = {name: torch.stack([getattr(each, name) for each in passes], dim=1) for name in by_pass}
+    rows |= {"shared": passes[0].shared, "strengths": strengths}
+    return {name: values.float().cpu() for name, values in rows.items()}

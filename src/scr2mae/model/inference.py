@@ -17,7 +17,7 @@ from scr2mae.model.integration import IntegrationMixin
 from scr2mae.model.panels import by_panel, n_unmeasured
 from scr2mae.model.scvi_words import understands_scvi
 from scr2mae.model.selection import batch_codes, gene_indices
-from scr2mae.model.streaming import cell_indices, embed, loader_batches, n_rows, stream
+from scr2mae.model.streaming import cell_indices, embed, gathered, loader_batches, n_rows, stream
 from scr2mae.nn.likelihood import log_mean_of_counts
 from scr2mae.nn.panels import MEASURED_KEY, measured_genes
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from scr2mae.data import Cells
     from scr2mae.nn.module import R2MAEModule
+
+_ALIGNED_AT_ONCE = 16_384  # cells
 
 
 class InferenceMixin(IntegrationMixin):
@@ -98,8 +100,14 @@ class InferenceMixin(IntegrationMixin):
         alignment = self._alignment_for(integrated, keys)
         if integrated is None and alignment is not None:
             self._warn_about_unaligned(alignment, keys, self.adata if adata is None else adata)
-        for filled, z in embed(self.module, cells, rows, batch_size, precision):
-            out[filled] = (z if alignment is None else alignment.apply(z, keys[filled])).cpu().numpy()
+        embedded = embed(self.module, cells, rows, batch_size, precision)
+        if alignment is not None:  # few products of many cells are faster than many of few
+            embedded = (
+                (filled, alignment.apply(z, keys[filled]))
+                for filled, z in gathered(embedded, _ALIGNED_AT_ONCE)
+            )
+        for filled, z in embedded:
+            out[filled] = z.cpu().numpy()
         return out
 
     @understands_scvi

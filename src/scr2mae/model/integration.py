@@ -15,7 +15,7 @@ from scr2mae._utils.progress import log_lines_shown
 from scr2mae.model.alignment import Alignment, fit_alignment, sample_cells
 from scr2mae.model.base import NOT_TRAINED, CellModel
 from scr2mae.model.panels import batch_gene_codes, cell_gene_codes, lacks_few
-from scr2mae.model.streaming import embed, n_rows
+from scr2mae.model.streaming import embed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -136,9 +136,11 @@ class IntegrationMixin(CellModel):
         return self.spec.categorical[0][0] is not None
 
     @torch.inference_mode()
-    def _raw_latent(self, cells: Cells, indices: np.ndarray) -> np.ndarray:
-        z = [z.cpu().numpy() for _, z in embed(self.module, cells, indices, None, "32-true")]
-        return np.concatenate(z) if n_rows(cells, indices) else np.zeros((0, 1), dtype=np.float32)
+    def _raw_latent(self, cells: Cells, indices: np.ndarray) -> torch.Tensor:
+        """Return latent vectors where float64 exists: on the device, but for Apple's."""
+        device = "cpu" if self.module.device.type == "mps" else self.module.device
+        z = [z.to(device) for _, z in embed(self.module, cells, indices, None, "32-true")]
+        return torch.cat(z) if z else torch.zeros(0, self.module.n_latent, device=device)
 
     def _embedded(self, tensors: dict[str, Any], integrated: bool | None) -> np.ndarray:
         """Return the embedding of a mini-batch."""

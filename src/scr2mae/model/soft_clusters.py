@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from scipy.special import softmax
+import torch
 from sklearn.cluster import KMeans
-from sklearn.neighbors import NearestNeighbors
 
-__all__ = ["TEMPERATURE", "Solution", "covariance", "powers", "solve"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["TEMPERATURE", "Solution", "covariance", "norms", "root", "solve"]
 
 TEMPERATURE = 0.1
 """Of the weights of clusters, as in Harmony; half of it for a new batch, whose clusters are not balanced."""
@@ -26,177 +29,168 @@ _N_START = 5000  # most cells of the k-means that starts the clusters
 _TINY = 1e-9
 
 
-@dataclass
-class Solution:
-    """Clusters of batches (arrays by batch, then cluster), and the aligned vectors of cells."""
+class Solution(NamedTuple):
+    """What displaces each batch (tensors with a row per batch, as in an alignment), and the displaced cells."""
 
-    directions: np.ndarray  # of length TEMPERATURE / temperature
-    masses: np.ndarray
-    sources: np.ndarray  # m
-    targets: np.ndarray  # t
-    maps: np.ndarray  # A
-    shared: np.ndarray
-    aligned: np.ndarray
+    center: Tensor
+    directions: Tensor
+    log_masses: Tensor
+    offsets: Tensor
+    stretches: Tensor
+    shared: Tensor
+    moved: Tensor
 
 
-def solve(Z: np.ndarray, codes: np.ndarray, *, n_clusters: int, anchored: bool, seed: int) -> Solution:
+def solve(Z: Tensor, sizes: list[int], *, n_clusters: int, anchored: bool, seed: int) -> Solution:
     """Alternate between soft clusters of the aligned cells and the displacement of batches onto the clusters' means.
 
-    With ``anchored``, the first batch is a reference that does not move, and the shares of clusters in the second
-    may differ from it: clusters are not balanced, and start from pairs of mutual neighbors, not from equal means.
-    Cells are handled in float32, moments of clusters in float64.
+    Cells are sorted by batch. With ``anchored``, the first batch is a reference that does not move, and the
+    shares of clusters in the second may differ from it: clusters are not balanced, and start from pairs of
+    mutual neighbors, not from equal means. Cells are handled in float32, moments of clusters in float64.
     """
-    Z = Z.astype(np.float32)
     temperature = TEMPERATURE / 2 if anchored else TEMPERATURE
-    members = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
-    place = np.argsort(np.concatenate(members))  # of a cell among those sorted by batch
-    parts = [Z[at] for at in members]
-    sizes = np.array([len(part) for part in parts])
-    shifts = _shifts_by_pairs(*parts) if anchored else -np.stack([part.mean(axis=0) for part in parts])
+    center = (Z[: sizes[0]] if anchored else Z).mean(dim=0)
+    Z = Z - center
+    parts = Z.split(sizes)
+    n_cells = torch.tensor(sizes, dtype=torch.float64, device=Z.device)
+    codes = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(Z.device)
+    shifts = _shifts_by_pairs(*parts) if anchored else -torch.stack([part.mean(dim=0) for part in parts])
     aligned = Z + shifts[codes]
-    sample = _unit(aligned[:: -(-len(Z) // _N_START)])
-    start = KMeans(n_clusters, n_init=1, random_state=seed).fit(sample)
-    directions, penalty = _unit(start.cluster_centers_), np.zeros((len(parts), n_clusters), Z.dtype)
-    maps = None
+    start = KMeans(n_clusters, n_init=1, random_state=seed).fit(
+        _unit(aligned[:: -(-len(Z) // _N_START)]).cpu()
+    )
+    directions = _unit(torch.as_tensor(start.cluster_centers_).to(Z))
+    penalty, maps = Z.new_zeros(len(sizes), n_clusters), None
     for iteration in range(_N_ITER):
         unit = _unit(aligned)
         for _ in range(2):
-            cosines = unit @ directions.T
+            logits = 2 / temperature * unit @ directions.T
             # Balance batches within clusters, as Harmony does; undamped it would oscillate.
             for _ in range(3):
-                weights = softmax(2 / temperature * cosines + penalty[codes], axis=1)
-                masses = np.stack([weights[at].sum(axis=0, dtype=np.float64) for at in members])
+                weights = (logits + penalty[codes]).softmax(dim=1)
+                by_batch = weights.split(sizes)
+                masses = torch.stack([w.sum(dim=0, dtype=torch.float64) for w in by_batch])
                 if anchored:
                     break
-                expected = np.outer(sizes / sizes.sum(), masses.sum(axis=0))
-                penalty = ((penalty + np.log((expected + 1) / (masses + 1))) / 2).astype(Z.dtype)
+                expected = torch.outer(n_cells / len(Z), masses.sum(dim=0))
+                penalty = (penalty + ((expected + 1) / (masses + 1)).log().to(Z)) / 2
             directions = _unit(weights.T @ unit)
-        by_batch = [weights[at] for at in members]
-        sums = np.stack([(w.T @ part).astype(np.float64) for w, part in zip(by_batch, parts, strict=True)])
+        sums = torch.stack([(w.T @ part).double() for w, part in zip(by_batch, parts, strict=True)])
         sources, targets = (_anchored_means if anchored else _pooled_means)(masses, sums)
         if iteration % 4 == 3:  # these take half of the time
             maps = _transport_maps(parts, by_batch, sources, anchored=anchored)
-        aligned = np.concatenate(_displace(parts, by_batch, sources, targets, maps))[place]
-    shares = masses / sizes[:, None]
-    others = (masses.sum(axis=0) - masses) / np.maximum(sizes.sum() - sizes, 1)[:, None]
+        aligned, _ = _displace(parts, by_batch, sources, targets, maps)
     # Weights that need only the cell and its batch: directions and masses of the batch instead of the balance.
-    units = [_unit(part) for part in parts]
-    own = np.stack([_unit(w.T @ u + _TINY * directions) for w, u in zip(by_batch, units, strict=True)])
+    units = _unit(Z).split(sizes)
+    own = _unit(torch.stack([w.T @ u + _TINY * directions for w, u in zip(by_batch, units, strict=True)]))
+    log_masses = (masses + 1e-3).log().to(Z)
     by_batch = [
-        softmax(2 / temperature * u @ d.T + np.log(mass + 1e-3).astype(Z.dtype), axis=1)
-        for u, d, mass in zip(units, own, masses, strict=True)
+        (2 / temperature * u @ d.T + log_mass).softmax(dim=1)
+        for u, d, log_mass in zip(units, own, log_masses, strict=True)
     ]
     maps = _transport_maps(parts, by_batch, sources, anchored=anchored)
+    aligned, offsets = _displace(parts, by_batch, sources, targets, maps)
+    others = (masses.sum(dim=0) - masses) / (len(Z) - n_cells).clamp_min(1)[:, None]
     return Solution(
+        center=center.expand(len(sizes), -1),
         directions=own * TEMPERATURE / temperature,
-        masses=masses,
-        sources=sources,
-        targets=targets,
-        maps=maps,
-        shared=np.minimum(shares, others).sum(axis=1),
-        aligned=np.concatenate(_displace(parts, by_batch, sources, targets, maps))[place],
+        log_masses=log_masses,
+        offsets=offsets,
+        stretches=maps.mT - torch.eye(len(center)).to(maps),
+        shared=torch.minimum(masses / n_cells[:, None], others).sum(dim=1),
+        moved=aligned + center,
     )
 
 
-def _pooled_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pooled_means(masses: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """Return means of clusters by batch, with one pseudo-cell at that of all batches, and the latter for each batch."""
-    pooled = sums.sum(axis=0) / np.maximum(masses.sum(axis=0), _TINY)[:, None]
-    sources = (sums + pooled) / (masses + 1)[..., None]
-    return sources, np.broadcast_to(pooled, sums.shape)
+    pooled = sums.sum(dim=0) / masses.sum(dim=0).clamp_min(_TINY)[:, None]
+    return (sums + pooled) / (masses + 1)[..., None], pooled.expand_as(sums)
 
 
-def _anchored_means(masses: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _anchored_means(masses: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """Return means of clusters in reference and new batch, and where they go.
 
     Clusters that are new move by the mean displacement of the shared ones near them, so that they stay apart.
     """
-    own = sums / np.maximum(masses, 1e-6)[..., None]
-    common = masses[0] * masses[1] / (masses.sum(axis=0) + _TINY)
+    own = sums / masses.clamp_min(1e-6)[..., None]
+    common = masses[0] * masses[1] / (masses.sum(dim=0) + _TINY)
     directions = _unit(own[1])
-    nearness = np.exp((directions @ directions.T - 1) / _NEAR) * (common + _TINY)
-    drift = nearness / nearness.sum(axis=1, keepdims=True) @ (own[0] - own[1])
-    shares = masses / masses.sum(axis=1, keepdims=True)
-    known = (shares[0] / np.maximum(shares[1], _TINY)) ** 2
+    nearness = ((directions @ directions.T - 1) / _NEAR).exp() * (common + _TINY)
+    drift = nearness / nearness.sum(dim=1, keepdim=True) @ (own[0] - own[1])
+    shares = masses / masses.sum(dim=1, keepdim=True)
+    known = (shares[0] / shares[1].clamp_min(_TINY)) ** 2
     trust = (known / (known + _NOVELTY**2) * masses[0] / (masses[0] + 1))[:, None]
     target = trust * own[0] + (1 - trust) * (own[1] + drift)
     source = (sums[1] + target - drift) / (masses[1] + 1)[:, None]
-    return np.stack([own[0], source]), np.stack([own[0], target])
+    return torch.stack([own[0], source]), torch.stack([own[0], target])
 
 
-def _shifts_by_pairs(reference: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Return the displacements of two batches as a whole: none of the reference, and that of the new one onto it."""
-    shift = np.zeros_like(new[0])
-    for _ in range(_N_SHIFTS):
-        shift += _mean_of_pairs(reference, new + shift)
-    return np.stack([np.zeros_like(shift), shift])
-
-
-def _mean_of_pairs(reference: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Return the mean displacement of new cells to the reference cells that are their mutual nearest neighbors."""
+def _shifts_by_pairs(reference: Tensor, new: Tensor) -> Tensor:
+    """Return displacements as a whole: none of the reference, that of the new batch between mutual nearest neighbors."""
     reference, new = (Z[:: -(-len(Z) // _N_PAIRED)] for Z in (reference, new))
-    near = [
-        NearestNeighbors(n_neighbors=min(_N_NEIGHBORS, len(host)), algorithm="brute")
-        .fit(_unit(host))
-        .kneighbors_graph(_unit(guest))
-        for host, guest in ((reference, new), (new, reference))
-    ]
-    pairs = near[0].multiply(near[1].T).tocsr()
-    n_pairs = np.asarray(pairs.sum(axis=1)).ravel()
-    paired = n_pairs > 0
-    if not paired.any():
-        return np.zeros(reference.shape[1])
-    return (pairs[paired] @ reference / n_pairs[paired, None] - new[paired]).mean(axis=0)
+    shift = torch.zeros_like(new[0])
+    for _ in range(_N_SHIFTS):
+        cosines = _unit(new + shift) @ _unit(reference).T
+        pairs = (_is_near(cosines, dim=0) & _is_near(cosines, dim=1)).to(new)
+        n_pairs = pairs.sum(dim=1, keepdim=True)
+        is_paired = (n_pairs > 0).to(new)
+        moves = is_paired * (pairs @ reference / n_pairs.clamp_min(1) - new - shift)
+        shift = shift + moves.sum(dim=0) / is_paired.sum().clamp_min(1)
+    return torch.stack([torch.zeros_like(shift), shift])
+
+
+def _is_near(cosines: Tensor, dim: int) -> Tensor:
+    n_near = min(_N_NEIGHBORS, cosines.shape[dim])
+    return cosines >= cosines.topk(n_near, dim=dim).values.amin(dim=dim, keepdim=True)
 
 
 def _transport_maps(
-    parts: list[np.ndarray], weights: list[np.ndarray], sources: np.ndarray, *, anchored: bool
-) -> np.ndarray:
+    parts: Sequence[Tensor], weights: Sequence[Tensor], sources: Tensor, *, anchored: bool
+) -> Tensor:
     """Return the optimal-transport maps between Gaussians, from the residuals of each batch to those of all.
 
-    For covariances S and P that is ``S^-1/2 (S^1/2 P S^1/2)^1/2 S^-1/2`` (Knott and Smith 1984).
+    For covariances S = L L^T and P that is ``L^-T (L^T P L)^1/2 L^-1`` (Knott and Smith 1984).
     """
-    sizes = np.array([len(part) for part in parts])
-    spreads = np.stack(
-        [covariance(part - w @ m.astype(w.dtype)) for part, w, m in zip(parts, weights, sources, strict=True)]
+    spreads = torch.stack(
+        [covariance(part - w @ m.to(w)) for part, w, m in zip(parts, weights, sources, strict=True)]
     )
-    shared = spreads[0] if anchored else np.tensordot(sizes / sizes.sum(), spreads, 1)
-    n_latent = shared.shape[0]
-    ridge = _RIDGE * max(np.trace(shared) / n_latent, _TINY) * np.eye(n_latent)
-    maps = []
-    for size, spread in zip(sizes, spreads, strict=True):
-        n_pseudo = _PSEUDO_CELLS * n_latent
-        mine = (size * spread + n_pseudo * shared) / (size + n_pseudo) + ridge
-        root, inverse = powers(mine, 0.5, -0.5)
-        maps.append(inverse @ powers(root @ (shared + ridge) @ root, 0.5)[0] @ inverse)
-    return np.stack(maps)
+    n_cells = spreads.new_tensor([len(part) for part in parts])[:, None, None]
+    shared = spreads[0] if anchored else (n_cells / n_cells.sum() * spreads).sum(dim=0)
+    n_latent = len(shared)
+    eye = torch.eye(n_latent).to(shared)
+    ridge = _RIDGE * (shared.trace() / n_latent).clamp_min(_TINY) * eye
+    n_pseudo = _PSEUDO_CELLS * n_latent
+    lower = torch.linalg.cholesky((n_cells * spreads + n_pseudo * shared) / (n_cells + n_pseudo) + ridge)
+    inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
+    return inverse.mT @ root(lower.mT @ (shared + ridge) @ lower) @ inverse
 
 
 def _displace(
-    parts: list[np.ndarray],
-    weights: list[np.ndarray],
-    sources: np.ndarray,
-    targets: np.ndarray,
-    maps: np.ndarray | None,
-) -> list[np.ndarray]:
-    """Return the vectors of each batch, moved; without maps, residuals stay as they are."""
-    moved = []
-    for i, (part, w) in enumerate(zip(parts, weights, strict=True)):
-        offsets = targets[i] - (sources[i] if maps is None else sources[i] @ maps[i].T)
-        stretched = part if maps is None else part @ maps[i].T.astype(part.dtype)
-        moved.append(stretched + w @ offsets.astype(part.dtype))
-    return moved
+    parts: Sequence[Tensor], weights: Sequence[Tensor], sources: Tensor, targets: Tensor, maps: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the moved vectors, and the offset of each cluster; without maps, residuals stay as they are."""
+    offsets = targets - (sources if maps is None else sources @ maps.mT)
+    stretched = parts if maps is None else [part @ a.T.to(part) for part, a in zip(parts, maps, strict=True)]
+    moved = [torch.addmm(part, w, t.to(w)) for part, w, t in zip(stretched, weights, offsets, strict=True)]
+    return torch.cat(moved), offsets
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+def norms(z: Tensor) -> Tensor:
+    """Return the lengths of vectors (..., n, n_latent) as (..., n, 1), never 0."""
+    return torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(1e-12)
 
 
-def covariance(residuals: np.ndarray) -> np.ndarray:
-    """Return the covariance of vectors with mean zero."""
-    return (residuals.T @ residuals).astype(np.float64) / max(len(residuals) - 1, 1)
+def _unit(z: Tensor) -> Tensor:
+    return z / norms(z)
 
 
-def powers(matrix: np.ndarray, *exponents: float) -> list[np.ndarray]:
-    """Return powers of a positive semi-definite matrix."""
-    values, vectors = np.linalg.eigh(matrix)
-    return [(vectors * np.maximum(values, 1e-10) ** exponent) @ vectors.T for exponent in exponents]
+def covariance(residuals: Tensor) -> Tensor:
+    """Return the covariance (float64) of vectors with mean zero."""
+    return (residuals.T @ residuals).double() / max(len(residuals) - 1, 1)
+
+
+def root(matrices: Tensor) -> Tensor:
+    """Return the square roots of positive semi-definite matrices."""
+    values, vectors = torch.linalg.eigh(matrices)
+    return (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT

@@ -18,14 +18,14 @@ from scr2mae.nn.layers import SparseRows
 from scr2mae.nn.linear_mlp import LinearMLPModule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
     from scr2mae.data import Cells, CellSpec
     from scr2mae.nn.module import R2MAEModule
 
-__all__ = ["BATCH_SIZE", "cell_indices", "embed", "loader_batches", "n_rows", "stream"]
+__all__ = ["BATCH_SIZE", "cell_indices", "embed", "gathered", "loader_batches", "n_rows", "stream"]
 
 BATCH_SIZE = 2048
 """Cells per mini-batch during inference, enough to keep matrix products busy."""
@@ -141,6 +141,22 @@ def embed(
     encode = _encode_sparse if is_sparse else _encode_dense
     for rows, z in encode(module, cells, indices, batch_size, precision):
         yield rows, module.embedding(z)
+
+
+def gathered(embedded: Iterable[tuple[slice, Tensor]], n: int) -> Iterator[tuple[slice, Tensor]]:
+    """Join successive mini-batches until they have ``n`` cells."""
+    waiting: list[tuple[slice, Tensor]] = []
+    for each in embedded:
+        waiting.append(each)
+        if each[0].stop - waiting[0][0].start >= n:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(waiting: list[tuple[slice, Tensor]]) -> tuple[slice, Tensor]:
+    return slice(waiting[0][0].start, waiting[-1][0].stop), torch.cat([z for _, z in waiting])
 
 
 def _encode_dense(
