@@ -19,7 +19,6 @@ from scr2mae.cli.files import check_output
 from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from anndata import AnnData
 
@@ -34,6 +33,7 @@ model.train()
 adata.obsm["X_r2mae"] = model.get_latent_representation()"""
 
 _LABELS = "cell_type"
+_BASELINES = {"PCA": "pca", "PCA of residuals": "pca_residuals"}
 
 
 def demo(
@@ -83,15 +83,16 @@ def demo(
 def _table(scores: pd.DataFrame) -> str:
     """Format scores as mean ± standard deviation over folds."""
     columns = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
-    lines = ["  " + " " * 8 + "".join(f"{title:>20}" for title in columns.values())]
+    width = max(map(len, scores.index))
+    lines = ["  " + " " * width + "".join(f"{title:>20}" for title in columns.values())]
     for name, row in scores.iterrows():
         cells = (f"{row[column]:.3f} ± {row[f'{column}_sd']:.3f}" for column in columns)
-        lines.append(f"  {name:<8}" + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)
 
 
 class DemoResult(NamedTuple):
-    """Cells with both embeddings in obsm, the trained model, and the scores of ``compare``."""
+    """Cells with the embedding and PCA in obsm, the trained model, and the scores of ``compare``."""
 
     adata: AnnData
     model: R2MAEModel
@@ -100,6 +101,9 @@ class DemoResult(NamedTuple):
 
 def run_demo(*, seed: int = 0, **train_kwargs: Any) -> DemoResult:
     """Train on ``datasets.pbmc68k``, embed, and compare with PCA."""
+    import numpy as np
+
+    from scr2mae.benchmark.methods import BASELINES
     from scr2mae.datasets import pbmc68k
     from scr2mae.model import R2MAEModel
 
@@ -109,31 +113,21 @@ def run_demo(*, seed: int = 0, **train_kwargs: Any) -> DemoResult:
     model = R2MAEModel(adata, seed=seed)
     model.train(**train_kwargs)
     adata.obsm["X_r2mae"] = model.get_latent_representation()
-    adata.obsm["X_pca"] = log_normalized_pca(adata, seed=seed)
+    everything = np.arange(adata.n_obs)
+    embeddings = {"R²MAE": adata.obsm["X_r2mae"]}
+    embeddings |= {name: BASELINES[kind](adata.X, everything) for name, kind in _BASELINES.items()}
+    adata.obsm["X_pca"] = embeddings["PCA"]
     logger.info("Comparing with PCA by linear probes of the cell type.")
-    scores = compare(adata, {"R²MAE": "X_r2mae", "PCA": "X_pca"}, seed=seed)
-    return DemoResult(adata, model, scores)
-
-
-def log_normalized_pca(adata: AnnData, *, n_components: int = 50, seed: int = 0) -> np.ndarray:
-    """Return principal components of log-normalized counts (at the median library), scanpy's default embedding."""
-    import numpy as np
-    import scanpy as sc
-
-    work = adata.copy()
-    sc.pp.normalize_total(work)
-    sc.pp.log1p(work)
-    sc.pp.pca(work, n_comps=min(n_components, *(n - 1 for n in work.shape)), random_state=seed)
-    return np.asarray(work.obsm["X_pca"], dtype=np.float32)
+    return DemoResult(adata, model, compare(embeddings, adata.obs[_LABELS], seed=seed))
 
 
 def compare(
-    adata: AnnData, bases: dict[str, str], *, labels: str = _LABELS, n_folds: int = 5, seed: int = 0
+    embeddings: dict[str, Any], labels: pd.Series, *, n_folds: int = 5, seed: int = 0
 ) -> pd.DataFrame:
-    """Score embeddings by a linear probe of the labels, over folds that hold out every cell once.
+    """Score embeddings of the cells by a linear probe of their labels, over folds that hold out every cell once.
 
-    ``bases`` maps a name in the table to a key of ``adata.obsm``. The columns are the mean and the standard deviation
-    (``_sd``) over folds of ``balanced_accuracy`` and ``macro_f1``.
+    The columns are the mean and the standard deviation (``_sd``) over folds of ``balanced_accuracy`` and
+    ``macro_f1``.
     """
     import numpy as np
     import pandas as pd
@@ -142,11 +136,10 @@ def compare(
     from scr2mae.metrics import balanced_accuracy, macro_f1
     from scr2mae.probe import LogisticProbe
 
-    y = adata.obs[labels].to_numpy().astype(str)
+    y = labels.to_numpy().astype(str)
     folds = list(StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(y, y))
     rows = {}
-    for name, key in bases.items():
-        X = np.asarray(adata.obsm[key])
+    for name, X in embeddings.items():
         predicted = [LogisticProbe().fit(X[fit], y[fit]).predict(X[test]) for fit, test in folds]
         row: dict[str, float] = {}
         for score in (balanced_accuracy, macro_f1):
