@@ -155,7 +155,6 @@ def _seed(split: DonorSplit) -> int:
 
 def _fit_predict(X: Any, task: ProbeTask, scaled: bool) -> tuple[Any, NDArray[np.float64]]:
     target, train, test = task.target, task.train, task.test
-    X_test = X[target.rows[test]]
     model, scaler = fit_estimator(
         X[target.rows[train]],
         target.y[train],
@@ -164,6 +163,7 @@ def _fit_predict(X: Any, task: ProbeTask, scaled: bool) -> tuple[Any, NDArray[np
         scaled,
         protocol=task.protocol,
     )
+    X_test = X[target.rows[test]]  # after the fit, which needs the memory
     if scaler is not None:
         X_test = scaler.transform(X_test)
     return model, model.predict_proba(X_test) if task.classify else model.predict(X_test)
