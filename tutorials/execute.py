@@ -1,4 +1,4 @@
-"""Execute notebooks and store their outputs, without times of day and hidden progress bars.
+"""Execute notebooks and store their outputs, without times of day, progress bars and log lines.
 
 python tutorials/execute.py tutorials/1_quick_start.ipynb ...
 """
@@ -8,6 +8,14 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def is_log(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a progress bar or text on stderr."""
+    is_bar = WIDGET in output.get("data", {})
+    return is_bar or output.get("name") == "stderr"
 
 
 def execute(path: Path) -> None:
@@ -20,6 +28,10 @@ def execute(path: Path) -> None:
         store_widget_state=False,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_log(output)]
+    notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, path)
 
 
