@@ -10,7 +10,7 @@ extrapolated from the cells per second of its largest run, and marked. ``OUT/job
 ``OUT/jobs.md`` the tables, with the exponent of growth of each part between the two largest runs.
 
 ``--several`` compares several processes of one thread instead: two that train one model together and embed a half each, with
-one process of two threads, and independent trainings at once with one after the other. It writes ``OUT/several.csv`` and
+one process of two threads and with gradients that are summed in bfloat16, and independent trainings at once with one after the other. It writes ``OUT/several.csv`` and
 ``OUT/several.md``: seconds from the first start to the last end, and processor seconds of all processes, which other load on
 the machine changes less.
 """
@@ -139,9 +139,11 @@ def exponents(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def share(cells: Path, epochs: int, batch_size: int) -> dict[str, Any]:
+def share(cells: Path, epochs: int, batch_size: int, *, bfloat16: bool) -> dict[str, Any]:
     """Train in this process, alone or as a rank, and embed its part of the cells; return starts, ends and processor seconds."""
     import anndata as ad
+    from lightning.pytorch.strategies import DDPStrategy
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
     import scr2mae
 
@@ -156,7 +158,9 @@ def share(cells: Path, epochs: int, batch_size: int) -> dict[str, Any]:
         function()
         row[name] = [start, time.time(), time.process_time() - used]
 
-    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+    quiet: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False}
+    if bfloat16:
+        quiet["strategy"] = DDPStrategy(broadcast_buffers=False, ddp_comm_hook=bf16_compress_hook)
     if n_ranks == 1:  # no step of the measured run is the first of its process; ranks count theirs
         scr2mae.R2MAEModel(adata[:1000].copy()).train(1, **quiet)
     model = scr2mae.R2MAEModel(adata)
@@ -166,14 +170,15 @@ def share(cells: Path, epochs: int, batch_size: int) -> dict[str, Any]:
 
 
 def start(
-    options: argparse.Namespace, cells: Path, n_threads: int, n_ranks: int = 1
+    options: argparse.Namespace, cells: Path, n_threads: int, n_ranks: int = 1, *, bfloat16: bool = False
 ) -> subprocess.Popen[str]:
     """Start :func:`share` in new processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     command = [*(launcher if n_ranks > 1 else []), __file__, "-o", str(options.out)]
     return subprocess.Popen(
-        [sys.executable, *command, "--share", str(cells), "--epochs", str(options.epochs)],
+        [sys.executable, *command, "--share", str(cells), "--epochs", str(options.epochs)]
+        + ["--bfloat16"] * bfloat16,
         env={**os.environ, **dict.fromkeys(names, str(n_threads))},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -199,6 +204,7 @@ def several(options: argparse.Namespace, cells: Path) -> pd.DataFrame:
     rows = {
         "one process, two threads": collect([start(options, cells, 2)]),
         "two processes, one thread each": collect([start(options, cells, 1, n_ranks=2)]),
+        "two processes, gradients in bfloat16": collect([start(options, cells, 1, n_ranks=2, bfloat16=True)]),
         "one process, one thread": collect([start(options, cells, 1)]),
     }
     for n in options.at_once:
@@ -224,10 +230,11 @@ def main() -> None:
     )
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--share", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--bfloat16", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.share:
-        print(json.dumps(share(options.share, options.epochs, batch_size=128)))
+        print(json.dumps(share(options.share, options.epochs, batch_size=128, bfloat16=options.bfloat16)))
         return
     if options.work:
         row = work(options.work[0], Path(options.work[1]), options.out)
