@@ -43,6 +43,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "linear encoder": {},
     "R²MAE, donor as batch": {},
     "R²MAE, hidden decoder": {"n_layers_decoder": 1},
+    "R²MAE, biases from 0": {},
+    "R²MAE, dispersions from 1": {},
 }
 METHODS = ("R²MAE", "R²MAE, mlp", *BASELINES)
 SCORES = {"balanced_accuracy": "BA", "spearman": "BA", "macro_auroc": "AUROC"}
@@ -55,6 +57,29 @@ class LinearModule(LinearMLPModule):
     def _latent(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         z = super()._latent(*args, **kwargs)
         return torch.cat([0.0 * z[:, : -2 * self.n_shown], z[:, -2 * self.n_shown :]], dim=1)
+
+
+class BiasModule(LinearMLPModule):
+    """The default network whose decoder biases start at 0."""
+
+    def start_from(self, *args: Any, **kwargs: Any) -> None:
+        super().start_from(*args, **kwargs)
+        torch.nn.init.zeros_(self.to_logits.bias)
+
+
+class DispersionModule(LinearMLPModule):
+    """The default network whose dispersions start at 1."""
+
+    def start_from(self, *args: Any, **kwargs: Any) -> None:
+        super().start_from(*args, **kwargs)
+        torch.nn.init.zeros_(self.log_theta)
+
+
+MODULES = {
+    "linear encoder": LinearModule,
+    "R²MAE, biases from 0": BiasModule,
+    "R²MAE, dispersions from 1": DispersionModule,
+}
 
 
 def embed(method: str, adata: ad.AnnData, seen: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
@@ -73,8 +98,8 @@ def embed(method: str, adata: ad.AnnData, seen: np.ndarray, seed: int) -> tuple[
     if method == "R²MAE, donor as batch":
         return embed_by_donor(adata, seen, seed), np.nan
     model = scr2mae.R2MAEModel(train, seed=seed, **NETWORKS[method])
-    if method == "linear encoder":
-        model.module.__class__ = LinearModule
+    if method in MODULES:
+        model.module.__class__ = MODULES[method]
     model.train(**quiet)
     others = np.setdiff1d(np.arange(adata.n_obs), seen)
     nll = np.nan

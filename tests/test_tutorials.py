@@ -84,6 +84,7 @@ def test_the_tutorial_on_new_donors_takes_a_file_of_the_user(tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_tutorial_on_two_studies_takes_files_of_the_user(tmp_path, monkeypatch):
+    pytest.importorskip("harmonypy")
     cells = datasets.simulate_donors(
         n_donors=4, n_cells_per_donor=60, n_genes=80, n_cell_types=3, n_batches=2, batch_effect=0.5
     )

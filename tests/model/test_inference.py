@@ -13,6 +13,7 @@ from scipy import stats
 from scr2mae import R2MAEModel
 from scr2mae.masking import draw_mask
 from scr2mae.model.inference import masked_scores
+from scr2mae.model.streaming import gathered
 from scr2mae.nn.linear_mlp import LinearMLPModule
 
 pytestmark = pytest.mark.filterwarnings(
@@ -256,3 +257,10 @@ def test_a_model_without_data_embeds_what_it_is_given_and_says_so_without(
     for use in (model.get_latent_representation, model.train):
         with pytest.raises(ValueError, match="loaded without data"):
             use()
+
+
+def test_mini_batches_are_joined_until_they_are_large() -> None:
+    batches = [(slice(i, i + 2), torch.full((2, 1), i)) for i in (0, 2, 4, 6, 8)]
+    joined = list(gathered(batches, 4))
+    assert [rows for rows, _ in joined] == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    torch.testing.assert_close(torch.cat([z for _, z in joined]), torch.cat([z for _, z in batches]))

@@ -1,4 +1,4 @@
-"""Model card: a description in Markdown of a model and its training."""
+"""Write a model card, which describes a model and its training in Markdown."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def model_card(
 ) -> str:
     """Return a model card in Markdown, without its YAML header.
 
-    ``versions`` are those of libraries, by name; ``probes`` describe the probes that are uploaded with the model.
+    ``versions`` maps names of libraries to their versions, and ``probes`` maps names of the probes uploaded
+    with the model to their descriptions.
     """
     document = state.document
     rows = {**_data_rows(document), **_network_rows(document), **_training_rows(state)}
@@ -101,11 +102,12 @@ def _table(rows: Mapping[str, str]) -> str:
 
 
 def _cell(value: str) -> str:
-    """Escape characters that end a cell of the table, since names of columns and genes can hold any."""
+    """Escape the characters that end a table cell, since names of columns and genes can contain them."""
     return value.replace("|", "\\|").replace("\n", " ")
 
 
 def _data_rows(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the table rows that describe the data."""
     registry = document["registry"]
     spec = CellSpec.from_registry(registry)
     genes = ", ".join(spec.var_names[:_SHOWN_GENES])
@@ -127,6 +129,7 @@ def _data_rows(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _network_rows(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the table rows that describe the network and its masking."""
     sizes = document["init_params"]
     ratio = document["mask_ratio"]
     shown = {
@@ -145,6 +148,7 @@ def _network_rows(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _training_rows(state: ModelState) -> dict[str, str]:
+    """Return the table rows that describe the split and the training."""
     document = state.document
     rows = {"Seed": str(document["init_params"]["seed"])}
     split = document["split"]

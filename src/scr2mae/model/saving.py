@@ -1,4 +1,4 @@
-"""Saving and loading of models as folders of safetensors and JSON."""
+"""Save and load models as folders of safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -47,44 +47,51 @@ Model = TypeVar("Model", bound=CellModel)
 
 
 class SavingMixin(CellModel):
-    """``save``, ``load`` and what scvi-tools expects beside them."""
+    """Methods for saving and loading, including those that scvi-tools expects."""
 
     @understands_scvi
     def save(  # type: ignore[override]
         self, dir_path: str | Path, *, overwrite: bool = False, save_anndata: bool = False
     ) -> None:
-        """Save the model as a folder of safetensors and JSON. Of processes that train together, only the first writes.
+        """Save the model as a folder of safetensors and JSON.
+
+        If several processes train together, only the first one writes.
 
         Parameters
         ----------
         dir_path
-            Folder to make.
+            Folder to create.
         overwrite
-            Whether to replace a model in an existing folder; at any moment it contains the complete old or new one.
+            Whether to replace a model in an existing folder. At any moment, the folder contains either the
+            complete old model or the complete new one.
         save_anndata
-            Whether to save the model's data too, which :meth:`load` then reads.
+            Whether to also save the model's data, which :meth:`load` then reads.
 
         Raises
         ------
         FileExistsError
             If the folder is not empty and ``overwrite`` is False.
         OSError
-            If the disk is full or read-only; a model that was there is unchanged.
+            If the disk is full or read-only. An existing model stays unchanged.
         ValueError
-            If there are no data in memory to save, or the model could not be loaded again; nothing is replaced then.
+            If there are no data in memory to save, or the model could not be loaded after saving. Nothing is
+            replaced then.
         """
         state = to_state(self)
         if not save_anndata:
             write_state(type(self), dir_path, state, overwrite=overwrite)
             return
         if self.adata is None or self.adata.isbacked:
-            where = "without data" if self.adata is None else "on data that are on disk already"
+            where = "without data" if self.adata is None else "with data that are already on disk"
             raise ValueError(
-                f"save_anndata=True, but this model was made {where}; pass them to load(adata=)."
+                f"save_anndata=True, but this model was made {where}; "
+                "use save_anndata=False and pass the data to load(adata=...)."
             )
         folder = as_path(dir_path)
         if not overwrite and folder.is_dir() and not is_free(folder):
-            raise FileExistsError(f"{folder} already exists and is not empty; pass overwrite=True.")
+            raise FileExistsError(
+                f"{folder} already exists and is not empty; choose another folder or pass overwrite=True."
+            )
         path = folder / f"adata-{uuid4().hex}.h5ad"
         try:
             with atomic_write(path) as part:
@@ -104,15 +111,15 @@ class SavingMixin(CellModel):
         accelerator: str = "auto",
         device: int | str = "auto",
     ) -> Self:
-        """Load a saved model. Nothing is unpickled.
+        """Load a saved model without unpickling anything.
 
         Parameters
         ----------
         dir_path
-            Its folder.
+            Folder of the model.
         adata
-            Data to attach, with the genes of the model. None for those that were saved with the model, if any; False
-            for a model without data of its own.
+            Data to attach, which must have the genes of the model. None attaches the data that were saved
+            with the model, if any. False attaches no data.
         accelerator, device
             Device of the model.
 
@@ -123,11 +130,11 @@ class SavingMixin(CellModel):
         Raises
         ------
         FileNotFoundError
-            If there is no model.
+            If there is no model in the folder.
         ValueError
             If the folder is damaged or not an scr2mae model, or the genes of ``adata`` are not the model's.
         TypeError
-            If ``adata`` is not an AnnData, or comes first.
+            If ``adata`` is not an AnnData, or is passed as the first argument.
         """
         if isinstance(dir_path, AnnData):
             raise TypeError("load takes the folder first: load(dir_path, adata).")
@@ -142,21 +149,21 @@ class SavingMixin(CellModel):
 
     @staticmethod
     def load_registry(dir_path: str | Path) -> dict[str, Any]:  # type: ignore[override]
-        """Read how the data of a saved model were set up. Nothing is unpickled.
+        """Read the setup of the data of a saved model without unpickling anything.
 
         Parameters
         ----------
         dir_path
-            Its folder.
+            Folder of the model.
 
         Returns
         -------
-        The registry, as ``model.registry``.
+        The registry, as in ``model.registry``.
 
         Raises
         ------
         FileNotFoundError
-            If there is no model.
+            If there is no model in the folder.
         ValueError
             If the folder is damaged or not an scr2mae model.
         """
@@ -169,13 +176,13 @@ class SavingMixin(CellModel):
         Parameters
         ----------
         dir_path
-            Its folder.
+            Folder of the model.
         """
         AnnDataManager.view_setup_method_args(read_index(dir_path, FORMAT)["registry"])
 
     @classmethod
     def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> None:
-        """Raise an error: this class was never saved in scvi-tools' old layout, which is a pickle.
+        """Raise an error, since this class was never saved in scvi-tools' old layout, which is a pickle.
 
         Parameters
         ----------
@@ -188,26 +195,26 @@ class SavingMixin(CellModel):
             Always.
         """
         raise NotImplementedError(
-            f"{cls.__name__} was never saved in scvi-tools' old layout, and reading that would unpickle it; "
-            "model folders of every version are read by load()."
+            f"{cls.__name__} was never saved in scvi-tools' old layout, which is read only by unpickling; "
+            "use load(), which reads model folders of every version."
         )
 
 
 def _saved_data(folder: Path, name: Any) -> AnnData:
     """Read the data that were saved with a model."""
     if not isinstance(name, str) or not DATA_FILE.fullmatch(name) or not (folder / name).is_file():
-        raise ValueError(f"{folder} lacks its data, {name!r}; restore the folder, or load(adata=False).")
+        raise ValueError(f"{folder} lacks its data, {name!r}; restore the folder or call load(adata=False).")
     return read_file(folder / name)
 
 
 def to_state(model: CellModel) -> ModelState:
-    """Return the state of a model; warn if its masking schedule cannot be saved."""
+    """Return the state of a model, and warn if its masking schedule cannot be saved."""
     tensors = {f"module.{name}": value for name, value in model.module.state_dict().items()}
     mask_ratio = schedule_to_state(model.mask_ratio)
     if mask_ratio is None:
         warnings.warn(
             f"mask_ratio={model.mask_ratio!r} is not a schedule of scr2mae.masking and is not saved; "
-            "set model.mask_ratio after loading to train on.",
+            "to continue training after loading, set model.mask_ratio.",
             stacklevel=3,
         )
     if model.alignment_ is not None:
@@ -234,7 +241,7 @@ def to_state(model: CellModel) -> ModelState:
 def write_state(
     cls: type[CellModel], dir_path: str | Path, state: ModelState, *, overwrite: bool = False
 ) -> None:
-    """Write a state as a model folder, once it is known that :func:`from_state` will accept it."""
+    """Write a state as a model folder, after checking that :func:`from_state` will accept it."""
     write_folder(
         dir_path,
         FORMAT,
@@ -253,7 +260,7 @@ def _checked(cls: type[CellModel], state: ModelState, place: str | Path) -> Chec
 
 
 def from_state(cls: type[Model], state: ModelState, *, adata: AnnData | None, place: str | Path) -> Model:
-    """Check a state and make a model from it, with data attached or without; ``place`` names its origin in messages."""
+    """Check a state and build a model, with or without data; ``place`` names its origin in messages."""
     document = state.document
     if document["model"] != cls.__name__:
         raise ValueError(f"{place} contains a {document['model']}, not a {cls.__name__}.")
@@ -268,14 +275,15 @@ def from_state(cls: type[Model], state: ModelState, *, adata: AnnData | None, pl
     model.module.load_state_dict(checked.weights)
     if checked.alignment is not None and len(checked.alignment.covariance) != model.module.n_latent:
         raise ValueError(
-            f"The alignment of batches in {place} is of {len(checked.alignment.covariance)} latent dimensions, the network "
-            f"has {model.module.n_latent}."
+            f"The alignment of batches in {place} was fit to embeddings of "
+            f"{len(checked.alignment.covariance)} latent dimensions, the network has {model.module.n_latent}"
+            "; restore the folder."
         )
     model.alignment_ = checked.alignment
     model.is_trained_, model.history_, model.runs_ = document["is_trained"], checked.history, checked.runs
     n_trained = n_obs(document)
     if checked.split is not None and adata is not None and adata.n_obs != n_trained:
-        logger.info("The data differ from those of training (%d cells), so its split is left out.", n_trained)
+        logger.info("The data are not the %d training cells, so the split is not attached.", n_trained)
     elif checked.split is not None:
         model.keep_split(checked.split)
     return model
@@ -290,8 +298,9 @@ def _attach(cls: type[CellModel], adata: AnnData, registry: dict[str, Any]) -> N
     if not np.array_equal(names, spec.var_names):
         n_shared = len(set(names) & set(spec.var_names))
         raise ValueError(
-            f"The genes of adata are not the model's: {n_shared} of the model's {len(spec.var_names)} are there, or the "
-            f"order differs. Call {cls.__name__}.prepare_query_anndata(adata, dir_path) first, or load without adata."
+            f"The genes of adata are not the model's: {n_shared} of the model's {len(spec.var_names)} are "
+            f"there, or the order differs. Call {cls.__name__}.prepare_query_anndata(adata, dir_path) first, "
+            "or load the model without adata."
         )
     read_cells(adata, spec)
     cls.setup_anndata(adata, **registry["setup_args"], source_registry=registry)

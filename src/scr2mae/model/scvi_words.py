@@ -1,4 +1,4 @@
-"""Arguments and methods of scvi-tools: accepted, renamed, or refused with an error that says what to use instead.
+"""Accept, rename or refuse arguments and methods of scvi-tools; errors say what to use instead.
 
 ``ARGUMENTS`` and ``METHODS`` list all of them; the page "Coming from scVI" shows both.
 """
@@ -21,12 +21,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Word:
-    """How an argument of scvi-tools is handled.
+    """Rule for handling an argument of scvi-tools.
 
-    Values in ``same`` are the behavior here, and are accepted and dropped; with ``any_value`` all values are.
-    ``into`` is the argument that takes the value, such as ``"plan_kwargs.lr"`` for an entry of a mapping;
-    ``values`` maps values to those used here. Any other value raises an error, for which ``reason`` says why,
-    or what to use instead.
+    Values in ``same`` match what this package does anyway, so they are accepted and dropped. With
+    ``any_value``, all values are. ``into`` names the argument that receives the value, such as
+    ``"plan_kwargs.lr"`` for an entry of a mapping, and ``values`` maps values to those used here. Without
+    ``into``, any other value raises an error, in which ``reason`` says why or what to use instead.
     """
 
     same: tuple[Any, ...] = ()
@@ -38,11 +38,11 @@ class Word:
 
 _NO_POSTERIOR = "an embedding is a point without a posterior, so there is nothing to sample"
 _NO_KL = "the loss has no KL term"
-_PLAN = "pass settings of the optimizer as plan_kwargs={'lr': ...}, and the others as arguments of train"
+_PLAN = "pass optimizer settings as plan_kwargs={'lr': ...}, and other settings as arguments of train"
 _SCHEDULE = "use plan_kwargs={'learning_rate': scr2mae.train.LearningRateSchedule(...)}"
 _DEVICE = "use accelerator='gpu' or 'cpu', and devices="
-_FOLDER = "a model is a folder; name it with dir_path"
-_FROZEN = "only weights of new categories are trained, so that embeddings stay comparable"
+_FOLDER = "a model is saved as a folder; pass its path as dir_path"
+_FROZEN = "only the weights of new categories are trained, so that embeddings stay comparable"
 
 _SAMPLES = {
     "n_samples": Word((1, None), _NO_POSTERIOR),
@@ -51,7 +51,7 @@ _SAMPLES = {
     "give_mean": Word((True,), _NO_POSTERIOR),
     "return_mean": Word(
         (True,),
-        "use get_masked_reconstruction, or get_reconstruction_error(return_mean=False) for one value per cell",
+        "use get_masked_reconstruction, or get_reconstruction_error(return_mean=False) for values per cell",
     ),
     "return_dist": Word((False,), _NO_POSTERIOR),
     "mc_samples": Word(any_value=True),
@@ -60,23 +60,25 @@ _SAMPLES = {
 
 ARGUMENTS: dict[str, dict[str, Word]] = {
     "__init__": {
-        "gene_likelihood": Word(("nb",), "counts follow a negative binomial distribution with one dispersion per gene"),
+        "gene_likelihood": Word(("nb",), "counts are negative binomial with one dispersion per gene"),
         "dispersion": Word(("gene",), "each gene has one dispersion"),
-        "latent_distribution": Word(("normal",), "an embedding is a point whose coordinates are not restricted"),
+        "latent_distribution": Word(("normal",), "an embedding is a point with unrestricted coordinates"),
         "dropout_rate": Word((0, 0.0), "masking regularizes the network; set mask_ratio="),
-        "use_observed_lib_size": Word((True,), "the library size is the total count; use size_factor_key in setup_anndata"),
-        "use_size_factor_key": Word((False, None), "use size_factor_key in setup_anndata"),
-        "encode_covariates": Word((True,), "encoder and decoder read the covariates"),
+        "use_observed_lib_size": Word(
+            (True,), "the library size is the total count; pass size_factor_key to setup_anndata"
+        ),
+        "use_size_factor_key": Word((False, None), "pass size_factor_key to setup_anndata"),
+        "encode_covariates": Word((True,), "the encoder and the decoder read the covariates"),
         "deeply_inject_covariates": Word((False,), "only the first layer reads the covariates"),
-        "use_batch_norm": Word(("both", True), "encoder and decoder have batch normalization"),
-        "use_layer_norm": Word(("none", False), "encoder and decoder have batch normalization"),
-        "batch_representation": Word(("one-hot",), "each batch has a row of weights"),
+        "use_batch_norm": Word(("both", True), "the encoder and the decoder use batch normalization"),
+        "use_layer_norm": Word(("none", False), "the encoder and the decoder use batch normalization"),
+        "batch_representation": Word(("one-hot",), "each batch has its own row of weights"),
     },
     "setup_anndata": {
-        "copy": Word((False,), "set up adata.copy()"),
+        "copy": Word((False,), "pass adata.copy() to setup_anndata"),
         "sample_key": Word((None,), "use donor_key"),
         "indices_key": Word((None,), "use adata.obs_names"),
-        "unlabeled_category": Word((None,), "training does not use labels; leave unknown ones missing (NaN)"),
+        "unlabeled_category": Word((None,), "training does not use labels; leave unknown ones as NaN"),
         "protein_expression_obsm_key": Word((None,), "proteins are not modeled"),
     },
     "train": {
@@ -116,14 +118,18 @@ ARGUMENTS: dict[str, dict[str, Word]] = {
         "plan_config": Word((None,), _PLAN),
         "trainer_config": Word((None,), _PLAN),
         "train_config": Word((None,), _PLAN),
-        "save_best": Word((None, False), "use early_stopping=True, or callbacks=[ModelCheckpoint(dirpath=...)]"),
+        "save_best": Word(
+            (None, False), "use early_stopping=True or callbacks=[ModelCheckpoint(dirpath=...)]"
+        ),
         "n_epochs_kl_warmup": Word((None,), _NO_KL),
         "n_steps_kl_warmup": Word((None,), _NO_KL),
         "max_kl_weight": Word((1.0,), _NO_KL),
         "min_kl_weight": Word((0.0,), _NO_KL),
         "reduce_lr_on_plateau": Word((False,), _SCHEDULE),
         "lr_scheduler_metric": Word((None,), _SCHEDULE),
-        "adversarial_classifier": Word((None, False), "there is no adversarial training; the network reads the batch"),
+        "adversarial_classifier": Word(
+            (None, False), "there is no adversarial training; the network reads the batch"
+        ),
     },
     "get_latent_representation": _SAMPLES,
     "get_normalized_expression": _SAMPLES,
@@ -132,7 +138,7 @@ ARGUMENTS: dict[str, dict[str, Word]] = {
     "posterior_predictive_sample": {"silent": Word(any_value=True)},
     "save": {
         "prefix": Word((None, ""), _FOLDER),
-        "legacy_mudata_format": Word((False,), "a model has one AnnData"),
+        "legacy_mudata_format": Word((False,), "a model has a single AnnData"),
         "datamodule": Word((None,), "a model is saved without its data module"),
     },
     "load": {
@@ -140,7 +146,7 @@ ARGUMENTS: dict[str, dict[str, Word]] = {
         "use_gpu": Word((None,), _DEVICE),
         "backup_url": Word((None,), "use from_hub"),
         "datamodule": Word((None,), "load the model, then call train(datamodule=...)"),
-        "allowed_classes_names_list": Word((None,), "call load of the class that saved the model"),
+        "allowed_classes_names_list": Word((None,), "call load on the class that saved the model"),
     },
     "load_query_data": {
         "inplace_subset_query_vars": Word((False,), "call prepare_query_anndata(adata, model) first"),
@@ -160,29 +166,36 @@ ARGUMENTS: dict[str, dict[str, Word]] = {
 
 METHODS: dict[str, str] = {
     "differential_expression": (
-        "there is no posterior to sample from, and cells of one donor are not independent. Sum the counts of each donor and cell "
-        "type (pseudobulk) and test them by edgeR or PyDESeq2: "
+        "there is no posterior to sample from, and cells of one donor are not independent. Sum the counts "
+        "for each donor and cell type (pseudobulk), then test them with edgeR or PyDESeq2: "
         "https://www.sc-best-practices.org/conditions/differential_gene_expression.html"
     ),
     "get_elbo": "there is no evidence bound; use history['validation_loss'] or get_reconstruction_error()",
-    "get_marginal_ll": "there is no posterior to integrate over; use get_masked_reconstruction(), the likelihood of masked genes",
-    "get_feature_correlation_matrix": "compute it with numpy.corrcoef from get_normalized_expression() or posterior_predictive_sample()",
-    "get_latent_library_size": "the library size is the total count of a cell, adata.X.sum(axis=1)",
+    "get_marginal_ll": (
+        "there is no posterior to integrate over; use get_masked_reconstruction(), which gives the "
+        "likelihood of masked genes"
+    ),
+    "get_feature_correlation_matrix": (
+        "apply numpy.corrcoef to the result of get_normalized_expression() or posterior_predictive_sample()"
+    ),
+    "get_latent_library_size": "the library size of a cell is its total count, adata.X.sum(axis=1)",
     "get_aggregated_posterior": "there is no posterior; embed the cells with get_latent_representation()",
-    "minify_adata": "there are no parameters of a posterior to keep; store get_latent_representation() in adata.obsm and drop X",
+    "minify_adata": (
+        "there are no posterior parameters to keep; store get_latent_representation() in obsm and drop X"
+    ),
     "predict": "fit a probe to the embedding: scr2mae.probe.fit_probe(adata, model=model, ...)",
     "get_mde": "use scanpy.pp.neighbors and scanpy.tl.umap on the embedding",
 }
-"""Methods of scvi-tools' models that this package does not have, and what to use instead."""
+"""Methods of scvi-tools models that this package does not have, and what to use instead."""
 
 
 def missing_method(name: str) -> str | None:
-    """Return the error message for a method of scvi-tools that this package does not have; None for other names."""
+    """Return the error message for a scvi-tools method that this package lacks, or None for other names."""
     return f"{name} is not available: {METHODS[name]}." if name in METHODS else None
 
 
 def understands_scvi(function: F) -> F:
-    """Decorate a method to accept or explain the arguments of scvi-tools."""
+    """Decorate a method so that it accepts, renames or refuses the arguments of scvi-tools."""
     words = ARGUMENTS[function.__name__]
     parameters = signature(function).parameters
     kinds = {name: each.kind for name, each in parameters.items()}
@@ -195,11 +208,12 @@ def understands_scvi(function: F) -> F:
 
     @wraps(function)
     def method(*args: Any, **kwargs: Any) -> Any:
+        """Check and translate the arguments, then call the decorated method."""
         called = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
         if len(args) > len(by_position):
             raise TypeError(
-                f"{called} takes {by_position[1:]} by position, got {len(args) - 1} values; pass the others by name: "
-                f"{by_name}."
+                f"{called} takes only {by_position[1:]} by position, but got {len(args) - 1} values; "
+                f"pass the others by name: {by_name}."
             )
         for name in [name for name in kwargs if name not in parameters]:
             if name in words:
@@ -219,14 +233,14 @@ def understands_scvi(function: F) -> F:
 
 
 def _translate(name: str, word: Word, kwargs: dict[str, Any]) -> None:
-    """Replace an argument of scvi-tools in ``kwargs`` by the one used here, or raise a TypeError."""
+    """Replace an argument of scvi-tools in ``kwargs`` with the one used here, or raise a TypeError."""
     value = kwargs.pop(name)
     if word.any_value or any(
         value is same or (type(value) is type(same) and value == same) for same in word.same
     ):
         return
     if word.into is None:
-        same = f" (only {name}={word.same[0]!r}, the behavior here)" if word.same else ""
+        same = f" (only {name}={word.same[0]!r}, which is the behavior here)" if word.same else ""
         raise TypeError(f"{name}={value!r} is not available{same}: {word.reason}.")
     value = dict(word.values).get(value, value) if word.values else value
     argument, _, entry = word.into.partition(".")

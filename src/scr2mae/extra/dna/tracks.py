@@ -1,4 +1,4 @@
-"""Conservation along a genome: phyloP and phastCons from bigWig, wig or npy."""
+"""Read conservation scores along a genome, such as phyloP and phastCons, from bigWig, wig or npy files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Track(Protocol):
     """Track with one value per position of a genome."""
 
     def values(self, chrom: object, start: int, end: int) -> np.ndarray:
-        """Return float32 of shape (end - start,), NaN where there is no value.
+        """Return float32 values of shape (end - start,), with NaN where there is no value.
 
         Parameters
         ----------
         chrom
-            Name, with or without ``chr``.
+            Name of the chromosome, with or without ``chr``.
         start, end
             Coordinates, 0-based and half-open.
         """
@@ -37,7 +37,7 @@ class Track(Protocol):
 
 
 def _read_padded(read: Callable[[int, int], Any], first: int, last: int, start: int, end: int) -> np.ndarray:
-    """Return the values from start to end, read between first and last and NaN elsewhere."""
+    """Return the values from start to end, with NaN for positions outside first to last."""
     values = np.full(end - start, np.nan, dtype=np.float32)
     low, high = max(start, first), min(end, last)
     if low < high:
@@ -51,9 +51,9 @@ class ArrayTrack:
     Parameters
     ----------
     arrays
-        Maps a chromosome to its values, shape (n_positions,), NaN where there is no value.
+        Values of each chromosome, shape (n_positions,), with NaN where there is no value.
     starts
-        Coordinate of each array's first value, 0-based; 0 if not given.
+        0-based coordinate of the first value of each array; 0 if not given.
 
     Raises
     ------
@@ -66,17 +66,18 @@ class ArrayTrack:
         for chrom, array in self.arrays.items():
             if array.ndim != 1:
                 raise ValueError(
-                    f"A track must have shape (n_positions,), one value per position; {chrom} has shape {array.shape}."
+                    "A track must have shape (n_positions,), one value per position; "
+                    f"{chrom} has shape {array.shape}."
                 )
         self.starts = {chrom: int((starts or {}).get(chrom, 0)) for chrom in self.arrays}
 
     def values(self, chrom: object, start: int, end: int) -> np.ndarray:
-        """Return float32 of shape (end - start,), NaN outside the arrays.
+        """Return float32 values of shape (end - start,), with NaN outside the arrays.
 
         Parameters
         ----------
         chrom
-            Name, with or without ``chr``.
+            Name of the chromosome, with or without ``chr``.
         start, end
             Coordinates, 0-based and half-open.
 
@@ -93,7 +94,7 @@ class ArrayTrack:
 
 
 class _BigWigTrack:
-    """Track in a bigWig file, read by pyBigWig.
+    """Track in a bigWig file, read with pyBigWig.
 
     Each process opens the file itself, because processes that share a file handle also share its position.
     """
@@ -103,7 +104,7 @@ class _BigWigTrack:
             import pyBigWig  # noqa: F401
         except ModuleNotFoundError as error:
             raise ImportError(
-                "Reading bigWig files needs pyBigWig; install it by pip install pyBigWig, or use a wig or npy file."
+                "Reading bigWig files requires pyBigWig; run pip install pyBigWig, or use a wig or npy file."
             ) from error
         self._path = str(path)
         self._file: Any = None
@@ -111,6 +112,7 @@ class _BigWigTrack:
         self._lengths: dict[str, int] = dict(self._open().chroms())
 
     def _open(self) -> Any:
+        """Return the open file, and open it first if this process has not done so yet."""
         import pyBigWig
 
         if self._process != os.getpid():
@@ -127,7 +129,7 @@ class _BigWigTrack:
         return {**self.__dict__, "_file": None, "_process": -1}
 
     def values(self, chrom: object, start: int, end: int) -> np.ndarray:
-        """Return float32 of shape (end - start,), NaN where there is no value."""
+        """Return float32 values of shape (end - start,), with NaN where there is no value."""
         name = find_chrom(chrom, self._lengths, place="the track")
         return _read_padded(
             lambda low, high: self._open().values(name, low, high), 0, self._lengths[name], start, end
@@ -135,6 +137,7 @@ class _BigWigTrack:
 
 
 def _parse_number(text: str, place: str) -> float:
+    """Parse a number, or raise a ValueError that names its place in the file."""
     try:
         return float(text)
     except ValueError:
@@ -144,7 +147,7 @@ def _parse_number(text: str, place: str) -> float:
 
 
 def _parse_integer(text: str, place: str) -> int:
-    """Parse a position, step or span."""
+    """Parse a position, step or span, which must be an integer of at least 1."""
     value = _parse_number(text, place)
     if not math.isfinite(value) or value < 1 or value % 1:
         raise ValueError(
@@ -154,7 +157,7 @@ def _parse_integer(text: str, place: str) -> int:
 
 
 def _read_wig(path: Path) -> ArrayTrack:
-    """Read fixedStep and variableStep sections."""
+    """Read the fixedStep and variableStep sections of a wig file."""
     positions: dict[str, packed[int]] = {}
     numbers: dict[str, packed[float]] = {}
     kind, chrom, position, step, width = "", "", 0, 1, 1
@@ -198,25 +201,25 @@ def open_track(path: str | Path, *, chrom: str | None = None, start: int = 0) ->
     Parameters
     ----------
     path
-        ``.bw`` or ``.bigWig`` (needs pyBigWig), ``.wig`` or ``.wig.gz``, or ``.npy`` with one value per position of one
-        chromosome.
+        File to open: ``.bw`` or ``.bigWig`` (requires pyBigWig), ``.wig`` or ``.wig.gz``, or ``.npy`` with
+        one value per position of one chromosome.
     chrom, start
-        For ``.npy``: the chromosome, and the coordinate of the first value, 0-based.
+        Chromosome of a ``.npy`` file, and 0-based coordinate of its first value.
 
     Returns
     -------
-    The track; ``track.values(chrom, start, end)`` reads its scores, NaN where it has none.
+    The track; ``track.values(chrom, start, end)`` reads its scores, with NaN where it has none.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is damaged or of another type, or ``chrom`` is missing for ``.npy``.
+        If the file is damaged or has another type, or ``chrom`` is missing for ``.npy``.
     """
     path = as_path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"No track {path}.")
+        raise FileNotFoundError(f"No track {path}; check the path.")
     suffix = file_type(path)
     if suffix in (".bw", ".bigwig"):
         return _BigWigTrack(path)
@@ -224,7 +227,7 @@ def open_track(path: str | Path, *, chrom: str | None = None, start: int = 0) ->
         return _read_wig(path)
     if suffix == ".npy":
         if chrom is None:
-            raise ValueError("A .npy file needs chrom=, the chromosome of its values.")
+            raise ValueError("A .npy file needs chrom=; pass the chromosome of its values.")
         try:
             return ArrayTrack({chrom: np.load(path, allow_pickle=False)}, starts={chrom: start})
         except (ValueError, EOFError) as error:

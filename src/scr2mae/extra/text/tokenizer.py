@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding, learned from a corpus."""
+"""Learn byte-level byte-pair encoding from a corpus, and encode text with it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 __all__ = ["SPECIAL_TOKENS", "BytePairTokenizer"]
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-"""Tokens for the start, padding, the end (also the separator), unknown text and the mask."""
+"""Tokens for the start, padding, the end (also used as separator), unknown text and the mask."""
 
 _N_BYTES = 256
 
 
 class BytePairTokenizer:
-    """Byte-level byte-pair encoding as in RoBERTa. Decoding restores any encoded text.
+    """Byte-level byte-pair encoding as in RoBERTa; decoding restores any encoded text.
 
     Parameters
     ----------
     tokenizer
-        A ``tokenizers.Tokenizer`` with :data:`SPECIAL_TOKENS`, such as the ``tokenizer.json`` of a released RoBERTa.
+        A ``tokenizers.Tokenizer`` with :data:`SPECIAL_TOKENS`, such as that of a released RoBERTa.
 
     Raises
     ------
     ValueError
-        If it lacks a special token.
+        If the tokenizer lacks a special token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -41,7 +41,7 @@ class BytePairTokenizer:
                 f"The tokenizer has no {missing}; RoBERTa needs all of {list(SPECIAL_TOKENS)}. "
                 "Train one with BytePairTokenizer.train."
             )
-        # The characters "<mask>" in a corpus are ordinary text.
+        # Treat the characters "<mask>" in a corpus as ordinary text.
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -52,20 +52,21 @@ class BytePairTokenizer:
     def train(
         cls, documents: Iterable[str], *, vocab_size: int = 50_265, min_frequency: int = 2
     ) -> BytePairTokenizer:
-        """Learn merges from text.
+        """Train a tokenizer on text.
 
         Parameters
         ----------
         documents
-            Texts. They are read once, so a generator works.
+            Texts to learn from. They are read only once, so a generator works.
         vocab_size
-            Maximum size of the vocabulary, including special tokens and the 256 bytes; smaller if the text has few pairs.
+            Maximum size of the vocabulary, including special tokens and the 256 bytes. The vocabulary is
+            smaller if the text has few pairs.
         min_frequency
-            Minimum number of occurrences of a pair to be merged.
+            Minimum number of times that a pair must occur to be merged.
 
         Returns
         -------
-        The tokenizer, which depends on the text only.
+        The tokenizer, which depends only on the text.
 
         Raises
         ------
@@ -75,7 +76,7 @@ class BytePairTokenizer:
         smallest = _N_BYTES + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
             raise ValueError(
-                f"vocab_size must be at least {smallest}, the bytes and special tokens, got {vocab_size}."
+                f"vocab_size must be at least {smallest} to hold bytes and special tokens, got {vocab_size}."
             )
         library = require("tokenizers", extra="text")
         tokenizer = library.Tokenizer(library.models.BPE())
@@ -98,12 +99,12 @@ class BytePairTokenizer:
 
         tokenizer.train_from_iterator(counted(), trainer)
         if not n_characters:
-            raise ValueError("The corpus is empty: there is no text to learn a tokenizer from.")
+            raise ValueError("The corpus is empty; pass text from which to learn a tokenizer.")
         return cls(tokenizer)
 
     @classmethod
     def load(cls, path: str | Path) -> BytePairTokenizer:
-        """Read a ``tokenizer.json``.
+        """Load a tokenizer from a ``tokenizer.json`` file.
 
         Parameters
         ----------
@@ -124,7 +125,7 @@ class BytePairTokenizer:
         path = as_path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise FileNotFoundError(f"No tokenizer at {file}; give a tokenizer.json or a folder with one.")
+            raise FileNotFoundError(f"No tokenizer at {file}; pass a tokenizer.json or a folder with one.")
         library = require("tokenizers", extra="text")
         try:
             tokenizer = library.Tokenizer.from_file(str(file))
@@ -139,7 +140,7 @@ class BytePairTokenizer:
         Parameters
         ----------
         name
-            Name of the model; by default RoBERTa-base, whose vocabulary of 50,265 tokens is that of the paper.
+            Name of the model; by default RoBERTa-base, whose vocabulary of 50,265 tokens the paper uses.
 
         Returns
         -------
@@ -148,7 +149,7 @@ class BytePairTokenizer:
         Raises
         ------
         ValueError
-            If it cannot be downloaded, or lacks a special token.
+            If the tokenizer cannot be downloaded or lacks a special token.
         """
         library = require("tokenizers", extra="text")
         try:
@@ -160,7 +161,7 @@ class BytePairTokenizer:
         return cls(tokenizer)
 
     def save(self, path: str | Path) -> None:
-        """Write a ``tokenizer.json``, which ``transformers`` and ``tokenizers`` read.
+        """Save as a ``tokenizer.json`` file, which ``transformers`` and ``tokenizers`` can read.
 
         Parameters
         ----------
@@ -180,7 +181,7 @@ class BytePairTokenizer:
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids of :data:`SPECIAL_TOKENS`, in that order."""
+        """Token ids of :data:`SPECIAL_TOKENS`, in the same order."""
         return self.start_id, self.pad_id, self.end_id, self.unknown_id, self.mask_id
 
     def __len__(self) -> int:
@@ -192,7 +193,7 @@ class BytePairTokenizer:
         Parameters
         ----------
         texts
-            Texts to encode, any Unicode.
+            Texts to encode, with any Unicode characters.
 
         Returns
         -------

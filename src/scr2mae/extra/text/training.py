@@ -1,4 +1,4 @@
-"""Pretraining on packed text, and finetuning on labeled text."""
+"""Pretrain on packed text, and finetune on labeled text."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["LEARNING_RATES", "VALIDATION_RATIOS", "finetune", "finetune_scores", "pretrain"]
 
 VALIDATION_RATIOS = (0.15, 0.275, 0.40)
-"""Masking ratios in validation, the same for all schemes: the ends and the middle of R²MAE's range."""
+"""Masking ratios for validation with every scheme: both ends and the middle of R²MAE's range."""
 
 LEARNING_RATES: Mapping[str, float] = MappingProxyType({"tiny": 1e-3, "medium": 7e-4, "base": 3e-4})
-"""Peak learning rate of each size; those of ``medium`` and ``base`` are the paper's."""
+"""Peak learning rate for each size; those for ``medium`` and ``base`` are from the paper."""
 
 _WARMUP_AND_DECAY, _DECAY = LearningRateSchedule("linear", warmup=0.03), LearningRateSchedule("linear")
 
@@ -60,43 +60,46 @@ def pretrain(
     validation
         Held-out text, scored after each epoch; None for no validation.
     max_epochs
-        Total number of passes over the text, including those before ``resume``.
+        Total number of passes over the text, including those made before ``resume``.
     batch_size
         Number of blocks per micro-batch and device. Each micro-batch has its own ratio and mask.
     accumulate_grad_batches
-        Number of micro-batches per optimizer step; their gradients have equal weights, whatever their ratios.
+        Number of micro-batches per optimizer step. Their gradients have equal weights, whatever their ratios.
     lr
-        Peak learning rate; None uses that of :data:`LEARNING_RATES`.
+        Peak learning rate; None uses the one in :data:`LEARNING_RATES`.
     weight_decay
         Weight decay of AdamW, applied to matrices only.
     learning_rate
-        Learning rate schedule, by default 3 % warm-up and linear decay as in the paper; None for a constant rate.
+        Learning rate schedule; by default 3 % warm-up and linear decay, as in the paper. None for a
+        constant rate.
     gradient_clip_val
         Maximum norm of the gradient; None for no limit. The default is the usual value (inferred).
     validation_ratios
-        Masking ratios in validation.
+        Masking ratios for validation.
     seed
-        Seed of order, masks and dropout; None uses that of the network.
+        Seed for the order, masks and dropout; None uses the seed of the network.
     trainer_kwargs
-        Additional arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`: ``checkpoint_dir``, ``resume``,
-        ``accelerator``, ``devices``, ``precision`` (``"bf16-mixed"`` on recent GPUs).
+        Additional arguments of :func:`scr2mae.train.fit` and :class:`lightning.pytorch.Trainer`:
+        ``checkpoint_dir``, ``resume``, ``accelerator``, ``devices``, ``precision`` (``"bf16-mixed"`` on
+        recent GPUs).
 
     Returns
     -------
-    The network, in evaluation mode. Its ``history_`` contains the curves, one frame each, indexed by step or epoch, and
-    ``runs_`` the records of its runs.
+    The network, in evaluation mode. Its ``history_`` contains one data frame per curve, indexed by step or
+    epoch, and its ``runs_`` contains the records of its runs.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, or the text was packed with another tokenizer or is too long.
+        If an argument is out of range, or if the text was packed with another tokenizer or is too long.
     FileNotFoundError
         If there is no checkpoint to resume from.
 
     Notes
     -----
-    The defaults are the recipe of Dong et al. (2025), appendix C.6: an effective batch of 2048 blocks of 128 tokens, here
-    8 micro-batches of 256. One ratio per micro-batch rather than per optimizer step is a choice of this package.
+    The defaults follow the recipe of Dong et al. (2025), appendix C.6: an effective batch of 2048 blocks of
+    128 tokens, here 8 micro-batches of 256. Drawing one ratio per micro-batch rather than per optimizer step
+    is a choice of this package.
     """
     check_blocks(network, blocks, "blocks")
     if validation is not None:
@@ -147,32 +150,33 @@ def finetune(
     Parameters
     ----------
     classifier
-        Trained in place.
+        Classifier to train in place.
     text
-        Training sentences or pairs with classes.
+        Training sentences or sentence pairs, with their classes.
     validation
-        Text with classes that is scored after each epoch: the cross-entropy is the curve ``validation_loss``.
+        Labeled text to score after each epoch; its cross-entropy is the curve ``validation_loss``.
     max_epochs, batch_size, lr, weight_decay
-        Settings of the run: those of the paper, and the weight decay of pretraining (inferred).
+        Settings of the run. The defaults are from the paper, except the weight decay, which is that of
+        pretraining (inferred).
     learning_rate
-        Learning rate schedule, by default linear decay; None for a constant rate.
+        Learning rate schedule; by default linear decay. None for a constant rate.
     gradient_clip_val
         Maximum norm of the gradient; None for no limit.
     length
-        Maximum number of tokens of a sentence or pair; the longer sentence of a pair is cut first.
+        Maximum number of tokens in a sentence or pair; the longer sentence of a pair is truncated first.
     seed
-        Seed of order and dropout.
+        Seed for the order and dropout.
     trainer_kwargs
-        As in :func:`pretrain`.
+        Additional arguments, as in :func:`pretrain`.
 
     Returns
     -------
-    The classifier, as :func:`pretrain` returns a network.
+    The classifier, in evaluation mode, with ``history_`` and ``runs_`` as in :func:`pretrain`.
 
     Raises
     ------
     ValueError
-        If the text has another number of classes than the classifier, or ``length`` is out of range.
+        If the text and the classifier have different numbers of classes, or ``length`` is out of range.
     """
 
     def tokens_of(each: LabeledText) -> Sentences:
@@ -209,16 +213,17 @@ def finetune_scores(
     length: int = 128,
     **options: Any,
 ) -> pd.DataFrame:
-    """Finetune a copy of a network on a task, once per seed, and score it on held-out text.
+    """Finetune a copy of a network on a task for each seed, and score it on held-out text.
 
     Parameters
     ----------
     network
         Pretrained network; it is not changed.
     train, test
-        Labeled text with the same classes. The score is computed once, after the last epoch, and selects no epoch.
+        Labeled text; both must have the same classes. The score is computed only once, after the last epoch,
+        so it does not select an epoch.
     seeds
-        Seeds of the head, the order and dropout.
+        Seeds for the head, the order and dropout.
     length, options
         Arguments of :func:`finetune`.
 
@@ -229,7 +234,7 @@ def finetune_scores(
     Raises
     ------
     ValueError
-        If the classes of the two differ, there is no seed, or ``length`` is out of range.
+        If ``train`` and ``test`` have different classes, ``seeds`` is empty, or ``length`` is out of range.
 
     Notes
     -----

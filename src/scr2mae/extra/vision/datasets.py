@@ -23,7 +23,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", "
 
 
 class Images(Protocol):
-    """Data set of images: its length, labels or None, and the mini-batch of given images."""
+    """Data set of images, with a length, labels (or None) and mini-batches."""
 
     labels: Tensor | None
 
@@ -32,7 +32,9 @@ class Images(Protocol):
         ...
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return ``"image"``, float32 in [0, 1], shape (n, n_channels, height, width), and ``"label"`` if labeled.
+        """Return the mini-batch of the given images, and their labels if there are any.
+
+        ``"image"`` is float32 in [0, 1], shape (n, n_channels, height, width). ``"label"`` holds the labels.
 
         Parameters
         ----------
@@ -48,7 +50,7 @@ class ImageArray:
     Parameters
     ----------
     images
-        Shape (n_obs, height, width) or (n_obs, height, width, n_channels); uint8, or floats in [0, 1].
+        Images, shape (n_obs, height, width) or (n_obs, height, width, n_channels); uint8 or floats in [0, 1].
     labels
         Classes, shape (n_obs,), or attributes, shape (n_obs, n_attributes); None if unlabeled.
 
@@ -62,19 +64,22 @@ class ImageArray:
         images = np.asarray(images)
         if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
             raise ValueError(
-                "images must have shape (n_obs, height, width) or (n_obs, height, width, n_channels) with 1, 3 or 4 "
-                f"channels, got {images.shape}."
+                "images must have shape (n_obs, height, width) or (n_obs, height, width, n_channels) "
+                f"with 1, 3 or 4 channels, got {images.shape}."
             )
         if not len(images):
             raise ValueError("There are no images; pass at least one.")
         if images.dtype != np.uint8:
             if images.dtype.kind != "f" or not (images.min() >= 0 and images.max() <= 1):
                 raise ValueError(
-                    f"images must be uint8 or floats in [0, 1], got {images.dtype} from {images.min()} to {images.max()}."
+                    "images must be uint8 or floats in [0, 1], "
+                    f"got {images.dtype} from {images.min()} to {images.max()}."
                 )
             images = images.astype(np.float32, copy=False)
         if labels is not None and len(labels) != len(images):
-            raise ValueError(f"There are {len(images)} images but {len(labels)} labels.")
+            raise ValueError(
+                f"There are {len(images)} images but {len(labels)} labels; pass one label per image."
+            )
         channels_last = images[..., None] if images.ndim == 3 else images
         self.images = torch.from_numpy(np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2)))
         self.labels = None if labels is None else torch.from_numpy(np.array(labels, dtype=np.int64))
@@ -84,7 +89,7 @@ class ImageArray:
         return len(self.images)
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return the mini-batch of the given images, as :class:`Images` describes it.
+        """Return the mini-batch of the given images, as described in :class:`Images`.
 
         Parameters
         ----------
@@ -95,7 +100,7 @@ class ImageArray:
 
 
 class ImageFiles:
-    """Image files decoded by Pillow: the shorter side is scaled to ``size``, then the center is cropped."""
+    """Image files decoded by Pillow, whose shorter side is scaled to ``size`` before a center crop."""
 
     def __init__(
         self, paths: Sequence[Path], labels: np.ndarray | None, *, size: int, n_channels: int
@@ -112,7 +117,7 @@ class ImageFiles:
         return len(self.paths)
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return the mini-batch of the given images, as :class:`Images` describes it.
+        """Return the mini-batch of the given images, as described in :class:`Images`.
 
         Parameters
         ----------
@@ -123,7 +128,7 @@ class ImageFiles:
         return _batch(torch.from_numpy(images).permute(0, 3, 1, 2), self.labels, indices)
 
     def _read(self, path: Path) -> np.ndarray:
-        """Decode a file; uint8, shape (size, size, n_channels)."""
+        """Decode a file into a uint8 array of shape (size, size, n_channels)."""
         pillow = require("PIL.Image", extra="vision")
         try:
             with pillow.open(path) as file:
@@ -146,19 +151,19 @@ def _batch(images: Tensor, labels: Tensor | None, indices: np.ndarray) -> dict[s
 
 
 class ImageFolder(ImageFiles):
-    """Image files in a folder with one subfolder per class; images without subfolders have no labels.
+    """Image files in a folder with one subfolder per class; without subfolders, images have no labels.
 
     Parameters
     ----------
     folder
         Folder with the images.
     size
-        Side of the square images: the shorter side is scaled to it, then the center is cropped.
+        Side length of the square images. The shorter side is scaled to it, then a center crop is taken.
     n_channels
         3 for RGB, 1 for gray.
     classes
-        Names of the classes in the order of their labels, such as ``classes_`` of the training images; None uses the
-        names of the subfolders in alphabetical order.
+        Names of the classes in the order of their labels, such as ``classes_`` of the training images. None
+        uses the names of the subfolders in alphabetical order.
 
     Attributes
     ----------
@@ -183,7 +188,7 @@ class ImageFolder(ImageFiles):
     ) -> None:
         root = as_path(folder)
         if not root.is_dir():
-            raise FileNotFoundError(f"No folder {root}.")
+            raise FileNotFoundError(f"No folder {root}; pass a folder of images.")
         paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
         if not paths:
             raise FileNotFoundError(f"No images in {root}; expected files ending in {sorted(_SUFFIXES)}.")
@@ -191,12 +196,13 @@ class ImageFolder(ImageFiles):
         found = sorted(set(names) - {""})
         if found and "" in names:
             raise ValueError(
-                f"{root} has images both inside and outside subfolders; move each into the subfolder of its class."
+                f"{root} has images both inside and outside subfolders; move each to the folder of its class."
             )
         self.classes_ = list(found if classes is None else classes)
         if unknown := [name for name in found if name not in self.classes_]:
             raise ValueError(
-                f"{root} has the subfolders {unknown}, which are not among the classes {self.classes_}."
+                f"{root} has the subfolders {unknown}, which are not among the classes {self.classes_}; "
+                "add them to classes or move them."
             )
         number = {name: i for i, name in enumerate(self.classes_)}
         labels = np.array([number[name] for name in names], dtype=np.int64) if found else None
