@@ -176,6 +176,24 @@ class TestExtend:
         assert is_new[distances.argsort(axis=1)[:, 1:16]].mean() > 0.9
 
 
+def test_a_vector_that_two_batches_share_does_not_order_them():
+    Z, codes = two_batches()
+    Z[[0, 600]] = 0
+    swapped = np.arange(1200)
+    swapped[[0, 600]] = 600, 0
+    expected = apply(fit(Z, codes), Z, codes)
+    found = apply(fit(Z[swapped], codes[swapped]), Z, codes)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "scale"), [(1, 1.0), (300, 3000.0)])
+def test_a_new_batch_with_far_more_spread_than_the_reference_is_finite(n, scale):
+    rng = np.random.default_rng(0)
+    alignment = fit(rng.standard_normal((n, 64)), np.zeros(n))
+    Z = scale * rng.standard_normal((20, 64))
+    assert np.isfinite(apply(alignment.extend(to_tensor(Z), (2, 0)), Z, np.full(20, 2))).all()
+
+
 def test_is_deterministic_and_survives_its_state():
     Z, codes = two_batches()
     first, second = fit(Z, codes, seed=3), fit(Z, codes, seed=3)
@@ -190,6 +208,8 @@ def test_a_damaged_state_is_refused(name):
     state = fit(*two_batches()).to_state()
     with pytest.raises(ValueError, match=r"damaged: (keys|offsets|stretches|center|directions)"):
         Alignment.from_state({**state, name: state[name][:-1]}, n_covariates=1)
+    with pytest.raises(ValueError, match=f"damaged: {name}"):
+        Alignment.from_state({**state, name: state[name][0]}, n_covariates=1)
     with pytest.raises(ValueError, match="lacks or adds"):
         Alignment.from_state({k: v for k, v in state.items() if k != name}, n_covariates=1)
     broken = state["offsets"].clone()

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.cluster import KMeans
 
@@ -160,8 +159,10 @@ class Alignment:
         sizes = {"key": n_covariates + 1}
         for name, dimensions in _DIMENSIONS.items():
             values, dtype = tensors[name], torch.int64 if name == "keys" else torch.float32
-            shape = tuple(map(sizes.setdefault, dimensions, values.shape))
-            if shape != tuple(values.shape) or values.dtype != dtype or not bool(values.isfinite().all()):
+            for dimension, size in zip(dimensions, values.shape, strict=False):
+                sizes.setdefault(dimension, size)
+            shape = tuple(sizes.get(dimension, dimension) for dimension in dimensions)
+            if tuple(values.shape) != shape or values.dtype != dtype or not bool(values.isfinite().all()):
                 raise ValueError(
                     f"The alignment of batches is damaged: {name} is {values.dtype} {tuple(values.shape)}, "
                     f"expected finite {dtype} {shape}."
@@ -226,19 +227,23 @@ def fit_alignment(
     if not len(Z) or not bool(Z.isfinite().all()):
         raise ValueError(f"Wanted finite latent vectors of one cell or more, got shape {tuple(Z.shape)}.")
     order = _order(Z)
-    codes, names = pd.factorize(codes[order])  # in the order of their first cells
-    Z, codes = Z[order[np.argsort(codes, kind="stable")]], np.sort(codes)
+    names, of_batch = np.unique(codes[order], return_inverse=True)
+    members = [order[of_batch == i] for i in range(len(names))]
+    by_content = sorted(range(len(names)), key=lambda i: Z[members[i]].cpu().numpy().tobytes())
+    names, members = names[by_content], [members[i] for i in by_content]
+    sizes = [len(each) for each in members]
+    Z = Z[np.concatenate(members)]
     lengths = norms(Z)
     is_one = bool(lengths.max() - lengths.min() < 1e-3 * lengths.mean())
     length = lengths.mean() if is_one else Z.new_zeros(())
     n_clusters = n_clusters or int(np.clip(len(Z) // _CELLS_PER_CLUSTER, 1, _N_CLUSTERS))
-    passes = _solve_passes(
-        Z, np.bincount(codes).tolist(), _N_PASSES, n_clusters, length, anchored=False, seed=seed
-    )
+    passes = _solve_passes(Z, sizes, _N_PASSES, n_clusters, length, anchored=False, seed=seed)
     low, high = _SHARED
     strengths = ((passes[0].shared - low) / (high - low)).clamp(0, 1) if guard else torch.ones(len(names))
     strengths = strengths.to(Z) * (len(names) > 1)  # one batch stays, to the bit
-    aligned = _of_length(torch.lerp(Z, passes[-1].moved, strengths[codes, None]), length)
+    aligned = _of_length(
+        torch.lerp(Z, passes[-1].moved, strengths[np.repeat(np.arange(len(sizes)), sizes), None]), length
+    )
     keys = torch.full((len(names), n_covariates + 1), -1)
     keys[:, 0], keys[:, -1] = torch.from_numpy(names.astype(np.int64)), genes
     return Alignment(

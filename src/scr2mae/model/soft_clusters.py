@@ -155,15 +155,18 @@ def _transport_maps(
     spreads = torch.stack(
         [covariance(part - w @ m.to(w)) for part, w, m in zip(parts, weights, sources, strict=True)]
     )
-    n_cells = spreads.new_tensor([len(part) for part in parts])[:, None, None]
-    shared = spreads[0] if anchored else (n_cells / n_cells.sum() * spreads).sum(dim=0)
+    n_cells = spreads.new_tensor([len(part) for part in parts])
+    shared = spreads[0] if anchored else torch.tensordot(n_cells / n_cells.sum(), spreads, 1)
     n_latent = len(shared)
     eye = torch.eye(n_latent).to(shared)
     ridge = _RIDGE * (shared.trace() / n_latent).clamp_min(_TINY) * eye
-    n_pseudo = _PSEUDO_CELLS * n_latent
-    lower = torch.linalg.cholesky((n_cells * spreads + n_pseudo * shared) / (n_cells + n_pseudo) + ridge)
-    inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
-    return inverse.mT @ root(lower.mT @ (shared + ridge) @ lower) @ inverse
+    shares = _PSEUDO_CELLS * n_latent / (n_cells + _PSEUDO_CELLS * n_latent)
+    maps = []
+    for spread, share in zip(spreads, shares, strict=True):
+        lower = torch.linalg.cholesky(torch.lerp(spread, shared, share) + ridge)
+        inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
+        maps.append(inverse.mT @ root(lower.mT @ (shared + ridge) @ lower) @ inverse)
+    return torch.stack(maps)
 
 
 def _displace(
@@ -186,8 +189,9 @@ def _unit(z: Tensor) -> Tensor:
 
 
 def covariance(residuals: Tensor) -> Tensor:
-    """Return the covariance (float64) of vectors with mean zero."""
-    return (residuals.T @ residuals).double() / max(len(residuals) - 1, 1)
+    """Return the covariance of vectors with mean zero, in float64, in which it stays positive semi-definite."""
+    residuals = residuals.double()
+    return residuals.T @ residuals / max(len(residuals) - 1, 1)
 
 
 def root(matrices: Tensor) -> Tensor:
