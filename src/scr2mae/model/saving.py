@@ -195,7 +195,7 @@ class SavingMixin(CellModel):
             Always.
         """
         raise NotImplementedError(
-            f"{cls.__name__} was never saved in scvi-tools' old layout, which is read only by unpickling; "
+            f"{cls.__name__} was never saved in scvi-tools' old layout, and reading that would unpickle it; "
             "use load(), which reads model folders of every version."
         )
 
