@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from scr2mae.nn.layers import CovariateLinear
+from scr2mae.nn import layers
+from scr2mae.nn.layers import CovariateLinear, Linear
 
 
 def test_a_covariate_table_is_a_linear_layer_on_the_one_hot_code():
@@ -34,3 +35,28 @@ def test_a_covariate_table_is_a_linear_layer_on_the_one_hot_code():
         layer(x)
     with pytest.raises(ValueError, match="continuous covariates"):
         layer(x, codes)
+
+
+@pytest.mark.parametrize("n_obs", [200, 1001])
+def test_a_wide_layer_in_bfloat16_has_the_gradients_of_a_linear_one(n_obs, monkeypatch):
+    torch.manual_seed(0)
+    layer = Linear(1200, 900)
+    x, direction = torch.randn(n_obs, 1200, requires_grad=True), torch.randn(n_obs, 900)
+    found = []
+    for limit in (layers._WIDE, 2000):
+        monkeypatch.setattr(layers, "_WIDE", limit)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+            assert type(y.grad_fn).__name__.startswith("_WideLinear" if limit < 2000 else "Addmm")
+        found.append((y, *torch.autograd.grad((y.float() * direction).sum(), (x, *layer.parameters()))))
+    (y, by_x, *by_parameters), (expected, expected_by_x, *expected_by_parameters) = found
+    assert torch.equal(y, expected)
+    assert torch.equal(by_x, expected_by_x)
+    for gradient, wanted in zip(by_parameters, expected_by_parameters, strict=True):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, wanted, rtol=2**-7, atol=2**-7 * float(wanted.abs().mean()))
+
+
+def test_a_wide_layer_in_float32_is_a_linear_one():
+    layer, x = Linear(1200, 900), torch.randn(200, 1200)
+    assert type(layer(x).grad_fn).__name__.startswith("Addmm")

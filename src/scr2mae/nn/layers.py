@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CovariateLinear", "CovariateMLP", "CovariateShift", "SparseRows", "Standardize", "batch_norm"]
+__all__ = [
+    "CovariateLinear",
+    "CovariateMLP",
+    "CovariateShift",
+    "Linear",
+    "SparseRows",
+    "Standardize",
+    "batch_norm",
+    "linear",
+]
 
 _SMALLEST_SCALE = 1e-7  # of a standard deviation, relative to the values; float32 resolves no less
 
@@ -32,6 +42,59 @@ class SparseRows(NamedTuple):
         return nn.functional.embedding_bag(
             self.columns, table, self.starts, mode="sum", per_sample_weights=self.values.to(table.dtype)
         ).float()
+
+
+_WIDE, _LARGE = 1000, 2e8  # inputs, and multiplications, from which transposing first is faster
+_ROWS = 100  # transposed at a time, so that what is read and written fits in the cache
+
+
+class _WideLinear(torch.autograd.Function):
+    """Linear map in bfloat16 that transposes the gradient in memory before it multiplies the input by it.
+
+    oneDNN multiplies by a transposed view at a third to two thirds of the speed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        x_needed, weight_needed, bias_needed = ctx.needs_input_grad
+        by_weight = None
+        if weight_needed:
+            transposed = grad.new_empty(grad.shape[1], grad.shape[0])
+            for rows, columns in zip(grad.split(_ROWS), transposed.split(_ROWS, dim=1), strict=True):
+                columns.copy_(rows.T)
+            by_weight = transposed @ x
+        return grad @ weight if x_needed else None, by_weight, grad.sum(dim=0) if bias_needed else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``nn.functional.linear``, but with faster gradients where it is wide and computed in bfloat16 on a CPU."""
+    is_slow = (
+        x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and x.shape[1] >= _WIDE
+        and x.shape[0] * weight.numel() >= _LARGE
+    )
+    if not is_slow:
+        return nn.functional.linear(x, weight, bias)
+    return _WideLinear.apply(*(None if t is None else t.bfloat16() for t in (x, weight, bias)))  # type: ignore[no-any-return]
+
+
+class Linear(nn.Linear):
+    """Linear layer that uses :func:`linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (n_obs, n_in) to (n_obs, n_out)."""
+        return linear(x, self.weight, self.bias)
 
 
 class _CategoryTable(nn.Module):
@@ -99,7 +162,7 @@ class CovariateLinear(_Covariates):
 
     def __init__(self, n_in: int, n_out: int, **covariates: Any) -> None:
         super().__init__()
-        self.linear = nn.Linear(n_in, n_out)
+        self.linear = Linear(n_in, n_out)
         self._add_tables(n_in, n_out, **covariates)
 
     def forward(
@@ -134,7 +197,7 @@ class CovariateMLP(nn.Module):
         self.first = CovariateLinear(n_in, n_hidden, **covariates)
         layers: list[nn.Module] = [batch_norm(n_hidden), nn.ReLU()]
         for _ in range(n_layers - 1):
-            layers += [nn.Linear(n_hidden, n_hidden), batch_norm(n_hidden), nn.ReLU()]
+            layers += [Linear(n_hidden, n_hidden), batch_norm(n_hidden), nn.ReLU()]
         self.rest = nn.Sequential(*layers)
 
     def forward(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scr2mae.masking import draw_mask
 from scr2mae.nn.curriculum import scale_gradient
-from scr2mae.nn.layers import CovariateMLP, CovariateShift, Standardize
+from scr2mae.nn.layers import CovariateMLP, CovariateShift, Linear, Standardize, linear
 from scr2mae.nn.likelihood import nb_log_prob, shapes_are_free
 from scr2mae.nn.panels import MEASURED_KEY, PANEL_KEYS, CellPanels, cell_means, log_means, scored_rows
 
@@ -91,7 +91,7 @@ class R2MAEModule(BaseModuleClass):
 
     def _build_encoder(self, n_hidden: int, n_layers: int, **covariates: Any) -> None:
         self.encoder = CovariateMLP(self.n_vars, n_hidden, n_layers, **covariates)
-        self.to_latent = nn.Linear(n_hidden, self.n_latent)
+        self.to_latent: nn.Linear = Linear(n_hidden, self.n_latent)
 
     @property
     def needs_start(self) -> bool:
@@ -202,7 +202,7 @@ class R2MAEModule(BaseModuleClass):
         """
         h = self.decoder(z, categories, continuous)
         # The bias holds most of the differences between genes; added after the product, it stays float32 under autocast.
-        return {"logits": nn.functional.linear(h, self.to_logits.weight) + self.to_logits.bias}
+        return {"logits": linear(h, self.to_logits.weight) + self.to_logits.bias}
 
     def element_nll(
         self,
