@@ -10,7 +10,8 @@ extrapolated from the cells per second of its largest run, and marked. ``OUT/job
 ``OUT/jobs.md`` the tables, with the exponent of growth of each part between the two largest runs.
 
 ``--several`` compares several processes of one thread instead: two that train one model together and embed a half each, with
-one process of two threads and with gradients that are summed in bfloat16, and independent trainings at once with one after the other. It writes ``OUT/several.csv`` and
+one process of two threads and with gradients that are summed in bfloat16, four of each as well, and independent trainings
+at once with one after the other. It writes ``OUT/several.csv`` and
 ``OUT/several.md``: seconds from the first start to the last end, and processor seconds of all processes, which other load on
 the machine changes less.
 """
@@ -205,6 +206,8 @@ def several(options: argparse.Namespace, cells: Path) -> pd.DataFrame:
         "one process, two threads": collect([start(options, cells, 2)]),
         "two processes, one thread each": collect([start(options, cells, 1, n_ranks=2)]),
         "two processes, gradients in bfloat16": collect([start(options, cells, 1, n_ranks=2, bfloat16=True)]),
+        "one process, four threads": collect([start(options, cells, 4)]),
+        "four processes, one thread each": collect([start(options, cells, 1, n_ranks=4)]),
         "one process, one thread": collect([start(options, cells, 1)]),
     }
     for n in options.at_once:
