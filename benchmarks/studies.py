@@ -61,6 +61,7 @@ TARGETS = {
     "ifnb": Target("kang_pbmc_ifnb_8donors.h5ad", {"cell_type": CELLS}, 2, None, ("covid", "zheng", "onek1k")),
     "control": Target("kang_pbmc_ctrl_12k.h5ad", {"cell_type": CELLS}, 2, 3000, ("covid", "zheng", "onek1k")),
     "onek1k": Target("onek1k_40donors_age.h5ad", {"cell_type": CELLS, "age": NUMBER}, 20, 3000, ("covid", "zheng", "control")),
+    "covid": Target("covid_combat_6donors.h5ad", {"condition": CELLS}, 3, 3000, ("zheng", "control", "onek1k")),
     "simulated": Target("", {"cell_type": CELLS}, 5, None, ("a", "b", "c")),
 }  # fmt: skip
 LABELS = {
@@ -298,6 +299,8 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     """Draw the balanced accuracy of cell types against the number of cells of other studies, one panel per set."""
     frame = frame[(frame["target"] == "cell_type") & (frame["metric"] == "balanced_accuracy")]
     names = list(dict.fromkeys(frame["set"]))
+    if not names:
+        return
     fig, axes = plt.subplots(
         1, len(names), figsize=(3.6 * len(names), 3.4), layout="constrained", squeeze=False
     )

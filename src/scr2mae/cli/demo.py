@@ -33,7 +33,7 @@ model.train()
 adata.obsm["X_r2mae"] = model.get_latent_representation()"""
 
 _LABELS = "cell_type"
-_BASELINES = {"PCA": "pca", "PCA of residuals": "pca_residuals"}
+_BASELINES = ("pca", "pca_1e4", "pca_residuals", "pca_ranks")
 
 
 def demo(
@@ -103,6 +103,7 @@ def run_demo(*, seed: int = 0, **train_kwargs: Any) -> DemoResult:
     """Train on ``datasets.pbmc68k``, embed, and compare with PCA."""
     import numpy as np
 
+    from scr2mae._utils.methods import LABELS
     from scr2mae.benchmark.methods import BASELINES
     from scr2mae.datasets import pbmc68k
     from scr2mae.model import R2MAEModel
@@ -115,8 +116,8 @@ def run_demo(*, seed: int = 0, **train_kwargs: Any) -> DemoResult:
     adata.obsm["X_r2mae"] = model.get_latent_representation()
     everything = np.arange(adata.n_obs)
     embeddings = {"R²MAE": adata.obsm["X_r2mae"]}
-    embeddings |= {name: BASELINES[kind](adata.X, everything) for name, kind in _BASELINES.items()}
-    adata.obsm["X_pca"] = embeddings["PCA"]
+    embeddings |= {LABELS[name]: BASELINES[name](adata.X, everything) for name in _BASELINES}
+    adata.obsm["X_pca"] = embeddings[LABELS["pca"]]
     logger.info("Comparing with PCA by linear probes of the cell type.")
     return DemoResult(adata, model, compare(embeddings, adata.obs[_LABELS], seed=seed))
 
