@@ -45,6 +45,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "R²MAE, hidden decoder": {"n_layers_decoder": 1},
     "R²MAE, biases from 0": {},
     "R²MAE, dispersions from 1": {},
+    "R²MAE, 0.3 to 0.7": {"mask_ratio": (0.3, 0.7)},
+    "R²MAE, ratio 0.5": {"mask_ratio": 0.5},
 }
 METHODS = ("R²MAE", "R²MAE, mlp", *BASELINES)
 SCORES = {"balanced_accuracy": "BA", "spearman": "BA", "macro_auroc": "AUROC"}
