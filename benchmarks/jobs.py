@@ -11,9 +11,8 @@ extrapolated from the cells per second of its largest run, and marked. ``OUT/job
 
 ``--several`` compares several processes of one thread instead: two that train one model together and embed a half each, with
 one process of two threads and with gradients that are summed in bfloat16, four of each as well, and independent trainings
-at once with one after the other. It writes ``OUT/several.csv`` and
-``OUT/several.md``: seconds from the first start to the last end, and processor seconds of all processes, which other load on
-the machine changes less.
+at once with one after the other. It writes ``OUT/several.csv`` and ``OUT/several.md``: seconds from the first start to the
+last end, and processor seconds of all processes, which other load on the machine changes less.
 """
 
 from __future__ import annotations

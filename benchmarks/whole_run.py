@@ -21,8 +21,6 @@ from common_setup import make_parser, silence
 
 SIDES = ("scr2mae", "scvi")
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
-
-
 PAPER_WIDTHS = {"n_hidden": 1000, "n_latent": 512, "n_layers": 2}
 
 
