@@ -58,7 +58,7 @@ def test_baselines_are_fitted_to_the_cells_that_pretraining_sees(cells):
     for name, embed in BASELINES.items():
         first, second = embed(cells.X, seen), embed(changed.X, seen)
         first, second = (x.toarray() if hasattr(x, "toarray") else x for x in (first, second))
-        np.testing.assert_allclose(first[seen], second[seen], rtol=1e-4, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(first[seen], second[seen], rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 def test_a_scheme_is_the_model_of_its_name(cells, fit_one):
