@@ -138,6 +138,20 @@ class TestExtend:
         nearest = np.linalg.norm(moved[:, None] - centers, axis=2).argmin(axis=1)
         assert (nearest == label).mean() > 0.95
 
+    def test_a_new_batch_lands_on_cells_of_the_reference_in_any_order(self, alignment):
+        reference, codes = two_batches()
+        aligned = to_tensor(apply(alignment, reference, codes))
+        Z, label = draw(400, seed=9)
+        moved, again = (
+            apply(alignment.extend(to_tensor(Z - 3), (2, 0), reference=cells), Z - 3, np.full(400, 2))
+            for cells in (aligned, aligned.flip(0))
+        )
+        np.testing.assert_array_equal(moved, again)
+        types = np.tile(draw(600)[1], 2)
+        centers = np.stack([aligned.numpy()[types == k].mean(axis=0) for k in range(5)])
+        nearest = np.linalg.norm(moved[:, None] - centers, axis=2).argmin(axis=1)
+        assert (nearest == label).mean() > 0.95
+
     @pytest.mark.parametrize("rare", range(5))
     def test_the_shares_of_types_may_differ_from_the_reference(self, alignment, rare):
         label = np.repeat([rare, *(k for k in range(5) if k != rare)], [360, 10, 10, 10, 10])

@@ -303,6 +303,31 @@ class TestQuery:
             np.concatenate([expected, raw[:120]]), names
         )
 
+    def test_cells_of_the_reference_take_the_place_of_its_mixture(
+        self, cells: AnnData, model: R2MAEModel, query: AnnData
+    ) -> None:
+        expected = model.get_latent_representation(cells)
+        new = R2MAEModel.load_query_data(query, model, accelerator="cpu")
+        new.train()
+        raw, with_mixture = (new.get_latent_representation(integrated=on) for on in (False, True))
+        reference = cells[:, ::-1].copy()
+        new.integrate(reference)
+        np.testing.assert_array_equal(new.get_latent_representation(cells), expected)
+        with_cells = new.get_latent_representation()
+        changes = np.abs(with_cells - with_mixture).max(axis=1)
+        assert (changes[:120] > 1e-4).all()  # a new batch
+        assert (changes[125:] == 0).all()  # batches of the reference
+        names = np.repeat(["old", "new"], [300, 120])
+        after, before = (gap(np.concatenate([expected, z[:120]]), names) for z in (with_cells, raw))
+        assert after < 0.9 * before
+        new.integrate(reference)  # all rows are there now, and the new batches are none of the reference
+        np.testing.assert_array_equal(new.get_latent_representation(), with_cells)
+        with pytest.raises(
+            ValueError, match=r"Wanted cells of the reference.*all 125 cells are of new batches"
+        ):
+            new.integrate(query[:125].copy())
+        np.testing.assert_array_equal(new.get_latent_representation(), with_cells)
+
     def test_a_batch_does_not_depend_on_the_others_of_the_query(
         self, model: R2MAEModel, query: AnnData
     ) -> None:

@@ -60,8 +60,8 @@ class Alignment:
     batches.
 
     A row is for the codes of covariates and measured genes in ``keys``, -1 for any covariate. ``shared`` is
-    the overlap of a batch's clusters with those of the others. New batches are aligned with draws from the
-    Gaussian mixture of ``means``, ``masses`` and ``covariance``.
+    the overlap of a batch's clusters with those of the others. Where the reference's cells are not at hand, new
+    batches are aligned with draws from the Gaussian mixture of ``means``, ``masses`` and ``covariance``.
     """
 
     center: Tensor
@@ -118,19 +118,30 @@ class Alignment:
         unique[is_unknown & (unique[:, -1] == 1), -2] = 0
         return unique[inverse, :-1]
 
-    def extend(self, Z: Tensor, key: tuple[int, ...], *, seed: int = 0) -> Alignment:
-        """Add or replace the row of a new batch with latent vectors Z, aligned with draws from the mixture.
+    def extend(
+        self, Z: Tensor, key: tuple[int, ...], *, reference: Tensor | None = None, seed: int = 0
+    ) -> Alignment:
+        """Add or replace the row of a new batch with latent vectors Z, aligned with those of the reference's cells.
 
-        The other rows do not change.
+        Without ``reference`` (aligned latent vectors), draws from the mixture take its place. The other rows do
+        not change.
         """
-        generator, n = torch.Generator().manual_seed(seed), min(max(len(Z), _N_DRAWN[0]), _N_DRAWN[1])
-        at = torch.multinomial(self.masses, n, replacement=True, generator=generator)
-        noise = torch.randn(n, Z.shape[1], generator=generator) @ root(self.covariance)
-        both = torch.cat([_of_length(self.means[at] + noise, self.length).to(Z), Z[_order(Z)]])
-        n_passes, n_clusters = self.directions.shape[1:3]
-        passes = _solve_passes(both, [n, len(Z)], n_passes, n_clusters, self.length, anchored=True, seed=seed)
+        if reference is None:
+            reference = self._draw(min(max(len(Z), _N_DRAWN[0]), _N_DRAWN[1]), seed)
+        else:
+            reference = reference[_order(reference)]
+        both = torch.cat([reference.to(Z), Z[_order(Z)]])
+        sizes, (n_passes, n_clusters) = [len(reference), len(Z)], self.directions.shape[1:3]
+        passes = _solve_passes(both, sizes, n_passes, n_clusters, self.length, anchored=True, seed=seed)
         new = {name: values[1:] for name, values in _to_rows(passes, torch.ones(2)).items()}
         return self.join(replace(self, keys=torch.tensor([key]), **new))
+
+    def _draw(self, n_obs: int, seed: int) -> Tensor:
+        """Return latent vectors drawn from the mixture."""
+        generator = torch.Generator().manual_seed(seed)
+        at = torch.multinomial(self.masses, n_obs, replacement=True, generator=generator)
+        noise = torch.randn(n_obs, self.means.shape[1], generator=generator) @ root(self.covariance)
+        return _of_length(self.means[at] + noise, self.length)
 
     def join(self, other: Alignment) -> Alignment:
         """Add the rows of another alignment, in place of those with the same keys; length and mixture stay."""

@@ -41,7 +41,9 @@ class IntegrationMixin(CellModel):
         ----------
         adata
             Cells of known batches; None for those that the model was trained on. Cells with fewer genes are
-            aligned apart: pass the reference's cells on the genes of a panel to embed these genes aligned.
+            aligned apart: pass the reference's cells on the genes of a panel to embed these genes aligned. To a
+            query model, pass cells of the reference to align its new batches with them, at most 20,000; else
+            they are aligned with draws from the mixture that the model has stored of its reference.
         guard
             Whether to leave batches in place that have few clusters in common with the others, and all
             batches if each of them has a single label of the ``labels_key``. In both cases there is a
@@ -54,15 +56,16 @@ class IntegrationMixin(CellModel):
         RuntimeError
             If the model is not trained.
         ValueError
-            If the data were set up without ``batch_key``, or a latent vector is not finite.
+            If the data were set up without ``batch_key``, a latent vector is not finite, or a query model
+            gets cells of new batches alone.
         """
         self._check_if_trained(warn=False, message=NOT_TRAINED)
         is_query = self.module.is_query
         if not is_query and not self._can_integrate():
             raise ValueError("The data were set up without batch_key, so there are no batches to align.")
         seed = self.seed if seed is None else seed
-        alignment = self.alignment_
-        if not is_query or adata is not None:
+        alignment, reference = self.alignment_, None
+        if not is_query or (adata is not None and not self._has_all_rows(adata)):
             alignment = self._align_known_batches(adata, guard=guard, seed=seed)
         if is_query and alignment is None:
             raise ValueError(
@@ -70,7 +73,9 @@ class IntegrationMixin(CellModel):
                 "or train the weights of new batches by train(max_epochs=...)."
             )
         if is_query:
-            alignment = self._align_new_batches(alignment, seed=seed)  # type: ignore[arg-type]
+            if adata is not None:
+                reference = self._aligned_sample(alignment, adata, seed=seed)  # type: ignore[arg-type]
+            alignment = self._align_new_batches(alignment, reference, seed=seed)  # type: ignore[arg-type]
         if adata is None or self.alignment_ is None or alignment is None:
             self.alignment_ = alignment
         else:
@@ -111,22 +116,52 @@ class IntegrationMixin(CellModel):
         keys[:, [0, -1]] = units[of_unit[unseen]]
         return self._extend(alignment, cells, unseen, keys, seed=seed)
 
-    def _align_new_batches(self, alignment: Alignment, *, seed: int) -> Alignment:
+    def _has_all_rows(self, adata: AnnData) -> bool:
+        """Return whether the batches of cells have been aligned, on the very genes that the cells have."""
+        keys = np.unique(keys_of(self._cells(adata, on_disk=True), slice(None)), axis=0)
+        return self.alignment_ is not None and None not in self.alignment_.rows(keys)
+
+    def _aligned_sample(self, alignment: Alignment, adata: AnnData, *, seed: int) -> torch.Tensor:
+        """Return aligned latent vectors of the reference, of as many cells of each batch up to a common limit."""
+        cells = self._cells(adata, on_disk=True)
+        at = np.flatnonzero(~self._is_new(cells))
+        if not len(at):
+            raise ValueError(
+                f"Wanted cells of the reference, to align new batches with them, but all {cells.n_obs} cells are of "
+                "new batches. Call integrate() without cells."
+            )
+        at = at[sample_cells(cells.categories[at, 0], seed=seed)]
+        return alignment.apply(self._raw_latent(cells, at).cpu(), keys_of(cells, at))
+
+    def _align_new_batches(
+        self, alignment: Alignment, reference: torch.Tensor | None, *, seed: int
+    ) -> Alignment:
         """Align the query's cells with a new category of any covariate, each combination of categories as a batch."""
         cells = self._cells(None, on_disk=True)
+        at = np.flatnonzero(self._is_new(cells))
+        return self._extend(alignment, cells, at, keys_of(cells, at), reference, seed=seed)
+
+    def _is_new(self, cells: Cells) -> np.ndarray:
+        """Return which cells have a category that the reference of a query does not have."""
         sizes = np.array([len(categories) for _, categories in self.spec.categorical])
-        is_new = (cells.categories >= sizes - np.array(self.n_new_categories_)).any(axis=1)
-        at = np.flatnonzero(is_new)
-        return self._extend(alignment, cells, at, keys_of(cells, at), seed=seed)
+        return (cells.categories >= sizes - np.array(self.n_new_categories_)).any(axis=1)
 
     def _extend(
-        self, alignment: Alignment, cells: Cells, indices: np.ndarray, keys: np.ndarray, *, seed: int
+        self,
+        alignment: Alignment,
+        cells: Cells,
+        indices: np.ndarray,
+        keys: np.ndarray,
+        reference: torch.Tensor | None = None,
+        *,
+        seed: int,
     ) -> Alignment:
         """Add a row for each different key of the given cells."""
         for key in np.unique(keys, axis=0):
             at = indices[(keys == key).all(axis=1)]
             at = at[sample_cells(np.zeros(len(at)), seed=seed)]
-            alignment = alignment.extend(self._raw_latent(cells, at), tuple(key.tolist()), seed=seed)
+            Z = self._raw_latent(cells, at)
+            alignment = alignment.extend(Z, tuple(key.tolist()), reference=reference, seed=seed)
         return alignment
 
     def _can_integrate(self) -> bool:
