@@ -55,6 +55,19 @@ def test_value_and_gradients_agree_with_float64(autocast, max_log10_theta, shape
         assert error <= 1e-5, f"{name}: {error:.2e}"
 
 
+@pytest.mark.parametrize("max_log10_theta", [3, 8])
+def test_small_counts_agree_with_float64(max_log10_theta):
+    counts, log_mean, log_theta = _grid(max_log10_theta)
+    small = 1 + torch.arange(len(counts)) % 4.0
+    counts = torch.where(torch.arange(len(counts)) % 7 == 0, counts, small)
+    counts[::11] += 0.5  # neither whole nor all small
+    mean, theta = log_mean.clone().requires_grad_(), log_theta.clone().requires_grad_()
+    value = nb_log_prob(counts, mean, theta)
+    ours = (value.detach(), *torch.autograd.grad(value.sum(), (mean, theta)))
+    for got, want in zip(ours, _reference(counts, log_mean, log_theta), strict=True):
+        assert ((got - want).abs() / (1 + want.abs())).max().item() <= 1e-5
+
+
 @pytest.mark.parametrize("is_free", [True, False], ids=["of a CPU", "of a GPU"])
 def test_compiled_value_and_gradients_agree_with_float64(is_free, monkeypatch):
     monkeypatch.setattr("scr2mae.nn.likelihood.shapes_are_free", lambda device: is_free)

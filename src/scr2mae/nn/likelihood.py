@@ -24,6 +24,7 @@ __all__ = ["log_mean_of_counts", "nb_log_prob"]
 
 _SERIES_BELOW = 0.1
 _LARGE_LOG_THETA = 7.0
+_SMALL_COUNT = 4
 
 
 def shapes_are_free(device: torch.device) -> bool:
@@ -47,6 +48,37 @@ def _softplus_minus_sigmoid(softplus_a: Tensor, sigmoid: Tensor, log_theta: Tens
     return torch.where(sigmoid < _SERIES_BELOW, series.mul_(sigmoid), difference)
 
 
+def _log_binomial(
+    x: Tensor, theta: Tensor, lgamma_theta: Tensor, digamma_theta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ``log[gamma(x + theta) / (gamma(theta) x!)]`` of counts from 1, and its derivative by theta.
+
+    On the CPU that of small counts, nearly all of those with unique molecular identifiers, is the logarithm of
+    ``theta (theta + 1) ... (theta + x - 1) / x!``, in a fifth of the time of the gamma functions.
+    """
+
+    def by_gammas(
+        x: Tensor, theta: Tensor, lgamma_theta: Tensor, digamma_theta: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        value = torch.lgamma(x + theta) - lgamma_theta - torch.lgamma(x + 1)
+        return value, torch.digamma(x + theta) - digamma_theta
+
+    is_small = (x <= _SMALL_COUNT) & (x == x.floor())
+    if x.device.type != "cpu" or 2 * int(is_small.count_nonzero()) < len(x):
+        return by_gammas(x, theta, lgamma_theta, digamma_theta)
+    product, by_theta = theta.clone(), theta.reciprocal()
+    for k in range(1, _SMALL_COUNT):
+        has_factor, factor = (x > k).to(theta), theta + k
+        by_theta.addcdiv_(has_factor, factor)
+        product.mul_(factor.div_(k + 1).sub_(1).mul_(has_factor).add_(1))
+    product.log_()
+    if len(at := (~is_small).nonzero().squeeze(1)):
+        of_large = by_gammas(*(t.index_select(0, at) for t in (x, theta, lgamma_theta, digamma_theta)))
+        for values, large in zip((product, by_theta), of_large, strict=True):
+            values.index_copy_(0, at, large)
+    return product, by_theta
+
+
 def _at_non_zeros(
     x: Tensor, log_mean: Tensor, log_theta: Tensor, gene: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,12 +95,10 @@ def _at_non_zeros(
     log_theta, theta, lgamma_theta, digamma_theta = of_theta
     a = log_mean - log_theta
     softplus_a = softplus(a, threshold=100.0)
-    x_theta = x + theta
-    value = (
-        torch.lgamma(x_theta) - lgamma_theta - torch.lgamma(x + 1) - x * (softplus_a - a) - theta * softplus_a
-    )
+    log_binomial, by_theta = _log_binomial(x, theta, lgamma_theta, digamma_theta)
+    value = log_binomial - x * (softplus_a - a) - theta * softplus_a
     by_log_mean = torch.sigmoid(-a) * (x - log_mean.exp())
-    by_log_theta = theta * (torch.digamma(x_theta) - digamma_theta - softplus_a) - by_log_mean
+    by_log_theta = theta * (by_theta - softplus_a) - by_log_mean
     return value, by_log_mean, by_log_theta
 
 
