@@ -2,6 +2,7 @@
 
     python benchmarks/on_disk.py -o OUT [--cells 100000 400000] [--formats h5ad zarr]
     python benchmarks/on_disk.py -o OUT --chain [--cells 250000 1000000] [--epochs 2]
+    python benchmarks/on_disk.py -o OUT --draw --cells 1000000
 
 Counts of 2,000 genes at 6 % density are written once as h5ad, and ``datasets.prepare`` makes zarr stores of them. Each line of a
 table is a process of its own. It trains 150 steps on nine tenths of the cells, drawn at random, validates on 8,000 of the
@@ -10,7 +11,8 @@ others, and embeds 60,000 neighbors and 10,000 cells from all over. ``OUT/on_dis
 ``--chain`` runs the command line from a file of counts to the scores of a probe, at the defaults: ``scr2mae prepare``,
 ``train`` from disk, ``embed`` and ``probe``, for cells of 100 donors and ten types. For each command, a process from cold,
 ``OUT/chain.{csv,md}`` has seconds, processor seconds, and the peak of the memory of its processes. The counts and the stores
-are deleted after each size.
+are deleted after each size. ``--draw`` instead prints how long ``pl.embedding`` takes with that many points in two dimensions,
+colored by none, by types and by a number, with the writing of a file.
 """
 
 from __future__ import annotations
@@ -118,6 +120,29 @@ def run_chain(out: Path, n_obs: int, epochs: int) -> list[dict[str, Any]]:
     return rows
 
 
+def draw(out: Path, n_obs: int) -> None:
+    """Print the seconds in which points are drawn and written."""
+    import scr2mae
+
+    rng = np.random.default_rng(0)
+    of_type = rng.integers(N_TYPES, size=n_obs)
+    obs = pd.DataFrame(
+        {"cell_type": pd.Categorical(of_type.astype(str)), "depth": rng.lognormal(7, 0.5, n_obs)}
+    )
+    obs.index = obs.index.astype(str)
+    points = rng.normal(0, 4, (N_TYPES, 2))[of_type] + rng.standard_normal((n_obs, 2))
+    adata = ad.AnnData(obs=obs, obsm={"points": points.astype(np.float32)})
+    for color in (None, "cell_type", "depth"):
+        for suffix in ("png", "pdf"):
+            start = time.perf_counter()
+            figure = scr2mae.pl.embedding(adata, "points", color=color).figure
+            figure.savefig(path := out / f"points_{color}.{suffix}")
+            seconds = time.perf_counter() - start
+            print(
+                f"{n_obs} points by {color}: {seconds:.1f} s, {path.stat().st_size / 1e6:.2f} MB of {suffix}"
+            )
+
+
 def measure_prepare(store: Path) -> dict[str, float]:
     """Convert the h5ad file to a store; return cells per second and peak memory of the process in MB."""
     from scr2mae.data import open_store
@@ -201,6 +226,7 @@ def main() -> None:
     parser.add_argument(
         "--chain", action="store_true", help="the commands of the command line, one after the other"
     )
+    parser.add_argument("--draw", action="store_true", help="time pl.embedding")
     parser.add_argument("--epochs", type=int, default=2, help="of --chain")
     parser.add_argument("--formats", nargs="+", choices=["h5ad", "zarr"], default=["h5ad", "zarr"])
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
@@ -211,6 +237,10 @@ def main() -> None:
         print(json.dumps(measure_prepare(path) if what == "prepare" else measure(path, what)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.draw:
+        for n_obs in options.cells or [1_000_000]:
+            draw(options.out, n_obs)
+        return
     if options.chain:
         sizes = options.cells or [250_000, 1_000_000]
         chain = [row for n_obs in sizes for row in run_chain(options.out, n_obs, options.epochs)]
