@@ -10,7 +10,8 @@ others, and embeds 60,000 neighbors and 10,000 cells from all over. ``OUT/on_dis
 
 ``--chain`` runs the command line from a file of counts to the scores of a probe, at the defaults: ``scr2mae prepare``,
 ``train`` from disk, ``embed`` and ``probe``, for cells of 100 donors and ten types. For each command, a process from cold,
-``OUT/chain.{csv,md}`` has seconds, processor seconds, and the peak of the memory of its processes. The counts and the stores
+``OUT/chain.{csv,md}`` has seconds, processor seconds, the peak of the memory of its processes, and how much of it the table of
+cells (``obs``) takes when it is read. The counts and the stores
 are deleted after each size. ``--draw`` instead prints how long ``pl.embedding`` takes with that many points in two dimensions,
 colored by none, by types and by a number, with the writing of a file.
 """
@@ -110,9 +111,10 @@ def run_chain(out: Path, n_obs: int, epochs: int) -> list[dict[str, Any]]:
     rows = []
     try:
         write_donors(Path(counts), n_obs)
+        of_obs = alone(out, Path(counts), "obs")
         for name, arguments in commands.items():
             found = watch([sys.executable, "-m", "scr2mae.cli", name, *arguments])
-            rows.append({"command": name, "cells": n_obs, **found})
+            rows.append({"command": name, "cells": n_obs, **found, **of_obs})
             print(rows[-1], flush=True)
             pd.DataFrame(rows).to_csv(out / f"chain_{n_obs}.csv", index=False)
     finally:
@@ -141,6 +143,15 @@ def draw(out: Path, n_obs: int) -> None:
             print(
                 f"{n_obs} points by {color}: {seconds:.1f} s, {path.stat().st_size / 1e6:.2f} MB of {suffix}"
             )
+
+
+def measure_obs(path: Path) -> dict[str, float]:
+    """Return by how much the memory of the process grows when the table of cells is read, in MB."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    with h5py.File(path) as file:
+        _obs = ad.io.read_elem(file["obs"])
+    return {"obs_mb": (process.memory_info().rss - before) / 2**20}
 
 
 def measure_prepare(store: Path) -> dict[str, float]:
@@ -234,7 +245,8 @@ def main() -> None:
     silence()
     if options.alone:
         path, what = Path(options.alone[0]), options.alone[1]
-        print(json.dumps(measure_prepare(path) if what == "prepare" else measure(path, what)))
+        others = {"prepare": measure_prepare, "obs": measure_obs}
+        print(json.dumps(others[what](path) if what in others else measure(path, what)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     if options.draw:
