@@ -1,11 +1,13 @@
 """The demonstration on simulated cells: scores are what they say, and files come all or not at all."""
 
 import json
+from functools import partialmethod
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 from anndata import AnnData
 
 import scr2mae
@@ -51,6 +53,15 @@ def test_the_demo_embeds_every_cell_and_scores_all_methods(result):
     assert result.scores.to_numpy().max() <= 1
     expected = demo.compare({"PCA": result.adata.obsm["X_pca"]}, result.adata.obs["cell_type"])
     pd.testing.assert_frame_equal(result.scores.loc[["PCA"]], expected)
+
+
+def test_expression_and_scvi_are_compared_with_if_asked(result, simulate, monkeypatch):
+    monkeypatch.setattr("scr2mae.datasets.pbmc68k", simulate)
+    monkeypatch.setattr(scvi.model.SCVI, "train", partialmethod(scvi.model.SCVI.train, max_epochs=1))
+    more = demo.run_demo(all_baselines=True, max_epochs=2, accelerator="cpu", enable_progress_bar=False)
+    assert list(more.scores.index) == [*ROWS, "Log-normalized", "scVI, 10 dimensions", "scVI, 30 dimensions"]
+    pd.testing.assert_frame_equal(more.scores.loc[ROWS], result.scores)
+    assert more.scores.to_numpy().min() >= 0
 
 
 def test_what_is_written_can_be_read_again(result, tmp_path):

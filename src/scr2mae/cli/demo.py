@@ -19,6 +19,7 @@ from scr2mae.cli.files import check_output
 from scr2mae.cli.process import loading
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from anndata import AnnData
 
@@ -42,6 +43,9 @@ def demo(
     max_epochs: Annotated[opt.PositiveInt | None, opt.doc("Passes over the cells.")] = None,
     seed: Annotated[opt.NonNegativeInt, opt.doc("Random seed.")] = 0,
     accelerator: opt.Accelerator = "auto",
+    all_baselines: Annotated[
+        bool, opt.doc("Compare with plain expression and scVI too; takes some minutes more.")
+    ] = False,
     force: Annotated[bool, opt.doc("Replace the files of an earlier demo.")] = False,
     messages: opt.Messages = opt.Messages(),
 ) -> str:
@@ -54,13 +58,17 @@ def demo(
     --------
     scr2mae demo
     scr2mae demo -o somewhere/ --seed 1
-    scr2mae demo --max-epochs 20 --force
+    scr2mae demo --all-baselines --force
     """
     check_output(output, folder=True, force=force)
     with loading():
         import_module("scr2mae.model")
     result = run_demo(
-        seed=seed, max_epochs=max_epochs, accelerator=accelerator, enable_progress_bar=not messages.quiet
+        seed=seed,
+        all_baselines=all_baselines,
+        max_epochs=max_epochs,
+        accelerator=accelerator,
+        enable_progress_bar=not messages.quiet,
     )
     save_demo(result, output, force=force)
     n_obs, n_vars = result.adata.shape
@@ -99,8 +107,8 @@ class DemoResult(NamedTuple):
     scores: pd.DataFrame
 
 
-def run_demo(*, seed: int = 0, **train_kwargs: Any) -> DemoResult:
-    """Train on ``datasets.pbmc68k``, embed, and compare with PCA."""
+def run_demo(*, seed: int = 0, all_baselines: bool = False, **train_kwargs: Any) -> DemoResult:
+    """Train on ``datasets.pbmc68k``, embed, and compare with PCA, and with expression and scVI if asked."""
     import numpy as np
 
     from scr2mae._utils.methods import LABELS
@@ -116,10 +124,33 @@ def run_demo(*, seed: int = 0, **train_kwargs: Any) -> DemoResult:
     adata.obsm["X_r2mae"] = model.get_latent_representation()
     everything = np.arange(adata.n_obs)
     embeddings = {"R²MAE": adata.obsm["X_r2mae"]}
-    embeddings |= {LABELS[name]: BASELINES[name](adata.X, everything) for name in _BASELINES}
+    names = (*_BASELINES, "lognorm") if all_baselines else _BASELINES
+    embeddings |= {LABELS[name]: BASELINES[name](adata.X, everything) for name in names}
     adata.obsm["X_pca"] = embeddings[LABELS["pca"]]
-    logger.info("Comparing with PCA by linear probes of the cell type.")
+    if all_baselines:
+        logger.info("Training scVI with its defaults.")
+        for n_latent in (10, 30):
+            embeddings[f"scVI, {n_latent} dimensions"] = _embed_by_scvi(adata, n_latent, seed=seed)
+    logger.info("Comparing with the baselines by linear probes of the cell type.")
     return DemoResult(adata, model, compare(embeddings, adata.obs[_LABELS], seed=seed))
+
+
+def _embed_by_scvi(adata: AnnData, n_latent: int, *, seed: int) -> np.ndarray:
+    """Return the embedding of scVI, trained with its defaults."""
+    import scvi
+    from anndata import AnnData
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    from scr2mae.benchmark.scvi import quiet
+
+    cells = AnnData(adata.X)
+    with isolate_rng(), quiet():
+        scvi.settings.seed = seed
+        scvi.model.SCVI.setup_anndata(cells)
+        model = scvi.model.SCVI(cells, n_latent=n_latent)
+        model.train(accelerator="cpu", enable_progress_bar=False)
+        embedded: np.ndarray = model.get_latent_representation()
+    return embedded
 
 
 def compare(
