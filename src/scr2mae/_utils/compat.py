@@ -60,7 +60,7 @@ def check_device(device: torch.device | int | str) -> torch.device:
 def single_thread_after_fork() -> None:
     """Compute on one thread in a process forked from the one that imported this package.
 
-    A fork copies the state of the threads of OpenMP but not the threads; waiting for them would never end.
+    A fork copies the state of OpenMP's threads but not the threads; waiting for them would hang.
     """
     global _PROCESS
     if os.getpid() != _PROCESS:

@@ -73,7 +73,7 @@ def is_free(folder: Path) -> bool:
 
 
 def _errno(error: BaseException) -> int | None:
-    """Return the system's number of an error, which HDF5 gives only in its message."""
+    """Return the errno of an error, which HDF5 gives only in its message."""
     found = re.search(r"errno = (\d+)", str(error))
     number = getattr(error, "errno", None) or (int(found[1]) if found else None)
     # PyTorch's writer raises an error of its own after the one of the file.
@@ -128,7 +128,7 @@ def clear_errors(path: Path, part: Path) -> Iterator[None]:
 
 
 def _is_of(error: BaseException, part: Path) -> bool:
-    """Return whether an error is of the disk, and of ``part`` or its folder."""
+    """Return whether an error is a disk error about ``part`` or its folder."""
     given = (getattr(error, name, None) for name in ("filename", "filename2"))
     named = [str(name) for name in given if name is not None]
     is_own = not named or any(name == str(part.parent) or name.startswith(str(part)) for name in named)
@@ -175,7 +175,7 @@ def write_durably(contents: Mapping[Path, bytes]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk, so that they survive a loss of power."""
+    """Write the entries of a folder to disk, so that they survive a power loss."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -186,7 +186,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Swap two files or folders on one disk in one step; return False, having done nothing, where that is not possible."""
+    """Swap two files or folders on one disk atomically; return False, without changes, if that is not possible."""
     if not sys.platform.startswith("linux"):
         return False
     try:

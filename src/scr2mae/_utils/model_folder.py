@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FolderFormat", "ModelFolder", "read_folder", "read_index", "weights_file", "write_folder"]
 
-_MAY_BE_NAN = ("history", "runs")  # curves may have gaps, and arguments no bounds
+_MAY_BE_NAN = ("history", "runs")  # curves may have gaps, arguments may be infinite
 _PLAIN_WEIGHTS = "model.safetensors"
 _WEIGHTS = re.compile(r"weights-([0-9a-f]{64})\.safetensors")
 _DTYPE = re.compile(r"object|[<>|=]?[biuf][1248]")
@@ -95,7 +95,7 @@ def write_folder(
     """Write a model folder; a kill at any moment leaves the old model or the new one.
 
     ``document`` (JSON, arrays allowed) becomes the index; ``files`` needs a format with a fixed name of the
-    weights; ``runs`` goes to ``run.json``, None removes that file. What is to be written is first read as
+    weights; ``runs`` goes to ``run.json``, None removes that file. The contents are first read back as
     from a folder, then passed to ``check``; if either raises, nothing is replaced. ``data`` names a file of
     cells that is in the folder already and belongs to this model. Concurrent saves are serialized by a lock;
     of processes that train together, only rank 0 writes.
@@ -230,7 +230,7 @@ def _read_contents(
 
 
 def _verified(path: Path, digest: str | None) -> bytes:
-    """Return the content of a file; raise if its SHA-256 is not the stated one (None: not stated)."""
+    """Return the content of a file; raise if its SHA-256 is not ``digest``, unless that is None."""
     content = path.read_bytes()
     if digest is not None and _sha256(content) != digest:
         where = "in its name" if _WEIGHTS.fullmatch(path.name) else "that the folder states"

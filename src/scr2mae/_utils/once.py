@@ -15,7 +15,7 @@ _TOLD: dict[int, set[str]] = {}  # by the identity of an AnnData, until it is co
 
 
 def is_news(message: str, adata: AnnData) -> bool:
-    """Return whether this has not been said of the AnnData, or of the one that it is a view of, and note that it was."""
+    """Return whether a message is new for an AnnData, or for the parent of a view, and record it."""
     root = getattr(adata, "_adata_ref", None)
     root = adata if root is None else root
     told = _TOLD.get(id(root))
@@ -28,6 +28,6 @@ def is_news(message: str, adata: AnnData) -> bool:
 
 
 def warn_once(message: str, adata: AnnData | None, *, stacklevel: int = 2) -> None:
-    """Warn unless this was said of the AnnData before; without one, warn."""
+    """Warn, but only once per AnnData if one is given."""
     if adata is None or is_news(message, adata):
         warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)

@@ -78,7 +78,7 @@ def integration_scores(X: ArrayLike, batch: ArrayLike, labels: ArrayLike) -> dic
 
     Notes
     -----
-    Neighbors are exact, so the scores are the same on every run. The comparison of principal components regression needs
+    Neighbors are exact, so the scores are the same on every run. The principal component regression score needs
     the counts and is left out.
     """
     scib = require("scib_metrics", extra="metrics")

@@ -1,4 +1,4 @@
-"""Comparison of embeddings on held-out donors: methods times tasks, with the paper's score and rank."""
+"""Comparison of embeddings on held-out donors: methods by tasks, with the paper's score and rank."""
 
 from scr2mae.benchmark.results import Benchmark
 from scr2mae.benchmark.runner import run

@@ -34,7 +34,7 @@ class Design:
 
     ``caps`` has the maximum number of cells per donor of each task. ``cells`` has raw counts and the batch; ``obs`` has
     the labels of each task, the donor and, if there is one, the sample; ``splits`` are the same for all tasks; ``seed``
-    draws the validation cells; ``integration`` is the task by whose labels the integration of batches is scored.
+    draws the validation cells; ``integration`` is the task whose labels score the integration of batches.
     """
 
     cells: AnnData
@@ -204,7 +204,7 @@ def _check_labels(design: Design, per_class: int | None, protocol: Protocol) -> 
 
 
 def integration_task(tasks: tuple[Task, ...], batch_key: str | None) -> Task:
-    """Return the task by whose labels integration is scored: the first classification of cells."""
+    """Return the task whose labels score integration: the first classification of cells."""
     if batch_key is None:
         raise ValueError("integration=True scores how batches mix; name their column by batch_key.")
     found = [task for task in tasks if task.cell_level and task.kind == "classification"]

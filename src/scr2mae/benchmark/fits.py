@@ -19,7 +19,7 @@ from scr2mae.metrics import integration_scores
 from scr2mae.probe import linear_probe
 from scr2mae.probe.inputs import Protocol
 
-# Increase it when a change of the code makes stored work out of date.
+# Increase it when a code change makes stored results out of date.
 _REVISION = 2
 
 

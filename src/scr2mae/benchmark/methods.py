@@ -55,7 +55,7 @@ def make_methods(
 ) -> list[Method]:
     """Return methods by name; None means all except the embeddings of ``adata``.
 
-    With ``labels`` of the cells, there are also those that integrate batches.
+    With ``labels`` of the cells, integration methods are included.
     """
     for argument, fixed in _FIXED.items():
         if taken := sorted(getattr(options, argument).keys() & fixed):

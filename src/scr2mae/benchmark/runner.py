@@ -105,9 +105,8 @@ def run(
     model_kwargs, train_kwargs
         Arguments of :class:`scr2mae.R2MAEModel` and of its ``train`` for all masking schemes.
     scvi_model_kwargs, scvi_train_kwargs
-        The same for scVI; by default those of scvi-tools, whose number of epochs is made for 20,000 cells:
-        with more, fewer (four for two million). The column ``epochs`` of the results has the number for each
-        method.
+        The same for scVI; by default those of scvi-tools, whose number of epochs decreases above 20,000 cells
+        (four for two million). The column ``epochs`` of the results has the number for each method.
     schemes, curriculum
         The masking schemes, ``domain`` and ``curriculum`` of :func:`scr2mae.schemes`.
     n_pcs
@@ -137,9 +136,9 @@ def run(
 
     Notes
     -----
-    As in Dong et al. (2025), appendix C.8; ``protocol="paper"`` is its protocol to the letter. All tasks share the donor
-    splits, so that a method can be trained on one side of them. Log-normalized expression, principal components and embeddings in ``adata.obsm``
-    have no reconstruction.
+    As in Dong et al. (2025), appendix C.8; ``protocol="paper"`` follows it exactly. All tasks share the donor splits,
+    so a method can be trained on one side of them. Log-normalized expression, principal components and embeddings in
+    ``adata.obsm`` have no reconstruction.
     """
     scalings = (scale,) if isinstance(scale, bool) else tuple(scale)
     probing = Probing(

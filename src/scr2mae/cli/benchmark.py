@@ -104,7 +104,7 @@ def benchmark(
     if embeddings and methods.methods is None and not paper.paper:
         raise opt.UsageError("--embedding needs --methods, or the list of --paper")
     check_input_file(input)
-    # The folder of an earlier benchmark is continued in; nothing that was computed there is lost.
+    # An earlier benchmark in the folder is resumed; nothing that was computed there is lost.
     check_output(output, folder=True, force=force or (output / _MARKER).is_file())
     columns = {"--target": list(kinds), "--donor-key": donor_key}
     columns |= {"--batch-key": methods.batch_key, "--sample-key": splits.sample_key}

@@ -61,11 +61,11 @@ def check_input(
     numbers: Mapping[str, str] = MappingProxyType({}),
     methods: Callable[[list[str]], None] | None = None,
 ) -> None:
-    """Raise if a column, an embedding or a matrix is missing, if the first counts are none, or if a result is there already.
+    """Raise if a column, an embedding or a matrix is missing, if the first values are not counts, or if a result exists.
 
     ``columns`` has names by flag, ``numbers`` flags by name for those that must hold numbers, and ``new`` is the place of
-    the result; ``methods`` checks names beside the embeddings. A model reads counts where its data had them unless
-    ``counts`` says otherwise, and its covariates. Files that are not laid out as expected are left to their reader.
+    the result; ``methods`` checks names beside the embeddings. A model reads its covariates, and counts from the
+    place in ``counts`` or that of its own data. Files that are not laid out as expected are left to their reader.
     """
     setup = {} if model is None else _setup(model)
     with _opened(path) as root:
@@ -92,7 +92,7 @@ def check_input(
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """Return the index of a folder of a model or a probe; nothing if it cannot be read, which its reader will say."""
+    """Return the index of a model or probe folder; empty if it cannot be read, which its reader reports."""
     from scr2mae._utils.untrusted import read_json
 
     try:
@@ -144,7 +144,7 @@ def _check_numbers(obs: Any, path: Path, numbers: Mapping[str, str]) -> None:
 def _check_counts(
     root: Any, path: Path, counts: Counts, of_model: str | None, integers: bool, *, is_query: bool
 ) -> None:
-    """Raise if the matrix that is read is missing or is not one of counts, with the flag for one that is."""
+    """Raise if the matrix to read is missing or does not hold counts, and name the flag for one that does."""
     if counts.use_raw and counts.layer is not None:
         raise ValueError(f"--use-raw and --layer {counts.layer} name two matrices; give one of them.")
     layers = sorted(root["layers"].keys()) if "layers" in root else []

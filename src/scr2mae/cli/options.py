@@ -133,7 +133,7 @@ Fraction = Annotated[float, one(fraction, "FRACTION")]
 Fractions = Annotated[tuple[float, ...], _several(fraction, "FRACTION")]
 Seeds = Annotated[tuple[int, ...], _several(_non_negative_int, "N")]
 
-# With their texts, where these are the same in every command.
+# Options whose help is the same in every command.
 Force = Annotated[bool, doc("Replace the output if it exists.")]
 Seed = Annotated[NonNegativeInt, doc("Random seed.")]
 Layer = Annotated[Name, doc("Layer of raw counts; X by default.")]

@@ -137,7 +137,7 @@ def _by_donor(cells: pd.DataFrame, obs: pd.DataFrame, keys: list[opt.Key]) -> pd
 
 
 def _write(source: Path, output: Path, obs: pd.DataFrame) -> None:
-    """Copy a file with all that is in it, and replace its table of cells; of a store or another format, write that table alone."""
+    """Copy a file and replace its table of cells; for a store or another format, write that table alone."""
     import h5py
     from anndata import AnnData
     from anndata.io import write_elem

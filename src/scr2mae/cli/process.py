@@ -1,4 +1,4 @@
-"""What happens around the work of a command: imports, messages, processes and results."""
+"""Helpers around the work of a command: imports, messages, processes and results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def loading() -> Iterator[None]:
     """Let Ctrl-C end the process at once while heavy libraries load, when there is nothing to clean up yet.
 
-    As an exception it would strike inside their C++, which then aborts with a core dump.
+    An exception raised inside their C++ code would abort with a core dump.
     """
     if (
         threading.current_thread() is not threading.main_thread()

@@ -71,7 +71,7 @@ class BackedCounts:
     check
         Further check of counts in the reference's order and their rows, which raises.
     is_query
-        Whether these are new data for a model, for which errors say what to copy to where.
+        Whether these are new data for a model; errors then say which matrix to copy where.
     """
 
     def __init__(

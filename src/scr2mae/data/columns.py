@@ -162,7 +162,7 @@ def check_new_categories(
 
 
 def spelling(name: str) -> str:
-    """Return a form that is equal for names that differ in case, blanks, separators, zeros in front or form of a number."""
+    """Return a form shared by names that differ in case, blanks, separators, leading zeros or number format."""
     text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", name)).strip().casefold()
     try:
         return repr(float(text))
@@ -171,7 +171,7 @@ def spelling(name: str) -> str:
 
 
 def _warn_about_spellings(column: pd.Series, key: str, known: np.ndarray, adata: AnnData | None) -> None:
-    """Warn if a new category is one of the reference but for case, blanks or the like."""
+    """Warn if a new category differs from one of the reference only in case, blanks or the like."""
     of_reference = {spelling(name): str(name) for name in known if isinstance(name, str)}
     new = [
         name for name in _values(column) if isinstance(name, str) and name not in set(of_reference.values())
@@ -189,7 +189,7 @@ def _warn_about_spellings(column: pd.Series, key: str, known: np.ndarray, adata:
 
 
 def warn_about_missing_text(column: pd.Series, key: str) -> None:
-    """Warn if text such as "nan" stands for missing values, which it then would not be."""
+    """Warn if text such as "nan" stands for missing values, since it would count as a value."""
     values = _values(column)
     found = [
         value for value in values if isinstance(value, str) and value.strip().casefold() in _MISSING_AS_TEXT

@@ -19,7 +19,7 @@ _ADVICE = {
 
 
 def check_anndata(adata: Any, argument: str = "adata") -> None:
-    """Raise TypeError unless this is an AnnData, with the step that makes one of what came."""
+    """Raise TypeError unless this is an AnnData; the message says how to convert it."""
     if isinstance(adata, AnnData):
         return
     name = type(adata).__name__

@@ -52,7 +52,7 @@ def named_layer(layer: str | None, *, use_raw: bool) -> str | None:
 
 
 def get_counts(adata: AnnData, layer: str | None, *, is_query: bool = False) -> Any:
-    """Return ``adata.X`` or a layer as it is stored; of a query, errors say what to copy to where."""
+    """Return ``adata.X`` or a layer as it is stored; for a query, errors say what to copy where."""
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"Expected cells and genes, got an empty AnnData ({adata.n_obs} x {adata.n_vars}).")
     if is_query and not _has_matrix(adata, layer):
@@ -121,7 +121,7 @@ def _holds_counts(matrix: Any) -> bool:
 
 
 def _counts_elsewhere(adata: AnnData, layer: str | None, is_query: bool) -> str:
-    """Return where other matrices are, which of them look like counts, and the line to write."""
+    """Return a message on the other matrices, which of them look like counts, and how to use them."""
     places: dict[str, tuple[str | None, Any]] = {
         f"adata.layers[{name!r}]": (name, adata.layers[name])
         for name in layer_names(adata)

@@ -43,7 +43,7 @@ _MAX_NAMED = 5
 
 
 def warn_about_donors(names: Any, key: Key, *, obs: pd.DataFrame | None = None) -> None:
-    """Warn about donors that are none, that have several names, or that several studies share.
+    """Warn about placeholder donors, and donors with several names or in several studies.
 
     ``names`` has the donor of each cell; ``obs``, the table that it is from, is searched for the studies and for cells
     that are copies.

@@ -26,7 +26,7 @@ def add_embedding(
     Parameters
     ----------
     adata
-        Cells; its ``obsm`` is changed. Cells may be fewer than, and in another order than, those of the embedding.
+        Cells, whose ``obsm`` is changed. They may be a subset of those of the embedding, in any order.
     embedding
         A table with the cells' names as index, an AnnData, or a file of one: ``.h5ad``, or ``.csv``, ``.tsv``
         (gzipped or not) or ``.parquet`` with names in the first column or the index. An array, or a ``.npy``

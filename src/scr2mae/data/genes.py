@@ -29,7 +29,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_USUAL = 0.95  # share of the reference's genes of which fewer are worth a warning
+_USUAL = 0.95  # share of the reference's genes below which to warn
 _SPELLINGS = (
     ("case", r"$^", ""),
     ("'.', '-' and '_'", r"[._-]", "-"),
@@ -133,7 +133,7 @@ def check_overlap(adata: AnnData, reference: np.ndarray, found: np.ndarray, *, m
 
 
 def has_nearly_all(found: np.ndarray) -> bool:
-    """Return whether so many of the reference's genes are there that the rest is not worth a warning."""
+    """Return whether enough of the reference's genes are present to need no warning."""
     return bool(found.sum() >= _USUAL * len(found))
 
 

@@ -28,7 +28,7 @@ __all__ = ["find_copies", "join_studies"]
 
 logger = logging.getLogger(__name__)
 
-_USUAL = 0.5  # share of the smaller panel of which fewer common genes are worth a warning
+_USUAL = 0.5  # common genes, as a share of the smaller panel, below which to warn
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ def join_studies(
     layer
         Layer of raw counts; None for ``X``.
     prefix
-        Columns of ``obs`` whose values get the name of their study in front, such as the donor, if equal names in two
-        studies are different people.
+        Columns of ``obs``, such as the donor, whose values are prefixed with the study, if equal names in two studies
+        are different people.
 
     Returns
     -------
     AnnData in memory with the counts in ``X`` (CSR), the columns of all studies in ``obs``, the annotation of the first
     study that has a gene in ``var``, and a boolean table ``varm["scr2mae_measured"]`` with a column per study. Genes that a
-    study lacks are empty and False there. :meth:`scr2mae.R2MAEModel.setup_anndata` finds column and table by itself.
+    study lacks are empty and False there. :meth:`scr2mae.R2MAEModel.setup_anndata` detects both.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def _warn_about_overlap(tables: list[_Study], names: pd.Index, columns: list[np.
 
 
 def find_copies(adata: AnnData, study_key: str = "study", *, min_genes: int = 20) -> np.ndarray:
-    """Find cells that an earlier study of an AnnData holds too, whatever genes each study has measured.
+    """Find cells that also occur in an earlier study, even if studies have measured different genes.
 
     Parameters
     ----------

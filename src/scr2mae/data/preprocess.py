@@ -115,7 +115,7 @@ def highly_variable_genes(
     target_sum
         Counts per cell after scaling, > 0. If None, the median over cells, which needs one more pass; that is
         the default of Scanpy, while 10,000 is used by the log-values of the CELLxGENE portal and by the
-        tutorials. [The paper only says "Scanpy's defaults"; reading that as the flavor is inferred.]
+        tutorials. [The paper only states "Scanpy's defaults"; the flavor is inferred.]
 
     Returns
     -------

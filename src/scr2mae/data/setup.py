@@ -107,7 +107,7 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 
 def _check_obs(adata: AnnData, arguments: dict[str, Any], *, is_new: bool) -> None:
-    """Check the columns that a setup names; labels and donors only of a first one, for they are no input."""
+    """Check the columns named in a setup; labels and donors only in the first, since they are not inputs."""
     for argument in ("batch_key", "labels_key", "size_factor_key"):
         if not isinstance(arguments[argument], (str, type(None))):
             raise TypeError(f"{argument} takes the name of one column, got {arguments[argument]!r}.")

@@ -23,7 +23,7 @@ __all__ = ["SIDES", "Split", "split_cells"]
 logger = logging.getLogger(__name__)
 
 SIDES = ("train", "validation", "test")
-_DRAWN_SETS = 200  # of groups, among which the nearest to the wanted share is taken
+_DRAWN_SETS = 200  # random sets of groups to choose from
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +102,10 @@ def _by_group(codes: np.ndarray, train_size: float, validation_size: float, seed
 
 
 def _nearest_groups(sizes: np.ndarray, wanted: float, rng: np.random.Generator, *, at_most: int) -> list[int]:
-    """Return the groups, among random sets, whose number of cells is nearest to what is wanted.
+    """Return the groups, among random sets, whose number of cells is nearest to the wanted one.
 
-    Sets that miss it by the same multiple of a twentieth are equally near, and the one that was drawn first
-    is taken. Three groups or more come before fewer if they miss it by at most a fifth.
+    Relative errors are rounded to twentieths; among ties, the set drawn first is returned. Three or more groups
+    take precedence over fewer if their error is at most a fifth.
     """
     best: list[int] = []
     best_rank = (np.inf, np.inf)
@@ -168,8 +168,8 @@ def split_cells(
     key
         Name of that column, kept in the result.
     train_size, validation_size
-        Fractions of cells; the rest is for testing. Groups are kept whole: among random sets of them, one is
-        taken whose share of cells is nearest, and three groups come before fewer that are about as near.
+        Fractions of cells; the rest is for testing. Groups are kept whole: among random sets of
+        them, the one with the nearest share is chosen; three groups are preferred to fewer that are about as near.
     seed
         Seed of the draw.
     shuffle
@@ -220,7 +220,7 @@ def split_cells(
 
 
 def _warn_about_one(group: str, key: str, n_groups: int) -> None:
-    """Say that one group is little for validation, and how to hold out three."""
+    """Warn that one group is too little for validation, and say how to hold out three."""
     advice = "more donors would be needed to hold out three"
     if n_groups >= 6:
         advice = f"train_size={floor(20 * (1 - 3 / n_groups)) / 20:g} holds out about three of {n_groups}"

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 def open_group(path: str | os.PathLike[str]) -> Any:
     """Open an ``.h5ad`` file or a ``.zarr`` folder for reading, after validation of its content.
 
-    Of a MuData, this is the modality "rna"; of a file of Cell Ranger, the group of the counts.
+    For a MuData, return the modality "rna"; for a Cell Ranger file, the group of the counts.
     """
     path = as_path(path)
     if not path.exists():
@@ -167,8 +167,8 @@ def open_store(
 
     Returns
     -------
-    AnnData with ``X`` and the layers on disk, ``obs``, ``var``, ``uns`` and the table of
-    the genes that each study has measured in memory, and no pairwise arrays. ``X`` is a ``anndata.abc.CSRDataset``, or the array of h5py or zarr if the counts are
+    AnnData with ``X`` and the layers on disk; ``obs``, ``var``, ``uns`` and the table of genes measured by each study
+    in memory; and no pairwise arrays. ``X`` is an ``anndata.abc.CSRDataset``, or an array of h5py or zarr if counts are
     stored dense. ``adata[rows]`` reads only those rows; an h5ad file stays open as long as the object exists.
 
     Raises

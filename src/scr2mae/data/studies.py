@@ -138,9 +138,9 @@ class Studies:
     def resolve(self, adata: AnnData, position: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the genes of the studies in an AnnData, (n_vars, n_studies), and the study of each cell, (n_obs,).
 
-        ``position`` is the column of each gene of the model, -1 if absent. What the AnnData says in its own
-        table counts first, then what the model knows of a study; a study that is unknown to both has measured
-        the genes that are there. None if the AnnData does not name studies.
+        ``position`` is the column of each gene of the model, -1 if absent. The AnnData's own table
+        takes precedence over the model's; a study that is in neither has measured the genes that are present.
+        None if the AnnData does not name studies.
         """
         if self.key not in adata.obs:
             return None
@@ -251,8 +251,8 @@ def register_studies(
 ) -> tuple[dict[str, np.ndarray], MeasuredCheck | None]:
     """Return the genes of each study of an AnnData in its setup, and the check of its counts.
 
-    ``arguments`` are those of the setup, which ``is_new`` or that of a reference with the studies ``known``;
-    counts are read where measured genes are to be inferred, or their zeros named.
+    ``arguments`` are those of the setup; unless it ``is_new``, of a reference with the studies ``known``.
+    Counts are read to infer measured genes, or to warn about genes without counts.
     """
     is_unnamed = arguments["study_key"] is None and arguments["measured_key"] is None
     if is_new and is_unnamed and MEASURED_COLUMN in adata.varm and not arguments["infer_measured"]:

@@ -23,14 +23,14 @@ def simulate_atlas(
     seed: int = 0,
     **effects: Any,
 ) -> AnnData:
-    """Simulate an atlas as CELLxGENE Discover has it, to try a workflow before the download.
+    """Simulate an atlas in the format of CELLxGENE Discover, to try a workflow before downloading.
 
     Parameters
     ----------
     atlas
         ``"hlca"`` or ``"sea_ad"``.
     n_donors, n_cells_per_donor, n_genes, seed
-        As in :func:`simulate_donors`. Of SEA-AD the last donor, or every eighth, is a reference donor.
+        As in :func:`simulate_donors`. In SEA-AD the last donor, or every eighth, is a reference donor.
     effects
         Additional arguments of :func:`simulate_donors`, such as ``age_effect``.
 
@@ -38,8 +38,8 @@ def simulate_atlas(
     -------
     AnnData with raw counts in ``raw``, their log-normalized values in ``X``, Ensembl-like gene IDs with
     ``feature_name``, and the columns that :func:`hlca` or :func:`sea_ad` and the tasks of the paper need: among the
-    labels are unknown cell states and missing ages, or reference donors and ages in groups. Written with
-    ``write_h5ad``, it is a file that the loaders read.
+    labels are unknown cell states and missing ages, or reference donors and ages in groups. The loaders
+    read it from a file written with ``write_h5ad``.
 
     Raises
     ------

@@ -25,7 +25,7 @@ __all__ = ["BatchDataModule", "Batches", "ThreadedLoader", "map_batches", "maske
 
 
 class Batches(Protocol):
-    """A data set that training and inference take."""
+    """Interface of data sets for training and inference."""
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -37,7 +37,7 @@ class Batches(Protocol):
 
 
 class ThreadedLoader(BatchLoader):
-    """Prefetch ``n_workers`` mini-batches in threads; decoding releases Python's lock, so they run in parallel."""
+    """Prefetch ``n_workers`` mini-batches in threads; decoding releases the GIL, so they run in parallel."""
 
     def __init__(self, data: Batches, *, batch_size: int, n_workers: int = 0, **sampler_kwargs: Any) -> None:
         if n_workers < 0:

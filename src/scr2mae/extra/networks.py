@@ -1,4 +1,4 @@
-"""What the networks of all modalities share: the loss of a mini-batch, repeatable dropout, curriculum, weights."""
+"""Helpers for the networks of all modalities: loss of a mini-batch, repeatable dropout, curriculum, weights."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ class R2MAEModel(
     n_layers
         Hidden layers of the encoder.
     encoder
-        ``"linear+mlp"``: fixed principal components of the visible counts are the input of the hidden layers, and the
-        embedding has the leading components (50 of log-normalized counts, 50 of Pearson residuals, or fewer if
-        ``n_latent`` is below 160) beside what the layers add. ``"mlp"``: the paper's network, hidden layers on
+        ``"linear+mlp"``: the hidden layers take fixed principal components of the visible counts as input, and the
+        embedding concatenates the leading components (50 of log-normalized counts, 50 of Pearson residuals, or fewer if
+        ``n_latent`` is below 160) and the layers' output. ``"mlp"``: the paper's network, hidden layers on
         ``log1p`` counts alone.
     n_layers_decoder
         Hidden layers of the decoder; by default 0 (a linear decoder), or 1 with ``encoder="mlp"``.

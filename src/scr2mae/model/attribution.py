@@ -53,7 +53,7 @@ class AttributionMixin(InferenceMixin):
         adata, indices
             As in :meth:`get_latent_representation`.
         n_steps
-            Number of points on the way from the mean profile, at the depth of the cell, to the cell.
+            Number of points on the path from the mean profile, at the cell's depth, to the cell.
         batch_size
             Cells per mini-batch.
 
@@ -120,7 +120,7 @@ def _mean_gradients(
     n_steps: int,
     align: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> torch.Tensor:
-    """Return gradients averaged over the way, shape (n_directions, n_obs, n_vars)."""
+    """Return gradients averaged over the path, shape (n_directions, n_obs, n_vars)."""
     total = change.new_zeros(weights.shape[1], *change.shape)
     with torch.enable_grad():
         for step in range(n_steps):

@@ -150,14 +150,14 @@ class CellModel(BaseModelClass):
             they are put into ``layers["scr2mae_raw"]``, and read from ``raw`` of new data. For all genes of
             raw, pass ``adata.raw.to_adata()`` instead.
         study_key
-            Column with the study, where studies have measured different genes. Not an input of the network: a
-            gene that a study has not measured is masked in its cells and never scored. Found by itself if
-            there is a table of :func:`scr2mae.data.join_studies` or of ``scr2mae prepare --join outer``.
+            Column with the study, if studies have measured different genes. Not an input to the network: a
+            gene that a study has not measured is masked in its cells and never scored. Detected automatically
+            if :func:`scr2mae.data.join_studies` or ``scr2mae prepare --join outer`` made the data.
         measured_key
             Table in ``varm`` with a boolean column per study, True for the genes that it has measured; None for
             ``"scr2mae_measured"`` if there is one.
         infer_measured
-            Whether, without a table, a gene without a count in a study and with counts in another is taken as
+            Whether, without a table, a gene without counts in a study but with counts in another is treated as
             not measured.
         kwargs
             ``source_registry``, the registry of a model to transfer from, and ``extend_categories``, whether to add
@@ -175,7 +175,7 @@ class CellModel(BaseModelClass):
         cls.register_manager(register(adata, arguments, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        """Raise for what does not exist; methods of scvi-tools are explained."""
+        """Raise AttributeError, with advice for methods of scvi-tools."""
         known = missing_method(name)
         raise AttributeError(known or f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -255,7 +255,7 @@ class CellModel(BaseModelClass):
         Parameters
         ----------
         device
-            Such as ``"cpu"`` or ``"cuda:0"``; a number is that of a GPU.
+            Name such as ``"cpu"`` or ``"cuda:0"``, or the index of a GPU.
 
         Raises
         ------

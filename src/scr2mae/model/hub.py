@@ -90,7 +90,7 @@ class HubMixin(CellModel):
         RuntimeError
             If the model is not trained.
         ValueError
-            If ``repo`` is not the name of a repository, or a probe has another model or no plain name.
+            If ``repo`` is not the name of a repository, or a probe has another model or an invalid name.
         PermissionError
             If the token does not allow writing.
         ConnectionError
@@ -244,7 +244,7 @@ class HubMixin(CellModel):
 
 @contextmanager
 def _readable_errors(repo: str, revision: str) -> Iterator[None]:
-    """Turn errors of ``huggingface_hub`` into those of Python, with what was wanted and what to do."""
+    """Convert errors of ``huggingface_hub`` to built-in ones that say what failed and what to do."""
     require("huggingface_hub", extra="hub")
     from huggingface_hub import errors
 

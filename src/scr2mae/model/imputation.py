@@ -41,9 +41,9 @@ class ImputationMixin(InferenceMixin):
         """Score the imputation of each gene for cells measured like those of a study.
 
         A gene that the study has not measured is predicted in cells of the studies that have, from the genes
-        that they share with the study. A gene that it has measured is hidden, with a part of the others, in
-        its own cells. Values of :meth:`get_normalized_expression` of the study have about this error, as far
-        as its cells are like the others'.
+        that they share with the study. A gene that it has measured is hidden in its own cells, with some of
+        the others. Imputed values of the study (:meth:`get_normalized_expression`) have about this error, as
+        far as its cells resemble the others.
 
         Parameters
         ----------

@@ -59,8 +59,8 @@ class InferenceMixin(IntegrationMixin):
         batch_size
             Cells per mini-batch.
         integrated
-            Whether batches are aligned (:meth:`integrate`); with None, those are that the model has an
-            alignment of, on the genes of ``adata``.
+            Whether to align batches (:meth:`integrate`); None aligns those for which the model has an
+            alignment on the genes of ``adata``.
         precision
             ``"32-true"``, or ``"bf16-mixed"``: faster for wide networks on hardware with native bfloat16 support;
             differences stay within 3 % of each dimension's standard deviation. ``"auto"`` selects it on such hardware.
@@ -101,7 +101,7 @@ class InferenceMixin(IntegrationMixin):
         if integrated is None and alignment is not None:
             self._warn_about_unaligned(alignment, keys, self.adata if adata is None else adata)
         embedded = embed(self.module, cells, rows, batch_size, precision)
-        if alignment is not None:  # few products of many cells are faster than many of few
+        if alignment is not None:  # faster on large batches of cells
             embedded = (
                 (filled, alignment.apply(z, keys[filled]))
                 for filled, z in gathered(embedded, _ALIGNED_AT_ONCE)
@@ -185,7 +185,7 @@ class InferenceMixin(IntegrationMixin):
     def _decode(
         self, tensors: dict[str, Any], *, genes: np.ndarray, batches: list[int | None], scale: float | None
     ) -> np.ndarray:
-        """Decode a mini-batch, averaged over batches; values of a cell sum to ``scale``, or None to its own depth."""
+        """Decode a mini-batch, averaged over batches; values of a cell sum to ``scale``, or to its own depth if None."""
         module, columns = self.module, torch.as_tensor(genes, device=self.module.device)
         z = module.inference(**module._get_inference_input(tensors))["z"]
         total: Any = 0.0

@@ -34,7 +34,7 @@ def lacks_few(measured: np.ndarray | None) -> bool:
 def cell_gene_codes(
     cells: Cells, indices: np.ndarray | slice, code: Callable[[np.ndarray | None], int] = gene_code
 ) -> np.ndarray:
-    """Return the number of the measured genes of the given cells, (n,), or another ``code`` of them."""
+    """Return the code of the measured genes of each given cell, (n,); ``code`` computes it."""
     if cells.panels is None:
         return np.full(len(cells.categories[indices]), code(cells.measured))
     return np.array([code(row) for row in cells.panels.measured])[cells.panels.of_cell[indices]]
@@ -43,7 +43,7 @@ def cell_gene_codes(
 def batch_gene_codes(
     tensors: Mapping[str, Tensor], n_obs: int, code: Callable[[np.ndarray | None], int] = gene_code
 ) -> np.ndarray:
-    """Return the number of the measured genes of the cells of a mini-batch, (n_obs,), or another ``code`` of them."""
+    """Return the code of the measured genes of each cell of a mini-batch, (n_obs,); ``code`` computes it."""
     panels = CellPanels.of(tensors)
     if panels is None:
         measured = tensors.get(MEASURED_KEY)
@@ -53,7 +53,7 @@ def batch_gene_codes(
 
 
 def by_panel(cells: Cells, indices: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray, Cells]]:
-    """Yield positions in the selection, indices and cells of each panel; cells that have one panel have ``measured``."""
+    """Yield positions in the selection, indices and cells of each panel, which is then in ``measured``."""
     indices = np.arange(cells.n_obs) if indices is None else indices
     if cells.panels is None:
         yield np.arange(len(indices)), indices, cells

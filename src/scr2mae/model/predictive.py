@@ -46,7 +46,7 @@ class PredictiveMixin(InferenceMixin, CellModel):
         Returns
         -------
         ``mean`` and ``dispersions``, float32, shape ``(n_obs, n_vars)``; a count has variance ``mean + mean**2 / dispersion``.
-        They are exact, since an embedding is a point.
+        Exact, since the embedding is deterministic.
         """
         cells, rows = self._trained_cells(adata, indices)
         shape = n_rows(cells, rows), self.module.n_vars
@@ -84,10 +84,10 @@ class PredictiveMixin(InferenceMixin, CellModel):
         gene_list
             Genes to return, or one of them; None for all.
         n_folds
-            Number of parts of the genes. Each is drawn while it is hidden from the encoder, so that a draw
-            does not know the count that it is compared with. None hides nothing.
+            Number of folds of genes, each hidden from the encoder while its counts are drawn, so a draw does
+            not depend on the count it is compared with. None hides nothing.
         seed
-            Seed of the draws and of the parts.
+            Seed for the draws and the folds.
 
         Returns
         -------
@@ -130,7 +130,7 @@ class PredictiveMixin(InferenceMixin, CellModel):
         """Return counts less their predicted means, in standard deviations of the predicted distribution.
 
         The network sees the counts that it predicts. Single residuals are noisy; averaged over similar cells, they show
-        genes that the network does not know in these cells.
+        genes that the network does not expect in these cells.
 
         Parameters
         ----------

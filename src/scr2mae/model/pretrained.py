@@ -45,7 +45,7 @@ _GENE_AXES = {
     "curriculum.to_rows.bias": 0,
     "curriculum.hidden.0.weight": 1,
 }
-_MLP_AXES = {"encoder.first.linear.weight": 1}  # with encoder="mlp", whose input are genes
+_MLP_AXES = {"encoder.first.linear.weight": 1}  # with encoder="mlp", whose inputs are genes
 _COVARIATES = ("batch_key", "size_factor_key", "categorical_covariate_keys", "continuous_covariate_keys")
 _PRECISION = 10.0  # of the prior of a new gene's weights in the decoder
 _LARGEST = 3.0  # change of a new gene's log mean by one Newton step
@@ -93,7 +93,7 @@ class PretrainedMixin(SavingMixin, HubMixin, CellModel):
 
         Returns
         -------
-        A model whose ``adata`` is a copy with the genes of both. By default its :meth:`train` makes a quarter of the usual
+        A model whose ``adata`` is a copy with the genes of both. By default its :meth:`train` runs a quarter of the usual
         epochs at a third of the learning rate, and stops when the likelihood of the validation donors no longer improves.
 
         Raises
@@ -251,7 +251,7 @@ def _start_genes(model: Any, n_known: int) -> None:
 def _fit_genes(model: Any, *, seed: int) -> None:
     """Fit biases and dispersions of the measured genes to the cells, with those of the trained model as prior.
 
-    Studies differ most in these: how much of each gene they capture, and how it varies. With the sums of
+    Studies differ most in how much of each gene they capture, and in how it varies. With the sums of
     counts ``x`` and means ``m`` of a gene, the bias changes by ``log((x + a) / (m + a))``, in a few rounds
     because genes share a softmax, and then ``1 / theta = (sum (x - m)^2 - m + b / theta) / (sum m^2 + b)``.
     """

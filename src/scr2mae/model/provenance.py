@@ -42,7 +42,7 @@ def describe_run(
 def describe_data(cells: Cells, var_names: np.ndarray) -> dict[str, Any]:
     """Return numbers of cells and genes, and hashes of gene names and of counts with covariates.
 
-    Counts in memory are hashed whole; of counts on disk a few cells, spread over all of them.
+    Counts in memory are hashed completely, counts on disk only for a few evenly spaced cells.
     """
     n_obs, n_vars = cells.counts.shape
     if cells.on_disk:

@@ -168,7 +168,7 @@ def aligned(
     )
     var[MEASURED_COLUMN] = measured
     varm = {}
-    if MEASURED_COLUMN in adata.varm:  # genes of each study; what is absent was measured by none
+    if MEASURED_COLUMN in adata.varm:  # genes of each study; none has measured absent genes
         table = pd.DataFrame(adata.varm[MEASURED_COLUMN]).astype(bool).iloc[position]
         varm[MEASURED_COLUMN] = table.set_axis(var.index).mul(measured, axis=0)
     layers = {name: adata.layers[name] for name in layer_names(adata)}
@@ -194,7 +194,7 @@ def aligned(
 def known_rows(state: Mapping[str, torch.Tensor], table: str, *, like: torch.Tensor) -> torch.Tensor:
     """Return the rows of the categories that a network has weights for, (n_categories, n_out).
 
-    A covariate that was constant has no table: its one category adds nothing, then as now.
+    A constant covariate has no table, since its only category adds nothing.
     """
     rows = [state[key] for key in (f"{table}.reference", f"{table}.new") if key in state]
     return torch.cat(rows) if rows else like.new_zeros(1, like.shape[1])

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["TEMPERATURE", "Solution", "covariance", "norms", "root", "solve"]
 
 TEMPERATURE = 0.1
-"""Of the weights of clusters, as in Harmony; half of it for a new batch, whose clusters are not balanced."""
+"""Scale of cluster weights, as in Harmony; halved for a new batch, whose clusters are not balanced."""
 
 _N_ITER = 10  # further ones change scores by less than .001
 _PSEUDO_CELLS = 0.5  # per latent dimension: weight of the shared covariance in that of a batch
 _RIDGE = 0.02  # of the mean variance, so that covariances are invertible
 _NOVELTY = 0.6  # share of the reference in a cluster, relative to the new batch's, at which half is trusted
-_NEAR = 0.2  # in cosine: how far the displacement of a cluster speaks for others
-_N_NEIGHBORS = 20  # of each cell, among which pairs are looked for
+_NEAR = 0.2  # in cosine: distance over which displacements carry over to other clusters
+_N_NEIGHBORS = 20  # of each cell, searched for pairs
 _N_PAIRED = 3000  # most cells of a batch that are paired
 _N_SHIFTS = 3  # by the mean of pairs; each finds more of them
 _N_START = 5000  # most cells of the k-means that starts the clusters
@@ -30,7 +30,7 @@ _TINY = 1e-9
 
 
 class Solution(NamedTuple):
-    """What displaces each batch (tensors with a row per batch, as in an alignment), and the displaced cells."""
+    """Displacement of each batch (tensors with a row per batch, as in an alignment), and displaced cells."""
 
     center: Tensor
     directions: Tensor
@@ -103,13 +103,13 @@ def solve(Z: Tensor, sizes: list[int], *, n_clusters: int, anchored: bool, seed:
 
 
 def _pooled_means(masses: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Return means of clusters by batch, with one pseudo-cell at that of all batches, and the latter for each batch."""
+    """Return cluster means by batch, with one pseudo-cell at the mean of all batches, and that mean for each batch."""
     pooled = sums.sum(dim=0) / masses.sum(dim=0).clamp_min(_TINY)[:, None]
     return (sums + pooled) / (masses + 1)[..., None], pooled.expand_as(sums)
 
 
 def _anchored_means(masses: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Return means of clusters in reference and new batch, and where they go.
+    """Return cluster means in the reference and the new batch, and their targets.
 
     Clusters that are new move by the mean displacement of the shared ones near them, so that they stay apart.
     """
@@ -127,7 +127,7 @@ def _anchored_means(masses: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shifts_by_pairs(reference: Tensor, new: Tensor) -> Tensor:
-    """Return displacements as a whole: none of the reference, that of the new batch between mutual nearest neighbors."""
+    """Return global displacements: zero for the reference, for the new batch that between mutual nearest neighbors."""
     reference, new = (Z[:: -(-len(Z) // _N_PAIRED)] for Z in (reference, new))
     shift = torch.zeros_like(new[0])
     for _ in range(_N_SHIFTS):

@@ -77,7 +77,7 @@ def check_state(
     build: Callable[..., torch.nn.Module],
     place: str | Path,
 ) -> CheckedState:
-    """Check a state before anything of the size that it states is allocated.
+    """Check a state before allocating anything of the size that it declares.
 
     ``build(spec, init_params, curriculum=, n_new_categories=)`` makes the network; ``place`` names the origin
     in messages.

@@ -130,7 +130,7 @@ def embed(
     batch_size: int | None,
     precision: str | int | None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield embeddings (float32) with their rows; on a CPU the first layer multiplies only non-zero counts if few.
+    """Yield embeddings (float32) with their rows; on a CPU the first layer skips zero counts if there are many.
 
     ``precision`` is that of the layers before the last. The last is always float32, so that rounding errors are small
     relative to the spread of the embedding, not to its mean.

@@ -147,7 +147,7 @@ class TrainingMixin(IntegrationMixin):
             )
         if max_epochs is not None:
             max_epochs = check_integer("max_epochs", max_epochs, smallest=1)
-        # Integers of NumPy become those of Python, for Lightning and for the record of the run.
+        # Convert NumPy integers, for Lightning and for the record of the run.
         batch_size = int(batch_size) if isinstance(batch_size, Integral) else batch_size
         devices = int(devices) if isinstance(devices, Integral) else devices
         train_size = _TRAIN_SIZE if train_size is None else train_size
@@ -248,7 +248,7 @@ class TrainingMixin(IntegrationMixin):
         return datamodule
 
     def _start(self, datamodule: Any, seed: int) -> None:
-        """Fit what does not learn, and start values, to a sample of the training cells."""
+        """Fit the fixed components and the start values to a sample of the training cells."""
         n_obs = min(_START_CELLS, max(_START_COUNTS // self.module.n_vars, 1000))
         sample = list(first_cells(datamodule, n_obs, seed=seed))
         counts = torch.cat([tensors[REGISTRY_KEYS.X_KEY].float() for tensors in sample])
@@ -322,5 +322,5 @@ def _n_obs_epoch(datamodule: Any) -> int:
 
 
 def default_max_epochs(n_obs: int, n_seen: int = _N_SEEN["linear+mlp"]) -> int:
-    """Return the epochs in which about ``n_seen`` cells are seen, as if there were 4,800 to 24,000."""
+    """Return the number of epochs to see about ``n_seen`` cells, with ``n_obs`` clipped to 4,800 to 24,000."""
     return max(n_seen // 24_000, min(n_seen // 4_800, round(n_seen / max(n_obs, 1))))

@@ -173,7 +173,7 @@ class CovariateLinear(_Covariates):
 
 
 class CovariateShift(_Covariates):
-    """Addition of covariates to the input: a linear decoder's way to read them."""
+    """Shift of the input by covariates, for linear decoders."""
 
     def __init__(self, n_features: int, **covariates: Any) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class CovariateMLP(nn.Module):
     def forward_sparse(
         self, x: SparseRows, table: Tensor, categories: Tensor | None = None, continuous: Tensor | None = None
     ) -> Tensor:
-        """Map rows of which only the non-zeros are given; ``table`` is the result of :meth:`table`."""
+        """Map rows given by their non-zeros; ``table`` is the result of :meth:`table`."""
         h = x.matmul(table) + self.first.linear.bias
         return self.rest(self.first.add_covariates(h, categories, continuous))
 

@@ -22,11 +22,11 @@ _START_LR = 10.0  # learning rate of biases and dispersions, relative to that of
 
 
 class LinearMLPModule(R2MAEModule):
-    """Masked autoencoder whose encoder projects the visible counts on fixed principal components.
+    """Masked autoencoder whose encoder projects the visible counts onto fixed principal components.
 
-    The scores are the input of the hidden layers, and the leading ones of
-    both blocks stand in the latent vector beside the hidden layers' batch-normalized output. Components, biases of the
-    decoder and dispersions start from what :meth:`start_from` measures on training cells.
+    The scores are the input of the hidden layers; the latent vector combines their batch-normalized output with the
+    leading scores of both blocks. :meth:`start_from` fits components, and start values of decoder biases and
+    dispersions, to training cells.
 
     Of ``n_latent`` dimensions, 5 in 16 hold scores of log-normalized counts and as many scores of Pearson residuals, at
     most 50 each; the hidden layers fill the others. The arguments are those of
@@ -35,7 +35,7 @@ class LinearMLPModule(R2MAEModule):
     Attributes
     ----------
     linear
-        Fixed projection on the components of both blocks; its buffers are saved with the weights.
+        Fixed projection onto the components of both blocks; its buffers are saved with the weights.
     n_shown
         Number of components per block in the latent vector.
     """
@@ -57,7 +57,7 @@ class LinearMLPModule(R2MAEModule):
     def start_from(
         self, counts: Tensor, log_library: Tensor, *, seed: int, panels: CellPanels | None = None
     ) -> None:
-        """Fit the linear path, and start biases and dispersions at what was measured.
+        """Fit the linear path, and initialize biases and dispersions from the counts.
 
         Parameters
         ----------
@@ -148,7 +148,7 @@ class LinearMLPModule(R2MAEModule):
         return {"z": self._latent(scores, categories, continuous)}
 
     def embed_sparse(self, rows: SparseRows, tensors: dict[str, Tensor]) -> Tensor:
-        """Return latent vectors of cells of which only the non-zeros are given, shape (n_obs, n_latent).
+        """Return latent vectors of cells given by their non-zeros, shape (n_obs, n_latent).
 
         Parameters
         ----------

@@ -63,10 +63,10 @@ def panel_theta(counts: Tensor, library: Tensor, frequencies: Tensor, panels: Ce
 def panel_components(
     features: Tensor, panels: CellPanels, components: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fit principal axes to features (n_obs, n_vars) of which some were not measured.
+    """Fit principal axes to features (n_obs, n_vars), some of which were not measured.
 
-    What was not measured is replaced by its conditional mean given what was, and the axes are improved by one subspace
-    iteration, in turn. ``components`` returns the axes of complete features, from which this starts.
+    Alternates between replacing unmeasured features by conditional means given the rest and improving the axes by one
+    subspace iteration. ``components`` returns the initial axes, those of complete features.
 
     Returns centers (n_vars,), axes (n_vars, k), variances of the scores (k,) and the mean squared residual per gene.
     """
@@ -88,13 +88,13 @@ def panel_components(
 
 
 def _residual(x: Tensor, axes: Tensor, measured: Tensor) -> Tensor:
-    """Return the mean squared residual of what was measured."""
+    """Return the mean squared residual of the measured features."""
     rest = torch.where(measured, x - (x @ axes) @ axes.T, 0.0)
     return rest.square().sum() / measured.sum().clamp(min=1)
 
 
 def _scores(x: Tensor, axes: Tensor, measured: Tensor, panels: CellPanels) -> Tensor:
-    """Return conditional means of the scores given what was measured, (n_obs, k)."""
+    """Return conditional means of the scores given the measured features, (n_obs, k)."""
     variances = (x @ axes).square().mean(dim=0)
     ratio = (_residual(x, axes, measured) / variances.clamp(min=1e-6 * variances.max() + 1e-9)).clamp(
         min=1e-6

@@ -33,7 +33,7 @@ PANEL_KEYS = ("panel", "panel_classes", "gene_class")
 
 
 _CLASS_STREAM = 4  # of random words; masking.py has the others
-_LOG_ZERO = -1e4  # whose exponential is zero, but whose product with a count of zero is too
+_LOG_ZERO = -1e4  # its exponential is zero, and so is its product with a count of zero
 
 
 class CellPanels(NamedTuple):
@@ -66,7 +66,7 @@ class CellPanels(NamedTuple):
         if columns.device.type != "cpu" or torch.compiler.is_compiling():
             rows = [columns[..., :n_rows] * own.unsqueeze(1) for own in measured]
             return torch.stack([each.mT @ columns for each in rows])
-        # Over the fewer: the genes that a panel has, or those that it lacks.
+        # Sum over the fewer genes: those that a panel has, or those that it lacks.
         is_small = 2 * measured.sum(dim=1) < measured.shape[1]
         counted = measured ^ ~is_small.unsqueeze(1)
         parts = columns.index_select(-2, counted.nonzero()[:, 1]).split(counted.sum(dim=1).tolist(), dim=-2)
@@ -77,10 +77,10 @@ class CellPanels(NamedTuple):
     def means(
         self, values: Tensor, genes: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Average values (n_obs, n_genes) over the measured genes of each cell, (n_obs,), and these over cells.
+        """Average values (n_obs, n_genes) over the measured genes of each cell, (n_obs,), and the averages over cells.
 
-        A cell so counts as one, whatever its panel; a cell without any of the genes counts as none. Without ``genes``, the
-        values are of all genes, of which those in ``mask`` count.
+        Cells have equal weight, whatever their panel; a cell without any of the genes is left out. Without ``genes``, the
+        values are of all genes, and only those in ``mask`` count.
         """
         kept = self.classes.index_select(1, self.gene_class if genes is None else self.gene_class[genes])
         if genes is None and mask is not None:

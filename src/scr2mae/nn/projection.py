@@ -107,7 +107,7 @@ class LinearPath(nn.Module):
         visible: Tensor | None = None,
         panels: CellPanels | None = None,
     ) -> Tensor:
-        """Map rows of which only the non-zeros are given, as :meth:`forward` does."""
+        """Map rows given by their non-zeros, as :meth:`forward` does."""
         factor = self._factor(log_library).squeeze(1).repeat_interleave(rows.lengths())
         genes = rows.columns.long()
         features = self._features(rows.values * factor, genes)
@@ -145,7 +145,7 @@ class LinearPath(nn.Module):
         known = self._panel_products(panels)
         found = known.of_visible(visible, panels)
         gram = found[..., :-1] / known.scale[:, None, None] + known.noise.diag_embed()
-        # Symmetric and, by the noise, regular; the host of a GPU would wait for a check.
+        # Symmetric and, due to the noise, invertible; a check would make a GPU's host wait.
         inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(gram).L)  # (n_panels, 2, k, k)
         cell = torch.arange(len(panels.of_cell), device=gram.device)
         scores = []
@@ -158,7 +158,7 @@ class LinearPath(nn.Module):
         return torch.cat(scores, dim=1)
 
     def _panel_products(self, panels: CellPanels) -> _PanelProducts:
-        """Return what does not depend on cells and masks, on a CPU kept until panels or components change."""
+        """Return products that do not depend on cells and masks, cached on a CPU until panels or components change."""
         is_kept = panels.of_cell.device.type == "cpu" and not torch.compiler.is_compiling()
         versions = [(b.data_ptr(), b._version) for b in self.buffers(recurse=False)] if is_kept else []
         if is_kept and self._kept is not None:
@@ -176,7 +176,7 @@ class LinearPath(nn.Module):
         return known
 
     def _blocks(self, visible: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor | None]:
-        """Return centers, axes with zeros for hidden genes, and what turns products with these into conditional means."""
+        """Return centers, axes with zeros for hidden genes, and the matrix from products with them to conditional means."""
         centers, axes, noise = (
             [getattr(self, f"{name}_{part}") for name in _WEIGHTS] for part in ("center", "axes", "noise")
         )
@@ -187,7 +187,7 @@ class LinearPath(nn.Module):
         seen = stacked * visible.unsqueeze(1)
         gram = seen.mT @ seen / scale[:, None, None]  # of axes of length one
         added = torch.stack(noise).diag_embed()
-        # Without a check for singular matrices, for which a GPU's host would wait; the noise makes these regular.
+        # A check for singular matrices would make the host wait for a GPU; the noise makes them invertible.
         solved, _ = torch.linalg.solve_ex(
             gram + added, torch.eye(self.n_components, device=gram.device) + added
         )
@@ -244,7 +244,7 @@ def _components(centered: Tensor, n_components: int, *, seed: int) -> Tensor:
     if n_found > 0 and bool(centered.any()):
         *_, found = randomized_svd(centered.cpu().numpy(), n_found, n_iter=4, random_state=seed)
         axes[:, :n_found] = torch.from_numpy(np.ascontiguousarray(found.T))
-        axes[~centered.cpu().any(dim=0)] = 0.0  # constant genes, to the bit
+        axes[~centered.cpu().any(dim=0)] = 0.0  # exactly zero for constant genes
     return axes.to(centered.device)
 
 
@@ -252,7 +252,7 @@ def measure_counts(counts: Tensor, library: Tensor) -> tuple[Tensor, Tensor]:
     """Return frequencies and dispersions theta of the genes, both of shape (n_vars,), as a start for training.
 
     Half a cell with the mean non-zero count c is added to each gene's statistics. A gene that is rare but high where
-    it is found, as without unique molecular identifiers, so starts with a wide distribution: with the mean
+    it is detected, as without unique molecular identifiers, starts with a wide distribution: with the mean
     ``m_g = library * f_g``, ``theta_g = sum m_g^2 / (sum (x_g - m_g)^2 + c^2 / 2 - sum m_g)``.
     """
     total = counts.sum(dtype=torch.float64)

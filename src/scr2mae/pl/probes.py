@@ -18,7 +18,7 @@ _LOOKS = {"before": "before calibration", "after": "after calibration"}
 
 
 def calibration(probe: Probe, *, level: str = "cell", ax: Axes | None = None) -> Axes:
-    """Draw how often predictions for held-out donors were correct, over their probability.
+    """Draw the accuracy of predictions for held-out donors against their probability.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def calibration(probe: Probe, *, level: str = "cell", ax: Axes | None = None) ->
 
     Returns
     -------
-    The Axes; the area of a point is proportional to the number of cells or donors, and the diagonal is perfect.
+    The Axes; the area of a point is proportional to the number of cells or donors, and the diagonal is perfect calibration.
 
     Raises
     ------
@@ -74,14 +74,14 @@ def donor_predictions(table: pd.DataFrame, *, truth: pd.Series | None = None, ax
     table
         Table from :meth:`scr2mae.probe.Probe.predict_donors`.
     truth
-        True class or value by donor, if it is known; donors that it lacks are drawn without.
+        True class or value by donor, if known; it may lack donors.
     ax
         Axes to draw on.
 
     Returns
     -------
     The Axes. Classes: the probability of the predicted class, colored by class, with a cross on wrong ones. Numbers: the prediction,
-    with a cross at the true value. Donors of which all cells were rejected are named without a point.
+    with a cross at the true value. Donors whose cells were all rejected are listed without a point.
 
     Raises
     ------

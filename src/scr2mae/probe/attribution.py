@@ -57,7 +57,7 @@ def gene_attribution(
 
     Returns
     -------
-    Genes of each class, the strongest first; of two classes only the second, and "" as the class of a number.
+    Genes of each class, the strongest first; with two classes only the second, and "" as the class in regression.
 
     - ``attribution``: mean over the donors of the class minus that over other donors, in units of the logit; for a number, the change
       for one standard deviation of it over donors. Positive if the gene moves the probe toward the truth.
@@ -75,7 +75,7 @@ def gene_attribution(
 
     Notes
     -----
-    Attributions say what this probe uses. They are neither causal nor a test of differential expression: correlated genes
+    Attributions describe what this probe uses. They are neither causal nor a test of differential expression: correlated genes
     share or take one another's weight. Test genes on pseudobulk counts per donor, for example with edgeR or DESeq2.
     """
     check_anndata(adata)
@@ -226,7 +226,7 @@ def score_without_genes(
     probe
         Probe of a model's embedding.
     adata
-        Raw counts of labeled cells, best of donors that the probe was not fitted to.
+        Raw counts of labeled cells, ideally of donors outside the fit.
     genes
         Genes, the strongest first, such as ``table["gene"]``.
     n_genes

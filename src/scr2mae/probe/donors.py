@@ -64,7 +64,7 @@ def interval_width(errors: ArrayLike, confidence: float) -> float:
 
 
 def warn_about_known_donors(column: pd.Series, known: Sequence[str]) -> None:
-    """Warn if a donor of new cells is one of the fit, whatever the case, blanks and separators of its name."""
+    """Warn if a donor of new cells is one of the fit, ignoring case, blanks and separators in names."""
     spellings = {spelling(name) for name in known}
     present = column.dropna().astype(str).unique()
     if shared := sorted(name for name in present if spelling(name) in spellings):

@@ -14,13 +14,13 @@ from scr2mae.probe.rejection import Surprises, surprise
 
 Float = NDArray[np.float64]
 _N_COMPARED = 32
-_BLOCK = 5000  # cells among which neighbors are looked for
+_BLOCK = 5000  # cells per block of the neighbor search
 # Embeddings in bfloat16 stay within 3 % of the spread of a dimension.
 _TOLERANCE = 0.1
 
 
 class Embedder(Protocol):
-    """What a probe needs of a trained :class:`~scr2mae.R2MAEModel`."""
+    """Interface of a trained :class:`~scr2mae.R2MAEModel` that probes use."""
 
     @property
     def fingerprint(self) -> str:
@@ -43,7 +43,7 @@ class Features:
     fingerprint: str | None = None
 
     def read(self, adata: AnnData, model: Embedder | None, *, embed: bool) -> Any:
-        """Return the features of new cells; with ``embed`` from their counts, else from where ``use_rep`` is stored."""
+        """Return the features of new cells, computed from counts with ``embed``, else read from ``use_rep``."""
         check_anndata(adata)
         if not adata.n_obs:
             raise ValueError("adata has no cells; there is nothing to predict.")

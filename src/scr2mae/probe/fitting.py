@@ -76,15 +76,15 @@ def fit_probe(
         logistic model.
     reject
         Share of cells of a known kind that may be called unknown, such as 0.05; cells farther from the reference are
-        rejected. With a model, so are cells which, with their neighbors among the donor's cells, have counts that the
-        model does not expect. None rejects no cell.
+        rejected. With a model, cells are also rejected if they and their neighbors among the donor's cells have counts
+        the model does not expect. None rejects no cell.
     scale
         Whether to divide each feature by its standard deviation over the cells.
     design_keys
-        Columns that may go with the target, such as batch, sex and study: they are compared with it over donors, with a
+        Columns that may confound the target, such as batch, sex and study: they are compared with it over donors, with a
         warning if one determines it, and a probe of these columns alone is scored beside that of the embedding.
     holdout_key
-        Column, such as batch or study, of which whole levels are held out for another row of scores.
+        Column, such as batch or study, whose levels are held out one at a time for another row of scores.
     cv
         Number of folds of donors, for scores, calibration and rejection; each chooses its penalty across its
         own donors.
@@ -110,7 +110,7 @@ def fit_probe(
 
     Notes
     -----
-    Scores are nested: penalty and calibration of a prediction come from other donors than the one it is for. The penalty
+    Scores are nested: penalty and calibration of a prediction come from donors other than its own. The penalty
     scales the logits, and folds may choose different ones; their logits are brought to a common scale before curves are
     fitted to them.
 

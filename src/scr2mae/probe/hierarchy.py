@@ -28,7 +28,7 @@ def roll_up(
     Raises
     ------
     ValueError
-        If the parents form a circle or no class has one.
+        If the parents form a cycle or no class has one.
 
     Examples
     --------

@@ -61,7 +61,7 @@ def kinds_of(targets: Any) -> Mapping[str, Kind]:
 
 
 def check_protocol(protocol: str, max_cells_per_donor_and_class: int | None) -> None:
-    """Raise unless this is a protocol of the probes, and its cap of cells is the protocol's."""
+    """Raise unless the protocol is known and allows this cap of cells."""
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol must be one of {get_args(Protocol)}, got {protocol!r}.")
     if protocol == "paper" and max_cells_per_donor_and_class is not None:
@@ -80,7 +80,7 @@ def as_text(values: ArrayLike | pd.Series, what: str) -> NDArray[np.str_]:
 
 
 def read_names(obs: pd.DataFrame, key: Key) -> NDArray[np.str_]:
-    """Return a column of samples, batches or the like as text; raise if one is missing, warn if text stands for that."""
+    """Return a column of samples, batches or the like as text; raise for missing values, warn if text stands for them."""
     column = find_column(obs, key)
     warn_about_missing_text(column, key_name(key))
     return as_text(column, repr(key_name(key)))
@@ -122,7 +122,7 @@ def read_target(
         raise TypeError(f"A target is the name of one column of adata.obs, got {name!r}.")
     if kind not in get_args(Kind):
         raise ValueError(f"Wanted the kind of {name!r} to be one of {get_args(Kind)}, got {kind!r}.")
-    # Whoever reads targets has read their donors, and been warned about them.
+    # Callers have already read the donors and warned about them.
     donors, column = read_donors(obs, donor_key, check=False), find_column(obs, name)
     warn_about_missing_text(column, name)
     rows = np.flatnonzero(column.notna().to_numpy())

@@ -101,9 +101,9 @@ class Probe:
         adata
             New cells, with the embedding of the fit in ``obsm``, or with raw counts if there is a model.
         model
-            Model that embeds the counts. By default the attached one does if ``adata`` lacks the embedding.
+            Model that embeds the counts. By default the attached one, if ``adata`` lacks the embedding.
         donor_key
-            Column with the donors of the new cells, to warn about those of the fit and to judge cells beside others of
+            Column with the donors of the new cells, to warn about those of the fit and to compare cells with others of
             their donor. By default the column of the fit is used if ``adata`` has it.
         key_added
             Column of ``adata.obs`` to write the prediction to; it is the prefix of the other columns. None

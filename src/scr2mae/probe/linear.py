@@ -39,7 +39,7 @@ def fit_estimator(
         # The intercept is free, so centering changes nothing; without it, sparse features stay sparse.
         scaler = StandardScaler(with_mean=False).fit(X)
         X = scaler.transform(X)
-    # The paper's folds of donors do not look at their classes.
+    # The paper's folds of donors ignore the classes.
     cv: Any = GroupKFold(min(_N_FOLDS, len(np.unique(donors)))) if protocol == "paper" else _N_FOLDS
     estimator: Any = LogisticProbe(cv=cv) if kind == "classification" else RidgeProbe(cv=cv)
     return estimator.fit(X, y, groups=donors), scaler
@@ -66,7 +66,7 @@ def fit_map(
     classes: NDArray[Any] | None,
     scaled: bool = False,
 ) -> LinearMap:
-    """Fit a probe and return it as one map; outputs are in the order of ``classes``, of which some may be absent."""
+    """Fit a probe and return it as one map; outputs are in the order of ``classes``, some of which may be absent."""
     estimator, scaler = fit_estimator(X, y, donors, kind, scaled)
     coef = np.atleast_2d(estimator.coef_).T  # (n_features, n_outputs)
     if scaler is not None:

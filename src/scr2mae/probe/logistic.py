@@ -38,8 +38,8 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     C_
-        Inverse penalty with the best mean balanced accuracy over folds; the smallest among ties. With a fold whose test
-        cells are of one class only, as with few donors of a class, recalls are taken over the cells of all folds.
+        Inverse penalty with the best mean balanced accuracy over folds; the smallest among ties. If the test cells of a
+        fold are of one class only, as with few donors of a class, recalls are taken over the cells of all folds.
     classes_
         Sorted classes, shape ``(n_classes,)``.
     coef_
@@ -104,7 +104,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
         )
         self.cv_scores_ = np.empty_like(scores)
         self.cv_scores_[:, order] = scores
-        if any((n > 0).sum() < 2 for n in tested):  # whatever predicts that class alone is perfect there
+        if any((n > 0).sum() < 2 for n in tested):  # predicting that class alone would be perfect there
             best = np.argmax([_mean_recall(row, np.sum(tested, axis=0)) for row in np.sum(hits, axis=0)])
         else:
             best = scores.mean(axis=0).argmax()

@@ -1,4 +1,4 @@
-"""Tests over donors: permuted labels, two representations in pairs, and the number of donors that a study needs."""
+"""Tests over donors: permuted labels, paired comparison of representations, and the power of a study."""
 
 import math
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def permutation_test(
     cv: int = 5,
     seed: int = 0,
 ) -> PermutationResult:
-    """Test whether a representation says more about the target than chance, by permuting labels over donors.
+    """Test whether a representation predicts the target better than chance, by permuting labels over donors.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def compare_representations(
     n_permutations: int = 9999,
     seed: int = 0,
 ) -> pd.Series:
-    """Test whether one representation predicts held-out donors better than another, in pairs over donors.
+    """Test whether one representation predicts held-out donors better than another, paired over donors.
 
     Parameters
     ----------
@@ -350,7 +350,7 @@ def donor_power(
     Notes
     -----
     Scores of new donors are drawn from the held-out log-odds: the spread within each class is that of the data, and the
-    distance between the classes is set so that pairs of donors are ordered correctly as often as the AUROC says.
+    distance between the classes is set so that the share of correctly ordered pairs of donors is the AUROC.
     """
     column = f"p_{positive}"
     if column not in held_out:

@@ -55,7 +55,7 @@ def donor_splits(
     Returns
     -------
     The splits of each target, ordered by seed. Donors without a label for the target are excluded; with
-    ``protocol="paper"`` all donors are split, alike for all targets.
+    ``protocol="paper"`` all donors are split, the same for all targets.
 
     Raises
     ------
@@ -146,9 +146,9 @@ def linear_probe(
     protocol
         ``"stratified"``: a class that two donors have is placed on both sides of a split; folds are
         stratified by class; test cells of a class without training cells are counted, not scored; F1 is
-        averaged over the classes of the test cells; each target has its own splits. ``"paper"``, to the
-        letter of Dong et al. (2025): donors are drawn at random from all, alike for all targets; folds are of
-        donors, whatever their classes; every test cell is scored, so that a class that training lacks counts
+        averaged over the classes of the test cells; each target has its own splits. ``"paper"``, exactly
+        as in Dong et al. (2025): donors are drawn at random, the same for all targets; folds split donors
+        regardless of class; every test cell is scored, so a class absent from training counts
         as missed; F1 is averaged over the classes of cells and predictions, as in scikit-learn; cells are
         capped per donor, not per class.
     scale

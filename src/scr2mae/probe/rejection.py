@@ -55,7 +55,7 @@ class Surprises(NamedTuple):
     """Surprise of cells, its median over the cells of their donor, and the number of genes that were measured.
 
     A network fits the donors that it was trained on better than new ones; values relative to the donor's own median are
-    comparable, unless most of its cells are strange: so the median counts up to a limit.
+    comparable, unless most of its cells are unusual; the median is therefore capped.
     """
 
     values: Float
@@ -69,10 +69,10 @@ class Surprises(NamedTuple):
 
 @dataclass(frozen=True)
 class Rejection:
-    """Rule by which cells become unknown: they lie beyond ``1 - rate`` of the held-out donors' cells.
+    """Rule that marks cells as unknown if they lie beyond ``1 - rate`` of the held-out donors' cells.
 
-    Each of the scores (distance, and surprise if there is one) is turned into its quantile among held-out cells, donors
-    weighing the same; the larger quantile is compared with ``threshold``.
+    Each of the scores (distance, and surprise if there is one) is converted to its quantile among held-out cells, with
+    equal weight per donor; the larger quantile is compared with ``threshold``.
     """
 
     rate: float
@@ -100,7 +100,7 @@ def fit_rejection(
     rate: float,
     found: Surprises | None = None,
 ) -> tuple[Rejection, float]:
-    """Fit the rule, and return the share of cells that it rejects in a donor that it has not seen, on average."""
+    """Fit the rule, and return the mean share of cells that it rejects in an unseen donor."""
     if not 0 < rate < 1:
         raise ValueError(f"Wanted reject to be a rate between 0 and 1, or None, got {rate!r}.")
     X = _as_float(X)

@@ -63,7 +63,7 @@ def score_table(
 
 
 def paired_accuracy(codes: NDArray[np.intp], probabilities: Float, donors: NDArray[Any]) -> float:
-    """Return the share of pairs of units of one donor, of two classes, whose order the log-odds of the classes gives."""
+    """Return the share of pairs of a donor's units from different classes that the log-odds rank correctly."""
     logs = np.log(np.clip(probabilities, 1e-12, None))
     first, second = np.triu_indices(len(codes), k=1)
     pairs = (donors[first] == donors[second]) & (codes[first] != codes[second])

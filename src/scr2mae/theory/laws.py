@@ -112,7 +112,7 @@ class RatioLaw:
         ----------
         density
             Vectorized function, non-negative, with integral one over (low, high) within 1 %. It should vanish
-            towards 1, since the variance of the estimate grows like 1/(1 - p).
+            toward 1, since the variance of the estimate grows like 1/(1 - p).
         low, high
             Support, within [0, 1].
 

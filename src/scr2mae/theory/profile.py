@@ -21,7 +21,7 @@ _DEFAULT_RATIOS = np.round(np.arange(0.05, 0.96, 0.05), 2)
 
 @dataclass(frozen=True, eq=False)
 class ShrunkCovariance:
-    """A covariance shrunk towards a multiple of the identity.
+    """Covariance shrunk toward a multiple of the identity.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class MaskProfile:
 
 
 def ledoit_wolf(matrix: NDArray[np.float64] | sparse.csr_array | sparse.csr_matrix) -> ShrunkCovariance:
-    """Shrink a sample covariance towards a multiple of the identity by the Ledoit-Wolf weight.
+    """Shrink a sample covariance toward a multiple of the identity by the Ledoit-Wolf weight.
 
     Parameters
     ----------

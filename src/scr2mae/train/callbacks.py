@@ -84,8 +84,8 @@ class RunningWeightAverage(WeightAveraging):
 class SubnormalCleaner(Callback):
     """Set subnormal weights and moments of the optimizer to zero at the end of each epoch, on a CPU.
 
-    Weights without a gradient, such as those of genes that no cell expresses, decay until they are subnormal, and a
-    processor computes many times more slowly with these. Their size, below 1.2e-38, is far below any rounding error.
+    Weights without a gradient, such as those of genes that no cell expresses, decay until they are subnormal, which makes
+    arithmetic many times slower. Their size, below 1.2e-38, is far below any rounding error.
     """
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ def compile_loss(module: Any, **compile_kwargs: Any) -> Callable[..., torch.Tens
         raise ValueError(
             f"compile=True needs a network with the method masked_nll, which {kind.__name__} lacks; omit compile."
         )
-    # With static shapes a mini-batch is computed by the same graph whatever preceded it, so that resuming changes no bit.
+    # With static shapes, a mini-batch always uses the same graph, so resumed runs are bitwise identical.
     compiled = torch.compile(_copy_code(kind.masked_nll), **{"dynamic": False, **compile_kwargs})
 
     def loss(*args: Any) -> torch.Tensor:

@@ -36,7 +36,7 @@ Devices = int | list[int] | str
 
 
 class RankAverages(Callback):
-    """Average over ranks, after each step, what gradients do not carry: running statistics and the loss that is shown.
+    """Average running statistics and the displayed loss over ranks after each step.
 
     Without :class:`torch.nn.SyncBatchNorm` each rank normalizes by its own part of the mini-batch. Its running
     statistics are linear in those of the mini-batches, so averaging at each step gives the mean over ranks, at any
@@ -163,7 +163,7 @@ class _Launch(NamedTuple):
 def _launch() -> _Launch | None:
     """Return the launcher that started several processes, and their numbers; None if this process is alone."""
     torchrun = TorchElasticEnvironment.detect()
-    # Ray Train sets the variables of torchrun but the one that names it, and joins its workers itself.
+    # Ray Train sets torchrun's variables except the one that names it, and joins its workers itself.
     joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     if torchrun or (joined and "LOCAL_WORLD_SIZE" in os.environ):
         on_node, n_processes = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))

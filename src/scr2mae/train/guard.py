@@ -168,7 +168,7 @@ class StepGuard(Callback):
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Raise if nothing was learned, or if the run broke off: all steps since its first half were skipped."""
+        """Raise if all steps of the run, or all of its second half, were skipped."""
         n_last = self._n_steps if self.n_skipped == self._n_steps else int(self._in_a_row)
         if n_last and 2 * n_last >= self._n_steps:
             which = f"All {n_last}" if n_last == self._n_steps else f"The last {n_last} of {self._n_steps}"

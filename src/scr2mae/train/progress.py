@@ -24,11 +24,11 @@ _LINES = 10
 
 
 class TrainingProgress(ProgressBar):
-    """Log what is trained on what, then show observations per second, time left and losses.
+    """Log device, data and epochs, then show observations per second, time left and losses.
 
     On a terminal and in a notebook with widgets this is a bar; elsewhere the first line has the expected
     time, and a line follows per tenth of the run. ``unit`` is the name of the observations, in the plural. A
-    data module may say more about its data by ``facts``, a phrase, and ``hint``, a sentence or None.
+    data module may describe its data in ``facts``, a phrase, and ``hint``, a sentence or None.
     """
 
     def __init__(self, n_obs_epoch: int, *, unit: str = "cells") -> None:
@@ -93,7 +93,7 @@ class TrainingProgress(ProgressBar):
             self._lines.advance(done, self.n_obs_epoch, self.unit, _losses(trainer))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the losses of the epoch before, which Lightning averages after its end."""
+        """Show the losses of the previous epoch, which Lightning averages after its end."""
         self._show_losses(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -135,7 +135,7 @@ class _Lines:
         self.start: str | None = start
         self.hint, self.first, self.epochs = hint, first, epochs
         self.n_logged = 0
-        # What comes before the first position takes longer: memory is reserved, code compiled.
+        # The time before the first position is longer: memory is reserved and code compiled.
         self.warm: tuple[float, float] | None = None
         self.began = time.monotonic()
 

@@ -89,7 +89,7 @@ History = dict[str, pd.DataFrame]
 
 
 class Curves(dict[str, pd.DataFrame]):
-    """Curves by name; asking for one of scvi-tools says which there are."""
+    """Curves by name; the error for a missing one lists the others."""
 
     def __missing__(self, name: object) -> pd.DataFrame:
         is_bound = str(name).startswith(("elbo", "kl_", "reconstruction_loss"))
@@ -98,7 +98,7 @@ class Curves(dict[str, pd.DataFrame]):
 
 
 def extend_history(before: History | None, new: History) -> History:
-    """Append curves to those of an earlier run, whose steps and epochs count on."""
+    """Append curves to those of an earlier run, continuing its steps and epochs."""
     joined = Curves(before or {})
     done: dict[Any, int] = {}
     for frame in joined.values():

@@ -88,7 +88,7 @@ def report_genes(sources: Sequence[Source], columns: Sequence[np.ndarray], join:
 
 
 def check_cells(sources: Sequence[Source], prefix: Sequence[str]) -> pd.Index:
-    """Warn about donors that may not be donors or the same; return the names of all cells as the files have them."""
+    """Warn about doubtful or ambiguous donors; return the names of all cells as they are in the files."""
     tables, labels = [source.read_obs() for source in sources], [source.label for source in sources]
     _prefixed(tables, labels, prefix)
     warn_about_shared_names(tables, labels)

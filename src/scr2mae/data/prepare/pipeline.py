@@ -93,13 +93,13 @@ def prepare(
         Counts per cell to which cells are scaled for the ranking, see `highly_variable_genes`.
     join
         ``"inner"`` keeps genes that all files have, ``"outer"`` genes that any file has.
-        ``varm["scr2mae_measured"]`` then says which genes each file has, and models do not take the zeros of
-        the others for measurements.
+        ``varm["scr2mae_measured"]`` then records which genes each file has, so models do not treat the zeros of
+        the others as measurements.
     file_key
         Column of ``obs`` with the file of each cell; None for no such column, with ``join="inner"``.
     prefix
-        Columns of ``obs`` whose values get the name of their file in front, such as the donor, if equal names in two
-        files are different people.
+        Columns of ``obs``, such as the donor, whose values are prefixed with the file, if equal names in two files
+        are different people.
     seed
         Seed of the shuffle. The order of the cells depends only on the seed and the input order, not on
         ``memory_limit``.

@@ -91,7 +91,7 @@ def predict_bases(
     batch_size: int = 256,
     accelerator: str = "auto",
 ) -> pd.DataFrame:
-    """Predict each known reference base of some windows while it is masked, with a share of its neighbors.
+    """Predict each known reference base of some windows while it and a share of its neighbors are masked.
 
     Parameters
     ----------

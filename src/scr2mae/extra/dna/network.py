@@ -352,7 +352,7 @@ class GPNMSAForMaskedLM(DecayingNetwork):
         state_dict
             Weights under the names of transformers' RoFormer.
         config
-            Sizes, such as :meth:`GPNMSAConfig.from_songlab_config` returns; weights do not tell the number of species.
+            Sizes, such as :meth:`GPNMSAConfig.from_songlab_config` returns; weights do not determine the number of species.
 
         Raises
         ------

@@ -81,7 +81,7 @@ def pretrain(
         Fraction of bases to mask, instead of the scheme's: a number, a pair or a schedule.
     max_steps
         Total number of optimizer steps, including those before ``resume``. They are spread evenly over the epochs they
-        need, so there may be a few more, and an epoch may leave some windows out, others each time.
+        need, so there may be a few more, and each epoch may leave out different windows.
     batch_size
         Windows per mini-batch and device; ``accumulate_grad_batches`` multiplies it.
     lr, weight_decay

@@ -47,9 +47,9 @@ def corrupt(
 
     Returns
     -------
-    The corrupted mini-batch: ``tokens``, the input of the network, shape ``(n_obs, length)``; ``positions`` of the masked
-    tokens in the flattened mini-batch and their ``targets``, shape ``(n_masked,)``. Exactly ``round(ratio * n)`` of its n ordinary tokens are masked, clamped to ``[1, n - 1]``;
-    sequences differ in their share (inferred; the paper states only one ratio per mini-batch).
+    The corrupted mini-batch: ``tokens``, network input of shape ``(n_obs, length)``; ``positions`` of masked tokens in the
+    flattened mini-batch and their ``targets``, shape ``(n_masked,)``. Of n ordinary tokens, ``round(ratio * n)`` are masked,
+    at least 1 and at most n - 1; shares differ by sequence (inferred; the paper states only one ratio per mini-batch).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Networks that mask pixels: the masks, the loss, and what the MLP and the U-Net share."""
+"""Networks that mask pixels: masks, loss, and the base class of the MLP and the U-Net."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ class R2ViTMAE(DecayingNetwork):
             "image_std": list(_RGB_STD) if rgb else [0.5] * self.config.num_channels,
         }
         with TemporaryDirectory() as place, _no_progress_bars():
-            # transformers names the weights in files otherwise than in memory.
+            # transformers names weights differently in files and in memory.
             self.mae.save_pretrained(place, max_shard_size="1TB")
             tensors = load_tensors(Path(place) / "model.safetensors")
             config = (Path(place) / "config.json").read_bytes()
