@@ -59,7 +59,7 @@ def test_reading_does_not_copy_the_counts(spec: CellSpec, adata: AnnData) -> Non
 @pytest.mark.parametrize(
     ("column", "values", "error", "message"),
     [
-        ("batch", None, KeyError, "No 'batch' in adata.obs; choose one of"),
+        ("batch", None, KeyError, "No 'batch' in adata.obs, but the model was set up with"),
         ("batch", [None, *["b0"] * 119], ValueError, "has 1 missing values"),
         (
             "chemistry",

@@ -1,6 +1,7 @@
 """When batches are aligned, in which embeddings, and what is refused or warned of."""
 
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -61,9 +62,9 @@ def test_python_is_told_of_the_alignment_unless_training_is_quiet(
     R2MAEModel.setup_anndata(adata, **BATCH)
     model = R2MAEModel(adata, n_latent=4)
     model.train(1, accelerator="cpu", enable_progress_bar=False)
-    assert "Aligned" not in capsys.readouterr().err
+    assert "alignment of the embedding" not in capsys.readouterr().err
     model.integrate()
-    assert "Aligned 2 batches in the embedding." in capsys.readouterr().err
+    assert "The alignment of the embedding has 2 batches." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "linear+mlp"])
@@ -217,8 +218,9 @@ def test_batches_of_other_cell_types_stay_with_a_warning(
     )
     alignment = model.alignment_
     try:
-        with pytest.warns(UserWarning, match="2 of 2 batches have few clusters in common"):
+        with pytest.warns(UserWarning, match="2 of 2 batches have few clusters in common") as found:
             model.integrate()
+        assert found[0].filename == __file__
         assert model.alignment_.strengths.tolist() == [0, 0]
     finally:
         model.alignment_ = alignment
@@ -378,6 +380,23 @@ class TestQuery:
             new.integrate()
         new.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
         assert new.alignment_ is None
+
+    def test_the_advice_for_a_panel_works_after_its_genes_were_filled_up(
+        self, cells: AnnData, model: R2MAEModel, query: AnnData
+    ) -> None:
+        panel = query[:120, 10:50].copy()
+        panel.obs["batch"] = "b0"  # known, but on other genes
+        R2MAEModel.prepare_query_anndata(panel, model)
+        with pytest.warns(UserWarning, match="No alignment of batches") as found:
+            raw = model.get_latent_representation(panel)
+        advice = re.search(r"model\.integrate\((.*?)\), where", str(found[-1].message))
+        alignment = model.alignment_
+        try:
+            model.integrate(eval(advice[1], {"reference": cells, "query": panel}).copy())
+            aligned = model.get_latent_representation(panel, integrated=True)
+            assert np.abs(aligned - raw).max() > 0.01
+        finally:
+            model.alignment_ = alignment
 
     def test_a_panel_is_aligned_with_the_reference_on_its_genes(
         self, cells: AnnData, model: R2MAEModel, query: AnnData

@@ -271,7 +271,7 @@ def test_a_query_must_have_the_covariates_of_its_reference(
     column: str, query: AnnData, reference: R2MAEModel
 ) -> None:
     del query.obs[column]
-    with pytest.raises(KeyError, match=f"No '{column}' in adata.obs; choose one of"):
+    with pytest.raises(KeyError, match=f"No '{column}' in adata.obs, but the model was set up with"):
         R2MAEModel.load_query_data(query, reference)
 
 

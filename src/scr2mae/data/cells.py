@@ -17,7 +17,7 @@ from scr2mae.data.columns import (
     check_complete,
     check_new_categories,
     check_positive,
-    find_column,
+    find_model_column,
     read_numbers,
 )
 from scr2mae.data.containers import check_anndata
@@ -320,7 +320,7 @@ def _match_genes(
 
 
 def _numbers(adata: AnnData, key: str, argument: str) -> np.ndarray:
-    return read_numbers(find_column(adata.obs, key), key, argument)
+    return read_numbers(find_model_column(adata.obs, key), key, argument)
 
 
 def _encode_categories(
@@ -329,7 +329,7 @@ def _encode_categories(
     """Return the codes of a column in the reference's categories, int64, shape (n_obs,); zeros without a column."""
     if key is None:
         return np.zeros(adata.n_obs, dtype=np.int64)
-    column = find_column(adata.obs, key)
+    column = find_model_column(adata.obs, key, categories)
     check_complete(column, key)
     check_new_categories(column, key, categories, adata)
     codes = pd.Index(categories).get_indexer(pd.Index(column.to_numpy()))

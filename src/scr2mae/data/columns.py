@@ -26,6 +26,7 @@ __all__ = [
     "check_new_categories",
     "check_positive",
     "find_column",
+    "find_model_column",
     "has_columns",
     "key_name",
     "read_numbers",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _MISSING_AS_TEXT = ("nan", "-nan", "nat", "none", "<na>", "na", "n/a", "#n/a", "null", "")
+_SHOWN = 5
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
 
 
@@ -69,6 +71,17 @@ def find_column(obs: pd.DataFrame, key: Key) -> pd.Series:
     for part in parts[1:]:
         joined = joined + " / " + part.astype(str).astype(object)
     return joined.where(known).rename(key_name(key))
+
+
+def find_model_column(obs: pd.DataFrame, key: str, known: np.ndarray | Sequence[Any] = ()) -> pd.Series:
+    """Return a column that a model was set up with; ``known`` are its categories."""
+    if key not in obs:
+        values = f"one of {list(known)[:_SHOWN]}, or a new category" if len(known) else "a number"
+        raise KeyError(
+            f"No {key!r} in adata.obs, but the model was set up with this column; set adata.obs[{key!r}] for each cell: "
+            f"{values}. The columns are {list(obs)}."
+        )
+    return _one_column(obs, key)
 
 
 def has_columns(obs: pd.DataFrame, key: Key) -> bool:

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from scr2mae._utils.files import as_path
 from scr2mae.data.containers import check_anndata
-from scr2mae.data.counts import as_csr, check_counts, check_genes, get_counts
+from scr2mae.data.counts import as_csr, check_genes, find_invalid_count, get_counts, place_of
 from scr2mae.data.genes import advise, select_genes
 from scr2mae.data.panels import MEASURED_COLUMN, column_of, measured_positions
 from scr2mae.data.prepare.join import align_sources, join_obs, join_var, measured_table
@@ -111,7 +111,13 @@ def join_studies(
     blocks = []
     for table, column in zip(tables, columns, strict=True):
         counts = as_csr(get_counts(table.adata, layer))
-        check_counts(counts, table.adata, layer)
+        if (found := find_invalid_count(counts)) is not None:
+            raise ValueError(
+                f"Expected raw counts in {place_of(layer)} of study {table.label!r}, got {found.value:g} ({found.reason}) at "
+                f"cell {table.adata.obs_names[found.row]!r}, gene {table.adata.var_names[found.column]!r}. If the counts are "
+                "in a layer of every study, pass layer=, such as join_studies(studies, layer='counts'); if only in some, "
+                "copy them to X there."
+            )
         column = measured_positions(table.var, column)
         measured[column_of(table.label)] = column >= 0
         blocks.append(select_genes(counts, column))

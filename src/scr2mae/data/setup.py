@@ -25,6 +25,7 @@ from scr2mae.data.columns import (
     check_new_categories,
     check_positive,
     find_column,
+    find_model_column,
     key_name,
     read_numbers,
     warn_about_missing_text,
@@ -188,18 +189,19 @@ def register(
             *(adata.n_vars, n_more),
         )
     options = {"integers": arguments["check_counts"], "is_query": is_query}
+    reference = None if source_registry is None else CellSpec.from_registry(source_registry)
+    covariates = {} if reference is None else {key: known for key, known in reference.categorical if key}
+    for key, known in covariates.items():
+        find_model_column(adata.obs, key, known)
+    for key in [] if reference is None else reference.continuous:
+        find_model_column(adata.obs, key)
     _check_obs(adata, arguments, is_new=not is_query)
-    known_studies = None
-    if source_registry is not None:
-        reference = CellSpec.from_registry(source_registry)
-        known_studies = reference.studies
-        for key, known in reference.categorical:
-            if key is not None:
-                check_new_categories(find_column(adata.obs, key), key, known, adata)
+    for key, known in covariates.items():
+        check_new_categories(find_column(adata.obs, key), key, known, adata)
     studies, check = register_studies(
         adata,
         arguments,
-        known=known_studies,
+        known=None if reference is None else reference.studies,
         is_new=not is_query,
         read_blocks=lambda: _blocks(counts, adata, layer, **options),
     )

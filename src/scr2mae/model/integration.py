@@ -12,6 +12,7 @@ import torch
 
 from scr2mae._utils.once import warn_once
 from scr2mae._utils.progress import log_lines_shown
+from scr2mae.data.panels import MEASURED_COLUMN
 from scr2mae.model.alignment import Alignment, fit_alignment, sample_cells
 from scr2mae.model.base import NOT_TRAINED, CellModel
 from scr2mae.model.panels import batch_gene_codes, cell_gene_codes, lacks_few
@@ -64,7 +65,21 @@ class IntegrationMixin(CellModel):
         if not is_query and not self._can_integrate():
             raise ValueError("The data were set up without batch_key, so there are no batches to align.")
         seed = self.seed if seed is None else seed
-        alignment, reference = self.alignment_, None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Few shared genes", UserWarning)  # as asked for
+            alignment = self._fit(adata, guard=guard, seed=seed)
+        if adata is None or self.alignment_ is None or alignment is None:
+            self.alignment_ = alignment
+        else:
+            self.alignment_ = self.alignment_.join(alignment)
+        n_aligned = 0 if alignment is None else len(alignment.keys[alignment.strengths > 0, 0].unique())
+        if n_aligned:
+            with log_lines_shown():
+                logger.info("The alignment of the embedding has %d batches.", n_aligned)
+
+    def _fit(self, adata: AnnData | None, *, guard: bool, seed: int) -> Alignment | None:
+        """Return the alignment of known batches, and for a query that of its new ones too."""
+        is_query, alignment, reference = self.module.is_query, self.alignment_, None
         if not is_query or (adata is not None and not self._has_all_rows(adata)):
             alignment = self._align_known_batches(adata, guard=guard, seed=seed)
         if is_query and alignment is None:
@@ -76,13 +91,7 @@ class IntegrationMixin(CellModel):
             if adata is not None:
                 reference = self._aligned_sample(alignment, adata, seed=seed)  # type: ignore[arg-type]
             alignment = self._align_new_batches(alignment, reference, seed=seed)  # type: ignore[arg-type]
-        if adata is None or self.alignment_ is None or alignment is None:
-            self.alignment_ = alignment
-        else:
-            self.alignment_ = self.alignment_.join(alignment)
-        if alignment is not None:
-            with log_lines_shown():
-                logger.info("Aligned %d batches in the embedding.", len(np.unique(alignment.keys[:, 0])))
+        return alignment
 
     def _align_known_batches(self, adata: AnnData | None, *, guard: bool, seed: int) -> Alignment | None:
         """Fit an alignment; None if the batch determines the labels."""
@@ -224,9 +233,11 @@ class IntegrationMixin(CellModel):
             n_left = int(is_left[of_cell.reshape(-1)].sum())
             if (unique[is_left][:, -1] != 0).any():
                 because = "on so few of its genes"
+                # prepare_query_anndata has added the genes that were missing.
+                measured = f"[query.var[{MEASURED_COLUMN!r}]]" if MEASURED_COLUMN in adata.var else ""
                 advice = (
-                    "model.integrate(reference[:, reference.var_names.isin(query.var_names)]), where reference has the cells "
-                    "of the training"
+                    f"model.integrate(reference[:, reference.var_names.isin(query.var_names{measured})]), where reference "
+                    "has the cells of the training"
                 )
             else:
                 because, advice = "for these batches", "train() of the model that load_query_data returns"
@@ -255,12 +266,12 @@ class IntegrationMixin(CellModel):
                 warnings.warn(
                     f"{about}, so aligning the batches would remove what it stands for; they were not aligned. "
                     "To align them nevertheless, call model.integrate(guard=False).",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
                 return True
             warnings.warn(
                 f"{about}, so its effect is removed with that of the batches; integrated=False embeds with it.",
-                stacklevel=4,
+                stacklevel=5,
             )
         return False
 
@@ -278,7 +289,7 @@ class IntegrationMixin(CellModel):
             f"{len(held)} of {len(alignment.strengths)} batches have few clusters in common with the others and were "
             f"aligned in part or not at all; overlap, from 0 to 1: {shown}. If they have the same cell types, call "
             "model.integrate(guard=False).",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

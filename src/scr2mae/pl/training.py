@@ -47,7 +47,8 @@ def training_curves(model_or_history: R2MAEModel | History, *, ax: Axes | None =
     history = history_of(model_or_history)
     if "train_loss" not in history:
         raise ValueError(
-            f"Expected a history with the curve 'train_loss', got {sorted(history)}; call model.train() first."
+            f"Expected a history with the curve 'train_loss', got {sorted(history)}; call model.train() first. "
+            "A query model is trained only if max_epochs is given."
         )
     ax = make_axes(ax, width=5.5, height=3.6)
     # A line through a single epoch is invisible.
