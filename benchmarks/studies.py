@@ -298,31 +298,32 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Draw the balanced accuracy of cell types against the number of cells of other studies, one panel per set."""
     frame = frame[(frame["target"] == "cell_type") & (frame["metric"] == "balanced_accuracy")]
+    frame = frame.assign(
+        n_others=frame["n_others"].round(-2), score=100 * frame["score"]
+    )  # draws differ by a few
     names = list(dict.fromkeys(frame["set"]))
     if not names:
         return
     fig, axes = plt.subplots(
-        1, len(names), figsize=(3.6 * len(names), 3.4), layout="constrained", squeeze=False
+        1, len(names), figsize=(3.0 * len(names) + 2.2, 3.2), layout="constrained", squeeze=False
     )
+    methods = [m for m in METHODS if m in set(frame["method"]) and m not in ("own", "pca")]
     for ax, name in zip(axes.flat, names, strict=True):
         of_set = frame[frame["set"] == name]
-        for i, method in enumerate(m for m in METHODS if m in set(of_set["method"])):
-            by = 100 * of_set[of_set["method"] == method].groupby("n_others")["score"].agg(["mean", "sem"])
-            ax.errorbar(
-                by.index,
-                by["mean"],
-                by["sem"],
-                marker="o",
-                color=scr2mae.pl.OKABE_ITO[i],
-                label=LABELS[method],
-            )
-        ax.set(
-            title=name,
-            xlabel="cells of other studies",
-            xscale="symlog",
-            ylabel="balanced accuracy, cell types (%)",
-        )
-    axes.flat[0].legend(fontsize=7)
+        for i, method in enumerate(methods):
+            alone = "pca" if method.startswith("pca") else "own"  # of which every line starts
+            chosen = of_set[of_set["method"].isin([method, alone])]
+            by = chosen.groupby("n_others")["score"].agg(["mean", "sem"])
+            color = scr2mae.pl.OKABE_ITO[i]
+            style = {"marker": "o", "markersize": 5, "capsize": 2, "color": color, "label": LABELS[method]}
+            ax.errorbar(by.index, by["mean"], by["sem"], **style)
+        ax.set_xscale("symlog", linthresh=1000, linscale=0.5)
+        ax.set_xticks([0, 1000, 10_000], ["0", "1,000", "10,000"])
+        ax.minorticks_off()
+        ax.set(title=name, xlabel="cells of other studies")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("balanced accuracy, cell types (%)")
+    axes[0, -1].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     fig.savefig(path, dpi=150)
 
 
