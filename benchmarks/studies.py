@@ -314,7 +314,7 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
             alone = "pca" if method.startswith("pca") else "own"  # of which every line starts
             chosen = of_set[of_set["method"].isin([method, alone])]
             by = chosen.groupby("n_others")["score"].agg(["mean", "sem"])
-            color = scr2mae.pl.OKABE_ITO[i]
+            color = scr2mae.pl.OKABE_ITO[i % len(scr2mae.pl.OKABE_ITO)]
             style = {"marker": "o", "markersize": 5, "capsize": 2, "color": color, "label": LABELS[method]}
             ax.errorbar(by.index, by["mean"], by["sem"], **style)
         ax.set_xscale("symlog", linthresh=1000, linscale=0.5)

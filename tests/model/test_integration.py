@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from anndata import AnnData, read_h5ad
+from anndata import AnnData, concat, read_h5ad
 
 from scr2mae import R2MAEModel
 
@@ -322,13 +322,44 @@ class TestQuery:
         names = np.repeat(["old", "new"], [300, 120])
         after, before = (gap(np.concatenate([expected, z[:120]]), names) for z in (with_cells, raw))
         assert after < 0.9 * before
-        new.integrate(reference)  # all rows are there now, and the new batches are none of the reference
-        np.testing.assert_array_equal(new.get_latent_representation(), with_cells)
+        both = concat([reference, query[:125]], index_unique="-")
+        for again in (
+            both,
+            both[::-1].copy(),
+        ):  # new batches are none of the reference, nor does the order matter
+            new.integrate(again)
+            np.testing.assert_array_equal(new.get_latent_representation(), with_cells)
+            np.testing.assert_array_equal(new.get_latent_representation(cells), expected)
+        new.integrate(reference[:20].copy())  # too few
+        np.testing.assert_array_equal(new.get_latent_representation(), with_mixture)
         with pytest.raises(
             ValueError, match=r"Wanted cells of the reference.*all 125 cells are of new batches"
         ):
             new.integrate(query[:125].copy())
-        np.testing.assert_array_equal(new.get_latent_representation(), with_cells)
+        np.testing.assert_array_equal(new.get_latent_representation(), with_mixture)
+
+    def test_the_reference_stays_if_cells_of_both_come_before_training(
+        self, cells: AnnData, model: R2MAEModel, query: AnnData
+    ) -> None:
+        expected = model.get_latent_representation(cells)
+        new = R2MAEModel.load_query_data(query, model, accelerator="cpu")
+        new.integrate(concat([cells, query[:125]], index_unique="-"))
+        np.testing.assert_array_equal(new.get_latent_representation(cells), expected)
+        assert np.isfinite(new.get_latent_representation(integrated=True)).all()
+
+    def test_the_guard_of_a_panel_is_turned_off_by_a_second_call(
+        self, cells: AnnData, model: R2MAEModel, query: AnnData, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        panel = R2MAEModel.prepare_query_anndata(query[:120, 10:50].copy(), model, inplace=False)
+        new = R2MAEModel.load_query_data(panel, model, accelerator="cpu")
+        on_panel = cells[:, 10:50].copy()
+        monkeypatch.setattr("scr2mae.model.alignment._SHARED", (0.98, 0.99))
+        with pytest.warns(UserWarning, match="call model.integrate with guard=False, and the same cells"):
+            new.integrate(on_panel)
+        of_panel = new.alignment_.keys[:, -1] != 0
+        assert (new.alignment_.strengths[of_panel][:2] < 1).all()
+        new.integrate(on_panel, guard=False)
+        assert (new.alignment_.strengths[new.alignment_.keys[:, -1] != 0] == 1).all()
 
     def test_a_batch_does_not_depend_on_the_others_of_the_query(
         self, model: R2MAEModel, query: AnnData

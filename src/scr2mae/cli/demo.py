@@ -138,6 +138,7 @@ def run_demo(*, seed: int = 0, all_baselines: bool = False, **train_kwargs: Any)
 def _embed_by_scvi(adata: AnnData, n_latent: int, *, seed: int) -> np.ndarray:
     """Return the embedding of scVI, trained with its defaults."""
     import scvi
+    import torch
     from anndata import AnnData
     from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -145,7 +146,7 @@ def _embed_by_scvi(adata: AnnData, n_latent: int, *, seed: int) -> np.ndarray:
 
     cells = AnnData(adata.X)
     with isolate_rng(), quiet():
-        scvi.settings.seed = seed
+        torch.manual_seed(seed)
         scvi.model.SCVI.setup_anndata(cells)
         model = scvi.model.SCVI(cells, n_latent=n_latent)
         model.train(accelerator="cpu", enable_progress_bar=False)

@@ -76,7 +76,7 @@ def find_column(obs: pd.DataFrame, key: Key) -> pd.Series:
 def find_model_column(obs: pd.DataFrame, key: str, known: np.ndarray | Sequence[Any] = ()) -> pd.Series:
     """Return a column that a model was set up with; ``known`` are its categories."""
     if key not in obs:
-        values = f"one of {list(known)[:_SHOWN]}, or a new category" if len(known) else "a number"
+        values = f"for example one of {np.asarray(known)[:_SHOWN].tolist()}" if len(known) else "a number"
         raise KeyError(
             f"No {key!r} in adata.obs, but the model was set up with this column; set adata.obs[{key!r}] for each cell: "
             f"{values}. The columns are {list(obs)}."

@@ -112,11 +112,12 @@ def join_studies(
     for table, column in zip(tables, columns, strict=True):
         counts = as_csr(get_counts(table.adata, layer))
         if (found := find_invalid_count(counts)) is not None:
+            advice = f"Put the raw counts of this study in {place_of(layer)}"
+            if layer is None:
+                advice += ", or pass layer= if those of every study are in a layer: join_studies(studies, layer='counts')"
             raise ValueError(
                 f"Expected raw counts in {place_of(layer)} of study {table.label!r}, got {found.value:g} ({found.reason}) at "
-                f"cell {table.adata.obs_names[found.row]!r}, gene {table.adata.var_names[found.column]!r}. If the counts are "
-                "in a layer of every study, pass layer=, such as join_studies(studies, layer='counts'); if only in some, "
-                "copy them to X there."
+                f"cell {table.adata.obs_names[found.row]!r}, gene {table.adata.var_names[found.column]!r}. {advice}."
             )
         column = measured_positions(table.var, column)
         measured[column_of(table.label)] = column >= 0

@@ -193,8 +193,9 @@ def register(
     covariates = {} if reference is None else {key: known for key, known in reference.categorical if key}
     for key, known in covariates.items():
         find_model_column(adata.obs, key, known)
-    for key in [] if reference is None else reference.continuous:
-        find_model_column(adata.obs, key)
+    numbers = [] if reference is None else [*reference.continuous, reference.size_factor_key]
+    for name in filter(None, numbers):
+        find_model_column(adata.obs, name)
     _check_obs(adata, arguments, is_new=not is_query)
     for key, known in covariates.items():
         check_new_categories(find_column(adata.obs, key), key, known, adata)

@@ -14,7 +14,7 @@ from scr2mae.model.soft_clusters import TEMPERATURE, Solution, covariance, norms
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["N_CELLS", "Alignment", "fit_alignment", "sample_cells"]
+__all__ = ["N_CELLS", "N_REFERENCE", "Alignment", "fit_alignment", "sample_cells"]
 
 N_CELLS = 20_000
 """Most cells of a fit; more change the moments of clusters little and take longer."""
@@ -24,7 +24,10 @@ _CELLS_PER_CLUSTER = 30  # of small data, so that each cluster has a mean
 # Each mixes what the one before left: two studies .67, .73, .75 after one, two, three (total of scIB).
 _N_PASSES = 3
 _N_COMPONENTS, _CELLS_PER_COMPONENT, _MIXTURE_CELLS = 100, 15, 5000
-_N_DRAWN = 300, 3000  # cells drawn as the reference of a new batch, as many as it has within these limits
+N_REFERENCE = 300
+"""Fewest cells of a reference that a new batch is aligned with."""
+
+_MOST_DRAWN = 3000  # cells, where the reference is drawn from its mixture
 _SHARED = 0.4, 0.5  # overlap up to which a batch stays where it is, and from which it is aligned in full
 
 _DIMENSIONS = {
@@ -127,7 +130,7 @@ class Alignment:
         not change.
         """
         if reference is None:
-            reference = self._draw(min(max(len(Z), _N_DRAWN[0]), _N_DRAWN[1]), seed)
+            reference = self._draw(min(max(len(Z), N_REFERENCE), _MOST_DRAWN), seed)
         else:
             reference = reference[_order(reference)]
         both = torch.cat([reference.to(Z), Z[_order(Z)]])

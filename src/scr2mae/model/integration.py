@@ -13,7 +13,7 @@ import torch
 from scr2mae._utils.once import warn_once
 from scr2mae._utils.progress import log_lines_shown
 from scr2mae.data.panels import MEASURED_COLUMN
-from scr2mae.model.alignment import Alignment, fit_alignment, sample_cells
+from scr2mae.model.alignment import N_REFERENCE, Alignment, fit_alignment, sample_cells
 from scr2mae.model.base import NOT_TRAINED, CellModel
 from scr2mae.model.panels import batch_gene_codes, cell_gene_codes, lacks_few
 from scr2mae.model.streaming import embed
@@ -43,8 +43,8 @@ class IntegrationMixin(CellModel):
         adata
             Cells of known batches; None for those that the model was trained on. Cells with fewer genes are
             aligned apart: pass the reference's cells on the genes of a panel to embed these genes aligned. To a
-            query model, pass cells of the reference to align its new batches with them, at most 20,000; else
-            they are aligned with draws from the mixture that the model has stored of its reference.
+            query model, pass 300 or more cells of the reference to align its new batches with them, at most
+            20,000; otherwise, the new batches are aligned with draws from the stored mixture of the reference.
         guard
             Whether to leave batches in place that have few clusters in common with the others, and all
             batches if each of them has a single label of the ``labels_key``. In both cases there is a
@@ -80,7 +80,9 @@ class IntegrationMixin(CellModel):
     def _fit(self, adata: AnnData | None, *, guard: bool, seed: int) -> Alignment | None:
         """Return the alignment of known batches, and for a query that of its new ones too."""
         is_query, alignment, reference = self.module.is_query, self.alignment_, None
-        if not is_query or (adata is not None and not self._has_all_rows(adata)):
+        if is_query and adata is not None:
+            adata = self._reference_cells(adata)
+        if not is_query or (adata is not None and not self._keeps_rows_of(adata)):
             alignment = self._align_known_batches(adata, guard=guard, seed=seed)
         if is_query and alignment is None:
             raise ValueError(
@@ -125,21 +127,29 @@ class IntegrationMixin(CellModel):
         keys[:, [0, -1]] = units[of_unit[unseen]]
         return self._extend(alignment, cells, unseen, keys, seed=seed)
 
-    def _has_all_rows(self, adata: AnnData) -> bool:
-        """Return whether the batches of cells have been aligned, on the very genes that the cells have."""
-        keys = np.unique(keys_of(self._cells(adata, on_disk=True), slice(None)), axis=0)
-        return self.alignment_ is not None and None not in self.alignment_.rows(keys)
-
-    def _aligned_sample(self, alignment: Alignment, adata: AnnData, *, seed: int) -> torch.Tensor:
-        """Return aligned latent vectors of the reference, of as many cells of each batch up to a common limit."""
-        cells = self._cells(adata, on_disk=True)
-        at = np.flatnonzero(~self._is_new(cells))
-        if not len(at):
+    def _reference_cells(self, adata: AnnData) -> AnnData:
+        """Return the cells without those of a query's new batches."""
+        is_new = self._is_new(self._cells(adata, on_disk=True))
+        if is_new.all():
             raise ValueError(
-                f"Wanted cells of the reference, to align new batches with them, but all {cells.n_obs} cells are of "
+                f"Wanted cells of the reference, to align new batches with them, but all {len(is_new)} cells are of "
                 "new batches. Call integrate() without cells."
             )
-        at = at[sample_cells(cells.categories[at, 0], seed=seed)]
+        return adata[~is_new] if is_new.any() else adata
+
+    def _keeps_rows_of(self, adata: AnnData) -> bool:
+        """Return whether the cells of a query's reference have all genes, so that its alignment stays as it was."""
+        keys = np.unique(keys_of(self._cells(adata, on_disk=True), slice(None)), axis=0)
+        return (
+            self.alignment_ is not None and not keys[:, -1].any() and None not in self.alignment_.rows(keys)
+        )
+
+    def _aligned_sample(self, alignment: Alignment, adata: AnnData, *, seed: int) -> torch.Tensor | None:
+        """Return aligned latent vectors of the reference, of as many cells of each batch up to a limit; None if too few."""
+        cells = self._cells(adata, on_disk=True)
+        at = sample_cells(cells.categories[:, 0], seed=seed)
+        if len(at) < N_REFERENCE:
+            return None
         return alignment.apply(self._raw_latent(cells, at).cpu(), keys_of(cells, at))
 
     def _align_new_batches(
@@ -288,7 +298,7 @@ class IntegrationMixin(CellModel):
         warnings.warn(
             f"{len(held)} of {len(alignment.strengths)} batches have few clusters in common with the others and were "
             f"aligned in part or not at all; overlap, from 0 to 1: {shown}. If they have the same cell types, call "
-            "model.integrate(guard=False).",
+            "model.integrate with guard=False, and the same cells.",
             stacklevel=5,
         )
 
