@@ -4,7 +4,7 @@
     python benchmarks/integration.py --data DATA -o OUT --cost 100000
 
 Sets: control and stimulated cells of Kang et al.; 1,500 cells each of Zheng et al. and of the controls of Kang et al., with
-coarse cell types; simulated donors in two batches with effects of .15, .30 and .50; ``disjoint``, the controls of Kang et
+coarse cell types; simulated donors in two batches with effects of .15, .30 and .50, and with one of .30 and unequal cell types; ``disjoint``, the controls of Kang et
 al. with T and NK cells as one batch and all others as the other, where nothing should move; and ``unseen``, the second
 study aligned with a model of the first (its stored mixture, and its cells), by the mixing within shared types, the transfer of labels, and how many neighbors of
 new types are of the same type. Needs scib-metrics, and harmonypy for Harmony. Writes ``integration.csv``, with seconds,
@@ -87,10 +87,21 @@ def simulated(effect: float) -> Callable[[Path], ad.AnnData]:
     return simulate
 
 
+def unequal(data: Path) -> ad.AnnData:
+    """Return two simulated batches; the second lacks a type, has one of its own, and a fifth of the cells of a third."""
+    adata = simulated(0.3)(data)
+    types, is_second = adata.obs["label"], (adata.obs["batch"] == adata.obs["batch"].unique()[1]).to_numpy()
+    lacking, own, rare = types.value_counts().index[:3]
+    is_left_out = (types == lacking) & is_second | (types == own) & ~is_second
+    is_left_out |= (types == rare) & is_second & (np.random.default_rng(0).random(adata.n_obs) > 0.2)
+    return adata[~is_left_out].copy()
+
+
 SETS: dict[str, Callable[[Path], ad.AnnData]] = {
     "kang": kang,
     "studies": studies,
     **{f"simulated {effect:.2f}": simulated(effect) for effect in (0.15, 0.3, 0.5)},
+    "simulated unequal": unequal,
     "disjoint": disjoint,
 }
 
