@@ -241,6 +241,7 @@ def masked_pearson(
 
 
 def _check_masked_shapes(prediction: tuple[int, ...], target: tuple[int, ...], mask: NDArray[Any]) -> None:
+    """Raise unless the shapes fit and each cell has two masked genes."""
     if prediction != target:
         raise ValueError(
             f"Prediction has shape {prediction}, target {target}; pass the same cells and genes."

@@ -212,6 +212,7 @@ def read_folder(dir_path: str | Path, form: FolderFormat, *, follow_links: bool 
 def _read_contents(
     folder: Path, form: FolderFormat, document: dict[str, Any], *, follow_links: bool
 ) -> ModelFolder:
+    """Read weights and further files, and compare them with their checksums."""
     name = weights_file(document, place=folder / form.index)
     path = folder / name
     if not path.is_file() or (path.is_symlink() and not follow_links):
@@ -264,6 +265,7 @@ def _index(
     weights: dict[str, str],
     files: Mapping[str, bytes] | None,
 ) -> bytes:
+    """Return the JSON document of a folder: format, checksums, and the caller's entries."""
     whole = {"format": form.name, "schema_version": form.version, "weights": weights}
     if files:
         whole["files"] = {name: _sha256(content) for name, content in files.items()}

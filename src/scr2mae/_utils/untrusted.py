@@ -100,6 +100,7 @@ def parse_json(
 
 
 def _check_values(value: Any, depth: int = 0) -> None:
+    """Raise for numbers that are not finite, and for values that are nested too deeply."""
     if depth > _DEEPEST_JSON:
         raise RecursionError
     if isinstance(value, (dict, list)):
@@ -206,6 +207,7 @@ def _hdf5_bytes(array: h5py.Dataset, name: str, path: Any) -> int:
 
 
 def _check_attributes(item: Any, name: str, path: Any) -> None:
+    """Raise for HDF5 attributes that take too much memory."""
     for key in item.attrs:
         attribute = item.attrs.get_id(key)
         n_bytes = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
@@ -217,6 +219,7 @@ def _check_attributes(item: Any, name: str, path: Any) -> None:
 
 
 def _zarr_arrays(root: Any, path: Any) -> Iterator[tuple[str, int]]:
+    """Yield the name and the size in bytes of each array; raise for unsafe codecs and chunks."""
     import zarr
 
     for name, item in root.members(max_depth=None):

@@ -141,6 +141,7 @@ def _labels(obs: pd.DataFrame, task: Task, donors: np.ndarray, max_cells: int | 
 
 
 def _read_cells(adata: AnnData, layer: str | None, batch_key: str | None) -> AnnData:
+    """Check the counts and return them with nothing but names and batches."""
     check_genes(adata)
     warn_about_genes(adata.var)
     counts = as_csr(get_counts(adata, layer))
@@ -216,6 +217,7 @@ def integration_task(tasks: tuple[Task, ...], batch_key: str | None) -> Task:
 
 
 def _check_integration(design: Design) -> None:
+    """Raise unless scib-metrics is installed and two batches share a label."""
     require("scib_metrics", extra="metrics")
     labels = design.obs[str(design.integration)]
     batches = pd.Series(design.cells.obs[BATCH].to_numpy(), index=labels.index)[labels.notna()]
@@ -227,6 +229,7 @@ def _check_integration(design: Design) -> None:
 
 
 def _check_batches(design: Design, batch_key: str) -> None:
+    """Raise if a batch has test donors only, since networks cannot embed it."""
     batches = design.cells.obs[BATCH].to_numpy()
     donors = design.obs[design.donor_key].to_numpy()
     for i, split in enumerate(design.splits):

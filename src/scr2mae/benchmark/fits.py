@@ -145,6 +145,7 @@ def _integration(values: Any, fit: Fit, design: Design) -> list[dict[Any, Any]]:
 
 
 def _probe(values: Any, fit: Fit, design: Design, probing: Probing) -> list[dict[Any, Any]]:
+    """Probe an embedding on the splits of a fit; return a row per score."""
     probed = design.probed_splits(fit.split)
     frame = linear_probe(
         AnnData(obs=design.obs, obsm={"embedding": values}),

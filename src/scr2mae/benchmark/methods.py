@@ -69,6 +69,7 @@ def make_methods(
 
 
 def _built_in(options: Options) -> dict[str, Method]:
+    """Return the methods that need no batches by name: expression, PCA, scVI and the schemes."""
     methods = [Method("lognorm", _log_normalize_all, {}, seeded=False)]
     for kind in list(BASELINES)[1:]:
         fit_pca = partial(_fit_pca, kind=kind, n_pcs=options.n_pcs)
@@ -94,6 +95,7 @@ def _settings(options: Options, model: Mapping[str, Any], train: Mapping[str, An
 
 
 def _integrators(options: Options, labels: pd.Series) -> dict[str, Method]:
+    """Return the methods of integration by name: the aligned default, and those that are installed."""
     settings = _settings(options, options.model_kwargs, options.train_kwargs)
     fit = partial(_fit_scheme, name="r2mae", options=options, integration=True)
     methods = [Method("r2mae_aligned", fit, settings)]
@@ -179,6 +181,7 @@ BASELINES: dict[str, Callable[..., Any]] = {
 def _fit_scheme(
     cells: Pretraining, seed: int, *, name: str, options: Options, integration: bool = False
 ) -> Embedding:
+    """Train a model with the masking of a scheme and embed all cells."""
     scheme = schemes(options.schemes, seed=seed, curriculum=options.curriculum)[name]
     seen = cells.subset(cells.seen)
     R2MAEModel.setup_anndata(seen, batch_key=BATCH if cells.has_batch else None)

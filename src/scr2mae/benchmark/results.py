@@ -143,6 +143,7 @@ class Benchmark:
         return "\n\n".join(parts) + "\n"
 
     def _description(self) -> str:
+        """Return the paragraph that says what was compared, and how."""
         about = self.about
         versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
         n_train = about["splits"][0]["train_donors"]
@@ -154,6 +155,7 @@ class Benchmark:
         )
 
     def _score_table(self, scale: bool) -> str:
+        """Return the table of scores in Markdown, the best values in bold."""
         table = self.table(scale=scale)
         table = table.set_axis([*headings(table.columns[:-3]), "Score", "Rank", "sd"], axis=1)
         spread = table.pop("sd").map(lambda sd: "" if np.isnan(sd) else f" ± {sd:.3f}")
@@ -174,6 +176,7 @@ class Benchmark:
         )
 
     def _notes(self) -> list[str]:
+        """Return a sentence for each score that is undefined and each class that a split lacks."""
         rows = self._probe()
         undefined = rows[rows["value"].isna()]
         notes = [
@@ -217,6 +220,7 @@ class Benchmark:
         return [folder / name for name in [*texts, MARKER, *self._draw(folder)]]
 
     def _draw(self, folder: Path) -> list[str]:
+        """Draw the figures for which there are scores; return their names."""
         from matplotlib.figure import Figure
 
         from scr2mae import pl

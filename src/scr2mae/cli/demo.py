@@ -207,6 +207,7 @@ def save_demo(result: DemoResult, folder: str | Path, *, force: bool = False) ->
 
 
 def _write_files(result: DemoResult, folder: Path) -> None:
+    """Write model, cells, UMAP and training curves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -127,6 +127,7 @@ def _usage_message(error: CycloptsError | UsageError) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    """Return the message of an error on one line."""
     # str() of a KeyError puts its message in quotes.
     text = error.args[0] if isinstance(error, KeyError) and len(error.args) == 1 else error
     line = (

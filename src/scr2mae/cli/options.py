@@ -85,6 +85,7 @@ def _path(text: str) -> Path:
 
 
 def _devices(text: str) -> int | list[int] | str:
+    """Parse ``--devices``."""
     try:
         if text == "auto":
             return text

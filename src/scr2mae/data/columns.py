@@ -90,6 +90,7 @@ def has_columns(obs: pd.DataFrame, key: Key) -> bool:
 
 
 def _one_column(obs: pd.DataFrame, key: str) -> pd.Series:
+    """Return a column of obs; raise if there is none or more than one."""
     if key not in obs:
         raise KeyError(f"No {key!r} in adata.obs; choose one of {list(obs)}.")
     column = obs[key]
@@ -109,6 +110,7 @@ def _values(column: pd.Series) -> Any:
 
 
 def _kind(value: Any) -> str:
+    """Return the kind of a value in words, for error messages."""
     if isinstance(value, str):
         return "text"
     if isinstance(value, (bool, np.bool_)):

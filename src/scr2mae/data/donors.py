@@ -82,6 +82,7 @@ def warn_about_origin(names: Any, key: Key | None, obs: pd.DataFrame) -> None:
 
 
 def _warn_about_studies(names: Any, key: str, obs: pd.DataFrame) -> None:
+    """Warn if donors of the same name occur in several studies."""
     donors = pd.Series(np.asarray(names, dtype=object))
     for study in _STUDIES:
         if study == key or study not in obs or isinstance(obs[study], pd.DataFrame):

@@ -100,6 +100,7 @@ def _read(
 
 
 def _read_file(path: Any) -> Any:
+    """Read a file by its suffix."""
     kind = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
     if kind == ".h5ad":
         return anndata.read_h5ad(path)
@@ -113,6 +114,7 @@ def _read_file(path: Any) -> Any:
 
 
 def _only_embedding(adata: AnnData, key: str) -> str:
+    """Return the key of the embedding, or of the only one if the AnnData lacks it."""
     names = list(adata.obsm)
     if key in names:
         return key

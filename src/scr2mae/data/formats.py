@@ -73,6 +73,7 @@ def _in_folder(path: Path) -> str | None:
 
 
 def _in_file(path: Path) -> str | None:
+    """Return what a file holds and how to convert it, from its first bytes; None if unknown."""
     if h5py.is_hdf5(path):
         try:
             with h5py.File(path, mode="r") as file:
@@ -100,6 +101,7 @@ def _in_file(path: Path) -> str | None:
 
 
 def _in_archive(path: Path) -> str | None:
+    """Return what a zip archive holds and how to convert it; None if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -118,6 +120,7 @@ def _in_archive(path: Path) -> str | None:
 
 
 def _by_head(head: bytes) -> str | None:
+    """Return what a file holds by its first 512 bytes; None if unknown."""
     if head[:14] == b"%%MatrixMarket":
         return "a matrix in Matrix Market format, without names of cells and genes; pass their folder to scanpy.read_10x_mtx"
     if head[:5] in (b"RDX2\n", b"RDX3\n", b"RDA2\n", b"RDA3\n") or head[:2] == b"X\n":

@@ -33,6 +33,8 @@ _USUAL = 0.5  # common genes, as a share of the smaller panel, below which to wa
 
 @dataclass(frozen=True)
 class _Study:
+    """AnnData with the interface of a source on disk."""
+
     label: str
     adata: AnnData
 

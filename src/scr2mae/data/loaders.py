@@ -259,6 +259,7 @@ def _batch_labels(datamodule: Any) -> np.ndarray | None:
 
 
 def _check_covariates(datamodule: Any, spec: CellSpec) -> None:
+    """Raise if a data module has other covariates than the model."""
     further = spec.categorical[1:]
     state = getattr(datamodule, "extra_categorical_covs", {}).get("state_registry")
     if state is not None:

@@ -266,6 +266,7 @@ def moments(
 
 
 def _seurat_dispersions(mean: np.ndarray, variance: np.ndarray) -> pd.DataFrame:
+    """Return dispersions of genes, normalized within bins of the mean (Satija et al. 2015)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = variance / mean
         dispersion = pd.Series(np.where(ratio > 0, np.log(ratio), np.nan))

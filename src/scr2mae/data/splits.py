@@ -63,6 +63,7 @@ class Split:
 
 
 def _check_sizes(train_size: float, validation_size: float | None) -> tuple[float, float]:
+    """Check the shares of training and validation; fill in that of validation."""
     for name, size in (("train_size", train_size), ("validation_size", validation_size)):
         if not isinstance(size, (Real, type(None))):
             raise TypeError(f"{name} must be a number, got {size!r}.")

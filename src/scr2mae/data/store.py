@@ -68,6 +68,7 @@ def open_group(path: str | os.PathLike[str]) -> Any:
 
 
 def _check_content(group: Any, path: Path, expected: Collection[str] = ("obs", "var")) -> None:
+    """Raise if a store is damaged or unsafe, or is not a whole AnnData."""
     try:
         check_store(group, path=path)
     except (MemoryError, UnsafeFileError):

@@ -193,6 +193,7 @@ def _download(
     size: int | None,
     progressbar: bool,
 ) -> Path:
+    """Return the file of an atlas, from the cache if it is the wanted one."""
     folder = as_path(cache_dir if cache_dir is not None else pooch.os_cache("scr2mae"))
     if url is None:
         cached = max(folder.glob(f"{atlas.name}-*.h5ad"), key=lambda file: file.stat().st_mtime, default=None)

@@ -139,6 +139,7 @@ class _ResumableDownloader:
             os.replace(self.part, output_file)
 
     def _transfer_with_retries(self, url: str, stream: BinaryIO) -> None:
+        """Download, and resume after broken connections."""
         for attempt in range(self.retries + 1):
             try:
                 return self._transfer(url, stream)
@@ -150,6 +151,7 @@ class _ResumableDownloader:
                 time.sleep(min(_BACKOFF_SECONDS * 2**attempt, 30))
 
     def _transfer(self, url: str, stream: BinaryIO) -> None:
+        """Download what the partial file lacks, or the whole file if it has changed."""
         offset = stream.seek(0, os.SEEK_END)
         validator, total = _read_origin(self.part, url)
         if self.size not in (None, total):
@@ -175,6 +177,7 @@ class _ResumableDownloader:
             self._append(response, stream, offset, total)
 
     def _announced_size(self, response: requests.Response) -> int | None:
+        """Return the size in bytes that the server announces; raise if it is not the expected one."""
         if response.status_code != 200:
             raise ValueError(
                 f"{response.url} answered {response.status_code} with a range that was not asked for. "
@@ -190,6 +193,7 @@ class _ResumableDownloader:
         return total if total is not None else self.size
 
     def _append(self, response: requests.Response, stream: BinaryIO, offset: int, total: int | None) -> None:
+        """Write the content of a response to the file, with a progress bar."""
         _check_free_space(self.part.parent, None if total is None else total - offset)
         options: dict[str, Any] = {"total": total, "initial": offset, "unit_scale": True}
         with progress(desc=self.part.stem, unit="B", show=self.progressbar, **options) as bar:

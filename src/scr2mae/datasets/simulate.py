@@ -155,6 +155,7 @@ def _draw_design(
 
 
 def _draw_effects(seed: np.random.SeedSequence, arguments: dict) -> _Effects:
+    """Draw the effects of types, donors, batches, disease and age on the genes."""
     rngs = [np.random.default_rng(child) for child in seed.spawn(5)]
     n_genes = arguments["n_genes"]
     baseline = np.exp(1.5 * rngs[0].standard_normal(n_genes))

@@ -83,6 +83,7 @@ def simulate_atlas(
 
 
 def _hlca(obs: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
+    """Return the columns of the Human Lung Cell Atlas."""
     states = np.where(
         rng.random(len(obs)) < _UNKNOWN_SHARE, "Unknown", "state of " + obs["cell_type"].astype(str)
     )
@@ -98,6 +99,7 @@ def _hlca(obs: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _sea_ad(obs: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
+    """Return the columns of SEA-AD."""
     donors = obs["donor"].cat.codes.to_numpy()
     n_donors = int(donors.max()) + 1
     reference = (donors % 8 == 7) | (donors == n_donors - 1)

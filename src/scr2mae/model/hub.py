@@ -306,6 +306,7 @@ def _card(
     license: str | None,
     probes: Mapping[str, Mapping[str, str]],
 ) -> str:
+    """Return the model card with its header."""
     header = hub.ModelCardData(
         license=license, library_name="scr2mae", tags=TAGS, model_name=repo.rpartition("/")[2]
     )

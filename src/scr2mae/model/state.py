@@ -104,6 +104,7 @@ def _checked(
     build: Callable[..., torch.nn.Module],
     place: str | Path,
 ) -> CheckedState:
+    """Check a state and return what a model is built from."""
     registry, n_new = own_entries(document["registry"]), document["n_new_categories"]
     init_params = document["init_params"]
     is_named = set(init_params) - {"encoder"} == set(_SIZES)
@@ -157,6 +158,8 @@ def _checked(
 
 
 def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], place: str | Path) -> None:
+    """Raise unless names, types and shapes of the weights are those of the network."""
+
     def kind(tensors: dict[str, Tensor], name: str) -> str:
         if name not in tensors:
             return "nothing"
@@ -172,6 +175,7 @@ def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], plac
 
 
 def _split(tensors: dict[str, Tensor], document: dict[str, Any], place: str | Path) -> Split:
+    """Check the saved split and return it."""
     about = document["split"]
     sides = [tensors[f"split.{side}"] for side in SIDES]
     if any(side.dtype != torch.int64 or side.dim() != 1 for side in sides):

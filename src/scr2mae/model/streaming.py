@@ -162,6 +162,7 @@ def _joined(waiting: list[tuple[slice, Tensor]]) -> tuple[slice, Tensor]:
 def _encode_dense(
     module: R2MAEModule, cells: Cells, indices: np.ndarray | None, batch_size: int | None, precision: Any
 ) -> Iterator[tuple[slice, Tensor]]:
+    """Yield positions and latent vectors of mini-batches, from dense counts."""
     for rows, tensors in stream(module, cells, indices, batch_size, desc="Embedding"):
         inputs = module._get_inference_input(tensors)
         if isinstance(module, LinearMLPModule):  # products with few columns, in float32
@@ -176,6 +177,7 @@ def _encode_dense(
 def _encode_sparse(
     module: R2MAEModule, cells: Cells, indices: np.ndarray | None, batch_size: int | None, precision: Any
 ) -> Iterator[tuple[slice, Tensor]]:
+    """Yield positions and latent vectors of mini-batches, from the non-zero counts alone."""
     if isinstance(module, LinearMLPModule):
         encode = module.embed_sparse
     else:

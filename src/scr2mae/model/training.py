@@ -272,6 +272,7 @@ class TrainingMixin(IntegrationMixin):
         layer.fit(values)
 
     def _training_plan(self, seed: int, plan_kwargs: dict[str, Any]) -> MaskedTrainingPlan:
+        """Return the training plan with the defaults of the network."""
         curriculum = None if self.module.is_query else self.curriculum
         rate = _LEARNING_RATES[self.init_params_["encoder"]]
         return MaskedTrainingPlan(

@@ -130,6 +130,7 @@ class _Covariates(nn.Module):
         n_new_categories: Sequence[int] | None = None,
         n_continuous: int = 0,
     ) -> None:
+        """Add a row of weights per category and a column per continuous covariate."""
         n_new = n_new_categories or [0] * len(n_categories)
         scale = (n_in + sum(n_categories) + n_continuous) ** -0.5
         # A constant covariate adds nothing to the bias.

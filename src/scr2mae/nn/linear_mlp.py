@@ -41,6 +41,7 @@ class LinearMLPModule(R2MAEModule):
     """
 
     def _build_encoder(self, n_hidden: int, n_layers: int, **covariates: Any) -> None:
+        """Build the fixed path, the hidden layers on its scores, and the normalization of their output."""
         self.linear = LinearPath(self.n_vars, _N_COMPONENTS)
         self.n_shown = min(self.linear.n_components, 5 * self.n_latent // 16)
         n_deep = self.n_latent - 2 * self.n_shown
@@ -104,6 +105,7 @@ class LinearMLPModule(R2MAEModule):
         ]
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **_: Any) -> dict[str, Any]:
+        """Add the library and the panels to the input."""
         inputs = super()._get_inference_input(tensors)
         return {
             **inputs,

@@ -103,6 +103,7 @@ class R2MAEModule(BaseModuleClass):
         return super().train(mode and not self.is_query)
 
     def _covariates(self, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        """Return codes of the categories and standardized continuous covariates."""
         batch, further = tensors[REGISTRY_KEYS.BATCH_KEY], tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
         # Data modules without a batch send None.
         batch = (

@@ -94,6 +94,7 @@ def _unit_values(target: Target, column: pd.Series) -> tuple[pd.Series, NDArray[
 
 
 def _compare(values: pd.Series, y: NDArray[Any], kind: Kind) -> dict[str, Any]:
+    """Return how strongly a column is associated with the target over units, and whether it determines it."""
     n_units, n_levels = len(y), int(values.nunique())
     is_number = pd.api.types.is_numeric_dtype(values) and n_levels > 10
     sizes = values.groupby(values.to_numpy()).transform("size").to_numpy()

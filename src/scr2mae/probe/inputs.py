@@ -142,6 +142,7 @@ def read_target(
 
 
 def _classes(column: pd.Series, name: str) -> NDArray[Any]:
+    """Return the labels of a classification target; raise for fractions and for a single class."""
     values = as_text(column, "label")
     if pd.api.types.is_float_dtype(column.dtype) and np.any(np.mod(column.to_numpy(dtype=float), 1) != 0):
         raise ValueError(f"adata.obs[{name!r}] holds fractions; make it a regression target or bin it.")
@@ -153,6 +154,7 @@ def _classes(column: pd.Series, name: str) -> NDArray[Any]:
 
 
 def _numbers(column: pd.Series, name: str) -> NDArray[Any]:
+    """Return the values of a regression target; raise for dates, text and constants."""
     if pd.api.types.is_datetime64_any_dtype(column.dtype) or column.dtype.kind == "m":
         raise ValueError(
             f"Regression target {name!r} holds dates or times ({column.dtype}); convert it to numbers, for example days: "

@@ -40,6 +40,7 @@ class _Frame:
 
     @classmethod
     def of(cls, moment: tuple[Float, Float | None], class_curvature: Float, penalty: float) -> "_Frame":
+        """Return the frame in which the curvature of the loss is close to the identity."""
         curvature, class_rotation = eigh(class_curvature)
         curvature = np.maximum(curvature, 0.0)
         # Adding a constant to all intercepts does not change the probabilities: that direction has neither

@@ -94,6 +94,7 @@ def download_probe(repo: str, name: str, *, revision: str | None, token: str | b
 
 
 def _attributes(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a probe; raise if what was read is damaged."""
     arrays = {name: value.numpy() for name, value in tensors.items()}
     if any(value.dtype != np.float64 or not np.isfinite(value).all() for value in arrays.values()):
         raise ValueError("its numbers are not finite float64")
@@ -138,6 +139,7 @@ def _key(value: Any) -> str | tuple[str, ...]:
 
 
 def _map_arrays(name: str, each: LinearMap) -> dict[str, Any]:
+    """Return the arrays of a linear map by name."""
     values = {"coef": each.coef, "intercept": each.intercept, "penalty": np.array([each.penalty])}
     return {f"{name}.{part}": value for part, value in values.items()}
 
@@ -147,6 +149,7 @@ def _map(arrays: Mapping[str, Any], name: str) -> LinearMap:
 
 
 def _calibration(arrays: Mapping[str, Any], about: Mapping[str, Any] | None) -> Calibration | None:
+    """Return the curves of the calibration, or None."""
     if about is None:
         return None
     if about["method"] not in get_args(Method):
@@ -160,6 +163,7 @@ def _calibration(arrays: Mapping[str, Any], about: Mapping[str, Any] | None) -> 
 def _rejection(
     arrays: Mapping[str, Any], about: Mapping[str, Any] | None, n_features: int
 ) -> Rejection | None:
+    """Return the rule that marks cells as unknown, or None."""
     if about is None:
         return None
     novelty = Novelty(arrays["means"], arrays["whitening"])
@@ -187,6 +191,7 @@ def _columns(table: pd.DataFrame | None) -> dict[str, list[Any]] | None:
 
 
 def _table(columns: Mapping[str, list[Any]] | None) -> pd.DataFrame | None:
+    """Return a table from lists, the inverse of :func:`_columns`."""
     if columns is None:
         return None
     table = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})

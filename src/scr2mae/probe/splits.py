@@ -211,6 +211,7 @@ def donor_split(
 def _donor_split(
     donors: ArrayLike, *, n_train_donors: int | None, labels: ArrayLike | None, seed: int
 ) -> DonorSplit:
+    """Draw a split of the donors; of several draws that in which the fewest classes are absent."""
     names, codes = np.unique(as_text(donors, "donor"), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"Holding donors out needs at least two donors, got {names.tolist()}.")

@@ -154,6 +154,7 @@ def _seed(split: DonorSplit) -> int:
 
 
 def _fit_predict(X: Any, task: ProbeTask, scaled: bool) -> tuple[Any, NDArray[np.float64]]:
+    """Fit the estimator to the training cells of a task and predict the test cells."""
     target, train, test = task.target, task.train, task.test
     model, scaler = fit_estimator(
         X[target.rows[train]],

@@ -71,6 +71,7 @@ def _regressions(precision: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _traces(spectrum: MaskedSpectrum, mu: NDArray[np.float64]) -> _Traces:
+    """Return traces of the resolvent without each covariate in turn."""
     resolvent = 1 / (spectrum.values[:, None] + mu)  # (d, n_targets)
     shares = (spectrum.vectors**2).T * resolvent
     own = shares.sum(axis=0)

@@ -207,6 +207,7 @@ def mask_profile(
 
 
 def _panel(adata: Any, genes: Sequence[str] | None) -> tuple[tuple[str, ...], Any]:
+    """Return the names and the values of the chosen genes."""
     names = [str(name) for name in adata.var_names]
     known = set(names)
     if genes is not None:
@@ -226,6 +227,7 @@ def _panel(adata: Any, genes: Sequence[str] | None) -> tuple[tuple[str, ...], An
 
 
 def _covariance(values: Any, shrinkage: str | float) -> ShrunkCovariance:
+    """Return the covariance of the values, shrunk toward a multiple of the identity."""
     if shrinkage == "ledoit-wolf":
         return ledoit_wolf(values)
     if isinstance(shrinkage, str) or not 0 <= shrinkage <= 1:

@@ -42,6 +42,7 @@ class _Resolvent(NamedTuple):
 
 
 def _resolvent(loads: NDArray[np.float64], ridge: float, covariance: Covariance) -> _Resolvent:
+    """Return the inverse of ``loads[0] Σ + loads[1] D + ridge I`` and its traces."""
     diagonal = covariance.diagonal
     matrix = loads[0] * covariance.matrix
     matrix[np.diag_indices_from(matrix)] += loads[1] * diagonal + ridge
@@ -69,6 +70,7 @@ class _Step(NamedTuple):
 
 
 def _evaluate(log_loads: NDArray[np.float64], groups: _Groups, ridge: float, covariance: Covariance) -> _Step:
+    """Evaluate the fixed-point map and its Jacobian."""
     kept, mix = groups
     offset = 1.0 - ridge  # with more rows than covariates, a left-out row still contributes
     loads = np.exp(log_loads)

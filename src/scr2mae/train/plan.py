@@ -215,6 +215,7 @@ class MaskedTrainingPlan(pl.LightningModule):
                 callback.on_train_batch_end(trainer, self, None, batch, i)
 
     def _training_loss(self, batch: Any) -> torch.Tensor:
+        """Compute and record the loss of a mini-batch; it is NaN if running statistics are not finite."""
         step, total = self.context.step, self._total_steps
         loss = self.training_loss(batch, **self._compiled)
         self._steps.append((step, self.ratio_schedule(step, total), loss.detach()))

@@ -185,6 +185,7 @@ def _kind(column: pd.Series) -> str:
 
 
 def _check_kinds(parts: Sequence[pd.Series | None], column: str, labels: Sequence[str], what: str) -> None:
+    """Raise if the files disagree about the kind of a column."""
     found: dict[str, str] = {}
     for part, label in zip(parts, labels, strict=True):
         if part is not None:
@@ -198,6 +199,7 @@ def _check_kinds(parts: Sequence[pd.Series | None], column: str, labels: Sequenc
 
 
 def _concat(parts: Sequence[pd.Series | None], lengths: Sequence[int]) -> Any:
+    """Concatenate a column of several files, of which some may lack it."""
     present = [part for part in parts if part is not None]
     if not present:
         return np.full(sum(lengths), np.nan)

@@ -63,6 +63,7 @@ class RowShuffle:
                 del bucket  # before the next one is read
 
     def _read(self, number: int) -> tuple[sp.csr_matrix, np.ndarray]:
+        """Read the rows of a temporary file and put them in random order."""
         n_obs, nnz = int(self.n_obs[number]), int(self.nnz[number])
         keys, positions = np.empty(n_obs), np.empty(n_obs, dtype=np.int64)
         indptr = np.zeros(n_obs + 1, dtype=np.int64)

@@ -48,6 +48,7 @@ class Source:
             yield start, read_block(counts, start, stop)
 
     def _bounds(self, max_nnz: int) -> Iterator[tuple[int, int]]:
+        """Yield the first and the last row of parts with at most ``max_nnz`` non-zeros."""
         if hasattr(self.element, "dtype"):
             step = max(1, max_nnz // len(self.var))
             yield from ((start, min(start + step, self.n_obs)) for start in range(0, self.n_obs, step))
@@ -85,6 +86,7 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _open(path: Path, label: str, layer: str | None, stack: ExitStack) -> Source:
+    """Open a file or store, find its counts, and check them."""
     group = open_group(path)
     if isinstance(group, h5py.Group):  # of a file; folders need no closing
         stack.callback(group.file.close)
@@ -120,6 +122,7 @@ def _find_counts(group: Any, path: Path, layer: str | None) -> tuple[Any, str]:
 
 
 def _check_shape(element: Any, path: Path, n_obs: int, n_vars: int) -> None:
+    """Raise unless the counts are cells by genes and whole."""
     matrix = open_matrix(element)
     check_by_cell(matrix, f"The matrix of counts in {path}")
     if tuple(matrix.shape) != (n_obs, n_vars) or not n_obs or not n_vars:

@@ -38,6 +38,7 @@ class _Row:
 
 
 def _parse_row(line: str, number: int, path: Path) -> _Row:
+    """Parse a line of a species in an alignment block, and check its lengths."""
     place, parts = f"{path}, line {number}", line.split()
     if len(parts) != _N_FIELDS:
         raise ValueError(

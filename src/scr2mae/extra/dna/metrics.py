@@ -79,6 +79,7 @@ def variant_metrics(
 
 
 def _evaluate(positive: np.ndarray, score: np.ndarray, max_fpr: float) -> dict[str, float]:
+    """Return the numbers of variants, and areas under curves if both classes are there."""
     counts = {"n": len(positive), "n_positive": int(positive.sum())}
     if positive.all() or not positive.any():
         return counts | dict.fromkeys(("auroc", "auprc", "pauroc"), np.nan)

@@ -162,6 +162,7 @@ def check_variants(msa: GenomeMSA, variants: pd.DataFrame, *, window_size: int =
 
 
 def _status(msa: GenomeMSA, chrom: str | None, pos: int, ref: str, alt: str, window_size: int) -> str:
+    """Return whether a variant can be scored, or why not."""
     if len(ref) != 1 or len(alt) != 1 or ref not in BASES or alt not in BASES or ref == alt:
         return "not_a_substitution"
     if chrom is None:

@@ -18,6 +18,7 @@ _UNITS = ("line", "paragraph", "file")
 
 
 def _read(path: Path, unit: str) -> Iterator[str]:
+    """Yield the texts of a file: lines, paragraphs, or the whole file."""
     with open_text(path) as file:
         if unit == "file":
             yield file.read()

@@ -168,6 +168,7 @@ class RobertaR2MAE(TextNetwork):
         return MaskedLoss(nll.mean(), len(tokens), n_correct, len(nll))
 
     def _to_state(self) -> dict[str, Any]:
+        """Return the settings that are saved beside weights and tokenizer."""
         mask_ratio = schedule_to_state(self.mask_ratio)
         if mask_ratio is None:
             warnings.warn(
@@ -188,6 +189,7 @@ class RobertaR2MAE(TextNetwork):
     def _from_state(
         cls, tokenizer: BytePairTokenizer, config: dict[str, Any], state: dict[str, Any]
     ) -> RobertaR2MAE:
+        """Build a network with the settings of a saved one."""
         known = set(require("transformers", extra="text").RobertaConfig().to_dict()) - _NOT_ARGUMENTS
         return cls(
             tokenizer,

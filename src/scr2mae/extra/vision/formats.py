@@ -121,6 +121,7 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 
 def _read_idx_header(stream: Any, path: str | Path) -> tuple[np.dtype, tuple[int, ...]]:
+    """Read the type and the shape of an idx file."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES:
         raise ValueError(f"{path} is not an idx file: it does not begin with an idx header.")

@@ -251,6 +251,7 @@ def _train(
     n_workers: int = 0,
     **trainer_kwargs: Any,
 ) -> _Network:
+    """Train a network on images or features of images."""
     if len(images) < 2:
         raise ValueError(f"Training needs at least two images, got {len(images)}.")
     n_accumulated = trainer_kwargs.get("accumulate_grad_batches", 1)

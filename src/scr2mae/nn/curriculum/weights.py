@@ -17,6 +17,8 @@ __all__ = ["CurriculumWeights", "scale_gradient"]
 
 
 class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a factor."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, grad_scale: float) -> Tensor:
         ctx.grad_scale = grad_scale
