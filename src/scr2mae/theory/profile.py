@@ -71,11 +71,6 @@ class MaskProfile:
         return np.where(self.ratios < self.gamma, "over-parametrized", "under-parametrized")
 
     @property
-    def relative_risk(self) -> NDArray[np.float64]:
-        """Risk divided by null risk, shape ``(n_genes, n_ratios)``; above one is worse than predicting the mean."""
-        return self.risk / self.null_risk[:, None]
-
-    @property
     def pooled_risk(self) -> NDArray[np.float64]:
         """Total risk divided by total null risk of all genes, shape ``(n_ratios,)``."""
         return self.risk.sum(axis=0) / self.null_risk.sum()
