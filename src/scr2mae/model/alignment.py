@@ -23,12 +23,15 @@ _N_CLUSTERS = 20  # fewer join cell types, more split them by batch
 _CELLS_PER_CLUSTER = 30  # of small data, so that each cluster has a mean
 # Each mixes what the one before left: two studies .67, .73, .75 after one, two, three (total of scIB).
 _N_PASSES = 3
-_N_COMPONENTS, _CELLS_PER_COMPONENT, _MIXTURE_CELLS = 100, 15, 5000
+# Of the mixture: several components per cell type, each of enough cells that none can be read from it.
+_N_COMPONENTS, _CELLS_PER_COMPONENT = 100, 15
+_MIXTURE_CELLS = 5000  # fifty per component; more only take longer
 N_REFERENCE = 300
-"""Fewest cells of a reference that a new batch is aligned with."""
+"""Fewest cells of a reference that a new batch is aligned with: fewer are not fifteen per cluster."""
 
-_MOST_DRAWN = 3000  # cells, where the reference is drawn from its mixture
-_SHARED = 0.4, 0.5  # overlap up to which a batch stays where it is, and from which it is aligned in full
+_MOST_DRAWN = 3000  # cells, where the reference is drawn from its mixture: as many as are paired at most
+# Overlap up to which a batch stays, and from which it is aligned in full: T cells and monocytes have .3, two studies .55.
+_SHARED = 0.4, 0.5
 
 _DIMENSIONS = {
     "center": ("row", "pass", "latent"),
